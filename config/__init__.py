@@ -1,0 +1,1 @@
+"""Settings of every process, and the queue between gateway and worker."""

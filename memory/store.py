@@ -1,0 +1,79 @@
+"""The promise of an episode store.
+
+Owns the protocol that both stores keep: `memory/edge_store.py` (Qdrant Edge, in process) and
+`memory/qdrant_store.py` (a Qdrant server through qdrant-client). One congruence suite runs the
+same scenarios on both.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from memory.episode import Array, Episode
+
+
+@dataclass(frozen=True, eq=False)
+class Recalled:
+    """An episode and how similar its key is to the query (cosine)."""
+
+    episode: Episode
+    similarity: float
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """Counts and the reward distribution of one (space, tenant)."""
+
+    episodes: int
+    reward_mean: float | None
+    reward_histogram: tuple[int, ...]
+    """Episodes per tenth of the reward's range: [0, 0.1), …, [0.9, 1]."""
+    oldest: datetime | None
+    newest: datetime | None
+
+
+class EpisodeStore(Protocol):
+    """Durable episodes, recalled by similarity. Thread-safe; calls block.
+
+    A store serves one space, given when it is opened, so that recall across spaces cannot happen.
+    Every method may raise StoreUnavailableError.
+    """
+
+    def add(self, episodes: Sequence[Episode]) -> None:
+        """Store episodes; when it returns, they survive the death of the process.
+
+        Raises:
+            EpisodeRejectedError: naming the field; then nothing of the batch is stored.
+        """
+        ...
+
+    def recall(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Recalled]:
+        """Return up to `k` episodes of cosine ≥ `floor`, most similar first. `key` is (d,)."""
+        ...
+
+    def get(self, episode_id: str) -> Episode | None:
+        """Return one episode, vectors included."""
+        ...
+
+    def scroll(
+        self, *, tenant: str | None = None, min_reward: float = 0.0, batch: int = 256
+    ) -> Iterator[Episode]:
+        """Yield all episodes, oldest first within a batch, vectors included."""
+        ...
+
+    def delete(self, episode_ids: Sequence[str]) -> int:
+        """Delete episodes and return how many there were."""
+        ...
+
+    def count(self, *, tenant: str | None = None, since: datetime | None = None) -> int:
+        """Return how many episodes there are, created after `since` when given."""
+        ...
+
+    def stats(self, *, tenant: str | None = None) -> StoreStats:
+        """Return counts and the reward distribution."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release files or connections."""
+        ...

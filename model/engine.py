@@ -1,0 +1,188 @@
+"""What steering, rewards and the night ask of a language model.
+
+Owns the `Engine` protocol and the values that cross it. Three implementations: vLLM
+(`server/engine/vllm.py`, production), transformers (`model/transformers_engine.py`, autograd and
+machines without vLLM) and scripted (`model/scripted_engine.py`, no weights, for tests).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+
+from model.space import LatentSpace
+
+
+class EngineError(Exception):
+    """Base of what an engine raises.
+
+    EngineError
+    ├── PromptTooLongError   the prompt with its latents leaves no room for an answer
+    ├── PlacementError       the prompt has no place for latents (not rendered by the chat template)
+    ├── UnsupportedError     this engine cannot do that (no twin, say)
+    └── EngineDeadError      the engine, or the process behind it, is gone
+    """
+
+
+class PromptTooLongError(EngineError):
+    """The prompt with its latents leaves no room for an answer."""
+
+
+class PlacementError(EngineError):
+    """The prompt does not end in the chat template's generation prompt."""
+
+
+class UnsupportedError(EngineError):
+    """The engine cannot do what was asked."""
+
+
+class EngineDeadError(EngineError):
+    """The engine, or the process behind it, is gone."""
+
+
+@dataclass(frozen=True)
+class SteeredPrompt:
+    """A rendered prompt and the latent that goes into it."""
+
+    token_ids: tuple[int, ...]
+    """Tokens of the prompt, without latents."""
+    latent: torch.Tensor | None = None
+    """(L, d) float32, or None for the plain prompt."""
+    position: int | None = None
+    """Rows go before `token_ids[position]`; None: where the engine's placement says."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How one answer is decoded."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    choices: tuple[str, ...] | None = None
+    """When given, the answer is one of these strings, held by a grammar."""
+    json_schema: str | None = None
+    """When given, the answer is JSON of this schema, held by a grammar (ignored without one)."""
+    top_logprobs: int = 0
+    """k of the mean top-k log-probability (LTPO's confidence); 0: not computed."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One decoded answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """Tokens of the answer, with the end-of-sequence token when the model ended it."""
+    finish_reason: Literal["stop", "length"]
+    top_logprobs: tuple[float, ...] = ()
+    """Per answer token the mean log-probability of the k likeliest tokens; () when not asked for."""
+
+
+@dataclass(frozen=True)
+class LatentGradient:
+    """Value and gradient of the weighted log-likelihood of answers with respect to latents."""
+
+    log_likelihood: torch.Tensor
+    """(B,) mean log-probability per answer token."""
+    gradient: torch.Tensor
+    """(B, L, d): d(weight_b · log_likelihood_b) / d(latent_b), the direction that raises it."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Compute that calls have spent."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    forward_tokens: int = field(default=0)
+    """Forward-equivalent tokens: a token of a forward pass counts 1, of forward and backward 3."""
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.generated_tokens + other.generated_tokens,
+            self.forward_tokens + other.forward_tokens,
+        )
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A frozen causal language model with soft vectors in its prompt.
+
+    Shapes: L soft vectors, d hidden size, B batch. All tensors float32 on the CPU.
+    """
+
+    @property
+    def space(self) -> LatentSpace:
+        """The space whose latents this engine takes."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus latents plus answer, in tokens."""
+        ...
+
+    def render(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        """Return the tokens of chat messages with the generation prompt."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, special tokens left out."""
+        ...
+
+    def position(self, token_ids: Sequence[int]) -> int:
+        """Return the index before which latents go.
+
+        Raises:
+            PlacementError: the prompt does not end as the chat template ends prompts.
+        """
+        ...
+
+    def neutral_latent(self) -> torch.Tensor:
+        """Return the neutral start, (L, d): embeddings of newlines (ADR 0002)."""
+        ...
+
+    async def keys(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return the retrieval keys of plain prompts, (B, d), centred and of norm 1 (ADR 0001)."""
+        ...
+
+    async def generate(
+        self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
+    ) -> list[Generation]:
+        """Decode one answer per prompt, as one batch.
+
+        Raises:
+            LatentRejectedError, PlacementError, PromptTooLongError, EngineDeadError.
+        """
+        ...
+
+    async def log_likelihood(
+        self, prompts: Sequence[SteeredPrompt], answers: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Return the mean log-probability per answer token, (B,).
+
+        Raises:
+            UnsupportedError: the engine has no twin.
+        """
+        ...
+
+    async def latent_gradient(
+        self,
+        prompts: Sequence[SteeredPrompt],
+        answers: Sequence[Sequence[int]],
+        weights: Sequence[float],
+    ) -> LatentGradient:
+        """Return log-likelihoods and their weighted gradients with respect to each prompt's latent.
+
+        Raises:
+            UnsupportedError: the engine has no twin.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release the model."""
+        ...

@@ -1,0 +1,1 @@
+"""The day: an OpenAI-compatible gateway that recalls, refines and remembers latents."""

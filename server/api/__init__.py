@@ -1,0 +1,1 @@
+"""Routes of the gateway. They parse, call one method, and serialise."""

@@ -1,0 +1,1 @@
+"""vLLM: starting it, the hooks into it, and the checks of those hooks."""

@@ -1,0 +1,96 @@
+"""One request's steering, from the options it chose to what came of it.
+
+Owns the values that the HTTP layer, the steering pipeline and the vLLM hook hand each other, and
+the context variable that carries them through vLLM's own serving code. Knows neither HTTP nor vLLM.
+"""
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from memory.episode import new_id
+from model.engine import Decoding, Usage
+
+Effort = Literal["none", "low", "medium", "high"]
+Mode = Literal["plain", "recall", "prior", "recall+prior", "refined"]
+"""What really ran. `plain`: no latent was injected."""
+
+
+class SteeringRejectedError(ValueError):
+    """A request that asks for what cannot be done; becomes an OpenAI-shaped 400.
+
+    `param` names the request's field, such as `latent.prior`.
+    """
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(frozen=True)
+class SteeringOptions:
+    """What a request chose; None: the server's setting."""
+
+    effort: Effort
+    effort_source: Literal["latent.effort", "model", "reasoning_effort", "default"] = "default"
+    refiner: Literal["evolution", "gradient"] | None = None
+    k: int | None = None
+    floor: float | None = None
+    steps: int | None = None
+    budget_tokens: int | None = None
+    """Most tokens that refining may generate."""
+    deadline_s: float | None = None
+    prior: str | None = None
+    """Version of the prior to use, `none` for no prior."""
+    store: bool = True
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A request as vLLM rendered it."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    """The rendered prompt as text."""
+    question: str
+    """Text of the last user message, for rewards that read it."""
+    decoding: Decoding
+    """How the request asked to be decoded; the final answer is decoded by vLLM itself."""
+    format_rules: Mapping[str, Any] = field(default_factory=dict)
+    """Checks that the request implies: `json_schema`, `json_object`, `regex`, `boxed`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What steering decided for one request."""
+
+    mode: Mode
+    reason: str
+    """Why: a short fixed phrase such as `nothing-recalled` or `store-unavailable`."""
+    latent: torch.Tensor | None = None
+    """(L, d), checked; None: the request goes through untouched."""
+    position: int | None = None
+    prior_version: str | None = None
+    """Version of the prior that served this request, also when it stayed silent."""
+    episode_ids: tuple[str, ...] = ()
+    similarities: tuple[float, ...] = ()
+    reward_before: float | None = None
+    reward_after: float | None = None
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass
+class SteeringCall:
+    """One request on its way; filled in by the hook."""
+
+    options: SteeringOptions
+    trace_id: str = field(default_factory=new_id)
+    outcome: Outcome | None = None
+
+
+current_call: ContextVar[SteeringCall | None] = ContextVar("current_call", default=None)
+"""The call of the request being served; None outside of steered routes."""

@@ -1,0 +1,1 @@
+"""The night: consolidation of remembered episodes into a latent prior."""
