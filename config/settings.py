@@ -65,18 +65,12 @@ class Settings(BaseSettings):
     enforce_eager: bool = Field(
         True, description="Start without compiling the model: quicker start, a few percent slower."
     )
-    vllm_args: str = Field(
-        "", description="Further `vllm serve` options, as one shell-quoted string."
-    )
-    twin: bool = Field(
-        True, description="Run the autograd twin; without it the gradient refiner is refused."
-    )
+    vllm_args: str = Field("", description="Further `vllm serve` options, as one shell-quoted string.")
+    twin: bool = Field(True, description="Run the autograd twin; without it the gradient refiner is refused.")
 
     # Latents
     latent_length: int = Field(16, ge=1, le=256, description="L, soft vectors per latent.")
-    placement: Placement = Field(
-        "user_turn_end", description="Where latents stand in the prompt (ADR 0002)."
-    )
+    placement: Placement = Field("user_turn_end", description="Where latents stand in the prompt (ADR 0002).")
 
     # The day
     default_effort: Effort = Field("low", description="Effort of requests that name none.")
@@ -115,9 +109,7 @@ class Settings(BaseSettings):
     remember_queue: int = Field(
         1024, ge=1, description="Episodes waiting to be written; more are dropped and counted."
     )
-    trace_limit: int = Field(
-        10_000, ge=1, description="Traces kept on disk; older ones are deleted."
-    )
+    trace_limit: int = Field(10_000, ge=1, description="Traces kept on disk; older ones are deleted.")
 
     # Memory
     memory_url: str | None = Field(
@@ -141,17 +133,11 @@ class Settings(BaseSettings):
     night_steps: int = Field(60, ge=1, description="Most optimisation steps of one night.")
     night_batch: int = Field(8, ge=1, description="Episodes per optimisation step.")
     night_learning_rate: float = Field(2e-3, gt=0, description="Adam's learning rate.")
-    night_min_reward: float = Field(
-        0.5, ge=0, le=1, description="τ: least reward of a consolidated episode."
-    )
+    night_min_reward: float = Field(0.5, ge=0, le=1, description="τ: least reward of a consolidated episode.")
     night_min_episodes: int = Field(16, ge=4, description="Fewest episodes a night can work with.")
-    night_holdout: float = Field(
-        0.25, gt=0, lt=1, description="Share of episodes held out for the gate."
-    )
+    night_holdout: float = Field(0.25, gt=0, lt=1, description="Share of episodes held out for the gate.")
     night_seed: int = Field(0, ge=0, description="Seed of split, initialisation and batches.")
-    prior_poll_s: float = Field(
-        1.0, gt=0, description="How often a gateway looks for a new active prior."
-    )
+    prior_poll_s: float = Field(1.0, gt=0, description="How often a gateway looks for a new active prior.")
 
     @model_validator(mode="after")
     def _population_is_even(self) -> "Settings":

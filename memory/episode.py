@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 
-class MemoryFault(Exception):
+class LatentMemoryError(Exception):
     """Base of what memory raises.
 
-    MemoryFault
+    LatentMemoryError
     ├── EpisodeRejectedError   an episode that must not be stored: shape, values, space
     ├── StoreUnavailableError  the store, or the server behind it, does not answer
     └── RegistryError          priors: see memory/registry.py
     """
 
 
-class EpisodeRejectedError(MemoryFault, ValueError):
+class EpisodeRejectedError(LatentMemoryError, ValueError):
     """An episode that must not be stored."""
 
 
-class StoreUnavailableError(MemoryFault):
+class StoreUnavailableError(LatentMemoryError):
     """The store, or the server behind it, does not answer."""
 
 

@@ -56,9 +56,7 @@ class LatentSpace:
         if space_id is not None and space_id != self.id:
             raise LatentRejectedError(f"latent of space {space_id} offered to space {self.id}")
         if tuple(latent.shape) != self.shape:
-            raise LatentRejectedError(
-                f"latent of shape {tuple(latent.shape)}, expected {self.shape}"
-            )
+            raise LatentRejectedError(f"latent of shape {tuple(latent.shape)}, expected {self.shape}")
         if not latent.is_floating_point():
             raise LatentRejectedError(f"latent of dtype {latent.dtype}, expected floating point")
         if not bool(torch.isfinite(latent).all()):
