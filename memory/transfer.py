@@ -14,7 +14,8 @@ def transfer_weights(similarities: NDArray[np.floating], temperature: float) -> 
     """Return α = softmax(similarity / T), (k,). `temperature` is T > 0."""
     scores = np.asarray(similarities, dtype=np.float64) / temperature
     weights = np.exp(scores - scores.max())
-    return (weights / weights.sum()).astype(np.float32)
+    alpha: Array = (weights / weights.sum()).astype(np.float32)
+    return alpha
 
 
 def momentum_transfer(
