@@ -18,10 +18,11 @@ class EngineError(Exception):
     """Base of what an engine raises.
 
     EngineError
-    ├── PromptTooLongError   the prompt with its latents leaves no room for an answer
-    ├── PlacementError       the prompt has no place for latents (not rendered by the chat template)
-    ├── UnsupportedError     this engine cannot do that (no twin, say)
-    └── EngineDeadError      the engine, or the process behind it, is gone
+    ├── PromptTooLongError     the prompt with its latents leaves no room for an answer
+    ├── PlacementError         the prompt has no place for latents (not rendered by the chat template)
+    ├── UnsupportedError       this engine cannot do that (no twin, say)
+    ├── ModelUnavailableError  the model's files cannot be found or made
+    └── EngineDeadError        the engine, or the process behind it, is gone
     """
 
 
@@ -35,6 +36,10 @@ class PlacementError(EngineError):
 
 class UnsupportedError(EngineError):
     """The engine cannot do what was asked."""
+
+
+class ModelUnavailableError(EngineError):
+    """The model's files cannot be found or made; the message says what to do next."""
 
 
 class EngineDeadError(EngineError):

@@ -1,0 +1,73 @@
+"""Where latents stand in a rendered prompt (ADR 0002).
+
+Owns the search for a chat template's closing tokens and the index before which latents go. Knows a
+tokenizer only by its `apply_chat_template`, and nothing of models.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from model.engine import PlacementError
+
+PlacementKind = Literal["user_turn_end", "after_header"]
+
+# They end in a letter, a full stop, a digit, a bracket and a symbol, because byte-pair merges across
+# the border between a message and plain-text closing marks depend on the message's last character.
+_PROBES = ("Name a colour", "Is it raining?  Tell me.", "Add 4 and 17", "Fix f(x)", "What costs 5 €")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The place for latents in prompts of one tokenizer."""
+
+    kind: PlacementKind
+    suffix: tuple[int, ...]
+    """Tokens that end every prompt of the chat template: what closes the last message, then the header
+    of the answer. Empty: the template has none, and no prompt has a place."""
+
+    @classmethod
+    def of(cls, tokenizer: Any, kind: PlacementKind) -> "Placement":
+        """Find the closing tokens of `tokenizer`'s chat template by rendering probe chats."""
+        if kind not in ("user_turn_end", "after_header"):
+            raise ValueError(f"unknown placement {kind!r}")
+        if not getattr(tokenizer, "chat_template", None):
+            return cls(kind, ())
+        chats = [render_chat(tokenizer, [{"role": "user", "content": probe}]) for probe in _PROBES]
+        return cls(kind, _common_suffix(chats))
+
+    def position(self, token_ids: Sequence[int]) -> int:
+        """Return the index before which latents go, in 1 … len(token_ids).
+
+        Raises:
+            PlacementError: the prompt does not end in the closing tokens, or is nothing else.
+        """
+        size = len(self.suffix)
+        if not size:
+            raise PlacementError("the tokenizer has no chat template that closes its messages")
+        if len(token_ids) <= size or tuple(token_ids[-size:]) != self.suffix:
+            raise PlacementError("the prompt does not end as the chat template ends prompts")
+        return len(token_ids) - size if self.kind == "user_turn_end" else len(token_ids)
+
+
+def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+    """Return the tokens of chat messages with the generation prompt.
+
+    Raises:
+        PlacementError: the tokenizer has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise PlacementError("the tokenizer has no chat template")
+    rendered = tokenizer.apply_chat_template(
+        list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return tuple(int(token) for token in rendered)
+
+
+def _common_suffix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    size = 0
+    for column in zip(*(reversed(sequence) for sequence in sequences), strict=False):
+        if len(set(column)) > 1:
+            break
+        size += 1
+    return sequences[0][len(sequences[0]) - size :]
