@@ -1,0 +1,154 @@
+"""What a request chose: the `latent` object, a model suffix, or OpenAI's reasoning effort.
+
+Owns the wire model of the `latent` object and the precedence of the ways to choose an effort.
+Knows nothing of HTTP: it reads a parsed body and returns options and the body that vLLM gets.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from config.settings import Effort, RefinerName, Settings
+from server.errors import UnknownModelError
+from server.steering.call import SteeringOptions, SteeringRejectedError
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+RESPONSES = "/v1/responses"
+MESSAGES = "/v1/messages"
+STEERED_PATHS = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
+"""Routes that read our options. Completions read them too, though they are never steered."""
+
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
+REASONING_EFFORTS: Mapping[str, Effort] = {
+    "none": "none",
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}
+
+EffortSource = Literal["latent.effort", "model", "reasoning_effort", "default"]
+PriorName = Annotated[str, StringConstraints(pattern=r"^(none|v[1-9][0-9]{0,8})$")]
+
+
+class LatentObject(BaseModel):
+    """The `latent` object of a request; None leaves the server's setting."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    effort: Effort | None = None
+    refiner: RefinerName | None = None
+    k: int | None = Field(None, ge=1, le=64)
+    floor: float | None = Field(None, ge=-1, le=1)
+    steps: int | None = Field(None, ge=1, le=100)
+    budget_tokens: int | None = Field(None, ge=1, le=10_000_000)
+    deadline_s: float | None = Field(None, gt=0, le=3600)
+    prior: PriorName | None = None
+    store: bool | None = None
+    seed: int | None = Field(None, ge=0, lt=2**63)
+
+
+def read_options(
+    body: dict[str, Any], path: str, settings: Settings, served: Collection[str]
+) -> tuple[SteeringOptions, dict[str, Any]]:
+    """Return what the request chose, and the body without our fields (the same object if it had none).
+
+    Args:
+        body: The parsed JSON body.
+        path: One of STEERED_PATHS.
+        settings: The server's defaults.
+        served: Names that vLLM answers to.
+
+    Raises:
+        SteeringRejectedError: naming the field that is wrong.
+        UnknownModelError: the effort after the model's colon does not exist.
+    """
+    latent = _latent_object(body.get("latent"))
+    if latent.refiner == "gradient" and not settings.twin:
+        raise SteeringRejectedError(
+            "latent.refiner: 'gradient' needs the autograd twin, which this server runs without",
+            "latent.refiner",
+        )
+    model, suffix = _split_model(body.get("model"), served)
+    effort, source = _effort(latent, suffix, body, path, settings)
+    options = SteeringOptions(
+        effort=effort,
+        effort_source=source,
+        refiner=latent.refiner,
+        k=latent.k,
+        floor=latent.floor,
+        steps=latent.steps,
+        budget_tokens=latent.budget_tokens,
+        deadline_s=latent.deadline_s,
+        prior=latent.prior,
+        store=latent.store is not False,
+        seed=latent.seed,
+    )
+    if "latent" not in body and suffix is None:
+        return options, body
+    rest = {name: value for name, value in body.items() if name != "latent"}
+    if suffix is not None:
+        rest["model"] = model
+    return options, rest
+
+
+def _latent_object(value: Any) -> LatentObject:
+    if value is None:
+        return LatentObject()
+    if not isinstance(value, dict):
+        raise SteeringRejectedError("latent: expected an object", "latent")
+    try:
+        return LatentObject.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = ".".join(["latent", *(str(part) for part in first["loc"][:1])])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(LatentObject.model_fields)
+            raise SteeringRejectedError(f"{field}: unknown option; known are {known}", field) from error
+        raise SteeringRejectedError(f"{field}: {first['msg']}", field) from error
+
+
+def _split_model(model: Any, served: Collection[str]) -> tuple[Any, Effort | None]:
+    """Return the served name and the effort after its last colon, if that is what it is."""
+    if not isinstance(model, str) or model in served:
+        return model, None
+    name, colon, suffix = model.rpartition(":")
+    if not colon or name not in served:
+        return model, None  # vLLM says that it does not serve this
+    for effort in EFFORTS:
+        if suffix == effort:
+            return name, effort
+    raise UnknownModelError(
+        f"The model `{model}` does not exist: `{name}` may be followed by one of "
+        + ", ".join(f"`:{effort}`" for effort in EFFORTS),
+        "model",
+    )
+
+
+def _effort(
+    latent: LatentObject, suffix: Effort | None, body: dict[str, Any], path: str, settings: Settings
+) -> tuple[Effort, EffortSource]:
+    if latent.effort is not None:
+        return latent.effort, "latent.effort"
+    if suffix is not None:
+        return suffix, "model"
+    if settings.reasoning_effort_steers:
+        param, value = _reasoning_effort(body, path)
+        if value is not None:
+            if not isinstance(value, str) or value not in REASONING_EFFORTS:
+                raise SteeringRejectedError(f"{param}: expected one of {', '.join(REASONING_EFFORTS)}", param)
+            return REASONING_EFFORTS[value], "reasoning_effort"
+    return settings.default_effort, "default"
+
+
+def _reasoning_effort(body: dict[str, Any], path: str) -> tuple[str, Any]:
+    """Return the field's name and value; the value stays in the body, for vLLM reads it too."""
+    if path == CHAT:
+        return "reasoning_effort", body.get("reasoning_effort")
+    if path == RESPONSES and isinstance(body.get("reasoning"), dict):
+        return "reasoning.effort", body["reasoning"].get("effort")
+    return "", None

@@ -1,0 +1,86 @@
+"""What the gateway refuses, and how it says so.
+
+Owns the error tree of the server, with the HTTP status of each. Knows neither FastAPI nor vLLM.
+"""
+
+
+class GatewayError(Exception):
+    """Base of what the gateway answers with an error of its own.
+
+    GatewayError
+    ├── BodyRejectedError      400: the body is not a JSON object
+    ├── UnauthorizedError      401: no API key, or a wrong one
+    ├── UnknownModelError      404: the model, or the effort after its colon, is not served
+    ├── NotFoundError          404: no such trace, prior or night
+    ├── NightRunningError      409: one night at a time
+    ├── BodyTooLargeError      413
+    └── UnavailableError       503
+        ├── NotReadyError          the gateway is still starting, or has failed to
+        └── QueueUnreachableError  the broker of the nights does not answer
+
+    `param` names the request's field. Steering's own `SteeringRejectedError` is a 400 as well.
+    """
+
+    status = 500
+    kind = "InternalServerError"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class BodyRejectedError(GatewayError):
+    """The body is not a JSON object."""
+
+    status = 400
+    kind = "BadRequestError"
+
+
+class UnauthorizedError(GatewayError):
+    """No API key, or a wrong one."""
+
+    status = 401
+    kind = "AuthenticationError"
+
+
+class UnknownModelError(GatewayError):
+    """The model, or the effort after its colon, is not served."""
+
+    status = 404
+    kind = "NotFoundError"
+
+
+class NotFoundError(GatewayError):
+    """No such trace, prior or night."""
+
+    status = 404
+    kind = "NotFoundError"
+
+
+class NightRunningError(GatewayError):
+    """A night of this space is queued or running."""
+
+    status = 409
+    kind = "ConflictError"
+
+
+class BodyTooLargeError(GatewayError):
+    """The body is longer than the gateway reads."""
+
+    status = 413
+    kind = "RequestEntityTooLargeError"
+
+
+class UnavailableError(GatewayError):
+    """Something the answer needs is not there just now."""
+
+    status = 503
+    kind = "ServiceUnavailableError"
+
+
+class NotReadyError(UnavailableError):
+    """The gateway is still starting, or has failed to."""
+
+
+class QueueUnreachableError(UnavailableError):
+    """The broker of the nights does not answer."""
