@@ -1,0 +1,287 @@
+"""Episodes in Qdrant Edge, inside this process.
+
+Owns one shard directory and the lock that keeps other processes out of it. Knows nothing of
+collections on a server (`memory/qdrant_store.py`) or of what episodes are used for.
+
+Durability: Edge appends each update to its write-ahead log before it applies it, and replays that
+log when the shard is loaded, so an update that returned survives the death of the process. The
+log is not synced per update: what a power failure can take is what the kernel had not yet written.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import numpy as np
+import qdrant_edge as edge
+
+from memory.episode import Array, Episode, StoreUnavailableError
+from memory.record import (
+    COSINE_ROUNDING,
+    CREATED_AT,
+    KEY,
+    LATENT,
+    REWARD,
+    TENANT,
+    check_batch,
+    episode_of,
+    is_id,
+    payload_of,
+    vectors_of,
+)
+from memory.store import Recalled, StoreStats
+from memory.tally import Tally
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FLUSH_EVERY = 512
+"""Episodes between flushes. A flush empties the write-ahead log, so this bounds the replay at the next
+open to a fraction of a second; it costs 20–100 ms, during which Edge holds the interpreter lock."""
+
+INDEX_FROM = 10_000
+"""Unindexed episodes from which opening builds the HNSW graph of the keys. Below, Edge scans them all
+(about 2 ms). Only done while opening: Edge holds the interpreter lock for the whole build."""
+
+
+class EdgeStore:
+    """The EpisodeStore of one space in the directory `path`. Thread-safe.
+
+    Raises, from every method:
+        StoreUnavailableError: closed, locked by another process, or files that Edge cannot read.
+    """
+
+    def __init__(self, path: Path, *, space: str, length: int, hidden_size: int) -> None:
+        self._path = path
+        self._space = space
+        self._shape = (length, hidden_size)
+        self._write = threading.RLock()
+        self._unflushed = 0
+        self._version = 0
+        self._stats: dict[str | None, tuple[int, StoreStats]] = {}
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path)
+        except OSError as exc:
+            raise StoreUnavailableError(f"cannot use the episode folder {path}: {exc}") from exc
+        try:
+            self._shard: Any = self._open()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def add(self, episodes: Sequence[Episode]) -> None:
+        """Store episodes; when it returns, they survive the death of the process.
+
+        Raises:
+            EpisodeRejectedError: naming the field; then nothing of the batch is stored.
+        """
+        check_batch(episodes, space=self._space, length=self._shape[0], hidden_size=self._shape[1])
+        if not episodes:
+            return
+        points = [edge.Point(e.id, vectors_of(e), payload_of(e)) for e in episodes]
+        self._update(edge.UpdateOperation.upsert_points(points), len(points))
+
+    def recall(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Recalled]:
+        """Return up to `k` episodes of cosine ≥ `floor`, most similar first. `key` is (d,)."""
+        request = edge.QueryRequest(
+            limit=k,
+            query=edge.Query.Nearest(np.asarray(key, np.float32).tolist(), using=KEY),
+            filter=_filter(tenant=tenant),
+            score_threshold=floor - COSINE_ROUNDING,
+            with_vector=True,
+            with_payload=True,
+        )
+        return [Recalled(_episode(p), float(p.score)) for p in self._call(lambda s: s.query(request))]
+
+    def get(self, episode_id: str) -> Episode | None:
+        """Return one episode, vectors included."""
+        if not is_id(episode_id):
+            return None
+        found = self._call(lambda s: s.retrieve([episode_id], True, True))
+        return _episode(found[0]) if found else None
+
+    def scroll(
+        self, *, tenant: str | None = None, min_reward: float = 0.0, batch: int = 256
+    ) -> Iterator[Episode]:
+        """Yield all episodes, oldest first within a batch, vectors included."""
+        where = _filter(tenant=tenant, min_reward=min_reward)
+        for records in self._pages(where, batch, with_vector=True, with_payload=True):
+            yield from sorted(map(_episode, records), key=lambda episode: episode.created_at)
+
+    def delete(self, episode_ids: Sequence[str]) -> int:
+        """Delete episodes and return how many there were."""
+        ids = [i for i in dict.fromkeys(episode_ids) if is_id(i)]
+        with self._write:
+            found: list[Any] = [p.id for p in self._call(lambda s: s.retrieve(ids, False, False))]
+            if found:
+                self._update(edge.UpdateOperation.delete_points(found), len(found))
+        return len(found)
+
+    def count(self, *, tenant: str | None = None, since: datetime | None = None) -> int:
+        """Return how many episodes there are, created after `since` when given."""
+        where = _filter(tenant=tenant, since=since)
+        return int(self._call(lambda s: s.count(edge.CountRequest(exact=True, filter=where))))
+
+    def stats(self, *, tenant: str | None = None) -> StoreStats:
+        """Return counts and the reward distribution; counted again only after a write."""
+        version = self._version
+        known = self._stats.get(tenant)
+        if known is not None and known[0] == version:
+            return known[1]
+        tally = Tally()
+        fields = edge.PayloadSelector.Include([REWARD, CREATED_AT])
+        for records in self._pages(_filter(tenant=tenant), 256, with_vector=False, with_payload=fields):
+            for record in records:
+                tally.add(record.payload[REWARD], record.payload[CREATED_AT])
+        stats = tally.stats()
+        self._stats[tenant] = (version, stats)
+        return stats
+
+    def close(self) -> None:
+        """Flush and release files. May be called again."""
+        with self._write:
+            shard, self._shard = self._shard, None
+            if shard is not None:
+                try:
+                    _translated(self._path, shard.close)
+                finally:
+                    self._lock.close()
+
+    def _open(self) -> Any:
+        """Load the shard, or make it: complete in a folder of its own, then renamed into place."""
+        home = self._path / "shard"
+        for leftover in self._path.glob("new-*"):
+            shutil.rmtree(leftover)
+        if not home.exists():
+            new = self._path / f"new-{uuid.uuid4().hex}"
+            _translated(self._path, lambda: _create(new, *self._shape))
+            os.rename(new, home)
+        shard = _translated(self._path, lambda: edge.EdgeShard.load(str(home)))
+        _translated(self._path, lambda: _index(shard))
+        return shard
+
+    def _update(self, operation: Any, episodes: int) -> None:
+        with self._write:
+            self._call(lambda s: s.update(operation))
+            self._version += 1
+            self._unflushed += episodes
+            if self._unflushed >= FLUSH_EVERY:
+                self._unflushed = 0
+                self._call(lambda s: s.flush())
+
+    def _pages(
+        self, where: Any, batch: int, *, with_vector: bool, with_payload: Any
+    ) -> Iterator[Sequence[Any]]:
+        offset: Any = None
+        while True:
+            request = edge.ScrollRequest(
+                offset=offset, limit=batch, filter=where, with_vector=with_vector, with_payload=with_payload
+            )
+            records, offset = self._scroll(request)
+            yield records
+            if offset is None:
+                return
+
+    def _scroll(self, request: Any) -> tuple[Sequence[Any], Any]:
+        page: tuple[Sequence[Any], Any] = self._call(lambda s: s.scroll(request))
+        return page
+
+    def _call(self, action: Callable[[Any], T]) -> T:
+        shard = self._shard
+        if shard is None:
+            raise StoreUnavailableError(f"the episode store {self._path} is closed")
+        return _translated(self._path, lambda: action(shard))
+
+
+def _lock(path: Path) -> IO[bytes]:
+    """Take the folder's lock; the kernel releases it when the process ends, however it ends."""
+    file = (path / "lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        file.close()
+        raise StoreUnavailableError(
+            f"the episode folder {path} is in use by another process; Qdrant Edge allows only one"
+        ) from exc
+    return file
+
+
+def _create(path: Path, length: int, hidden_size: int) -> None:
+    path.mkdir()
+    shard = edge.EdgeShard.create(
+        str(path),
+        edge.EdgeConfig(
+            vectors={
+                KEY: edge.EdgeVectorParams(
+                    hidden_size,
+                    edge.Distance.Cosine,
+                    hnsw_config=edge.HnswIndexConfig(m=16, ef_construct=128, full_scan_threshold=10_000),
+                ),
+                # Dot: cosine would normalise the rows. m=0: no graph, latents are only ever read by id.
+                LATENT: edge.EdgeVectorParams(
+                    hidden_size,
+                    edge.Distance.Dot,
+                    multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
+                    datatype=edge.VectorStorageDatatype.Float16,
+                    memory=edge.Memory.Cold,
+                    hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=4, full_scan_threshold=10_000),
+                ),
+            }
+        ),
+    )
+    for field, schema in (
+        (TENANT, edge.KeywordIndexParams(is_tenant=True)),
+        (REWARD, edge.PayloadSchemaType.Float),
+        (CREATED_AT, edge.PayloadSchemaType.Datetime),
+    ):
+        shard.update(edge.UpdateOperation.create_field_index(field, schema))
+    shard.flush()
+    shard.close()
+
+
+def _index(shard: Any) -> None:
+    info = shard.info()
+    # Both named vectors of an indexed point count as indexed.
+    unindexed = info.points_count - info.indexed_vectors_count // 2
+    if unindexed >= INDEX_FROM:
+        logger.info("indexing %d episodes", unindexed)
+        shard.optimize()
+        shard.flush()
+
+
+def _filter(
+    *, tenant: str | None = None, min_reward: float = 0.0, since: datetime | None = None
+) -> Any | None:
+    must: list[Any] = []
+    if tenant is not None:
+        must.append(edge.FieldCondition(TENANT, match=edge.MatchValue(tenant)))
+    if min_reward > 0:
+        must.append(edge.FieldCondition(REWARD, range=edge.RangeFloat(gte=min_reward)))
+    if since is not None:
+        must.append(edge.FieldCondition(CREATED_AT, range=edge.RangeDateTime(gt=since.isoformat())))
+    return edge.Filter(must=must) if must else None
+
+
+def _episode(point: Any) -> Episode:
+    return episode_of(str(point.id), point.payload, point.vector[KEY], point.vector[LATENT])
+
+
+def _translated(path: Path, action: Callable[[], T]) -> T:
+    """Run `action`; what Edge raises, a Rust panic included, becomes StoreUnavailableError."""
+    try:
+        return action()
+    except Exception as exc:
+        raise StoreUnavailableError(f"the episode store {path} failed: {exc}") from exc
+    except BaseException as exc:
+        if type(exc).__name__ != "PanicException":  # pyo3's, which is no Exception and cannot be imported
+            raise
+        raise StoreUnavailableError(f"the episode store {path} failed: {exc}") from exc

@@ -1,0 +1,222 @@
+"""Episodes on a Qdrant server.
+
+Owns one collection, named after the space. Knows nothing of Qdrant Edge (`memory/edge_store.py`).
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from qdrant_client import QdrantClient, models
+
+from memory.episode import Array, Episode, StoreUnavailableError
+from memory.record import (
+    COSINE_ROUNDING,
+    CREATED_AT,
+    KEY,
+    LATENT,
+    REWARD,
+    TENANT,
+    check_batch,
+    episode_of,
+    is_id,
+    payload_of,
+    vectors_of,
+)
+from memory.store import Recalled, StoreStats
+from memory.tally import Tally
+
+T = TypeVar("T")
+
+TIMEOUT_S = 10
+"""Longest wait for one answer of the server."""
+
+
+def connect(url: str, api_key: str | None = None) -> QdrantClient:
+    """Return a client of the server at `url`; nothing is sent before its first call."""
+    # The compatibility check would connect here and only warn when it cannot.
+    return QdrantClient(url=url, api_key=api_key, timeout=TIMEOUT_S, check_compatibility=False)
+
+
+class QdrantStore:
+    """The EpisodeStore of one space in the collection `latentevolve-<space>`.
+
+    Thread-safe when the client is: one of a server is, qdrant-client's local mode is not. The store
+    closes its client.
+
+    Raises, from every method:
+        StoreUnavailableError: closed, the server does not answer, or it refuses.
+    """
+
+    def __init__(self, client: QdrantClient, *, space: str, length: int, hidden_size: int) -> None:
+        self._client = client
+        self._space = space
+        self._shape = (length, hidden_size)
+        self._name = f"latentevolve-{space}"
+        self._call(self._prepare)
+
+    def add(self, episodes: Sequence[Episode]) -> None:
+        """Store episodes; when it returns, the server has applied them.
+
+        Raises:
+            EpisodeRejectedError: naming the field; then nothing of the batch is stored.
+        """
+        check_batch(episodes, space=self._space, length=self._shape[0], hidden_size=self._shape[1])
+        if not episodes:
+            return
+        points = [models.PointStruct(id=e.id, vector=vectors_of(e), payload=payload_of(e)) for e in episodes]
+        self._call(lambda c: c.upsert(self._name, points, wait=True))
+
+    def recall(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Recalled]:
+        """Return up to `k` episodes of cosine ≥ `floor`, most similar first. `key` is (d,)."""
+        query = np.asarray(key, np.float32).tolist()
+        answer = self._call(
+            lambda c: c.query_points(
+                self._name,
+                query=query,
+                using=KEY,
+                limit=k,
+                query_filter=_filter(tenant=tenant),
+                score_threshold=floor - COSINE_ROUNDING,
+                with_vectors=True,
+                with_payload=True,
+            )
+        )
+        return [Recalled(_episode(point), float(point.score)) for point in answer.points]
+
+    def get(self, episode_id: str) -> Episode | None:
+        """Return one episode, vectors included."""
+        found = self._retrieve([episode_id], full=True)
+        return _episode(found[0]) if found else None
+
+    def scroll(
+        self, *, tenant: str | None = None, min_reward: float = 0.0, batch: int = 256
+    ) -> Iterator[Episode]:
+        """Yield all episodes, oldest first within a batch, vectors included."""
+        where = _filter(tenant=tenant, min_reward=min_reward)
+        for records in self._pages(where, batch, with_vectors=True, with_payload=True):
+            yield from sorted(map(_episode, records), key=lambda episode: episode.created_at)
+
+    def delete(self, episode_ids: Sequence[str]) -> int:
+        """Delete episodes and return how many there were."""
+        found = [str(point.id) for point in self._retrieve(list(dict.fromkeys(episode_ids)), full=False)]
+        if found:
+            self._call(lambda c: c.delete(self._name, models.PointIdsList(points=list(found)), wait=True))
+        return len(found)
+
+    def count(self, *, tenant: str | None = None, since: datetime | None = None) -> int:
+        """Return how many episodes there are, created after `since` when given."""
+        where = _filter(tenant=tenant, since=since)
+        return int(self._call(lambda c: c.count(self._name, count_filter=where, exact=True)).count)
+
+    def stats(self, *, tenant: str | None = None) -> StoreStats:
+        """Return counts and the reward distribution; reads the rewards of all episodes."""
+        tally = Tally()
+        fields = [REWARD, CREATED_AT]
+        for records in self._pages(_filter(tenant=tenant), 1024, with_vectors=False, with_payload=fields):
+            for record in records:
+                payload = record.payload or {}
+                tally.add(payload[REWARD], payload[CREATED_AT])
+        return tally.stats()
+
+    def close(self) -> None:
+        """Close the client."""
+        self._call(lambda c: c.close())
+
+    def _prepare(self, client: QdrantClient) -> None:
+        hidden_size = self._shape[1]
+        if not client.collection_exists(self._name):
+            try:
+                self._create(client, hidden_size)
+            except Exception:
+                # Another gateway may have made it since the question.
+                if not client.collection_exists(self._name):
+                    raise
+        vectors = client.get_collection(self._name).config.params.vectors
+        sizes = {n: v.size for n, v in vectors.items()} if isinstance(vectors, dict) else {}
+        if sizes != {KEY: hidden_size, LATENT: hidden_size}:
+            raise StoreUnavailableError(
+                f"collection {self._name} keeps vectors of {sizes}, expected two of {hidden_size}"
+            )
+        with warnings.catch_warnings():
+            # qdrant-client's local mode warns that it does without.
+            warnings.filterwarnings("ignore", message="Payload indexes have no effect")
+            for field, schema in (
+                (TENANT, models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)),
+                (REWARD, models.PayloadSchemaType.FLOAT),
+                (CREATED_AT, models.PayloadSchemaType.DATETIME),
+            ):
+                client.create_payload_index(self._name, field, schema, wait=True)
+
+    def _create(self, client: QdrantClient, hidden_size: int) -> None:
+        client.create_collection(
+            self._name,
+            vectors_config={
+                KEY: models.VectorParams(size=hidden_size, distance=models.Distance.COSINE),
+                # Dot: cosine would normalise the rows. m=0: no graph, latents are only ever read by id.
+                LATENT: models.VectorParams(
+                    size=hidden_size,
+                    distance=models.Distance.DOT,
+                    datatype=models.Datatype.FLOAT16,
+                    on_disk=True,
+                    multivector_config=models.MultiVectorConfig(
+                        comparator=models.MultiVectorComparator.MAX_SIM
+                    ),
+                    hnsw_config=models.HnswConfigDiff(m=0),
+                ),
+            },
+        )
+
+    def _retrieve(self, episode_ids: Sequence[str], *, full: bool) -> Sequence[Any]:
+        ids = [i for i in episode_ids if is_id(i)]
+        if not ids:
+            return []
+        return self._call(lambda c: c.retrieve(self._name, ids, with_payload=full, with_vectors=full))
+
+    def _pages(
+        self, where: models.Filter | None, batch: int, *, with_vectors: bool, with_payload: bool | list[str]
+    ) -> Iterator[Sequence[Any]]:
+        offset: Any = None
+        while True:
+            page = partial(
+                QdrantClient.scroll,
+                collection_name=self._name,
+                scroll_filter=where,
+                limit=batch,
+                offset=offset,
+                with_payload=with_payload,
+                with_vectors=with_vectors,
+            )
+            records, offset = self._call(page)
+            yield records
+            if offset is None:
+                return
+
+    def _call(self, action: Callable[[QdrantClient], T]) -> T:
+        try:
+            return action(self._client)
+        except StoreUnavailableError:
+            raise
+        # Refused connections, timeouts, HTTP errors and a closed client share no base class.
+        except Exception as exc:
+            raise StoreUnavailableError(f"collection {self._name} cannot be reached: {exc}") from exc
+
+
+def _filter(
+    *, tenant: str | None = None, min_reward: float = 0.0, since: datetime | None = None
+) -> models.Filter | None:
+    must: list[models.Condition] = []
+    if tenant is not None:
+        must.append(models.FieldCondition(key=TENANT, match=models.MatchValue(value=tenant)))
+    if min_reward > 0:
+        must.append(models.FieldCondition(key=REWARD, range=models.Range(gte=min_reward)))
+    if since is not None:
+        must.append(models.FieldCondition(key=CREATED_AT, range=models.DatetimeRange(gt=since)))
+    return models.Filter(must=must) if must else None
+
+
+def _episode(point: Any) -> Episode:
+    return episode_of(str(point.id), point.payload, point.vector[KEY], point.vector[LATENT])

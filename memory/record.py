@@ -1,0 +1,128 @@
+"""How an episode is laid out in a store.
+
+Owns the payload's field names, the float16 rounding of latents, and the check of a batch before
+anything of it is written. Knows nothing of the two stores that use it.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from memory.episode import Array, Episode, EpisodeRejectedError
+
+KEY = "key"
+LATENT = "latent"
+TENANT = "tenant"
+REWARD = "reward"
+CREATED_AT = "created_at"
+
+COSINE_ROUNDING = 1e-6
+"""A float32 cosine of two equal keys comes out as 0.9999999: comparisons with a floor allow this much."""
+
+_UNIT_NORM_TOLERANCE = 1e-2
+_TEXTS = ("prompt_text", "answer_text", "tenant", "effort", "refiner")
+
+
+def check_batch(episodes: Sequence[Episode], *, space: str, length: int, hidden_size: int) -> None:
+    """Raise EpisodeRejectedError, naming the field, unless every episode may be stored."""
+    for episode in episodes:
+        _check_space(episode, space)
+        for name in (KEY, LATENT):
+            if not isinstance(getattr(episode, name), np.ndarray):
+                raise EpisodeRejectedError(f"{name} is no numpy array")
+        episode.check(length, hidden_size)
+        norm = float(np.linalg.norm(episode.key))
+        if abs(norm - 1.0) > _UNIT_NORM_TOLERANCE:
+            raise EpisodeRejectedError(f"key has norm {norm:.4g}, expected 1")
+        if not np.isfinite(_to_float16(episode.latent)).all():
+            raise EpisodeRejectedError("latent holds values that float16 cannot")
+        _check_fields(episode)
+
+
+def is_id(episode_id: str) -> bool:
+    """Return whether this may be an episode's id: the usual text of a UUID."""
+    try:
+        return str(uuid.UUID(episode_id)) == episode_id
+    except (ValueError, AttributeError, TypeError):
+        return False
+
+
+def payload_of(episode: Episode) -> dict[str, Any]:
+    """Return everything but id and vectors, as JSON values."""
+    payload = episode.summary()
+    del payload["id"]
+    payload["reward"] = float(episode.reward)
+    payload["plain_reward"] = float(episode.plain_reward)
+    payload["signals"] = {name: float(value) for name, value in episode.signals.items()}
+    payload["prompt_token_ids"] = [int(token) for token in episode.prompt_token_ids]
+    payload["answer_token_ids"] = [int(token) for token in episode.answer_token_ids]
+    return payload
+
+
+def vectors_of(episode: Episode) -> dict[str, Any]:
+    """Return the named vectors as lists; the latent rounded to float16, so that all stores agree."""
+    return {
+        KEY: np.asarray(episode.key, np.float32).tolist(),
+        LATENT: _to_float16(episode.latent).astype(np.float32).tolist(),
+    }
+
+
+def episode_of(episode_id: str, payload: Mapping[str, Any], key: ArrayLike, latent: ArrayLike) -> Episode:
+    """Return the episode that `payload_of` and `vectors_of` took apart."""
+    fields = dict(payload)
+    fields["prompt_token_ids"] = tuple(fields["prompt_token_ids"])
+    fields["answer_token_ids"] = tuple(fields["answer_token_ids"])
+    fields["created_at"] = datetime.fromisoformat(fields["created_at"])
+    return Episode(id=episode_id, key=_array(key), latent=_array(latent), **fields)
+
+
+def _array(values: ArrayLike) -> Array:
+    return np.asarray(values, dtype=np.float32)
+
+
+def _to_float16(latent: Array) -> np.ndarray[Any, np.dtype[np.float16]]:
+    with np.errstate(over="ignore"):
+        return latent.astype(np.float16)
+
+
+def _check_space(episode: Episode, space: str) -> None:
+    if episode.space != space:
+        raise EpisodeRejectedError(f"space is {episode.space}, this store keeps {space}")
+
+
+def _check_fields(episode: Episode) -> None:
+    if not is_id(episode.id):
+        raise EpisodeRejectedError(f"id is {episode.id!r}, expected a UUID")
+    if not isinstance(episode.created_at, datetime) or episode.created_at.tzinfo is None:
+        raise EpisodeRejectedError("created_at has no time zone")
+    if not 0.0 <= episode.plain_reward <= 1.0:
+        raise EpisodeRejectedError(f"plain_reward is {episode.plain_reward}, expected 0 to 1")
+    for name, value in episode.signals.items():
+        if not 0.0 <= value <= 1.0:
+            raise EpisodeRejectedError(f"signals holds {name}={value}, expected 0 to 1")
+    for name in ("prompt_token_ids", "answer_token_ids"):
+        if not all(_is_token(token) for token in getattr(episode, name)):
+            raise EpisodeRejectedError(f"{name} holds what is no token id")
+    for name in _TEXTS:
+        if not _is_text(getattr(episode, name)):
+            raise EpisodeRejectedError(f"{name} is no text that UTF-8 can hold")
+    if not episode.tenant:
+        raise EpisodeRejectedError("tenant is empty")
+
+
+def _is_token(token: object) -> bool:
+    return isinstance(token, int | np.integer) and not isinstance(token, bool) and bool(token >= 0)
+
+
+def _is_text(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True

@@ -1,0 +1,297 @@
+"""One scenario on every episode store; what they answer is compared.
+
+Qdrant Edge and qdrant-client's local mode always, a real server when QDRANT_URL is set.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient
+
+from memory.edge_store import EdgeStore
+from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError, new_id
+from memory.qdrant_store import QdrantStore, connect
+from memory.store import EpisodeStore, Recalled
+
+LENGTH, HIDDEN = 4, 32
+KINDS = ["edge", "local", *(["server"] if os.environ.get("QDRANT_URL") else [])]
+
+Make = Callable[..., Episode]
+Opener = Callable[[str], EpisodeStore]
+
+
+@pytest.fixture(params=KINDS)
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
+    """Opens stores of one kind that share a folder, a client or a server."""
+    opened: list[EpisodeStore] = []
+    created: set[str] = set()
+    local = QdrantClient(":memory:") if request.param == "local" else None
+
+    def open_space(space: str) -> EpisodeStore:
+        store: EpisodeStore
+        size: dict[str, Any] = {"space": space, "length": LENGTH, "hidden_size": HIDDEN}
+        if request.param == "edge":
+            store = EdgeStore(tmp_path / space, **size)
+        else:
+            client = local or connect(os.environ["QDRANT_URL"], os.environ.get("QDRANT_API_KEY"))
+            store = QdrantStore(client, **size)
+        opened.append(store)
+        created.add(f"latentevolve-{space}")
+        return store
+
+    yield open_space
+    for store in opened:
+        store.close()
+    if request.param == "server":
+        client = connect(os.environ["QDRANT_URL"], os.environ.get("QDRANT_API_KEY"))
+        for name in created:
+            client.delete_collection(name)
+        client.close()
+
+
+@pytest.fixture
+def space() -> str:
+    # Fresh, because a server outlives the test.
+    return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def store(opener: Opener, space: str) -> EpisodeStore:
+    return opener(space)
+
+
+@pytest.fixture
+def make(make_episode: Make, space: str) -> Make:
+    return lambda **fields: make_episode(**({"space": space} | fields))
+
+
+def near(key: Array, cosine: float) -> Array:
+    """Return a key of norm 1 with the given cosine to `key`."""
+    other = np.zeros_like(key)
+    other[int(np.argmin(np.abs(key)))] = 1.0
+    other -= (other @ key) * key
+    other /= np.linalg.norm(other)
+    return (cosine * key + np.sqrt(1 - cosine**2) * other).astype(np.float32)
+
+
+def same(one: Episode, other: Episode) -> bool:
+    """Whether two episodes agree in every field, latents to float16 precision."""
+    return (
+        one.summary() == other.summary()
+        and np.allclose(one.key, other.key, atol=1e-6)
+        and np.array_equal(one.latent.astype(np.float16), other.latent.astype(np.float16))
+    )
+
+
+def ids(recalled: list[Recalled]) -> list[str]:
+    return [r.episode.id for r in recalled]
+
+
+def test_every_field_comes_back_as_it_was_stored(store: EpisodeStore, make: Make) -> None:
+    episode = make(
+        prior_version="v3",
+        trace_id=new_id(),
+        plain_reward=0.25,
+        signals={"judge": float(np.float32(0.1)), "verifier": 0.0},
+        answer_token_ids=tuple(np.arange(5)),
+        prompt_text="tab\tnull\x00 emoji 🧠 'quote\"",
+        created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone(timedelta(hours=2))),
+    )
+    store.add([episode])
+    stored = store.get(episode.id)
+    assert stored is not None
+    assert same(stored, episode)
+    assert stored.answer_token_ids == (0, 1, 2, 3, 4)
+    assert stored.latent.dtype == stored.key.dtype == np.float32
+
+
+def test_recall_is_ordered_limited_and_at_or_above_the_floor(
+    store: EpisodeStore, make: Make, unit: Callable[[], Array]
+) -> None:
+    key = unit()
+    cosines = (0.3, 0.95, 0.5999, 0.61, 1.0, 0.8)
+    episodes = {c: make(key=near(key, c)) for c in cosines}
+    store.add(list(episodes.values()))
+
+    recalled = store.recall(key, tenant="default", k=10, floor=0.6)
+    assert ids(recalled) == [episodes[c].id for c in (1.0, 0.95, 0.8, 0.61)]
+    assert [r.similarity for r in recalled] == pytest.approx([1.0, 0.95, 0.8, 0.61], abs=1e-5)
+    assert all(same(r.episode, episodes[c]) for r, c in zip(recalled, (1.0, 0.95, 0.8, 0.61), strict=True))
+    assert ids(store.recall(key, tenant="default", k=2, floor=0.6)) == ids(recalled)[:2]
+    assert len(store.recall(key, tenant="default", k=10, floor=-1.0)) == len(cosines)
+
+
+def test_floor_of_one_recalls_the_same_key(store: EpisodeStore, make: Make) -> None:
+    episodes = [make() for _ in range(20)]
+    store.add(episodes)
+    for episode in episodes:
+        assert ids(store.recall(episode.key, tenant="default", k=3, floor=1.0)) == [episode.id]
+
+
+def test_recall_agrees_with_exact_cosines(store: EpisodeStore, make: Make, unit: Callable[[], Array]) -> None:
+    episodes = [make() for _ in range(200)]
+    for start in range(0, 200, 50):
+        store.add(episodes[start : start + 50])
+    for _ in range(5):
+        key = unit()
+        cosines = {e.id: float(e.key @ key) for e in episodes}
+        expected = sorted((i for i in cosines if cosines[i] >= 0.1), key=lambda i: -cosines[i])[:8]
+        recalled = store.recall(key, tenant="default", k=8, floor=0.1)
+        assert ids(recalled) == expected
+        assert [r.similarity for r in recalled] == pytest.approx([cosines[i] for i in expected], abs=1e-5)
+
+
+def test_an_empty_store_recalls_nothing(store: EpisodeStore, unit: Callable[[], Array]) -> None:
+    assert store.recall(unit(), tenant="default", k=4, floor=-1.0) == []
+    assert store.count() == 0
+    assert list(store.scroll()) == []
+    stats = store.stats()
+    assert (stats.episodes, stats.reward_mean, stats.oldest, stats.newest) == (0, None, None, None)
+    assert stats.reward_histogram == (0,) * 10
+
+
+def test_another_tenant_is_never_recalled(store: EpisodeStore, make: Make) -> None:
+    mine, theirs = make(tenant="mine"), make(tenant="theirs")
+    twin = replace(mine, tenant="theirs", id=new_id())
+    store.add([mine, theirs, twin])
+    assert ids(store.recall(mine.key, tenant="mine", k=10, floor=-1.0)) == [mine.id]
+    assert ids(store.recall(mine.key, tenant="theirs", k=1, floor=0.9)) == [twin.id]
+    assert store.recall(mine.key, tenant="nobody", k=10, floor=-1.0) == []
+    assert [e.id for e in store.scroll(tenant="mine")] == [mine.id]
+    assert (store.count(tenant="mine"), store.count(tenant="theirs"), store.count()) == (1, 2, 3)
+
+
+def test_another_space_is_never_recalled(opener: Opener, make_episode: Make) -> None:
+    one, other = (f"test-{uuid.uuid4().hex[:12]}" for _ in range(2))
+    first, second = opener(one), opener(other)
+    episode = make_episode(space=one)
+    first.add([episode])
+    assert second.recall(episode.key, tenant="default", k=4, floor=-1.0) == []
+    assert second.get(episode.id) is None
+    assert second.count() == 0
+    with pytest.raises(EpisodeRejectedError, match="space"):
+        second.add([episode])
+
+
+def test_scroll_yields_all_and_only_what_was_asked(store: EpisodeStore, make: Make) -> None:
+    start = datetime(2026, 3, 1, tzinfo=UTC)
+    episodes = [make(reward=i / 40, created_at=start - timedelta(seconds=i)) for i in range(40)]
+    store.add(episodes)
+    assert {e.id for e in store.scroll(batch=7)} == {e.id for e in episodes}
+    in_one_batch = list(store.scroll(batch=100))
+    assert [e.id for e in in_one_batch] == [e.id for e in reversed(episodes)]
+    assert {e.id for e in store.scroll(min_reward=0.5, batch=3)} == {e.id for e in episodes[20:]}
+    assert list(store.scroll(tenant="nobody")) == []
+    assert all(same(a, b) for a, b in zip(in_one_batch, reversed(episodes), strict=True))
+
+
+def test_count_since_a_moment_leaves_out_that_moment(store: EpisodeStore, make: Make) -> None:
+    moment = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+    store.add([make(created_at=moment + timedelta(microseconds=i)) for i in (-1, 0, 1)])
+    assert store.count(since=moment) == 1
+    assert store.count(since=moment - timedelta(microseconds=2)) == 3
+    assert store.count(since=moment.astimezone(timezone(timedelta(hours=-5)))) == 1
+
+
+def test_stats_count_rewards_by_tenths(store: EpisodeStore, make: Make) -> None:
+    start = datetime(2026, 3, 1, tzinfo=UTC)
+    rewards = (0.0, 0.05, 0.5, 0.55, 0.9, 1.0)
+    store.add([make(reward=r, created_at=start + timedelta(hours=i)) for i, r in enumerate(rewards)])
+    stats = store.stats(tenant="default")
+    assert stats.episodes == 6
+    assert stats.reward_mean == pytest.approx(0.5)
+    assert stats.reward_histogram == (2, 0, 0, 0, 0, 2, 0, 0, 0, 2)
+    assert (stats.oldest, stats.newest) == (start, start + timedelta(hours=5))
+    store.add([make(reward=1.0)])
+    assert store.stats(tenant="default").episodes == 7
+    assert store.stats(tenant="nobody").episodes == 0
+
+
+def test_deleted_episodes_are_gone(store: EpisodeStore, make: Make) -> None:
+    kept, gone = make(), make()
+    store.add([kept, gone])
+    assert store.delete([gone.id, gone.id, new_id(), "no-uuid"]) == 1
+    assert store.get(gone.id) is None
+    assert store.recall(gone.key, tenant="default", k=4, floor=0.9) == []
+    assert store.delete([gone.id]) == 0
+    assert store.delete([]) == 0
+    assert store.stats().episodes == store.count() == 1
+
+
+def test_adding_an_id_again_replaces_it(store: EpisodeStore, make: Make) -> None:
+    episode = make(reward=0.6)
+    store.add([episode])
+    store.add([replace(episode, reward=0.9)])
+    stored = store.get(episode.id)
+    assert stored is not None
+    assert stored.reward == 0.9
+    assert store.count() == 1
+
+
+def test_unknown_ids_are_none(store: EpisodeStore) -> None:
+    assert store.get(new_id()) is None
+    assert store.get("no-uuid") is None
+    assert store.get("") is None
+
+
+BAD: list[tuple[str, dict[str, Any]]] = [
+    ("key", {"key": np.zeros(HIDDEN - 1, np.float32)}),
+    ("key", {"key": np.full(HIDDEN, np.nan, np.float32)}),
+    ("key", {"key": np.zeros(HIDDEN, np.float32)}),
+    ("key", {"key": [1.0] + [0.0] * (HIDDEN - 1)}),
+    ("latent", {"latent": np.zeros((LENGTH + 1, HIDDEN), np.float32)}),
+    ("latent", {"latent": np.full((LENGTH, HIDDEN), np.inf, np.float32)}),
+    ("latent", {"latent": np.full((LENGTH, HIDDEN), 1e6, np.float32)}),
+    ("reward", {"reward": 1.5}),
+    ("reward", {"reward": float("nan")}),
+    ("plain_reward", {"plain_reward": -0.1}),
+    ("signals", {"signals": {"judge": float("nan")}}),
+    ("answer_token_ids", {"answer_token_ids": ()}),
+    ("answer_token_ids", {"answer_token_ids": (1, -2)}),
+    ("prompt_token_ids", {"prompt_token_ids": (1, 2.5)}),
+    ("answer_text", {"answer_text": "lone surrogate \ud800"}),
+    ("prompt_text", {"prompt_text": None}),
+    ("tenant", {"tenant": ""}),
+    ("id", {"id": "../../etc"}),
+    ("created_at", {"created_at": datetime(2026, 1, 1)}),
+    ("space", {"space": "elsewhere"}),
+]
+
+
+@pytest.mark.parametrize(("field", "fields"), BAD)
+def test_a_bad_episode_is_refused_by_name_and_its_batch_with_it(
+    store: EpisodeStore, make: Make, field: str, fields: dict[str, Any]
+) -> None:
+    with pytest.raises(EpisodeRejectedError, match=rf"^{field} "):
+        store.add([make(), make(**fields)])
+    assert store.count() == 0
+
+
+def test_a_closed_store_says_so(opener: Opener, make: Make, space: str) -> None:
+    store = opener(space)
+    store.add([make()])
+    store.close()
+    with pytest.raises(StoreUnavailableError):
+        store.count()
+    with pytest.raises(StoreUnavailableError):
+        store.add([make()])
+
+
+def test_a_server_that_does_not_answer_is_unavailable() -> None:
+    with pytest.raises(StoreUnavailableError, match="latentevolve-space-a"):
+        QdrantStore(connect("http://127.0.0.1:1"), space="space-a", length=LENGTH, hidden_size=HIDDEN)
+
+
+def test_a_collection_of_another_size_is_refused() -> None:
+    client = QdrantClient(":memory:")
+    QdrantStore(client, space="space-a", length=LENGTH, hidden_size=HIDDEN)
+    with pytest.raises(StoreUnavailableError, match="expected two of 8"):
+        QdrantStore(client, space="space-a", length=LENGTH, hidden_size=8)
+    client.close()
