@@ -1,0 +1,76 @@
+"""The part of us that runs inside vLLM's workers.
+
+Owns the final hidden states of requests that ask for a retrieval key, and the model's input
+embeddings. Imported by vLLM by name (`worker_extension_cls`); its methods are called with
+`collective_rpc`. Knows nothing of prompts, keys' centring or steering.
+
+The states come from between `execute_model` and `sample_tokens` of vLLM's model runner (V1), where
+row i of `sample_hidden_states` belongs to request i of the batch. `compute_logits` would see the same
+rows, but also those of prompt log-probabilities, which belong to one request alone.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+KEY_REQUEST = "latentkey."
+"""Prefix of the ids of requests whose final hidden state is kept."""
+KEY_ID_LENGTH = len(KEY_REQUEST) + 32
+"""Prefix and 32 hex digits; vLLM appends characters of its own to every request id."""
+MAX_STATES = 1024
+"""Most states kept until they are fetched; the oldest is dropped first."""
+
+
+class StateCatcher:
+    """Mixed into vLLM's worker class; every name must be one the worker does not have."""
+
+    model_runner: Any
+
+    def catch_key_states(self) -> None:
+        """Start keeping final hidden states; again is harmless."""
+        if hasattr(self, "key_states"):
+            return
+        self.key_states: OrderedDict[str, torch.Tensor] = OrderedDict()
+        runner = self.model_runner
+        sample_tokens = runner.sample_tokens
+
+        def sample_and_keep(*args: Any, **kwargs: Any) -> Any:
+            state = runner.execute_model_state
+            if state is not None:
+                keep_rows(self.key_states, runner.input_batch.req_ids, state.sample_hidden_states)
+            return sample_tokens(*args, **kwargs)
+
+        runner.sample_tokens = sample_and_keep
+
+    def take_key_states(self, request_ids: Sequence[str]) -> dict[str, bytes]:
+        """Return and forget states, float32 bytes of length 4·d, of the requests that have one."""
+        found = {id: self.key_states.pop(id, None) for id in request_ids}
+        return {id: state.numpy().tobytes() for id, state in found.items() if state is not None}
+
+    def embed_latent_tokens(self, token_ids: Sequence[int]) -> bytes:
+        """Return the input embeddings of tokens as float32 bytes, (n, d) row by row."""
+        ids = torch.tensor(list(token_ids), dtype=torch.long, device=self.model_runner.device)
+        with torch.inference_mode():
+            rows = self.model_runner.get_model().embed_input_ids(ids)
+        return bytes(rows.to("cpu", torch.float32).contiguous().numpy().tobytes())
+
+
+def keep_rows(
+    states: "OrderedDict[str, torch.Tensor]", request_ids: Sequence[str], rows: torch.Tensor
+) -> None:
+    """Keep the rows, (n, d), of key requests in `states`, by the id they were submitted with.
+
+    Every step overwrites the one before: under chunked prefill only the last step's row stands for
+    the whole prompt. A batch whose rows do not match its requests (speculative decoding) is left out.
+    """
+    if len(request_ids) != len(rows):
+        return
+    for row, request_id in enumerate(request_ids):
+        if request_id.startswith(KEY_REQUEST):
+            key_id = request_id[:KEY_ID_LENGTH]
+            states[key_id] = rows[row].detach().to("cpu", torch.float32, copy=True)
+            states.move_to_end(key_id)
+            while len(states) > MAX_STATES:
+                states.popitem(last=False)

@@ -1,0 +1,219 @@
+"""The one place where latents enter vLLM's serving code.
+
+Owns the hook on vLLM's renderer of chats: it reads the request's `SteeringCall`, hands the rendered
+prompt to steering, and gives vLLM a prompt with the latent that came back. Knows nothing of how latents
+are found or of HTTP. Requests without a call, such as those of `/tokenize`, pass through untouched.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from model.engine import Decoding, EngineError, PlacementError
+from model.space import LatentRejectedError
+from server.engine.vllm import VLLMEngine, cache_salt
+from server.steering.call import (
+    Outcome,
+    RenderedPrompt,
+    SteeringCall,
+    SteeringOptions,
+    SteeringRejectedError,
+    current_call,
+)
+
+logger = logging.getLogger(__name__)
+
+Steer = Callable[[RenderedPrompt, SteeringOptions, str], Awaitable[Outcome]]
+"""Steering: (prompt, options, trace id) → outcome."""
+
+_LENGTH_FIELDS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+
+
+def install(state: Any, engine: VLLMEngine, steer: Steer) -> None:
+    """Hook steering into the renderer of vLLM's app.
+
+    Args:
+        state: `app.state` of vLLM's app, initialised.
+    """
+    renderer = state.online_renderer
+    preprocess_chat = renderer.preprocess_chat
+
+    async def steered_chat(request: Any, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
+        conversation, inputs = await preprocess_chat(request, messages, *args, **kwargs)
+        return conversation, await steered(request, inputs, question_of(messages))
+
+    async def steered(request: Any, inputs: list[Any], question: str) -> list[Any]:
+        call = current_call.get()
+        if call is None:
+            return inputs
+        reason = why_untouched(call.options, request, inputs)
+        if reason is not None:
+            call.outcome = Outcome("plain", reason)
+            return inputs
+        salt = cache_salt.set(inputs[0].get("cache_salt"))
+        try:
+            return [await _steered_input(engine, steer, call, request, inputs[0], question)]
+        finally:
+            cache_salt.reset(salt)
+
+    renderer.preprocess_chat = steered_chat
+
+
+async def _steered_input(
+    engine: VLLMEngine,
+    steer: Steer,
+    call: SteeringCall,
+    request: Any,
+    plain: Any,
+    question: str,
+) -> Any:
+    token_ids = tuple(plain["prompt_token_ids"])
+    sampling = sampling_of(engine, request, len(token_ids))
+    room = engine.max_model_len - engine.space.length - len(token_ids)
+    field, asked = asked_length(request)
+    if room < max(asked or 1, 1):
+        if call.options.effort_source == "default":
+            call.outcome = Outcome("plain", "no-room")
+            return plain
+        raise _rejected(
+            f"the prompt has {len(token_ids)} tokens and {engine.space.length} latents, which leaves "
+            f"{max(room, 0)} of {engine.max_model_len} for the answer, and {asked or 1} are asked for",
+            field or ("input" if hasattr(request, "input") else "messages"),
+        )
+    try:
+        # Positions are checked before steering, so that no work is spent on a prompt without a place.
+        engine.position(token_ids)
+        prompt = rendered_prompt(engine, token_ids, plain.get("prompt"), question, sampling, room)
+        outcome = await steer(prompt, call.options, call.trace_id)
+        call.outcome = outcome
+        if outcome.latent is None:
+            return plain
+        return engine.mixed_input(token_ids, outcome.latent, outcome.position, text=plain.get("prompt"))
+    except SteeringRejectedError as error:
+        raise _rejected(str(error), error.param) from error
+    except PlacementError:
+        call.outcome = Outcome("plain", "no-place-for-latents")
+    except LatentRejectedError as error:
+        logger.error("latent refused, answering plainly: %s (trace %s)", error, call.trace_id)
+        call.outcome = Outcome("plain", "latent-rejected")
+    except EngineError as error:
+        logger.error("steering failed, answering plainly: %s (trace %s)", error, call.trace_id)
+        call.outcome = Outcome("plain", "steering-failed")
+    except Exception:
+        logger.exception("steering failed, answering plainly (trace %s)", call.trace_id)
+        call.outcome = Outcome("plain", "steering-failed")
+    return plain
+
+
+def why_untouched(options: SteeringOptions, request: Any, inputs: Sequence[Any]) -> str | None:
+    """Return why a request passes untouched whatever steering would say, or None."""
+    if options.effort == "none":
+        return "effort-none"
+    if len(inputs) != 1:
+        return "several-prompts"
+    if inputs[0]["type"] != "token":
+        return "not-text"
+    if getattr(request, "use_beam_search", False):
+        return "beam-search"
+    if getattr(request, "prompt_logprobs", None) is not None:
+        return "prompt-logprobs"
+    return None
+
+
+def asked_length(request: Any) -> tuple[str | None, int | None]:
+    """Return the field that limits the answer's length, and its value in tokens."""
+    for name in _LENGTH_FIELDS:
+        value = getattr(request, name, None)
+        if value is not None:
+            return name, int(value)
+    return None, None
+
+
+def sampling_of(engine: VLLMEngine, request: Any, prompt_tokens: int) -> Any:
+    """Return the `SamplingParams` that vLLM will use for the request's answer."""
+    config = engine.llm.model_config
+    defaults = config.get_diff_sampling_param()
+    room = max(1, config.max_model_len - prompt_tokens)
+    _, asked = asked_length(request)
+    wanted = next((n for n in (asked, defaults.get("max_tokens"), room) if n is not None), room)
+    return request.to_sampling_params(max(1, min(wanted, room)), defaults)
+
+
+def rendered_prompt(
+    engine: VLLMEngine,
+    token_ids: tuple[int, ...],
+    text: str | None,
+    question: str,
+    sampling: Any,
+    room: int,
+) -> RenderedPrompt:
+    """Return what steering gets to see of a request."""
+    text = text or engine.tokenizer.decode(list(token_ids))
+    grammar = sampling.structured_outputs
+    choices = tuple(grammar.choice) if grammar and grammar.choice else None
+    rules = format_rules(grammar, text)
+    schema = rules.get("json_schema")
+    return RenderedPrompt(
+        token_ids=token_ids,
+        text=text,
+        question=question,
+        decoding=Decoding(
+            max_tokens=min(sampling.max_tokens or room, room),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            stop=tuple(sampling.stop or ()),
+            choices=choices,
+            json_schema=None if schema is None else json.dumps(schema),
+        ),
+        format_rules=rules,
+    )
+
+
+def format_rules(grammar: Any, text: str) -> Mapping[str, Any]:
+    r"""Return the checks that a request implies about its answer.
+
+    Keys: `json_schema` (a JSON schema as a dict), `json_object` (True), `regex` (a pattern that the
+    whole answer matches), `boxed` (True: the prompt mentions `\boxed`).
+    """
+    rules: dict[str, Any] = {}
+    if grammar is not None:
+        if grammar.json is not None:
+            rules["json_schema"] = json.loads(grammar.json) if isinstance(grammar.json, str) else grammar.json
+        if grammar.json_object:
+            rules["json_object"] = True
+        if grammar.regex is not None:
+            rules["regex"] = grammar.regex
+        if grammar.choice:
+            rules["regex"] = "|".join(re.escape(choice) for choice in grammar.choice)
+    if "\\boxed" in text:
+        rules["boxed"] = True
+    return rules
+
+
+def question_of(messages: Sequence[Any]) -> str:
+    """Return the text of the last user message, "" without one."""
+    for message in reversed(messages):
+        if _field(message, "role") == "user":
+            return _text(_field(message, "content"))
+    return ""
+
+
+def _text(content: Any) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = (part if isinstance(part, str) else _field(part, "text") for part in content)
+    return "\n".join(part for part in parts if isinstance(part, str))
+
+
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+
+
+def _rejected(message: str, param: str) -> Exception:
+    from vllm.exceptions import VLLMValidationError
+
+    error: Exception = VLLMValidationError(message, parameter=param)
+    return error

@@ -1,0 +1,134 @@
+"""vLLM's engine and its OpenAI app, started from our settings.
+
+Owns the arguments and the environment that vLLM gets, and the order in which its parts start and end.
+Knows nothing of what steering does; `injection.install` puts steering in afterwards.
+"""
+
+import os
+import shlex
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.settings import Settings
+from server.engine.guard import close_client_embeds, hide_placeholders
+from server.engine.process import start_engine, stop_engine
+from server.engine.vllm import VLLMEngine
+
+MAX_MODEL_LEN = 8192
+"""Longest context unless the settings name one: the KV cache of a laptop holds no more."""
+_CPU_BLOCK_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A running engine and the app that serves it."""
+
+    engine: VLLMEngine
+    app: Any
+    """vLLM's FastAPI app, started; every route of `vllm serve`, without authentication."""
+    args: Namespace
+    """What `vllm serve` would have parsed."""
+
+
+@asynccontextmanager
+async def launch(settings: Settings, model_path: str) -> AsyncIterator[Launched]:
+    """Start vLLM on `model_path`; end it and every process of it on the way out.
+
+    Raises:
+        EngineDeadError: the engine did not start.
+        SystemExit: `settings.vllm_args` is not understood.
+    """
+    prepare_environment(settings, model_path)
+    args = parse_arguments(settings, model_path)
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+
+    llm = await start_engine(args)
+    engine: VLLMEngine | None = None
+    try:
+        close_client_embeds(llm)
+        hide_placeholders(llm)
+        tasks = await llm.get_supported_tasks()
+        app = build_app(args, tasks, llm.model_config)
+        await init_app_state(llm, app.state, args, tasks)
+        engine = await VLLMEngine.create(llm, model_path, settings)
+        async with app.router.lifespan_context(app):
+            yield Launched(engine, app, args)
+    finally:
+        if engine is not None:
+            await engine.close()
+        await stop_engine(llm)
+
+
+def prepare_environment(settings: Settings, model_path: str) -> None:
+    """Set what vLLM and its child processes read from the environment, before vllm is imported.
+
+    What the operator has set stays, except the model runner: our hooks are written for V1.
+    """
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    defaults = {
+        # By default vLLM keeps a core for its scheduler: on two cores that leaves the model one.
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": settings.log_level,
+    }
+    if Path(model_path).is_dir():
+        defaults["HF_HUB_OFFLINE"] = "1"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def parse_arguments(settings: Settings, model_path: str) -> Namespace:
+    """Return the namespace that `vllm serve` would parse from our settings."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.platforms import current_platform
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    arguments = engine_arguments(
+        settings, model_path, on_cpu=current_platform.is_cpu(), context=model_context(model_path)
+    )
+    args: Namespace = make_arg_parser(FlexibleArgumentParser(prog="vllm")).parse_args(arguments)
+    validate_parsed_serve_args(args)
+    return args
+
+
+def engine_arguments(settings: Settings, model_path: str, *, on_cpu: bool, context: int | None) -> list[str]:
+    """Return `vllm serve` options: our defaults, then `settings.vllm_args`, then what must hold.
+
+    Args:
+        context: longest context of the model in tokens, if it names one.
+    """
+    max_model_len = settings.max_model_len or (min(context, MAX_MODEL_LEN) if context else None)
+    options = [
+        "--model", model_path,
+        "--served-model-name", settings.served_model_name or settings.model,
+        "--max-num-seqs", str(settings.max_num_seqs),
+        "--enable-auto-tool-choice",
+        "--tool-call-parser", "hermes",
+    ]  # fmt: skip
+    if max_model_len:
+        options += ["--max-model-len", str(max_model_len)]
+    if settings.enforce_eager:
+        options.append("--enforce-eager")
+    if on_cpu:
+        # Not VLLM_CPU_KVCACHE_SPACE, which takes whole GiB only. Blocks of 128 tokens, the default on
+        # CPUs, would leave most prompts without one full block that the steered pass can reuse.
+        options += ["--kv-cache-memory-bytes", str(int(settings.kv_cache_gib * 2**30))]
+        options += ["--block-size", str(_CPU_BLOCK_SIZE)]
+    options += shlex.split(settings.vllm_args)
+    options += ["--enable-prefix-caching", "--enable-prompt-embeds"]
+    options += ["--worker-extension-cls", "server.engine.extension.StateCatcher"]
+    return options
+
+
+def model_context(model_path: str) -> int | None:
+    """Return the longest context, in tokens, that the model's config names."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model_path).get_text_config()
+    length = getattr(config, "max_position_embeddings", None)
+    return int(length) if length else None

@@ -1,0 +1,364 @@
+"""The production engine: vLLM for keys and decoding, a twin for gradients.
+
+Owns the `Engine` protocol on `AsyncLLM`: how prompts with latents, decoding options and results
+translate. Knows nothing of HTTP, memory or how latents are found. What keeps vLLM's processes is
+`launch`'s.
+
+A prompt with latents is one of vLLM's mixed prompts: rows whose `is_token_ids` is False are taken from
+`prompt_embeds`, all others are tokens. Every prompt of this engine is mixed, those without latents
+too, because mixed prompts share the prefix cache only with each other: the pass that finds the key is
+the prefill of everything that follows.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import torch
+
+from config.settings import Settings
+from model.engine import (
+    Decoding,
+    EngineDeadError,
+    EngineError,
+    Generation,
+    LatentGradient,
+    PromptTooLongError,
+    SteeredPrompt,
+    UnsupportedError,
+)
+from model.fingerprint import checkpoint_dtype, space_of
+from model.keys import KEY_PROBES, centre, centred
+from model.placement import Placement, render_chat
+from model.space import LatentSpace
+from server.engine.extension import KEY_REQUEST
+
+T = TypeVar("T")
+
+cache_salt: ContextVar[str | None] = ContextVar("cache_salt", default=None)
+"""Salt of the request being served: prompts with different salts share no prefix cache."""
+
+
+class VLLMEngine:
+    """Implements `Engine`. Build it with `create`.
+
+    Attributes:
+        llm: vLLM's `AsyncLLM`, also behind vLLM's own app.
+        tokenizer: the Hugging Face tokenizer.
+        twin: engine for likelihoods and gradients, or None.
+    """
+
+    def __init__(self, llm: Any, space: LatentSpace, placement: Placement, twin: Any | None) -> None:
+        self.llm = llm
+        self.tokenizer = llm.get_tokenizer()
+        self.twin = twin
+        self._space = space
+        self._placement = placement
+        self._dtype: torch.dtype = llm.model_config.dtype
+        self._centre = torch.zeros(space.hidden_size)
+        self._neutral = torch.zeros(space.shape)
+        self._states = _StateFetcher(llm)
+
+    @classmethod
+    async def create(
+        cls, llm: Any, model_path: str, settings: Settings, twin: Any | None = None
+    ) -> "VLLMEngine":
+        """Hook into `llm`'s workers and find the centre of keys through the engine's own key pass."""
+        await llm.collective_rpc("catch_key_states")
+        tokenizer = llm.get_tokenizer()
+        placement = Placement.of(tokenizer, settings.placement)
+        hidden_size = llm.model_config.get_hidden_size()
+        space = await asyncio.to_thread(
+            space_of,
+            model_path,
+            tokenizer,
+            hidden_size,
+            checkpoint_dtype(model_path),
+            settings.latent_length,
+            settings.placement,
+        )
+        engine = cls(llm, space, placement, twin)
+        newline = tokenizer.encode("\n", add_special_tokens=False)[-1]
+        engine._neutral = (await engine.embed([newline])).expand(space.shape).contiguous()
+        probes = [engine.render([{"role": "user", "content": probe}]) for probe in KEY_PROBES]
+        engine._centre = centre(await engine.raw_states(probes))
+        return engine
+
+    @property
+    def space(self) -> LatentSpace:
+        """The space whose latents this engine takes."""
+        return self._space
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus latents plus answer, in tokens."""
+        return int(self.llm.model_config.max_model_len)
+
+    def render(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        """Return the tokens of chat messages with the generation prompt."""
+        return render_chat(self.tokenizer, messages)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, special tokens left out."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def position(self, token_ids: Sequence[int]) -> int:
+        """Return the index before which latents go.
+
+        Raises:
+            PlacementError: the prompt does not end as the chat template ends prompts.
+        """
+        return self._placement.position(token_ids)
+
+    def neutral_latent(self) -> torch.Tensor:
+        """Return the neutral start, (L, d): embeddings of newlines (ADR 0002)."""
+        return self._neutral.clone()
+
+    async def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Return input embeddings of tokens, (n, d) float32."""
+        with _translated():
+            (rows, *_) = await self.llm.collective_rpc("embed_latent_tokens", args=(list(token_ids),))
+        return _floats(rows).reshape(len(token_ids), -1)
+
+    def mixed_input(
+        self,
+        token_ids: Sequence[int],
+        latent: torch.Tensor | None = None,
+        position: int | None = None,
+        text: str | None = None,
+    ) -> Any:
+        """Return vLLM's input for a prompt with `latent`, (L, d), before `token_ids[position]`.
+
+        Args:
+            position: None: where the placement says.
+            text: the prompt's text, when it is at hand.
+
+        Raises:
+            LatentRejectedError, PlacementError, PromptTooLongError.
+        """
+        from vllm.inputs import embeds_input
+
+        ids, length = list(token_ids), 0
+        mask = [True] * len(ids)
+        if latent is not None:
+            latent = self._space.check(latent).to(self._dtype)
+            if position is None:
+                position = self.position(ids)
+            elif not 1 <= position <= len(ids):
+                raise ValueError(f"position {position} is outside of 1 to {len(ids)}")
+            length = len(latent)
+            # The token before is one the prompt has already, so penalties on repeated tokens stay.
+            ids[position:position] = [ids[position - 1]] * length
+            mask[position:position] = [False] * length
+        if len(ids) >= self.max_model_len:
+            raise PromptTooLongError(
+                f"{len(token_ids)} prompt tokens and {length} latents leave no room in {self.max_model_len}"
+            )
+        self.llm.renderer.validate_token_ids(ids)  # vLLM itself validates tokens of plain prompts only
+        rows = torch.zeros(len(ids), self._space.hidden_size, dtype=self._dtype)
+        if latent is not None and position is not None:
+            rows[position : position + length] = latent
+        return embeds_input(
+            rows, prompt=text, cache_salt=cache_salt.get(), prompt_token_ids=ids, is_token_ids=mask
+        )
+
+    async def raw_states(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return the uncentred final hidden states at the last tokens of plain prompts, (B, d)."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+
+        async def one(prompt: Sequence[int]) -> torch.Tensor:
+            request_id = f"{KEY_REQUEST}{uuid.uuid4().hex}"
+            await self._finish(self.mixed_input(prompt), params, request_id)
+            return await self._states.fetch(request_id)
+
+        return torch.stack(await _all([one(prompt) for prompt in prompts]))
+
+    async def keys(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return the retrieval keys of plain prompts, (B, d), centred and of norm 1 (ADR 0001)."""
+        return centred(await self.raw_states(prompts), self._centre)
+
+    async def generate(
+        self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
+    ) -> list[Generation]:
+        """Decode one answer per prompt, as one batch. Cancellation aborts what still runs.
+
+        Raises:
+            LatentRejectedError, PlacementError, PromptTooLongError, EngineDeadError.
+        """
+        each = [decoding] * len(prompts) if isinstance(decoding, Decoding) else list(decoding)
+        inputs = [self.mixed_input(prompt.token_ids, prompt.latent, prompt.position) for prompt in prompts]
+
+        async def one(prompt: Any, how: Decoding) -> Generation:
+            room = self.max_model_len - len(prompt["prompt_token_ids"])
+            output = await self._finish(prompt, sampling(how, room), f"latent.{uuid.uuid4().hex}")
+            return _generation(output, how.top_logprobs)
+
+        return await _all([one(prompt, how) for prompt, how in zip(inputs, each, strict=True)])
+
+    async def log_likelihood(
+        self, prompts: Sequence[SteeredPrompt], answers: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Return the mean log-probability per answer token, (B,).
+
+        Raises:
+            UnsupportedError: the engine has no twin.
+        """
+        values: torch.Tensor = await self._twin().log_likelihood(self._checked(prompts), answers)
+        return values
+
+    async def latent_gradient(
+        self,
+        prompts: Sequence[SteeredPrompt],
+        answers: Sequence[Sequence[int]],
+        weights: Sequence[float],
+    ) -> LatentGradient:
+        """Return log-likelihoods and their weighted gradients with respect to each prompt's latent.
+
+        Raises:
+            UnsupportedError: the engine has no twin.
+        """
+        gradient: LatentGradient = await self._twin().latent_gradient(
+            self._checked(prompts), answers, weights
+        )
+        return gradient
+
+    async def close(self) -> None:
+        """End the twin; vLLM itself is ended by `launch`."""
+        if self.twin is not None:
+            await self.twin.close()
+
+    def _twin(self) -> Any:
+        if self.twin is None:
+            raise UnsupportedError("likelihoods and gradients need the twin (LATENTEVOLVE_TWIN)")
+        return self.twin
+
+    def _checked(self, prompts: Sequence[SteeredPrompt]) -> list[SteeredPrompt]:
+        return [
+            prompt
+            if prompt.latent is None
+            else SteeredPrompt(prompt.token_ids, self._space.check(prompt.latent), prompt.position)
+            for prompt in prompts
+        ]
+
+    async def _finish(self, prompt: Any, params: Any, request_id: str) -> Any:
+        from vllm.sampling_params import RequestOutputKind
+
+        params.output_kind = RequestOutputKind.FINAL_ONLY
+        last = None
+        with _translated():
+            async for output in self.llm.generate(prompt, params, request_id):
+                last = output
+        if last is None or not last.outputs:
+            raise EngineError("vLLM gave no output")
+        return last
+
+
+class _StateFetcher:
+    """Fetches hidden states from the workers; those asked for while a call runs share the next."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+        self._waiting: dict[str, asyncio.Future[torch.Tensor]] = {}
+        self._running: asyncio.Task[None] | None = None
+
+    async def fetch(self, request_id: str) -> torch.Tensor:
+        """Return the state, (d,), of a finished key request."""
+        future: asyncio.Future[torch.Tensor] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = future
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, {}
+            try:
+                with _translated():
+                    answers = await self._llm.collective_rpc("take_key_states", args=(list(batch),))
+            except Exception as error:
+                for future in batch.values():
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            found: dict[str, bytes] = {}
+            for answer in answers:  # one per worker; only the last pipeline stage has states
+                found |= answer
+            for request_id, future in batch.items():
+                if future.done():
+                    continue
+                if request_id in found:
+                    future.set_result(_floats(found[request_id]))
+                else:
+                    future.set_exception(EngineError("the worker kept no hidden state of the request"))
+
+
+def sampling(decoding: Decoding, room: int) -> Any:
+    """Return vLLM's `SamplingParams` of `decoding`, with at most `room` tokens."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    grammar = None
+    if decoding.choices is not None:
+        grammar = StructuredOutputsParams(choice=list(decoding.choices))
+    elif decoding.json_schema is not None:
+        grammar = StructuredOutputsParams(json=decoding.json_schema)
+    return SamplingParams(
+        max_tokens=max(1, min(decoding.max_tokens, room)),
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        seed=decoding.seed,
+        stop=list(decoding.stop),
+        structured_outputs=grammar,
+        logprobs=decoding.top_logprobs or None,
+    )
+
+
+def _generation(output: Any, top: int) -> Generation:
+    answer = output.outputs[0]
+    if answer.finish_reason not in ("stop", "length"):
+        raise EngineError(f"vLLM ended an answer with {answer.finish_reason!r}")
+    means = tuple(
+        sum(sorted((entry.logprob for entry in entries.values()), reverse=True)[:top]) / top
+        for entries in (answer.logprobs or ())
+    )
+    return Generation(
+        text=answer.text,
+        token_ids=tuple(answer.token_ids),
+        finish_reason=answer.finish_reason,
+        top_logprobs=means if top else (),
+    )
+
+
+async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all; when one fails or the caller is cancelled, cancel the others and wait for them."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    from vllm.exceptions import VLLMError
+    from vllm.v1.engine.exceptions import EngineDeadError as VLLMDeadError
+    from vllm.v1.engine.exceptions import EngineGenerateError
+
+    try:
+        yield
+    except VLLMDeadError as error:
+        raise EngineDeadError("vLLM's engine is gone") from error
+    except (VLLMError, EngineGenerateError) as error:
+        raise EngineError(str(error) or type(error).__name__) from error
+
+
+def _floats(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.float32)
