@@ -59,7 +59,9 @@ class EdgeStore:
         StoreUnavailableError: closed, locked by another process, or files that Edge cannot read.
     """
 
-    def __init__(self, path: Path, *, space: str, length: int, hidden_size: int) -> None:
+    def __init__(
+        self, path: Path, *, space: str, length: int, hidden_size: int, index_from: int = INDEX_FROM
+    ) -> None:
         self._path = path
         self._space = space
         self._shape = (length, hidden_size)
@@ -73,7 +75,7 @@ class EdgeStore:
         except OSError as exc:
             raise StoreUnavailableError(f"cannot use the episode folder {path}: {exc}") from exc
         try:
-            self._shard: Any = self._open()
+            self._shard: Any = self._open(index_from)
         except BaseException:
             self._lock.close()
             raise
@@ -146,6 +148,10 @@ class EdgeStore:
         self._stats[tenant] = (version, stats)
         return stats
 
+    def indexed(self) -> int:
+        """Return how many episodes the HNSW graph reaches; the others are scanned."""
+        return self._call(_indexed)
+
     def close(self) -> None:
         """Flush and release files. May be called again."""
         with self._write:
@@ -156,7 +162,7 @@ class EdgeStore:
                 finally:
                     self._lock.close()
 
-    def _open(self) -> Any:
+    def _open(self, index_from: int) -> Any:
         """Load the shard, or make it: complete in a folder of its own, then renamed into place."""
         home = self._path / "shard"
         for leftover in self._path.glob("new-*"):
@@ -166,7 +172,7 @@ class EdgeStore:
             _translated(self._path, lambda: _create(new, *self._shape))
             os.rename(new, home)
         shard = _translated(self._path, lambda: edge.EdgeShard.load(str(home)))
-        _translated(self._path, lambda: _index(shard))
+        _translated(self._path, lambda: _index(shard, index_from))
         return shard
 
     def _update(self, operation: Any, episodes: int) -> None:
@@ -235,7 +241,9 @@ def _create(path: Path, length: int, hidden_size: int) -> None:
                     memory=edge.Memory.Cold,
                     hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=4, full_scan_threshold=10_000),
                 ),
-            }
+            },
+            # Edge only indexes when asked to, see INDEX_FROM; then it shall whatever the size, in KiB.
+            optimizers=edge.EdgeOptimizersConfig(indexing_threshold=1),
         ),
     )
     for field, schema in (
@@ -248,11 +256,14 @@ def _create(path: Path, length: int, hidden_size: int) -> None:
     shard.close()
 
 
-def _index(shard: Any) -> None:
-    info = shard.info()
+def _indexed(shard: Any) -> int:
     # Both named vectors of an indexed point count as indexed.
-    unindexed = info.points_count - info.indexed_vectors_count // 2
-    if unindexed >= INDEX_FROM:
+    return int(shard.info().indexed_vectors_count) // 2
+
+
+def _index(shard: Any, index_from: int) -> None:
+    unindexed = shard.info().points_count - _indexed(shard)
+    if unindexed >= index_from:
         logger.info("indexing %d episodes", unindexed)
         shard.optimize()
         shard.flush()

@@ -1,0 +1,227 @@
+"""The record of each night, from the request for it to its end.
+
+Owns the states a night goes through and the files `root/<id>.json`. Knows nothing of what happens
+in a night (`worker/`) or of who asks for one.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from memory.atomic import locked, write_json
+from memory.episode import LatentMemoryError, new_id, now
+
+logger = logging.getLogger(__name__)
+
+Trigger = Literal["api", "cli", "schedule", "episodes"]
+State = Literal["queued", "running", "promoted", "refused", "skipped", "failed"]
+Phase = Literal["snapshot", "load", "train", "gate", "publish"]
+
+ENDED: frozenset[State] = frozenset({"promoted", "refused", "skipped", "failed"})
+"""States that a night stays in. A running one may be run again, for its worker may have died."""
+
+_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*")
+_FIXED = ("space", "trigger", "created_at")
+
+
+class NightError(LatentMemoryError):
+    """Base of what the log raises.
+
+    NightError
+    ├── UnknownNightError   a change of a night that there is not
+    ├── NightRunningError   another night of the space is queued or running
+    └── NightStateError     a change that a night cannot make, such as running again after its end
+    """
+
+
+class UnknownNightError(NightError):
+    """A change of a night that there is not."""
+
+
+class NightRunningError(NightError):
+    """Another night of the space is queued or running; `record` is that one."""
+
+    def __init__(self, record: "NightRecord") -> None:
+        super().__init__(f"night {record.id} of space {record.space} is {record.state}")
+        self.record = record
+
+
+class NightStateError(NightError):
+    """A change that a night cannot make."""
+
+
+@dataclass(frozen=True)
+class NightRecord:
+    """What is known of one night. Times are in UTC."""
+
+    id: str
+    space: str
+    trigger: Trigger
+    created_at: datetime
+    updated_at: datetime
+    """Last sign of life of whoever works on it."""
+    state: State = "queued"
+    phase: Phase = "snapshot"
+    done: int = 0
+    """Steps of the phase that are done, of `total`."""
+    total: int = 0
+    message: str = ""
+    episodes: int = 0
+    version: str | None = None
+    """The prior it published."""
+    parent: str | None = None
+    """The prior that was active when it began."""
+    gate: dict[str, Any] | None = None
+    error: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not change any more."""
+        return self.state in ENDED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON values, times in ISO 8601."""
+        return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "NightRecord":
+        """Return the record that `to_json` took apart."""
+        known = {name: value for name, value in values.items() if name in _NAMES}
+        for name in ("created_at", "updated_at", "started_at", "finished_at"):
+            if known.get(name) is not None:
+                known[name] = datetime.fromisoformat(known[name])
+        return cls(**known)
+
+
+_NAMES = frozenset(field.name for field in fields(NightRecord))
+
+
+class NightLog:
+    """All nights under one folder. Gateway, worker and command line may use it at once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def create(self, space: str, trigger: Trigger) -> NightRecord:
+        """Write and return a queued night, the only one of its space that has not ended.
+
+        Raises:
+            NightRunningError: another one is queued or running.
+        """
+        if trigger not in get_args(Trigger):
+            raise NightStateError(f"{trigger!r} is no trigger")
+        with self._locked():
+            running = self.running(space)
+            if running is not None:
+                raise NightRunningError(running)
+            time = now()
+            record = NightRecord(new_id(), space, trigger, created_at=time, updated_at=time)
+            self._write(record)
+        return record
+
+    def get(self, night_id: str) -> NightRecord | None:
+        """Return one night, None when there is none of that id.
+
+        Raises:
+            NightError: its file cannot be read.
+        """
+        if not _ID.fullmatch(night_id):
+            return None
+        path = self._path(night_id)
+        try:
+            return NightRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as exc:
+            raise NightError(f"{path} cannot be read: {exc}") from exc
+
+    def update(self, record: NightRecord) -> NightRecord:
+        """Write a changed record and return it as written; an unchanged one is a sign of life.
+
+        `updated_at` becomes now, and so do `started_at` of a night that runs and `finished_at` of one
+        that ends, unless the record says when.
+
+        Raises:
+            UnknownNightError: there is no night of that id.
+            NightStateError: it has ended, or the change is none that a night can make.
+        """
+        with self._locked():
+            before = self.get(record.id)
+            if before is None:
+                raise UnknownNightError(f"there is no night {record.id!r}")
+            _check_change(before, record)
+            written = _timed(record)
+            self._write(written)
+        return written
+
+    def touched(self, night_id: str) -> datetime:
+        """Return the last sign of life of whoever works on a night.
+
+        Raises:
+            UnknownNightError: there is no night of that id.
+        """
+        record = self.get(night_id)
+        if record is None:
+            raise UnknownNightError(f"there is no night {night_id!r}")
+        return record.updated_at
+
+    def list(self) -> list[NightRecord]:
+        """Return all nights, newest first; files that cannot be read are left out."""
+        return sorted(self._records(), key=lambda record: (record.created_at, record.id), reverse=True)
+
+    def running(self, space: str) -> NightRecord | None:
+        """Return the night of the space that is queued or running."""
+        open_nights = [r for r in self._records() if r.space == space and not r.ended]
+        return min(open_nights, key=lambda record: record.created_at, default=None)
+
+    def _records(self) -> Iterator[NightRecord]:
+        for path in self._root.glob("*.json"):
+            if _ID.fullmatch(path.stem):
+                try:
+                    record = self.get(path.stem)
+                except NightError as exc:
+                    logger.warning("%s", exc)
+                    continue
+                if record is not None:
+                    yield record
+
+    def _path(self, night_id: str) -> Path:
+        return self._root / f"{night_id}.json"
+
+    def _locked(self) -> Any:
+        self._root.mkdir(parents=True, exist_ok=True)
+        return locked(self._root / "lock")
+
+    def _write(self, record: NightRecord) -> None:
+        write_json(self._path(record.id), record.to_json())
+
+
+def _check_change(before: NightRecord, after: NightRecord) -> None:
+    if before.ended:
+        raise NightStateError(f"night {before.id} has ended as {before.state}")
+    for name in _FIXED:
+        if getattr(before, name) != getattr(after, name):
+            raise NightStateError(f"a night's {name} cannot change")
+    if after.state not in get_args(State) or after.phase not in get_args(Phase):
+        raise NightStateError(f"a night cannot be {after.state!r} in phase {after.phase!r}")
+    if before.state == "running" and after.state == "queued":
+        raise NightStateError(f"night {before.id} is running and cannot be queued")
+    if after.state == "promoted" and after.version is None:
+        raise NightStateError("a promoted night has a version")
+
+
+def _timed(record: NightRecord) -> NightRecord:
+    time = now()
+    record = replace(record, updated_at=time)
+    if record.state == "running" and record.started_at is None:
+        record = replace(record, started_at=time)
+    if record.ended and record.finished_at is None:
+        record = replace(record, finished_at=time)
+    return record

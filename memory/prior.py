@@ -1,0 +1,161 @@
+"""The consolidated prior: a key in, a latent out, and where that may be trusted.
+
+Owns the network's shape and the region of keys it is competent in (DESIGN section 4). Knows
+nothing of training (`worker/`) or of files (`memory/registry.py`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from memory.episode import Array
+
+DEFAULT_CLUSTERS = 24
+DEFAULT_QUANTILE = 0.05
+DEFAULT_FLOOR = 0.5
+"""Least threshold. Measured on SmolLM2-135M with centred keys (ADR 0001): prompts of different tasks
+reach a cosine of 0.41, of the same task at least 0.69."""
+
+_ITERATIONS = 50
+
+
+class PriorNetwork(nn.Module):
+    """One latent shared by all keys, plus a low-rank residual of the key.
+
+    The residual starts at zero, so an untrained network gives `base` for every key, and its hidden
+    layer is bounded, so that no key can make it large.
+    """
+
+    def __init__(self, hidden_size: int, length: int, rank: int = 32, *, base: Tensor | None = None) -> None:
+        """`base` is the (L, d) latent to start from; zeros unless given."""
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.length = length
+        self.rank = rank
+        start = torch.zeros(length, hidden_size) if base is None else base.detach().clone().float()
+        if start.shape != (length, hidden_size):
+            raise ValueError(f"base has shape {tuple(start.shape)}, expected {(length, hidden_size)}")
+        self.base = nn.Parameter(start)
+        self.down = nn.Linear(hidden_size, rank, bias=False)
+        self.up = nn.Linear(rank, length * hidden_size, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, keys: Tensor) -> Tensor:
+        """Return latents, (B, L, d), for keys, (B, d)."""
+        residual = self.up(torch.tanh(self.down(keys)))  # (B, L·d)
+        latents: Tensor = self.base + residual.view(-1, self.length, self.hidden_size)
+        return latents
+
+
+@dataclass(frozen=True, eq=False)
+class Competence:
+    """The region of keys a prior was trained on: within `threshold` of one of its centroids."""
+
+    centroids: Array
+    """(C, d), norm 1."""
+    threshold: float
+    """Least cosine to the nearest centroid."""
+
+    @classmethod
+    def fit(
+        cls,
+        train_keys: Array,
+        holdout_keys: Array,
+        *,
+        clusters: int = DEFAULT_CLUSTERS,
+        quantile: float = DEFAULT_QUANTILE,
+        floor: float = DEFAULT_FLOOR,
+        seed: int = 0,
+    ) -> "Competence":
+        """Return the region around `train_keys`, (N, d), wide enough for most of `holdout_keys`, (M, d).
+
+        The threshold is the given quantile of the hold-out's cosines to their nearest centroid, and
+        never under `floor`; with an empty hold-out it is fitted on the training keys themselves.
+
+        Raises:
+            ValueError: no training keys, or keys that are no finite (N, d).
+        """
+        train = _normalised(train_keys, "train_keys")
+        if not len(train):
+            raise ValueError("train_keys is empty")
+        centroids = _spherical_means(train, min(clusters, len(train)), np.random.default_rng(seed))
+        judged = _normalised(holdout_keys, "holdout_keys") if len(holdout_keys) else train
+        nearest = (judged @ centroids.T).max(axis=1)
+        return cls(centroids, max(floor, float(np.quantile(nearest, quantile))))
+
+    def score(self, key: Array) -> float:
+        """Return the cosine of `key`, (d,), to its nearest centroid; -1 for a key without direction."""
+        norm = float(np.linalg.norm(key))
+        if not np.isfinite(norm) or norm == 0.0:
+            return -1.0
+        return float((self.centroids @ np.asarray(key, np.float32)).max() / norm)
+
+    def covers(self, key: Array) -> bool:
+        """Return whether `key` lies in the region."""
+        return self.score(key) >= self.threshold
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """One published version, ready to serve. Immutable, so a request keeps the one it started with."""
+
+    version: str
+    space: str
+    network: PriorNetwork
+    competence: Competence
+    manifest: Mapping[str, Any]
+
+    def predict(self, key: Array) -> Array:
+        """Return the latent, (L, d), for `key`, (d,).
+
+        Raises:
+            ValueError: `key` has another shape.
+        """
+        if key.shape != (self.network.hidden_size,):
+            raise ValueError(f"key has shape {key.shape}, expected {(self.network.hidden_size,)}")
+        with torch.inference_mode():
+            latent = self.network(torch.from_numpy(np.array(key, np.float32))[None])[0]
+        return cast(Array, latent.numpy())
+
+    def covers(self, key: Array) -> bool:
+        """Return whether the prior was trained on keys like this one."""
+        return self.competence.covers(key)
+
+
+def _normalised(keys: Array, name: str) -> Array:
+    rows = np.asarray(keys, dtype=np.float32)
+    if rows.ndim != 2 or not np.isfinite(rows).all():
+        raise ValueError(f"{name} is no finite array of shape (N, d)")
+    return _unit(rows)
+
+
+def _unit(rows: Array) -> Array:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return cast(Array, rows / np.where(norms > 0, norms, 1))
+
+
+def _spherical_means(keys: Array, clusters: int, rng: np.random.Generator) -> Array:
+    """Return at most `clusters` unit centroids of unit keys: k-means by cosine, started spread out."""
+    chosen = [keys[rng.integers(len(keys))]]
+    while len(chosen) < clusters:
+        far = np.clip(1 - (keys @ np.stack(chosen).T).max(axis=1), 0, None).astype(np.float64)
+        if far.sum() <= 1e-9:  # only duplicates are left
+            break
+        chosen.append(keys[rng.choice(len(keys), p=far / far.sum())])
+    centroids = np.stack(chosen)
+    labels = np.full(len(keys), -1)
+    for _ in range(_ITERATIONS):
+        nearest = (keys @ centroids.T).argmax(axis=1)
+        if np.array_equal(nearest, labels):
+            break
+        labels = nearest
+        sums = np.zeros_like(centroids)
+        np.add.at(sums, labels, keys)
+        # A cluster that lost its keys, or whose keys cancel out, stays where it was.
+        alive = np.linalg.norm(sums, axis=1) > 1e-6
+        centroids[alive] = _unit(sums[alive])
+    return centroids

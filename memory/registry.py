@@ -1,0 +1,219 @@
+"""Published priors of one space, and which of them is active.
+
+Owns the layout `root/<space>/vN/{prior.safetensors,manifest.json}` and the pointer
+`root/<space>/active.json`. Knows nothing of how priors are trained, judged or served.
+
+RegistryError
+├── UnknownVersionError   there is no such version
+├── CorruptPriorError     files that are missing, changed, or do not fit together
+└── WrongSpaceError       a prior of another space
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from memory.atomic import locked, write_folder, write_json
+from memory.episode import LatentMemoryError, now
+from memory.prior import Competence, Prior, PriorNetwork
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "prior.safetensors"
+MANIFEST = "manifest.json"
+
+_VERSION = re.compile(r"v([1-9][0-9]*)")
+_SPACE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
+
+
+class RegistryError(LatentMemoryError):
+    """Base of what the registry raises."""
+
+
+class UnknownVersionError(RegistryError):
+    """There is no such version."""
+
+
+class CorruptPriorError(RegistryError):
+    """Files of a prior, or the pointer, that are missing, changed, or do not fit together."""
+
+
+class WrongSpaceError(RegistryError):
+    """A prior of another space."""
+
+
+class PriorRegistry:
+    """Versions of one space. Any number of processes may read and write at once.
+
+    Versions are immutable folders, renamed into place when complete; numbers are never used again.
+    """
+
+    def __init__(self, root: Path, space: str) -> None:
+        """`root` is the folder of all spaces' priors, `space` the id of one.
+
+        Raises:
+            ValueError: `space` cannot be the name of a folder.
+        """
+        if not _SPACE.fullmatch(space):
+            raise ValueError(f"{space!r} is no id of a space")
+        self.root = root / space
+        self.space = space
+
+    def publish(self, network: PriorNetwork, competence: Competence, manifest: Mapping[str, Any]) -> str:
+        """Write a new version and return its name; it does not become active.
+
+        `manifest` may hold anything JSON can: parent, data window, episode ids, metrics, gate, seed,
+        settings, code version, promoted. Version, space, sizes and checksum are added here.
+
+        Raises:
+            ValueError: `manifest` is not JSON, or weights are not finite.
+        """
+        weights = _pack(network, competence)
+        written = {"parent": None, "promoted": False, "created_at": now().isoformat(), **manifest}
+        self.root.mkdir(parents=True, exist_ok=True)
+        with locked(self.root / "lock"):
+            version = f"v{self._last_number() + 1}"
+            written |= {
+                "version": version,
+                "space": self.space,
+                "length": network.length,
+                "hidden_size": network.hidden_size,
+                "rank": network.rank,
+                "threshold": competence.threshold,
+                "sha256": hashlib.sha256(weights).hexdigest(),
+            }
+            text = json.dumps(written, ensure_ascii=False, indent=2, allow_nan=False)
+            # Before the folder, so that a version whose folder is deleted is not given away again.
+            write_json(self.root / "last.json", {"version": version})
+
+            def fill(folder: Path) -> None:
+                (folder / WEIGHTS).write_bytes(weights)
+                (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+            write_folder(self.root / version, fill)
+        return version
+
+    def versions(self) -> list[dict[str, Any]]:
+        """Return the manifests, oldest first; one that cannot be read is `{version, space, error}`."""
+        manifests = []
+        for number in sorted(self._numbers()):
+            version = f"v{number}"
+            try:
+                manifests.append(self._manifest(version))
+            except RegistryError as exc:
+                logger.warning("prior %s of space %s: %s", version, self.space, exc)
+                manifests.append({"version": version, "space": self.space, "error": str(exc)})
+        return manifests
+
+    def load(self, version: str) -> Prior:
+        """Return a version, checked against its checksum and ready to serve.
+
+        Raises:
+            UnknownVersionError, CorruptPriorError, WrongSpaceError
+        """
+        manifest = self._manifest(version)
+        path = self.root / version / WEIGHTS
+        try:
+            data = path.read_bytes()
+        except OSError as exc:
+            raise CorruptPriorError(f"{path} cannot be read: {exc}") from exc
+        if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
+            raise CorruptPriorError(f"{path} does not have the checksum of its manifest")
+        try:
+            network, competence = _unpack(data, manifest)
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as exc:
+            raise CorruptPriorError(f"{path} does not fit its manifest: {exc}") from exc
+        return Prior(version, self.space, network, competence, manifest)
+
+    def active(self) -> str | None:
+        """Return the active version, None when there is none.
+
+        Raises:
+            CorruptPriorError: the pointer cannot be read.
+        """
+        path = self.root / "active.json"
+        try:
+            pointer = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as exc:
+            raise CorruptPriorError(f"{path} cannot be read: {exc}") from exc
+        version = pointer.get("version") if isinstance(pointer, dict) else ""
+        if version is not None and not (isinstance(version, str) and _VERSION.fullmatch(version)):
+            raise CorruptPriorError(f"{path} names no version")
+        return version
+
+    def activate(self, version: str | None) -> None:
+        """Make a version the active one, None for no prior; it must load without error.
+
+        Raises:
+            UnknownVersionError, CorruptPriorError, WrongSpaceError: then the active one stays.
+        """
+        if version is not None:
+            self.load(version)
+        self.root.mkdir(parents=True, exist_ok=True)
+        pointer = {"version": version, "space": self.space, "activated_at": now().isoformat()}
+        write_json(self.root / "active.json", pointer)
+
+    def _manifest(self, version: str) -> dict[str, Any]:
+        folder = self.root / version
+        if not _VERSION.fullmatch(version) or not folder.is_dir():
+            raise UnknownVersionError(f"there is no prior {version!r} of space {self.space}")
+        path = folder / MANIFEST
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as exc:
+            raise CorruptPriorError(f"{path} cannot be read: {exc}") from exc
+        if not isinstance(manifest, dict) or manifest.get("version") != version:
+            raise CorruptPriorError(f"{path} is not the manifest of {version}")
+        if manifest.get("space") != self.space:
+            raise WrongSpaceError(f"{path} is of space {manifest.get('space')}, not {self.space}")
+        return manifest
+
+    def _numbers(self) -> list[int]:
+        if not self.root.is_dir():
+            return []
+        matches = (_VERSION.fullmatch(entry.name) for entry in self.root.iterdir() if entry.is_dir())
+        return [int(match[1]) for match in matches if match]
+
+    def _last_number(self) -> int:
+        numbers = [0, *self._numbers()]
+        try:
+            last = json.loads((self.root / "last.json").read_text(encoding="utf-8"))["version"]
+            numbers.append(int(last.removeprefix("v")))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise CorruptPriorError(f"{self.root / 'last.json'} cannot be read: {exc}") from exc
+        return max(numbers)
+
+
+def _pack(network: PriorNetwork, competence: Competence) -> bytes:
+    tensors = {f"network.{name}": value.detach().cpu() for name, value in network.state_dict().items()}
+    tensors["competence.centroids"] = torch.from_numpy(np.array(competence.centroids, np.float32))
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds NaN or infinity")
+    return save({name: tensor.float().contiguous() for name, tensor in tensors.items()})
+
+
+def _unpack(data: bytes, manifest: Mapping[str, Any]) -> tuple[PriorNetwork, Competence]:
+    tensors = load(data)
+    centroids = tensors.pop("competence.centroids")
+    hidden_size = int(manifest["hidden_size"])
+    network = PriorNetwork(hidden_size, int(manifest["length"]), int(manifest["rank"]))
+    network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
+    if centroids.ndim != 2 or centroids.shape[1] != hidden_size:
+        raise ValueError(f"centroids have shape {tuple(centroids.shape)}")
+    network.requires_grad_(False)
+    network.eval()
+    return network, Competence(centroids.numpy(), float(manifest["threshold"]))

@@ -1,0 +1,207 @@
+"""What Qdrant Edge keeps when its process dies, is shared, or finds its files spoilt."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memory.edge_store import EdgeStore
+from memory.episode import Episode, StoreUnavailableError
+
+VICTIM = Path(__file__).with_name("store_victim.py")
+ROOT = Path(__file__).parents[2]
+LENGTH, HIDDEN = 4, 32
+
+Make = Callable[..., Episode]
+
+
+def open_edge(folder: Path, index_from: int = 10_000) -> EdgeStore:
+    return EdgeStore(folder, space="space-a", length=LENGTH, hidden_size=HIDDEN, index_from=index_from)
+
+
+def start_victim(folder: Path, seed: int, flush_every: int) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(VICTIM), str(folder), str(seed), str(flush_every)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize("flush_every", [5, 1_000_000])
+def test_kill_9_loses_no_acknowledged_episode(tmp_path: Path, flush_every: int) -> None:
+    folder = tmp_path / "space-a"
+    chance = random.Random(flush_every)
+    acknowledged: dict[int, str] = {}
+    for round_number in range(5):
+        victim = start_victim(folder, 100_000 * round_number, flush_every)
+        assert victim.stdout is not None
+        killer: threading.Timer | None = None
+        for line in victim.stdout:
+            if line == "ready\n":
+                # The stream of adds is under way when the signal comes, wherever in an add that is.
+                killer = threading.Timer(chance.uniform(0.02, 0.5), victim.send_signal, [signal.SIGKILL])
+                killer.start()
+            elif line.endswith("\n"):
+                seed, episode_id = line.split()
+                acknowledged[int(seed)] = episode_id
+        assert killer is not None
+        assert victim.wait() == -signal.SIGKILL
+        victim.stdout.close()
+        killer.join()
+
+        store = open_edge(folder)
+        for seed, episode_id in acknowledged.items():
+            rng = np.random.default_rng(seed)
+            key = rng.normal(size=HIDDEN).astype(np.float32)
+            latent = rng.normal(size=(LENGTH, HIDDEN)).astype(np.float32)
+            stored = store.get(episode_id)
+            assert stored is not None
+            assert np.array_equal(stored.latent, latent.astype(np.float16).astype(np.float32))
+            assert stored.key == pytest.approx(key / np.linalg.norm(key), abs=1e-6)
+            assert stored.answer_token_ids == (seed,)
+            assert len(stored.answer_text) == seed * 37 % 3000
+        everything = {episode.id for episode in store.scroll()}
+        assert set(acknowledged.values()) <= everything
+        assert store.count() == len(everything)
+        newest = max(acknowledged)
+        found = store.get(acknowledged[newest])
+        assert found is not None
+        assert store.recall(found.key, tenant="default", k=1, floor=0.99)[0].episode.id == found.id
+        store.close()
+    assert len(acknowledged) > 20
+
+
+def test_a_second_process_is_told_which_folder_is_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "space-a"
+    victim = start_victim(folder, 0, 512)
+    try:
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == "ready\n"
+        with pytest.raises(StoreUnavailableError, match=f"{folder} is in use by another process"):
+            open_edge(folder)
+    finally:
+        victim.kill()
+        victim.communicate()
+    open_edge(folder).close()
+
+
+def test_one_process_cannot_open_a_folder_twice(tmp_path: Path) -> None:
+    store = open_edge(tmp_path)
+    with pytest.raises(StoreUnavailableError, match="in use"):
+        open_edge(tmp_path)
+    store.close()
+    open_edge(tmp_path).close()
+
+
+def test_a_half_made_shard_is_made_again(tmp_path: Path) -> None:
+    # What a death during the very first start leaves: the shard is renamed into place when complete.
+    (tmp_path / "new-1234" / "wal").mkdir(parents=True)
+    store = open_edge(tmp_path)
+    assert store.count() == 0
+    store.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["lock", "shard"]
+
+
+@pytest.mark.parametrize("spoilt", ["edge_config.json", "segment.json", "first-index", "chunk_0.mmap"])
+def test_spoilt_files_are_an_error_that_names_the_folder(
+    tmp_path: Path, make_episode: Make, spoilt: str
+) -> None:
+    episode = make_episode()
+    store = open_edge(tmp_path)
+    store.add([episode])
+    store.close()
+    for file in (tmp_path / "shard").rglob(spoilt):
+        file.write_bytes(b"spoilt")
+    for _ in range(2):  # the lock must have gone with the first failure
+        with pytest.raises(StoreUnavailableError, match=f"{tmp_path} failed"):
+            read_once(tmp_path, episode.id)
+
+
+def read_once(folder: Path, episode_id: str) -> None:
+    # Spoilt vectors are noticed by the first read, which is a panic inside Edge.
+    store = open_edge(folder)
+    try:
+        store.get(episode_id)
+    finally:
+        store.close()
+
+
+def test_threads_add_and_recall_at_once(tmp_path: Path, make_episode: Make) -> None:
+    store = open_edge(tmp_path)
+    episodes = [make_episode(tenant=f"tenant-{i % 4}") for i in range(160)]
+
+    def add_and_recall(worker: int) -> None:
+        for episode in episodes[worker * 20 : (worker + 1) * 20]:
+            store.add([episode])
+            recalled = store.recall(episode.key, tenant=episode.tenant, k=3, floor=0.99)
+            assert episode.id in [r.episode.id for r in recalled]
+            assert {r.episode.tenant for r in recalled} == {episode.tenant}
+            store.stats(tenant=episode.tenant)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add_and_recall, range(8)))
+    assert store.count() == 160
+    assert store.stats().episodes == 160
+    assert sum(store.stats(tenant=f"tenant-{i}").episodes for i in range(4)) == 160
+    store.close()
+
+
+def test_closing_while_others_read_ends_them_cleanly(tmp_path: Path, make_episode: Make) -> None:
+    store = open_edge(tmp_path)
+    episode = make_episode()
+    store.add([episode])
+    unexpected: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while True:
+                store.recall(episode.key, tenant="default", k=1, floor=0.5)
+        except StoreUnavailableError:
+            pass
+        except BaseException as exc:
+            unexpected.append(exc)
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    time.sleep(0.05)
+    store.close()
+    for reader in readers:
+        reader.join(10)
+        assert not reader.is_alive()
+    assert unexpected == []
+
+
+def test_indexing_while_opening_changes_no_answer(tmp_path: Path, make_episode: Make) -> None:
+    store = open_edge(tmp_path)
+    episodes = [make_episode() for _ in range(300)]
+    store.add(episodes)
+    before = [store.recall(e.key, tenant="default", k=4, floor=0.2) for e in episodes[:20]]
+    store.close()
+    store = open_edge(tmp_path, index_from=100)
+    assert store.indexed() >= 300
+    store.add([make_episode(tenant="other")])
+    after = [store.recall(e.key, tenant="default", k=4, floor=0.2) for e in episodes[:20]]
+    assert [[r.episode.id for r in row] for row in after] == [[r.episode.id for r in row] for row in before]
+    assert {e.id for e in store.scroll(tenant="default")} == {e.id for e in episodes}
+    store.close()
+    assert open_reopened(tmp_path) == 301
+
+
+def open_reopened(folder: Path) -> int:
+    store = open_edge(folder)
+    try:
+        return store.count()
+    finally:
+        store.close()
