@@ -1,0 +1,93 @@
+"""What steering counts, for Prometheus.
+
+Owns the collectors and their names; each constructor call below documents one. Knows nothing of how
+they are served.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from server.steering.call import Outcome
+
+STAGES = ("key", "recall", "transfer", "refine")
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
+
+
+class Metrics:
+    """Collectors of one gateway, registered once.
+
+    Args:
+        registry: Where they are registered; `prometheus_client.REGISTRY` to be served with vLLM's.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "latentevolve_requests_total",
+            "Requests by what really ran and why.",
+            ["mode", "reason"],
+            registry=registry,
+        )
+        self.recalls = Counter(
+            "latentevolve_recalls_total",
+            "Recalls by result: hit, miss, or unavailable when the store did not answer.",
+            ["result"],
+            registry=registry,
+        )
+        self.similarity = Histogram(
+            "latentevolve_recall_similarity",
+            "Cosine of the nearest recalled episode.",
+            buckets=_TENTHS,
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "latentevolve_stage_seconds",
+            "Time per stage: key, recall, transfer, refine.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.reward = Histogram(
+            "latentevolve_reward",
+            "Q of refined requests, of the unsteered answer (before) and of the best (after).",
+            ["when"],
+            buckets=_TENTHS,
+            registry=registry,
+        )
+        self.generated_tokens = Counter(
+            "latentevolve_refine_generated_tokens_total",
+            "Tokens that refining generated.",
+            registry=registry,
+        )
+        self.episodes = Counter(
+            "latentevolve_episodes_total",
+            "Episodes by fate: stored, dropped when the queue was full, failed when the store refused.",
+            ["result"],
+            registry=registry,
+        )
+        self.swaps = Counter(
+            "latentevolve_prior_swaps_total",
+            "Changes of the active prior, by result: swapped, or failed when it could not be loaded.",
+            ["result"],
+            registry=registry,
+        )
+        self.active_prior = Gauge(
+            "latentevolve_active_prior",
+            "1 for the version that serves; `none` without a prior.",
+            ["version"],
+            registry=registry,
+        )
+        self.show_active_prior(None)
+
+    def count(self, outcome: Outcome) -> None:
+        """Count one request and what was measured of it."""
+        self.requests.labels(outcome.mode, outcome.reason).inc()
+        self.generated_tokens.inc(outcome.usage.generated_tokens)
+        for when, reward in (("before", outcome.reward_before), ("after", outcome.reward_after)):
+            if reward is not None:
+                self.reward.labels(when).observe(reward)
+
+    def show_active_prior(self, version: str | None) -> None:
+        """Show which version serves."""
+        self.active_prior.clear()
+        self.active_prior.labels(version or "none").set(1)

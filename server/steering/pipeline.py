@@ -1,0 +1,310 @@
+"""The day of one request: key, recall, transfer, refine, remember (DESIGN section 3).
+
+Owns the order of the stages and every decision to do less. Knows neither HTTP nor vLLM; the answer that
+the client gets is decoded elsewhere, from the outcome. Nothing but a request that cannot be served as
+asked leaves here as an error: whatever fails, there is an answer, and the outcome says why it is plain.
+"""
+
+import asyncio
+import hashlib
+import logging
+from dataclasses import replace
+
+import torch
+
+from config.settings import RefinerName, Settings
+from memory.episode import Array, StoreUnavailableError
+from memory.prior import Prior
+from memory.registry import RegistryError
+from memory.store import EpisodeStore, Recalled
+from model.engine import Engine, EngineError, PlacementError, PromptTooLongError, UnsupportedError
+from model.space import LatentRejectedError
+from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions, SteeringRejectedError
+from server.steering.metrics import Metrics
+from server.steering.priors import ActivePrior
+from server.steering.refiners.evolution import EvolutionRefiner
+from server.steering.refiners.gradient import GradientRefiner
+from server.steering.refiners.refiner import Limits, Refiner, RefineResult
+from server.steering.remember import Remember
+from server.steering.rewards.scorer import Scorer
+from server.steering.traces import TraceLog
+from server.steering.transfer import base_of, transfer
+from server.steering.work import RequestCounts, Work, episode_of
+
+logger = logging.getLogger(__name__)
+
+TENANT = "default"
+
+_REASONS: dict[Mode, str] = {
+    "recall": "recalled",
+    "prior": "prior-covers",
+    "recall+prior": "recalled-and-prior-covers",
+}
+
+
+class Steering:
+    """Decides for each request whether a latent goes in, and which."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: EpisodeStore,
+        priors: ActivePrior,
+        remember: Remember,
+        traces: TraceLog,
+        settings: Settings,
+        *,
+        metrics: Metrics,
+    ) -> None:
+        self._engine, self._store, self._priors = engine, store, priors
+        self._remember, self._traces, self._settings, self._metrics = remember, traces, settings, metrics
+        scorer = Scorer.of(settings.rewards, engine)
+        self._refiners: dict[RefinerName, Refiner] = {"evolution": EvolutionRefiner(engine, scorer)}
+        if settings.twin:
+            self._refiners["gradient"] = GradientRefiner(engine, scorer)
+        self._neutral = engine.neutral_latent()
+        self._disabled: str | None = None
+        self._store_has_episodes = False
+        self.counts = RequestCounts()
+
+    def disable(self, check: str) -> None:
+        """Answer every request plainly from now on, for the self-check of this name failed."""
+        if self._disabled is None:
+            self._disabled = check
+            logger.error("steering is off: self-check %s failed", check)
+
+    @property
+    def disabled(self) -> str | None:
+        """Name of the self-check that failed; None while steering works."""
+        return self._disabled
+
+    async def steer(self, prompt: RenderedPrompt, options: SteeringOptions, trace_id: str) -> Outcome:
+        """Return what goes into the prompt, and why.
+
+        Raises:
+            SteeringRejectedError: the request asks for what cannot be done, naming the field. Then
+                there is no trace and nothing is remembered.
+        """
+        refiner = self._refiner(options)
+        work = Work(prompt, options, trace_id, await self._prior(options), refiner, self._metrics)
+        try:
+            outcome = await self._decide(work)
+        except PlacementError:
+            outcome = work.plain("no-place-for-latents")
+        except PromptTooLongError:
+            outcome = work.plain("prompt-too-long")  # even without latents; vLLM itself refuses it
+        except LatentRejectedError as error:
+            logger.error("trace %s: %s", trace_id, error)
+            outcome = work.plain("latent-refused")
+        except EngineError as error:
+            logger.error("trace %s: %s: %s", trace_id, type(error).__name__, error)
+            outcome = work.plain("engine-error")
+        except SteeringRejectedError:
+            raise
+        except Exception:
+            logger.exception("trace %s: steering failed", trace_id)
+            outcome = work.plain("steering-failed")
+        self._finish(work, outcome)
+        return outcome
+
+    async def _prior(self, options: SteeringOptions) -> Prior | None:
+        """Return the prior of this request, which a swap from here on does not change."""
+        if options.prior is None:
+            return self._priors.current()
+        if options.prior == "none":
+            return None
+        try:
+            return await self._priors.get(options.prior)
+        except RegistryError as error:
+            raise SteeringRejectedError(f"latent.prior: {error}", "latent.prior") from error
+
+    def _refiner(self, options: SteeringOptions) -> Refiner:
+        name = options.refiner or self._settings.refiner
+        if name not in self._refiners and options.refiner is not None:
+            raise SteeringRejectedError(
+                f"latent.refiner: {name!r} needs the autograd twin, which this server runs without",
+                "latent.refiner",
+            )
+        return self._refiners.get(name, self._refiners["evolution"])
+
+    async def _decide(self, work: Work) -> Outcome:
+        prompt, options = work.prompt, work.options
+        if options.effort == "none":
+            return work.plain("effort-none")
+        if self._disabled is not None:
+            return work.plain(f"self-check-failed:{self._disabled}")
+        position = self._engine.position(prompt.token_ids)
+        refines = options.effort in ("medium", "high")
+        remembers = await self._store_is_filled(work)
+        if not (remembers or refines or work.prior):
+            return work.plain("memory-empty" if work.store_answers else "store-unavailable")
+
+        with work.stage("key"):
+            key: Array = (await self._engine.keys([prompt.token_ids]))[0].numpy()
+        recalled = await self._recall(work, key) if remembers else []
+        covered = work.prior is not None and work.prior.covers(key)
+        if not (recalled or covered or refines):
+            return work.plain("nothing-recalled" if work.store_answers else "store-unavailable")
+
+        self._demand_room(prompt)
+        with work.stage("transfer"):
+            start = transfer(
+                key,
+                recalled,
+                base_of(work.prior, self._neutral),
+                temperature=self._settings.recall_temperature,
+                clamp=self._settings.delta_norm_clamp,
+            )
+            start = self._engine.space.check(start, work.prior.space if work.prior and covered else None)
+        outcome = work.steered(start, position, recalled, covered)
+        if not refines:
+            return replace(outcome, reason=work.noting(_REASONS[outcome.mode]))
+        return await self._refine(work, key, start, outcome)
+
+    async def _store_is_filled(self, work: Work) -> bool:
+        """Return whether there is anything to recall. Asked until the answer was yes once."""
+        if self._store_has_episodes:
+            return True
+        try:
+            self._store_has_episodes = await asyncio.to_thread(self._store.count, tenant=TENANT) > 0
+        except StoreUnavailableError as error:
+            self._miss_store(work, error)
+        return self._store_has_episodes
+
+    async def _recall(self, work: Work, key: Array) -> list[Recalled]:
+        """Return neighbours whose latents fit this engine."""
+        options, settings = work.options, self._settings
+        try:
+            with work.stage("recall"):
+                found = await asyncio.to_thread(
+                    self._store.recall,
+                    key,
+                    tenant=TENANT,
+                    k=settings.recall_k if options.k is None else options.k,
+                    floor=settings.recall_floor if options.floor is None else options.floor,
+                )
+        except StoreUnavailableError as error:
+            self._miss_store(work, error)
+            return []
+        recalled = [near for near in found if self._fits(near)]
+        self._metrics.recalls.labels("hit" if recalled else "miss").inc()
+        self.counts.recalls += 1
+        if recalled:
+            self.counts.hits += 1
+            self._metrics.similarity.observe(max(near.similarity for near in recalled))
+        return recalled
+
+    def _fits(self, near: Recalled) -> bool:
+        try:
+            self._engine.space.check(torch.as_tensor(near.episode.latent), near.episode.space)
+        except LatentRejectedError as error:
+            logger.error("episode %s is not used: %s", near.episode.id, error)
+            return False
+        return True
+
+    def _miss_store(self, work: Work, error: StoreUnavailableError) -> None:
+        if work.store_answers:
+            work.store_answers = False
+            self._metrics.recalls.labels("unavailable").inc()
+            logger.warning("trace %s goes on without recall: %s", work.trace_id, error)
+
+    def _demand_room(self, prompt: RenderedPrompt) -> None:
+        needed = len(prompt.token_ids) + self._engine.space.length + 1
+        if needed > self._engine.max_model_len:
+            raise SteeringRejectedError(
+                f"messages: the prompt has {len(prompt.token_ids)} tokens; with {self._engine.space.length} "
+                f"latents there is no room for an answer within {self._engine.max_model_len}. "
+                "Shorten it, or ask for effort none",
+                "messages",
+            )
+
+    async def _refine(self, work: Work, key: Array, start: torch.Tensor, recalled: Outcome) -> Outcome:
+        """Return the better of doing nothing, what was recalled (`recalled`, from `start`) and refining."""
+        assert recalled.position is not None
+        without = recalled if recalled.mode != "plain" else work.plain("")
+        try:
+            with work.stage("refine"):
+                result = await work.refiner.refine(
+                    work.prompt, start, recalled.position, self._limits(work, start)
+                )
+        except UnsupportedError as error:
+            self._refiners.pop("gradient", None)
+            logger.error("the gradient refiner is off: %s", error)
+            if work.options.refiner == "gradient":
+                raise SteeringRejectedError(f"latent.refiner: {error}", "latent.refiner") from error
+            return replace(without, reason=work.noting("refiner-unsupported"))
+        except (EngineError, LatentRejectedError) as error:
+            logger.error("trace %s: refining failed: %s: %s", work.trace_id, type(error).__name__, error)
+            return replace(without, reason=work.noting("refining-failed"))
+        work.result = result
+        early = f"-until-{result.stopped}" if result.stopped in ("budget", "deadline", "engine-error") else ""
+        if result.reward_before is None:
+            return replace(without, reason=work.noting(result.stopped), usage=result.usage)
+        measured = replace(
+            without,
+            reward_before=result.reward_before,
+            reward_after=result.reward_after,
+            usage=result.usage,
+        )
+        if result.latent is None:
+            return self._unimproved(work, measured, result, work.noting(f"not-improved{early}"))
+        work.episode = episode_of(work, key, self._engine.space.id, TENANT, result)
+        if result.from_start and recalled.mode != "plain":
+            return replace(measured, reason=work.noting(f"start-is-best{early}"))
+        return replace(
+            measured,
+            mode="refined",
+            reason=work.noting(f"improved{early}"),
+            latent=self._engine.space.check(result.latent),
+            position=recalled.position,
+        )
+
+    def _unimproved(self, work: Work, measured: Outcome, result: RefineResult, reason: str) -> Outcome:
+        """Keep what was recalled only while it is no worse than the unsteered answer."""
+        assert result.reward_before is not None
+        assert result.reward_start is not None
+        if measured.latent is not None and result.reward_start >= result.reward_before:
+            return replace(measured, reason=reason, reward_after=result.reward_start)
+        return replace(
+            measured,
+            mode="plain",
+            reason=reason,
+            latent=None,
+            position=None,
+            episode_ids=(),
+            similarities=(),
+        )
+
+    def _limits(self, work: Work, start: torch.Tensor) -> Limits:
+        options, settings, prompt = work.options, self._settings, work.prompt
+        room = self._engine.max_model_len - len(prompt.token_ids) - len(start)
+        steps = settings.medium_steps if options.effort == "medium" else settings.high_steps
+        work.seed = _seed(work.prompt, options)
+        return Limits(
+            steps=options.steps or steps,
+            population=settings.population,
+            max_tokens=min(prompt.decoding.max_tokens, settings.refine_max_tokens, room),
+            seed=work.seed,
+            deadline_s=options.deadline_s or settings.refine_deadline_s,
+            budget_tokens=options.budget_tokens,
+        )
+
+    def _finish(self, work: Work, outcome: Outcome) -> None:
+        """Count, log, trace and remember: nothing here waits."""
+        self.counts.count(outcome)
+        self._metrics.count(outcome)
+        logger.info(
+            "trace %s: %s, %s, prior %s", work.trace_id, outcome.mode, outcome.reason, outcome.prior_version
+        )
+        why_not = work.why_not_remembered(self._settings.remember_threshold)
+        self._traces.record(work.trace(outcome, self._engine.space.id, why_not))
+        if why_not is None and work.episode is not None:
+            self._remember.submit(work.episode)
+
+
+def _seed(prompt: RenderedPrompt, options: SteeringOptions) -> int:
+    """Return the request's seed, or one that its prompt fixes, so that a request can be repeated."""
+    for seed in (options.seed, prompt.decoding.seed):
+        if seed is not None:
+            return seed % 2**32
+    return int.from_bytes(hashlib.sha256(repr(prompt.token_ids).encode()).digest()[:4], "big")

@@ -1,0 +1,70 @@
+"""The refiner without gradients: antithetic candidates, each decoded by the engine in one batch.
+
+Owns the search. Works with quantised weights, tensor parallelism and any backend, for it only needs
+answers. After "Evolution Strategies as a Scalable Alternative to RL" (arXiv 1703.03864): rank weights,
+mirrored noise.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from model.engine import Engine
+from server.steering.call import RenderedPrompt
+from server.steering.refiners.refiner import Limits, RefineResult
+from server.steering.refiners.trial import Trial
+from server.steering.refiners.trust import project
+from server.steering.rewards.scorer import Scorer
+
+
+class EvolutionRefiner:
+    """Moves a latent along the noise that raised the reward.
+
+    Args:
+        noise: Norm of one candidate's distance from the centre, relative to the norm of the start.
+        radius: Longest way from the start, relative to its norm (the trust region).
+    """
+
+    name: Literal["evolution"] = "evolution"
+
+    def __init__(self, engine: Engine, scorer: Scorer, *, noise: float = 0.1, radius: float = 1.0) -> None:
+        self._engine, self._scorer = engine, scorer
+        self._noise, self._radius = noise, radius
+
+    async def refine(
+        self, prompt: RenderedPrompt, start: torch.Tensor, position: int, limits: Limits
+    ) -> RefineResult:
+        """See `Refiner.refine`."""
+        trial = Trial(self._engine, self._scorer, prompt, position, limits)
+        return await trial.run(start, lambda: self._search(trial, start, limits))
+
+    async def _search(self, trial: Trial, start: torch.Tensor, limits: Limits) -> None:
+        generator = torch.Generator().manual_seed(limits.seed)
+        distance = self._noise * float(start.norm())
+        centre = start
+        for step in range(1, limits.steps + 1):
+            count = trial.affordable(limits.population, least=2, multiple=2)
+            half = torch.randn(count // 2, *start.shape, generator=generator)  # (P/2, L, d)
+            half *= distance / half.flatten(1).norm(dim=1)[:, None, None]
+            noise = torch.cat([half, -half])  # (P, L, d)
+            latents = [project(centre + offset, start, self._radius) for offset in noise]
+            rewards = [scored.reward for scored in await trial.candidates(latents)]
+            trial.end_step(step, rewards)
+            direction = torch.einsum("p,pld->ld", rank_weights(rewards), noise)
+            norm = float(direction.norm())
+            if norm > 0:
+                centre = project(centre + direction * (distance / norm), start, self._radius)
+
+
+def rank_weights(rewards: Sequence[float]) -> torch.Tensor:
+    """Return weights in [−½, ½] by rank, (P,), which sum to 0; equal rewards weigh the same.
+
+    Ranks, so that one outlier does not set the step's direction; ties shared, so that rewards that are
+    all the same move nothing.
+    """
+    values = torch.tensor(rewards)
+    below = (values[:, None] > values[None, :]).sum(dim=1).float()
+    equal = (values[:, None] == values[None, :]).sum(dim=1).float()
+    ranks = below + (equal - 1) / 2  # mean rank among equals, 0 … P−1
+    return ranks / max(1, len(rewards) - 1) - 0.5

@@ -1,0 +1,77 @@
+"""The paper's refiner: REINFORCE on the latent through the frozen model.
+
+Owns the estimator and the optimiser. What LatentSeek and LTPO leave out is here: several rollouts per
+step, a leave-one-out baseline, and the best latent returned instead of the last.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from model.engine import Engine
+from server.steering.call import RenderedPrompt
+from server.steering.refiners.refiner import Limits, RefineResult
+from server.steering.refiners.trial import Trial
+from server.steering.refiners.trust import project
+from server.steering.rewards.scorer import Scorer
+
+
+class GradientRefiner:
+    """Climbs the expected reward of sampled answers.
+
+    Args:
+        rate: Adam's step per element, relative to the root mean square of the start's elements.
+        radius: Longest way from the start, relative to its norm (the trust region).
+    """
+
+    name: Literal["gradient"] = "gradient"
+
+    def __init__(self, engine: Engine, scorer: Scorer, *, rate: float = 0.03, radius: float = 1.0) -> None:
+        self._engine, self._scorer = engine, scorer
+        self._rate, self._radius = rate, radius
+
+    async def refine(
+        self, prompt: RenderedPrompt, start: torch.Tensor, position: int, limits: Limits
+    ) -> RefineResult:
+        """See `Refiner.refine`."""
+        trial = Trial(self._engine, self._scorer, prompt, position, limits)
+        return await trial.run(start, lambda: self._search(trial, start, limits))
+
+    async def _search(self, trial: Trial, start: torch.Tensor, limits: Limits) -> None:
+        latent = start.clone()
+        adam = torch.optim.Adam([latent], lr=self._rate * float(start.square().mean().sqrt()), maximize=True)
+        for step in range(1, limits.steps + 1):
+            # One answer is kept for judging the step's own update, which would be wasted otherwise.
+            count = trial.affordable(limits.population + 1, least=3) - 1
+            answers, scores = await trial.rollouts(latent.clone(), count)
+            rewards = [scored.reward for scored in scores]
+            told = [
+                (answer, weight)
+                for answer, weight in zip(answers, advantages(rewards), strict=True)
+                if weight and answer.token_ids
+            ]
+            if told:
+                mean_length = sum(len(answer.token_ids) for answer, _ in told) / len(told)
+                # The engine's likelihood is a mean per token, REINFORCE's a sum over the answer.
+                weights = [weight * len(answer.token_ids) / mean_length / count for answer, weight in told]
+                latent.grad = await trial.gradient(latent.clone(), [answer for answer, _ in told], weights)
+                adam.step()
+                latent.copy_(project(latent, start, self._radius))
+                judged = await trial.candidates([latent.clone()])
+                rewards.append(judged[0].reward)
+            trial.end_step(step, rewards)
+
+
+def advantages(rewards: Sequence[float]) -> list[float]:
+    """Return each reward less the mean of the others, divided by the standard deviation of all.
+
+    All 0 when the rewards are all the same: nothing was learned.
+    """
+    values = torch.tensor(rewards, dtype=torch.float64)
+    count = len(rewards)
+    spread = float(values.std(correction=0)) if count > 1 else 0.0
+    if spread < 1e-6:
+        return [0.0] * count
+    centred = (values - values.mean()) * (count / (count - 1))  # r_i − mean of the others
+    return [float(value) for value in centred / spread]

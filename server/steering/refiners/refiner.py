@@ -1,0 +1,84 @@
+"""What a refiner is given and what it gives back.
+
+Owns the protocol and its values. Knows nothing of how latents are improved.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+
+from model.engine import Generation, Usage
+from server.steering.call import RenderedPrompt
+
+Stopped = Literal["steps", "perfect", "plateau", "budget", "deadline", "engine-error"]
+"""Why refining ended: all steps done, reward 1, no better in a while, tokens or time spent, or a failure."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far one refinement may go."""
+
+    steps: int
+    population: int
+    """Candidates (evolution, even) or rollouts (gradient) per step; also the plain rollouts that vote."""
+    max_tokens: int
+    """Longest answer that is decoded."""
+    seed: int
+    deadline_s: float
+    """Time from the start of refining after which it ends with its best."""
+    budget_tokens: int | None = None
+    """Most tokens that may be generated, those of rewards included; None: no limit but the steps."""
+
+
+@dataclass(frozen=True)
+class RefineStep:
+    """One step: rewards of what it tried, in order, and the best reward so far."""
+
+    step: int
+    rewards: tuple[float, ...]
+    best: float
+
+
+@dataclass(frozen=True, eq=False)
+class RefineResult:
+    """What refining found. Doing nothing takes part: `latent` is None when nothing beat it."""
+
+    stopped: Stopped
+    latent: torch.Tensor | None = None
+    """(L, d) of the best answer; None: the unsteered answer is the best."""
+    answer: Generation | None = None
+    """The best answer; None when not even the unsteered one could be decoded."""
+    reward_before: float | None = None
+    """Q of the unsteered answer; None when it was not measured."""
+    reward_start: float | None = None
+    """Q of the answer to the latent that refining started from."""
+    reward_after: float | None = None
+    """Q of the best answer, never below `reward_before`."""
+    signals_before: Mapping[str, float] = field(default_factory=dict)
+    signals_after: Mapping[str, float] = field(default_factory=dict)
+    from_start: bool = False
+    """The best latent is the one that refining started from."""
+    steps: tuple[RefineStep, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+
+
+class Refiner(Protocol):
+    """Improves a latent for one prompt against the reward."""
+
+    @property
+    def name(self) -> Literal["evolution", "gradient"]:
+        """Name in settings, traces and episodes."""
+        ...
+
+    async def refine(
+        self, prompt: RenderedPrompt, start: torch.Tensor, position: int, limits: Limits
+    ) -> RefineResult:
+        """Return the best latent found from `start`, (L, d), within the limits.
+
+        Raises:
+            EngineError, LatentRejectedError: the engine failed before the first answer was scored.
+            UnsupportedError: the engine cannot do what this refiner needs.
+        """
+        ...

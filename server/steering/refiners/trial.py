@@ -1,0 +1,257 @@
+"""Trying latents on one prompt: decoding, scoring, and the account of tokens and time.
+
+Owns the budget, the deadline, the rollouts that vote and the best so far, so that refiners hold nothing
+but their search. Knows nothing of how the next latents are chosen.
+
+Candidates are judged by their greedy answers, also when the request samples: that is the latent's own
+doing, while the best of several samples would mostly be the luckiest.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from model.engine import Decoding, Engine, EngineError, Generation, SteeredPrompt, UnsupportedError, Usage
+from model.space import LatentRejectedError
+from server.steering.call import RenderedPrompt
+from server.steering.refiners.refiner import Limits, RefineResult, RefineStep, Stopped
+from server.steering.rewards.confidence import TOP_K
+from server.steering.rewards.scorer import Scored, Scorer
+
+logger = logging.getLogger(__name__)
+
+ROLLOUT_TEMPERATURE = 1.0
+"""Samples of the model's own distribution: what a vote and an on-policy gradient are about."""
+
+PATIENCE = 3
+"""Steps without a better answer after which refining ends."""
+
+MARGIN = 1e-6
+"""A reward counts as better from here on: less is the noise of float32 log-probabilities."""
+
+T = TypeVar("T")
+
+
+class TrialEndedError(Exception):
+    """The trial ends here; `reason` says why. Refiners let it pass through `Trial.run`."""
+
+    def __init__(self, reason: Stopped) -> None:
+        super().__init__(reason)
+        self.reason: Stopped = reason
+
+
+class Trial:
+    """One refinement of one prompt. `open`, then any number of `step`s, then `result`."""
+
+    def __init__(
+        self, engine: Engine, scorer: Scorer, prompt: RenderedPrompt, position: int, limits: Limits
+    ) -> None:
+        self._engine, self._scorer, self._prompt, self._limits = engine, scorer, prompt, limits
+        self._position = position
+        self._deadline = time.monotonic() + limits.deadline_s
+        self._length = limits.max_tokens
+        self._spent = 0
+        self._pool: list[Generation] = []
+        self._plain: Scored | None = None
+        self._start: Scored | None = None
+        self._best: tuple[torch.Tensor | None, Generation, Scored] | None = None
+        self._best_is_start = False
+        self._since_better = 0
+        self._steps: list[RefineStep] = []
+        self._usage = Usage()
+        self._seed = limits.seed
+
+    @property
+    def best(self) -> float:
+        """Best reward so far."""
+        return self._best[2].reward if self._best else 0.0
+
+    async def open(self, start: torch.Tensor) -> None:
+        """Decode and score the unsteered answer and the start's, with plain rollouts that vote.
+
+        Raises:
+            TrialEndedError: no budget or time for it, or already perfect.
+        """
+        overhead = self._scorer.tokens_per_answer
+        left = self._left()
+        if left is not None:  # two scored answers are the least that can be compared
+            self._length = min(self._length, left // 2 - overhead)
+        if self._length < 1:
+            raise TrialEndedError("budget")
+        rollouts = self._limits.population
+        if left is not None:
+            rollouts = min(rollouts, (left - 2 * (self._length + overhead)) // self._length)
+        greedy = self._greedy()
+        prompts = [self._steered(None), self._steered(start), *[self._steered(None)] * rollouts]
+        decodings = [greedy, greedy, *(self._sampled() for _ in range(rollouts))]
+        answers = await self._generate(prompts, decodings, scored=2)
+        self._pool = [answers[0], *answers[2:]]
+        self._plain, self._start = await self._score(answers[:2])
+        self._best = (None, answers[0], self._plain)
+        if self._start.reward > self._plain.reward + MARGIN:
+            self._best, self._best_is_start = (start.clone(), answers[1], self._start), True
+        self._steps.append(RefineStep(0, (self._plain.reward, self._start.reward), self.best))
+        if self.best >= 1.0 - MARGIN:
+            raise TrialEndedError("perfect")
+
+    async def candidates(self, latents: Sequence[torch.Tensor]) -> list[Scored]:
+        """Decode and score the greedy answer to each latent; the best is kept.
+
+        Raises:
+            TrialEndedError: no time for it. The caller has asked `affordable` before.
+        """
+        answers = await self._generate(
+            [self._steered(latent) for latent in latents], [self._greedy()] * len(latents), len(latents)
+        )
+        scores = await self._score(answers)
+        for latent, answer, scored in zip(latents, answers, scores, strict=True):
+            self._keep(latent, answer, scored)
+        return scores
+
+    async def rollouts(self, latent: torch.Tensor, count: int) -> tuple[list[Generation], list[Scored]]:
+        """Sample and score `count` answers to one latent. They are luck, so none is kept as the best.
+
+        Raises:
+            TrialEndedError: no time for it. The caller has asked `affordable` before.
+        """
+        answers = await self._generate(
+            [self._steered(latent)] * count, [self._sampled() for _ in range(count)], count
+        )
+        return answers, await self._score(answers)
+
+    async def gradient(
+        self, latent: torch.Tensor, answers: Sequence[Generation], weights: Sequence[float]
+    ) -> torch.Tensor:
+        """Return Σ_b d(weight_b · mean log-likelihood_b)/dz, (L, d).
+
+        Raises:
+            TrialEndedError: no time for it, or the engine failed.
+        """
+        prompts = [self._steered(latent)] * len(answers)
+        tokens = [answer.token_ids for answer in answers]
+        result = await self._within_deadline(self._engine.latent_gradient(prompts, tokens, weights))
+        passed = sum(self._prompt_length(prompt) for prompt in prompts) + sum(map(len, tokens))
+        self._usage += Usage(forward_tokens=3 * passed)
+        return result.gradient.sum(dim=0)
+
+    def affordable(self, wanted: int, *, least: int = 1, multiple: int = 1) -> int:
+        """Return how many answers of full length the budget still pays for, at most `wanted`.
+
+        Raises:
+            TrialEndedError: fewer than `least`, in multiples of `multiple`.
+        """
+        left = self._left()
+        count = wanted
+        if left is not None:
+            count = min(wanted, left // (self._length + self._scorer.tokens_per_answer))
+        count -= count % multiple
+        if count < least:
+            raise TrialEndedError("budget")
+        return count
+
+    def end_step(self, step: int, rewards: Sequence[float]) -> None:
+        """Log a step.
+
+        Raises:
+            TrialEndedError: there is nothing more to gain.
+        """
+        self._since_better = 0 if self.best > self._steps[-1].best + MARGIN else self._since_better + 1
+        self._steps.append(RefineStep(step, tuple(rewards), self.best))
+        if self.best >= 1.0 - MARGIN:
+            raise TrialEndedError("perfect")
+        if self._since_better >= PATIENCE:
+            raise TrialEndedError("plateau")
+
+    async def run(self, start: torch.Tensor, search: Callable[[], Awaitable[None]]) -> RefineResult:
+        """Open the trial, run a search that calls the methods above, and return its result.
+
+        Raises:
+            EngineError, LatentRejectedError: before the first answer was scored.
+            UnsupportedError: at any time.
+        """
+        stopped: Stopped = "steps"
+        try:
+            await self.open(start)
+            await search()
+        except TrialEndedError as ended:
+            stopped = ended.reason
+        except (EngineError, LatentRejectedError) as error:
+            if self._best is None or isinstance(error, UnsupportedError):
+                raise
+            logger.warning("refining ends with its best so far: %s: %s", type(error).__name__, error)
+            stopped = "engine-error"
+        return self._result(stopped)
+
+    def _result(self, stopped: Stopped) -> RefineResult:
+        if self._best is None or self._plain is None or self._start is None:
+            return RefineResult(stopped=stopped, usage=self._usage)
+        latent, answer, scored = self._best
+        return RefineResult(
+            stopped=stopped,
+            latent=latent,
+            answer=answer,
+            reward_before=self._plain.reward,
+            reward_start=self._start.reward,
+            reward_after=scored.reward,
+            signals_before=self._plain.signals,
+            signals_after=scored.signals,
+            from_start=self._best_is_start,
+            steps=tuple(self._steps),
+            usage=self._usage,
+        )
+
+    def _keep(self, latent: torch.Tensor, answer: Generation, scored: Scored) -> None:
+        if scored.reward > self.best + MARGIN:
+            self._best, self._best_is_start = (latent.clone(), answer, scored), False
+
+    async def _generate(
+        self, prompts: Sequence[SteeredPrompt], decodings: Sequence[Decoding], scored: int
+    ) -> list[Generation]:
+        # Booked in full before the call: a batch that is cut short may have generated all of it.
+        self._spent += self._length * len(prompts)
+        answers = await self._within_deadline(self._engine.generate(prompts, decodings))
+        generated = sum(len(answer.token_ids) for answer in answers)
+        judged = scored * self._scorer.tokens_per_answer
+        self._spent += generated + judged - self._length * len(prompts)
+        asked = sum(self._prompt_length(prompt) for prompt in prompts)
+        self._usage += Usage(asked, generated + judged, asked + generated + judged)
+        return answers
+
+    async def _score(self, answers: Sequence[Generation]) -> list[Scored]:
+        return await self._within_deadline(self._scorer.score(self._prompt, answers, self._pool))
+
+    async def _within_deadline(self, work: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                return await work
+        except TimeoutError as error:
+            raise TrialEndedError("deadline") from error
+
+    def _left(self) -> int | None:
+        return None if self._limits.budget_tokens is None else self._limits.budget_tokens - self._spent
+
+    def _steered(self, latent: torch.Tensor | None) -> SteeredPrompt:
+        position = None if latent is None else self._position
+        return SteeredPrompt(self._prompt.token_ids, latent, position)
+
+    def _prompt_length(self, prompt: SteeredPrompt) -> int:
+        return len(prompt.token_ids) + (0 if prompt.latent is None else len(prompt.latent))
+
+    def _greedy(self) -> Decoding:
+        return replace(
+            self._prompt.decoding,
+            max_tokens=self._length,
+            temperature=0.0,
+            top_p=1.0,
+            seed=None,
+            top_logprobs=TOP_K,
+        )
+
+    def _sampled(self) -> Decoding:
+        self._seed = (self._seed + 1) % 2**32
+        return replace(self._greedy(), temperature=ROLLOUT_TEMPERATURE, seed=self._seed)

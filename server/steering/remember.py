@@ -1,0 +1,161 @@
+"""Episodes on their way into the store.
+
+Owns the queue between requests, which never wait, and the store, which may be slow or away. Knows
+nothing of which episodes deserve to be stored.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from memory.episode import Episode, EpisodeRejectedError, StoreUnavailableError
+from memory.store import EpisodeStore
+from server.steering.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+Fate = Literal["stored", "failed", "dropped"]
+Listener = Callable[[Episode, Fate], None]
+"""Called on the event loop once per episode, when its fate is settled."""
+
+
+@dataclass
+class RememberCounts:
+    """What became of the episodes since the start."""
+
+    stored: int = 0
+    dropped: int = 0
+    """Not taken, for the queue was full or the process ended."""
+    failed: int = 0
+    """Refused by the store."""
+
+
+class Remember:
+    """Writes episodes in the background, in batches.
+
+    An episode counts as stored once `store.add` has returned, which promises that it survives the
+    process. While the store is away its episodes wait; when the queue is full, new ones are dropped.
+
+    Args:
+        limit: Most episodes that wait.
+        batch: Most episodes per write.
+        first_wait_s: Pause after a first failed write; doubles up to `longest_wait_s`.
+    """
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        *,
+        limit: int,
+        metrics: Metrics,
+        batch: int = 64,
+        first_wait_s: float = 0.1,
+        longest_wait_s: float = 10.0,
+    ) -> None:
+        self._store, self._limit, self._batch, self._metrics = store, limit, batch, metrics
+        self._first_wait_s, self._longest_wait_s = first_wait_s, longest_wait_s
+        self._waiting: deque[Episode] = deque()
+        self._writing: list[Episode] = []
+        self._listeners: list[Listener] = []
+        self._added = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._task: asyncio.Task[None] | None = None
+        self.counts = RememberCounts()
+
+    @property
+    def pending(self) -> int:
+        """Episodes taken and not settled yet."""
+        return len(self._waiting) + len(self._writing)
+
+    def listen(self, listener: Listener) -> None:
+        """Have `listener` called when an episode's fate is settled."""
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        """Begin to write. Needs a running event loop."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._write_all(), name="remember")
+
+    def submit(self, episode: Episode) -> bool:
+        """Take an episode to be written and return at once; False when it was dropped."""
+        if self.pending >= self._limit:
+            self._settle(episode, "dropped")
+            return False
+        self._waiting.append(episode)
+        self._idle.clear()
+        self._added.set()
+        return True
+
+    async def drain(self, timeout_s: float = 10.0) -> bool:
+        """Wait until nothing is pending; False when that took too long."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self, timeout_s: float = 10.0) -> None:
+        """Write what is pending for at most so long, drop the rest and stop."""
+        if self._task is not None:
+            await self.drain(timeout_s)
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        left = [*self._writing, *self._waiting]
+        self._writing = []
+        self._waiting.clear()
+        for episode in left:
+            self._settle(episode, "dropped")
+        if left:
+            logger.error("%d episodes were not written before the end", len(left))
+        self._idle.set()
+
+    async def _write_all(self) -> None:
+        while True:
+            await self._added.wait()
+            while self._waiting:
+                taken = min(self._batch, len(self._waiting))
+                self._writing = [self._waiting.popleft() for _ in range(taken)]
+                await self._write(self._writing)
+            self._added.clear()
+            self._idle.set()
+
+    async def _write(self, episodes: list[Episode]) -> None:
+        """Write a batch however long the store is away; alone, when one of them spoils it for all."""
+        wait_s = self._first_wait_s
+        while True:
+            try:
+                await asyncio.to_thread(self._store.add, episodes)
+            except StoreUnavailableError as error:
+                if wait_s == self._first_wait_s:
+                    logger.warning("the store is away, %d episodes wait: %s", self.pending, error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, self._longest_wait_s)
+                continue
+            except Exception as error:
+                if len(episodes) > 1:
+                    for episode in episodes:
+                        await self._write([episode])
+                    return
+                known = isinstance(error, EpisodeRejectedError)
+                logger.error("episode %s was not stored: %s", episodes[0].id, error, exc_info=not known)
+                self._settle(episodes[0], "failed")
+                return
+            for episode in episodes:
+                self._settle(episode, "stored")
+            return
+
+    def _settle(self, episode: Episode, fate: Fate) -> None:
+        self._writing = [other for other in self._writing if other is not episode]
+        setattr(self.counts, fate, getattr(self.counts, fate) + 1)
+        self._metrics.episodes.labels(fate).inc()
+        for listener in self._listeners:
+            try:
+                listener(episode, fate)
+            except Exception:
+                logger.exception("a listener failed on episode %s (%s)", episode.id, fate)

@@ -1,0 +1,1 @@
+"""Self-supervised reward signals and their weighted mean (DESIGN section 3)."""

@@ -1,0 +1,42 @@
+"""Agreement with the unsteered model's own rollouts, the signal of TTRL (arXiv 2504.16084).
+
+Owns the vote. Knows nothing of how answers are decoded.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from model.engine import Generation
+from server.steering.call import RenderedPrompt
+from server.steering.rewards.final_answer import final_answer
+
+
+class Consistency:
+    """Share of the rollouts' votes that an answer of the majority has; 0 for any other answer.
+
+    TTRL gives 1 to the majority however small it is; the share also says how far to trust it, so that a
+    threshold of 0.5 means that most rollouts agree. In a tie each leading answer has its share.
+    Only the plain rollouts vote, a set that does not change while a latent is refined: rewards of
+    different steps can be compared, and latents cannot vote for themselves.
+
+    An answer that was cut off, or says nothing to compare (empty, or free text without a number), has
+    no vote and scores 0. With fewer than two votes there is no majority: the signal does not apply.
+    """
+
+    name = "consistency"
+    tokens_per_answer = 0
+
+    async def score(
+        self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
+    ) -> list[float | None]:
+        """Return one share per answer, or None for all of them."""
+        votes = Counter(vote for rollout in pool if (vote := _vote(rollout)) is not None)
+        if votes.total() < 2:
+            return [None] * len(answers)
+        most = max(votes.values())
+        shares = {answer: count / votes.total() for answer, count in votes.items() if count == most}
+        return [shares.get(_vote(answer) or "", 0.0) for answer in answers]
+
+
+def _vote(answer: Generation) -> str | None:
+    return None if answer.finish_reason == "length" else final_answer(answer.text)

@@ -1,0 +1,81 @@
+"""What an answer says in the end, in a form that can be compared.
+
+Owns the normalisation of answers. Knows nothing of votes.
+"""
+
+import json
+import re
+import unicodedata
+
+SHORT_WORDS = 8
+"""An answer of at most so many words is its own final answer; a longer one must hold a box or a number."""
+
+_NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-−]?\.\d+")
+_LEAD_IN = re.compile(
+    r"^(?:so |therefore |thus )?(?:the |my |final )*"
+    r"(?:answer|result|category|topic|label|class)(?: is|:|\s*=)+\s*"
+)
+_FENCE = re.compile(r"^```[a-z]*\n(.*?)\n?```$", re.DOTALL)
+
+
+def final_answer(text: str) -> str | None:
+    r"""Return the final answer in canonical form, None when the text has none to compare.
+
+    The first that is found counts: JSON, the last `\boxed{}`, the last number, a short text.
+    """
+    text = unicodedata.normalize("NFKC", text).strip()
+    if not text:
+        return None
+    if (parsed := _json(text)) is not None:
+        return parsed
+    if (box := boxed(text)) is not None:
+        return _number(box) or _short(box) or None
+    numbers = _NUMBER.findall(text)
+    if numbers:
+        return _number(numbers[-1])
+    if len(text.split()) <= SHORT_WORDS:
+        return _short(text) or None
+    return None
+
+
+def boxed(text: str) -> str | None:
+    r"""Return what the last complete `\boxed{...}` holds, braces balanced; None without one."""
+    start = text.rfind("\\boxed{")
+    while start >= 0:
+        depth, begin = 0, start + len("\\boxed")
+        for index in range(begin, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[index], 0)
+            if depth == 0:
+                return text[begin + 1 : index].strip()
+        start = text.rfind("\\boxed{", 0, start)
+    return None
+
+
+def _json(text: str) -> str | None:
+    """Return objects and lists in canonical form; bare numbers and strings are no JSON answers."""
+    fenced = _FENCE.match(text)
+    body = fenced.group(1) if fenced else text
+    if not body.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _number(text: str) -> str | None:
+    """Return a number as its shortest decimal, so that 1,000.50 and 1000.5 agree."""
+    plain = text.strip().strip("$€£%").replace(",", "").replace("−", "-").replace("\\", "").strip()
+    if not re.fullmatch(r"-?(?:\d+(?:\.\d+)?|\.\d+)", plain):
+        return None
+    whole, _, fraction = plain.lstrip("-").partition(".")
+    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
+    digits = f"{whole}.{fraction}" if fraction else whole
+    return f"-{digits}" if plain.startswith("-") and digits != "0" else digits
+
+
+def _short(text: str) -> str:
+    words = _LEAD_IN.sub("", " ".join(text.casefold().split()))
+    words = re.sub(r"[^\w\s]", " ", words)
+    return " ".join(word for word in words.split() if word not in {"a", "an", "the"})

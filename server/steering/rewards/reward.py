@@ -1,0 +1,36 @@
+"""What a reward signal promises.
+
+Owns the protocol. Knows nothing of how signals are weighed or what their scores are used for.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from model.engine import Generation
+from server.steering.call import RenderedPrompt
+
+
+class Reward(Protocol):
+    """One named signal of how good an answer is, without labels."""
+
+    @property
+    def name(self) -> str:
+        """Name of the signal in settings, traces and episodes."""
+        ...
+
+    @property
+    def tokens_per_answer(self) -> int:
+        """Most tokens the model generates to score one answer; 0 when it is not asked."""
+        ...
+
+    async def score(
+        self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
+    ) -> list[float | None]:
+        """Return one score in [0, 1] per answer; None where the signal does not apply.
+
+        Args:
+            prompt: What was asked.
+            answers: The answers to score.
+            pool: Answers of the unsteered model to the same prompt.
+        """
+        ...

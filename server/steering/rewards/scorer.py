@@ -1,0 +1,104 @@
+"""Q: the weighted mean of the reward signals that apply to an answer.
+
+Owns the weights and their spelling in the settings. Knows nothing of what the scores are used for.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from model.engine import Engine, Generation
+from server.steering.call import RenderedPrompt
+from server.steering.rewards.confidence import Confidence
+from server.steering.rewards.consistency import Consistency
+from server.steering.rewards.format import Format
+from server.steering.rewards.judge import Judge
+from server.steering.rewards.reward import Reward
+
+_MAKERS: Mapping[str, Callable[[Engine], Reward]] = {
+    "judge": Judge,
+    "consistency": lambda engine: Consistency(),
+    "confidence": lambda engine: Confidence(),
+    "format": lambda engine: Format(),
+}
+
+
+class RewardSettingsError(ValueError):
+    """The setting `rewards` does not name signals and weights."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Q of one answer and the signals behind it, each in [0, 1]."""
+
+    reward: float
+    signals: Mapping[str, float] = field(default_factory=dict)
+
+
+class Scorer:
+    """Scores answers. An answer that no signal applies to has reward 0 and no signals."""
+
+    def __init__(self, rewards: Sequence[tuple[Reward, float]]) -> None:
+        self._rewards = tuple(rewards)
+
+    @classmethod
+    def of(cls, setting: str, engine: Engine) -> "Scorer":
+        """Return the scorer that a setting such as `consistency=0.7,format=0.3` asks for.
+
+        Raises:
+            RewardSettingsError: naming the part that is wrong.
+        """
+        return cls([(_MAKERS[name](engine), weight) for name, weight in parse_weights(setting).items()])
+
+    @property
+    def tokens_per_answer(self) -> int:
+        """Most tokens the model generates to score one answer."""
+        return sum(reward.tokens_per_answer for reward, _ in self._rewards)
+
+    async def score(
+        self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
+    ) -> list[Scored]:
+        """Return one score per answer. `pool` holds the plain rollouts that vote.
+
+        Raises:
+            EngineError: a signal asked the model and the engine failed.
+        """
+        totals, weights = [0.0] * len(answers), [0.0] * len(answers)
+        signals: list[dict[str, float]] = [{} for _ in answers]
+        for reward, weight in self._rewards:
+            for index, value in enumerate(await reward.score(prompt, answers, pool)):
+                if value is not None:
+                    totals[index] += weight * value
+                    weights[index] += weight
+                    signals[index][reward.name] = value
+        return [
+            Scored(min(1.0, total / weight) if weight else 0.0, named)
+            for total, weight, named in zip(totals, weights, signals, strict=True)
+        ]
+
+
+def parse_weights(setting: str) -> dict[str, float]:
+    """Return the weight of each signal that the setting names, in its order; zero weights are left out.
+
+    Raises:
+        RewardSettingsError: naming the part that is wrong.
+    """
+    weights: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in setting.split(","))):
+        name, equals, number = (piece.strip() for piece in part.partition("="))
+        if name not in _MAKERS:
+            raise RewardSettingsError(
+                f"rewards: unknown signal {name!r} in {part!r}; known are {', '.join(_MAKERS)}"
+            )
+        if name in weights:
+            raise RewardSettingsError(f"rewards: {name!r} is named twice")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not equals or not math.isfinite(weight) or weight < 0:
+            raise RewardSettingsError(f"rewards: {part!r} is not name=weight with a weight of 0 or more")
+        weights[name] = weight
+    if not any(weights.values()):
+        raise RewardSettingsError(f"rewards: {setting!r} gives no signal a weight above 0")
+    return {name: weight for name, weight in weights.items() if weight}

@@ -1,0 +1,55 @@
+"""From what was recalled to where this request's latent starts.
+
+Owns which base each neighbour's delta is taken from: the one that the prior of *now* gives its key, so
+that a swap leaves no stale delta behind. The formula itself is `memory/transfer.py`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from memory.episode import Array
+from memory.prior import Prior
+from memory.store import Recalled
+from memory.transfer import momentum_transfer
+
+BaseOf = Callable[[Array], torch.Tensor]
+"""Base latent, (L, d), of a key, (d,)."""
+
+
+def base_of(prior: Prior | None, neutral: torch.Tensor) -> BaseOf:
+    """Return the function from a key to its base: the prior where it is competent, neutral elsewhere."""
+
+    def base(key: Array) -> torch.Tensor:
+        if prior is not None and prior.covers(key):
+            return torch.from_numpy(np.array(prior.predict(key), dtype=np.float32))
+        return neutral
+
+    return base
+
+
+def transfer(
+    key: Array, recalled: Sequence[Recalled], bases: BaseOf, *, temperature: float, clamp: float
+) -> torch.Tensor:
+    """Return z_0, (L, d): the key's base, moved by what refining gained for its neighbours.
+
+    Args:
+        key: (d,) of the request.
+        recalled: Its neighbours, in any order; none leaves the base as it is.
+        bases: Base latent of a key under the prior that is active now.
+        temperature: T of the softmax over similarities.
+        clamp: Longest summed delta, relative to the norm of the base.
+    """
+    base = bases(key)
+    if not recalled:
+        return base.clone()
+    moved = momentum_transfer(
+        base.numpy(),
+        np.stack([np.asarray(near.episode.latent, dtype=np.float32) for near in recalled]),  # (k, L, d)
+        np.stack([bases(near.episode.key).numpy() for near in recalled]),  # (k, L, d)
+        np.array([near.similarity for near in recalled]),
+        temperature=temperature,
+        clamp=clamp,
+    )
+    return torch.from_numpy(moved)

@@ -1,0 +1,169 @@
+"""One request while it is steered: what it was given, and what has been found so far.
+
+Owns the shared state of the stages, their timing, and which result becomes an episode. Decides nothing
+about latents.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from memory.episode import Array, Episode
+from memory.prior import Prior
+from memory.store import Recalled
+from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions
+from server.steering.metrics import Metrics
+from server.steering.refiners.refiner import Refiner, RefineResult
+from server.steering.refiners.trial import MARGIN
+from server.steering.trace import Trace
+
+
+@dataclass
+class RequestCounts:
+    """Requests since the start, for the statistics."""
+
+    total: int = 0
+    by_mode: Counter[Mode] = field(default_factory=Counter)
+    recalls: int = 0
+    """Recalls that the store answered."""
+    hits: int = 0
+    """Recalls that found an episode above the floor."""
+
+    @property
+    def steered(self) -> int:
+        """Requests that a latent went into."""
+        return self.total - self.by_mode["plain"]
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of recalls that found something; None before the first."""
+        return self.hits / self.recalls if self.recalls else None
+
+    def count(self, outcome: Outcome) -> None:
+        """Count one request."""
+        self.total += 1
+        self.by_mode[outcome.mode] += 1
+
+
+@dataclass
+class Work:
+    """A request on its way through the stages."""
+
+    prompt: RenderedPrompt
+    options: SteeringOptions
+    trace_id: str
+    prior: Prior | None
+    """The prior that was active when the request began, or the one it pinned."""
+    refiner: Refiner
+    metrics: Metrics
+    store_answers: bool = True
+    seed: int | None = None
+    result: RefineResult | None = None
+    episode: Episode | None = None
+    timings_s: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def stage(self, name: Literal["key", "recall", "transfer", "refine"]) -> Iterator[None]:
+        """Time a stage, also one that fails."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings_s[name] = time.perf_counter() - begun
+            self.metrics.stage_seconds.labels(name).observe(self.timings_s[name])
+
+    def noting(self, reason: str) -> str:
+        """Return the reason, and that the store did not answer when it did not."""
+        return reason if self.store_answers else f"{reason}+store-unavailable"
+
+    def plain(self, reason: str) -> Outcome:
+        """Return the outcome without a latent. Its prior version tells only of a prior that was asked."""
+        asked = self.prior if self.options.effort != "none" else None
+        return Outcome(mode="plain", reason=reason, prior_version=asked.version if asked else None)
+
+    def steered(
+        self, latent: torch.Tensor, position: int, recalled: Sequence[Recalled], covered: bool
+    ) -> Outcome:
+        """Return the outcome that starts at `latent`; plain when that is only the neutral start."""
+        mode: Mode = "plain"
+        if recalled:
+            mode = "recall+prior" if covered else "recall"
+        elif covered:
+            mode = "prior"
+        return Outcome(
+            mode=mode,
+            reason="",
+            latent=latent,
+            position=position,
+            prior_version=self.prior.version if self.prior else None,
+            episode_ids=tuple(near.episode.id for near in recalled),
+            similarities=tuple(near.similarity for near in recalled),
+        )
+
+    def why_not_remembered(self, threshold: float) -> str | None:
+        """Return why nothing of this request is remembered; None when its episode is."""
+        result = self.result
+        if result is None or result.reward_after is None:
+            return "nothing was refined"
+        if self.episode is None:
+            return "no better than the unsteered answer"
+        if not self.options.store:
+            return "the request asked for it not to be"
+        if not self.episode.answer_token_ids:
+            return "the best answer is empty"
+        if self.episode.reward < threshold:
+            return f"its reward {self.episode.reward:.3f} is below {threshold:g}"
+        return None
+
+    def trace(self, outcome: Outcome, space: str, why_not: str | None) -> Trace:
+        """Return the record of this request."""
+        result = self.result
+        return Trace(
+            id=self.trace_id,
+            space=space,
+            options=self.options,
+            outcome=outcome,
+            refiner=self.refiner.name if "refine" in self.timings_s else None,
+            seed=self.seed,
+            stopped=result.stopped if result else None,
+            signals_before=dict(result.signals_before) if result else {},
+            signals_after=dict(result.signals_after) if result else {},
+            steps=result.steps if result else (),
+            timings_s={**self.timings_s, "total": time.perf_counter() - self.started},
+            remembered="pending" if why_not is None else "no",
+            episode_id=self.episode.id if self.episode and why_not is None else None,
+            why_not_remembered=why_not,
+        )
+
+
+def episode_of(work: Work, key: Array, space: str, tenant: str, result: RefineResult) -> Episode | None:
+    """Return the episode of a refinement that beat the unsteered answer, None for any other."""
+    if result.latent is None or result.answer is None:
+        return None
+    if result.reward_after is None or result.reward_before is None:
+        return None
+    if result.reward_after <= result.reward_before + MARGIN:
+        return None
+    return Episode(
+        space=space,
+        key=key,
+        latent=result.latent.numpy(),
+        reward=result.reward_after,
+        signals=dict(result.signals_after),
+        prompt_token_ids=work.prompt.token_ids,
+        answer_token_ids=result.answer.token_ids,
+        prompt_text=work.prompt.text,
+        answer_text=result.answer.text,
+        tenant=tenant,
+        plain_reward=result.reward_before,
+        effort=work.options.effort,
+        refiner=work.refiner.name,
+        prior_version=work.prior.version if work.prior else None,
+        trace_id=work.trace_id,
+    )

@@ -1,0 +1,101 @@
+"""What the tests of steering share: prompts, rewards and a store that can be away."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError
+from memory.store import Recalled, StoreStats
+from model.engine import Decoding, Generation
+from model.scripted_engine import GOOD, ScriptedEngine
+from server.steering.call import RenderedPrompt
+
+
+def rendered(
+    engine: ScriptedEngine,
+    question: str = "apples How many?",
+    *,
+    max_tokens: int = 32,
+    temperature: float = 0.0,
+    rules: Mapping[str, Any] | None = None,
+) -> RenderedPrompt:
+    tokens = engine.render([{"role": "user", "content": question}])
+    decoding = Decoding(max_tokens=max_tokens, temperature=temperature)
+    return RenderedPrompt(tokens, engine.decode(tokens), question, decoding, rules or {})
+
+
+def answer(text: str, *, cut: bool = False, logprobs: tuple[float, ...] = ()) -> Generation:
+    return Generation(text, tuple(text.encode()), "length" if cut else "stop", logprobs)
+
+
+class GoodAnswers:
+    """A reward that knows the scripted engine's good answers: 1 for them, 0 for the others."""
+
+    name = "good"
+
+    def __init__(self, tokens_per_answer: int = 0) -> None:
+        self.tokens_per_answer = tokens_per_answer
+
+    async def score(
+        self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
+    ) -> list[float | None]:
+        return [float(given.text.startswith(GOOD)) for given in answers]
+
+
+class ListStore:
+    """An episode store in a list. `away` and `refuse` make it fail; `gate` holds writes up."""
+
+    def __init__(self) -> None:
+        self.episodes: list[Episode] = []
+        self.away = False
+        self.refuse: set[str] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.writes = 0
+        self.recalls = 0
+
+    def add(self, episodes: Sequence[Episode]) -> None:
+        self.gate.wait(10)
+        self._enter()
+        self.writes += 1
+        for episode in episodes:
+            if episode.id in self.refuse:
+                raise EpisodeRejectedError("latent holds NaN or infinity")
+        self.episodes += episodes
+
+    def recall(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Recalled]:
+        self._enter()
+        self.recalls += 1
+        near = [Recalled(episode, float(np.dot(episode.key, key))) for episode in self.episodes]
+        near = [one for one in near if one.similarity >= floor and one.episode.tenant == tenant]
+        return sorted(near, key=lambda one: -one.similarity)[:k]
+
+    def get(self, episode_id: str) -> Episode | None:
+        return next((episode for episode in self.episodes if episode.id == episode_id), None)
+
+    def scroll(
+        self, *, tenant: str | None = None, min_reward: float = 0.0, batch: int = 256
+    ) -> Iterator[Episode]:
+        yield from self.episodes
+
+    def delete(self, episode_ids: Sequence[str]) -> int:
+        before = len(self.episodes)
+        self.episodes = [episode for episode in self.episodes if episode.id not in episode_ids]
+        return before - len(self.episodes)
+
+    def count(self, *, tenant: str | None = None, since: datetime | None = None) -> int:
+        self._enter()
+        return len(self.episodes)
+
+    def stats(self, *, tenant: str | None = None) -> StoreStats:
+        return StoreStats(len(self.episodes), None, (0,) * 10, None, None)
+
+    def close(self) -> None:
+        self.away = True
+
+    def _enter(self) -> None:
+        if self.away:
+            raise StoreUnavailableError("the store was taken away")

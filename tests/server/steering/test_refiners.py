@@ -1,0 +1,300 @@
+"""Refiners: they improve what can be improved, and keep to budget, deadline and seed."""
+
+import asyncio
+from statistics import mean
+
+import pytest
+import torch
+
+from model.engine import EngineDeadError, UnsupportedError
+from model.scripted_engine import GOOD, ScriptedEngine
+from server.steering.refiners.evolution import EvolutionRefiner, rank_weights
+from server.steering.refiners.gradient import GradientRefiner, advantages
+from server.steering.refiners.refiner import Limits, RefineResult
+from server.steering.refiners.trial import PATIENCE, Trial
+from server.steering.refiners.trust import project
+from server.steering.rewards.confidence import Confidence
+from server.steering.rewards.scorer import Scorer
+from tests.server.steering.fakes import GoodAnswers, rendered
+
+REFINERS = [EvolutionRefiner, GradientRefiner]
+both = pytest.mark.parametrize("make", REFINERS)
+
+
+def limits(**changes: object) -> Limits:
+    values: dict = {
+        "steps": 10,
+        "population": 8,
+        "max_tokens": 32,
+        "seed": 0,
+        "deadline_s": 60.0,
+    } | changes
+    return Limits(**values)
+
+
+def scorer(cost: int = 0) -> Scorer:
+    """Mostly whether the answer is good, a little how likely: greedy answers alone would give no slope."""
+    return Scorer([(GoodAnswers(cost), 0.5), (Confidence(), 0.5)])
+
+
+def hopeful(**changes: object) -> ScriptedEngine:
+    """An engine whose unsteered samples are good now and then, so that sampling tells something."""
+    return ScriptedEngine(**({"steepness": 1.0, "hidden_size": 16} | changes))
+
+
+async def refine(
+    make: type, engine: ScriptedEngine, question: str = "apples?", **changes: object
+) -> RefineResult:
+    prompt = rendered(engine, question)
+    refiner = make(engine, scorer())
+    return await refiner.refine(
+        prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits(**changes)
+    )
+
+
+@both
+async def test_refining_turns_poor_answers_good(make: type) -> None:
+    for topic in ("apples", "trains", "poems"):
+        result = await refine(make, hopeful(), f"{topic} please", seed=1)
+        assert result.reward_before is not None
+        assert result.reward_after is not None
+        assert result.reward_after > result.reward_before + 0.4
+        assert result.answer is not None
+        assert result.answer.text.startswith(GOOD)
+        assert result.latent is not None
+
+
+async def test_evolution_beats_the_best_of_as_many_random_latents() -> None:
+    refined, noise = [], []
+    for seed in range(6):
+        engine = ScriptedEngine(reach=0.5)  # further than luck takes a latent in 256 dimensions
+        prompt = rendered(engine)
+        start, position = engine.neutral_latent(), engine.position(prompt.token_ids)
+        refiner = EvolutionRefiner(engine, Scorer([(Confidence(), 1.0)]), noise=0.2)
+        result = await refiner.refine(prompt, start, position, limits(seed=seed))
+        tried = sum(len(step.rewards) for step in result.steps[1:])
+        refined.append(result.reward_after)
+
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(tried, *start.shape, generator=generator)
+        best = 0.0
+        for radius in (0.1, 0.3, 1.0):  # the control may choose its distance
+            scale = radius * start.norm() / drawn.flatten(1).norm(dim=1)[:, None, None]
+            scores = [torch.sigmoid(engine.score(prompt.token_ids, start + one)) for one in drawn * scale]
+            best = max(best, float(max(scores)))
+        noise.append(best)
+    assert mean(refined) > mean(noise) + 0.05
+
+
+async def test_gradient_beats_a_random_walk_of_the_same_length() -> None:
+    gains, walks = [], []
+    for seed in range(6):
+        engine = hopeful()
+        result = await refine(GradientRefiner, engine, seed=seed)
+        gains.append(result.reward_after)
+        prompt = rendered(engine, "apples?")
+        latent = start = engine.neutral_latent()
+        generator = torch.Generator().manual_seed(seed)
+        best = 0.0
+        for _ in result.steps[1:]:
+            latent = latent + 0.03 * start.square().mean().sqrt() * torch.randn(
+                start.shape, generator=generator
+            )
+            likely = float(torch.sigmoid(engine.score(prompt.token_ids, latent)))
+            best = max(best, 0.5 * (likely > 0.5) + 0.5 * likely)
+        walks.append(best)
+    assert mean(gains) > mean(walks) + 0.1
+
+
+@both
+async def test_same_seed_gives_the_same_result(make: type) -> None:
+    first, second = [await refine(make, hopeful(), seed=5) for _ in range(2)]
+    other = await refine(make, hopeful(), seed=6)
+    assert first.steps == second.steps
+    assert first.latent is not None
+    assert torch.equal(first.latent, second.latent)
+    assert other.steps != first.steps
+
+
+@both
+async def test_result_is_the_best_seen_and_never_below_doing_nothing(make: type) -> None:
+    for seed in range(4):
+        result = await refine(make, hopeful(), seed=seed, steps=3, population=2)
+        assert result.reward_after >= result.reward_before
+        assert result.reward_after == result.steps[-1].best
+        bests = [step.best for step in result.steps]
+        assert bests == sorted(bests)
+        assert (result.latent is None) == (result.reward_after == result.reward_before)
+
+
+@both
+@pytest.mark.parametrize("cost", [0, 4])
+async def test_budget_is_never_exceeded(make: type, cost: int) -> None:
+    for budget in [1, 7, 16, 33, 60, 100, 150, 200, 333, 1000]:
+        engine = hopeful()
+        prompt = rendered(engine)
+        result = await make(engine, scorer(cost)).refine(
+            prompt,
+            engine.neutral_latent(),
+            engine.position(prompt.token_ids),
+            limits(budget_tokens=budget, max_tokens=20),
+        )
+        assert result.usage.generated_tokens <= budget
+        if budget >= 16:
+            assert result.answer is not None
+        if budget <= 333:
+            assert result.stopped == "budget"
+
+
+@both
+async def test_small_budgets_shorten_the_first_answers_and_thin_the_last_batch(make: type) -> None:
+    tight = await refine(make, hopeful(), budget_tokens=10)
+    assert tight.answer is not None
+    assert len(tight.answer.token_ids) <= 5
+    thin = await refine(make, hopeful(), budget_tokens=32 * 16, steps=50)
+    sizes = [len(step.rewards) for step in thin.steps[1:]]
+    assert thin.stopped == "budget"
+    assert sizes[-1] < sizes[0]
+
+
+@both
+async def test_deadline_ends_with_the_best_so_far(make: type) -> None:
+    engine = hopeful(delay_s=0.05)
+    result = await refine(make, engine, deadline_s=0.18, steps=50)
+    assert result.stopped == "deadline"
+    assert result.answer is not None
+    assert result.reward_before is not None
+
+
+@both
+async def test_deadline_before_the_first_answer_measures_nothing(make: type) -> None:
+    result = await refine(make, hopeful(delay_s=5.0), deadline_s=0.05)
+    assert (result.stopped, result.latent, result.reward_before) == ("deadline", None, None)
+
+
+@both
+async def test_perfect_answer_needs_no_step(make: type) -> None:
+    engine = ScriptedEngine(answer=lambda prompt, latent, decoding: f"{GOOD}1")
+    prompt = rendered(engine)
+    result = await make(engine, Scorer([(GoodAnswers(), 1.0)])).refine(
+        prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits()
+    )
+    assert (result.stopped, result.latent, len(result.steps)) == ("perfect", None, 1)
+
+
+@both
+async def test_search_ends_when_nothing_gets_better(make: type) -> None:
+    engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "always the same")
+    prompt = rendered(engine)
+    result = await make(engine, Scorer([(GoodAnswers(), 1.0)])).refine(
+        prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits()
+    )
+    assert (result.stopped, result.latent, len(result.steps)) == ("plateau", None, 1 + PATIENCE)
+
+
+@both
+async def test_latents_stay_in_the_trust_region(make: type) -> None:
+    engine = hopeful(reach=5.0)  # the best latent is far away
+    start = engine.neutral_latent()
+    await refine(make, engine, steps=30)
+    ways = [
+        float((latent - start).norm() / start.norm())
+        for call in engine.calls
+        for latent in call.latents
+        if latent is not None
+    ]
+    assert max(ways) <= 1.0 + 1e-4
+
+
+@both
+async def test_engine_that_dies_on_the_way_leaves_the_best_so_far(make: type) -> None:
+    engine = hopeful()
+    generate = engine.generate
+    calls = 0
+
+    async def dying(prompts: object, decoding: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise EngineDeadError("gone")
+        return await generate(prompts, decoding)
+
+    engine.generate = dying
+    result = await refine(make, engine)
+    assert result.stopped == "engine-error"
+    assert result.answer is not None
+
+    with pytest.raises(EngineDeadError):
+        await refine(make, engine)
+
+
+async def test_gradient_without_a_twin_says_so() -> None:
+    with pytest.raises(UnsupportedError):
+        await refine(GradientRefiner, hopeful(differentiable=False))
+
+
+async def test_candidates_are_judged_greedily_and_rollouts_sampled_with_own_seeds() -> None:
+    engine = hopeful()
+    decodings: list = []
+    generate = engine.generate
+
+    async def watched(prompts: object, decoding: list) -> object:
+        decodings.append(list(decoding))
+        return await generate(prompts, decoding)
+
+    engine.generate = watched
+    prompt = rendered(engine, temperature=0.9)
+    await GradientRefiner(engine, scorer()).refine(
+        prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits(steps=2, population=4)
+    )
+    opening = decodings[0]
+    assert [how.temperature for how in opening] == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+    seeds = [how.seed for batch in decodings for how in batch if how.temperature]
+    assert len(set(seeds)) == len(seeds)
+
+
+async def test_start_that_is_the_best_is_told_from_one_that_was_found() -> None:
+    engine = ScriptedEngine()
+    prompt = rendered(engine)
+    best = engine.best_latent(prompt.token_ids)
+    trial = Trial(engine, scorer(), prompt, engine.position(prompt.token_ids), limits())
+
+    async def nothing() -> None:
+        return None
+
+    result = await trial.run(best, nothing)
+    assert result.from_start
+    assert result.latent is not None
+    assert torch.equal(result.latent, best)
+    assert result.reward_start == result.reward_after > result.reward_before
+
+
+def test_rank_weights_sum_to_zero_and_share_ties() -> None:
+    assert rank_weights([0.2, 0.9, 0.1, 0.5]).tolist() == pytest.approx([-1 / 6, 0.5, -0.5, 1 / 6])
+    assert rank_weights([0.3, 0.3, 0.3, 0.3]).tolist() == [0.0] * 4
+    tied = rank_weights([1.0, 1.0, 0.0, 0.0])
+    assert tied[0] == tied[1] == -tied[2]
+
+
+def test_advantages_leave_one_out_and_vanish_without_spread() -> None:
+    values = advantages([1.0, 0.0, 0.0, 0.0])
+    assert sum(values) == pytest.approx(0.0)
+    assert values[0] == pytest.approx(1.0 / 0.4330127)
+    assert advantages([0.4, 0.4]) == [0.0, 0.0]
+    assert advantages([0.4]) == [0.0]
+
+
+def test_projection_leaves_near_latents_alone() -> None:
+    start = torch.ones(2, 3)
+    near, far = start * 1.5, start * 9.0
+    assert torch.equal(project(near, start, 1.0), near)
+    assert torch.allclose(project(far, start, 1.0), start * 2.0)
+
+
+async def test_many_refinements_at_once_do_not_disturb_each_other() -> None:
+    engine = hopeful()
+    alone = [await refine(EvolutionRefiner, engine, f"topic{n} x", seed=n) for n in range(4)]
+    together = await asyncio.gather(
+        *(refine(EvolutionRefiner, engine, f"topic{n} x", seed=n) for n in range(4))
+    )
+    assert [one.steps for one in alone] == [one.steps for one in together]

@@ -1,0 +1,184 @@
+"""Reward signals: what earns, what does not, and what does not apply."""
+
+import json
+import math
+
+import pytest
+
+from model.engine import Decoding
+from model.scripted_engine import ScriptedEngine
+from server.steering.rewards.confidence import Confidence
+from server.steering.rewards.consistency import Consistency
+from server.steering.rewards.final_answer import boxed, final_answer
+from server.steering.rewards.format import Format
+from server.steering.rewards.judge import CRITERIA, Judge
+from server.steering.rewards.scorer import RewardSettingsError, Scorer, parse_weights
+from tests.server.steering.fakes import answer, rendered
+
+ENGINE = ScriptedEngine()
+PROMPT = rendered(ENGINE)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"We get \boxed{12}", "The answer is 12."),
+        (r"\boxed{\frac{1}{2}}", r"so it is $\boxed{ \frac{1}{2} }$"),
+        ("It costs $1,000.50 in all", "1000.5"),
+        ("3 + 4 = 7.0", "007"),
+        ("−5", "-5"),
+        ('{"b": 1, "a": [2]}', '```json\n{"a": [2],\n "b": 1}\n```'),
+        ("The answer is: Sports.", "sports"),
+        ("The Lion", "lion"),
+        ("Yes!", " yes "),
+    ],
+)
+def test_answers_that_say_the_same_are_equal(one: str, other: str) -> None:
+    assert final_answer(one) == final_answer(other) is not None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("7", "-7"), ("yes", "no"), ("1.5", "15"), ('{"a": 1}', '{"a": 2}')]
+)
+def test_answers_that_differ_stay_apart(one: str, other: str) -> None:
+    assert final_answer(one) != final_answer(other)
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "Once there was a lighthouse keeper who had a dog and a boat"])
+def test_text_with_nothing_to_compare_has_no_final_answer(text: str) -> None:
+    assert final_answer(text) is None
+
+
+def test_last_complete_box_counts() -> None:
+    assert boxed(r"\boxed{1} then \boxed{{2}} then \boxed{3") == "{2}"
+    assert boxed("no box {4}") is None
+
+
+async def test_consistency_is_the_share_of_the_majority() -> None:
+    pool = [answer("12"), answer("It is 12"), answer("12.0"), answer("7")]
+    scores = await Consistency().score(PROMPT, [answer("= 12"), answer("7"), answer("9"), answer("")], pool)
+    assert scores == [0.75, 0.0, 0.0, 0.0]
+
+
+async def test_consistency_gives_each_leader_of_a_tie_its_share() -> None:
+    pool = [answer("1"), answer("2"), answer("2"), answer("1")]
+    assert await Consistency().score(PROMPT, [answer("1"), answer("2")], pool) == [0.5, 0.5]
+
+
+async def test_cut_off_answers_neither_vote_nor_score() -> None:
+    pool = [answer("5", cut=True), answer("5", cut=True), answer("8"), answer("8")]
+    assert await Consistency().score(PROMPT, [answer("8"), answer("8", cut=True)], pool) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("pool", [[], [answer("3")], [answer("3"), answer(""), answer("4", cut=True)]])
+async def test_consistency_does_not_apply_without_two_votes(pool: list) -> None:
+    assert await Consistency().score(PROMPT, [answer("3")], pool) == [None]
+
+
+async def test_confidence_is_the_geometric_mean_probability() -> None:
+    sure, unsure = answer("a", logprobs=(0.0, 0.0)), answer("b", logprobs=(math.log(0.5), math.log(0.125)))
+    assert await Confidence().score(PROMPT, [sure, unsure], []) == [1.0, pytest.approx(0.25)]
+
+
+async def test_confidence_of_nothing_is_zero_and_without_logprobs_does_not_apply() -> None:
+    scores = await Confidence().score(PROMPT, [answer(" ", logprobs=(0.0,)), answer("x")], [])
+    assert scores == [0.0, None]
+
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+
+@pytest.mark.parametrize(
+    ("rules", "good", "bad"),
+    [
+        ({"json_schema": SCHEMA}, '{"n": 3}', '{"n": "three"}'),
+        ({"json_schema": json.dumps(SCHEMA)}, '{"n": 3}', "n = 3"),
+        ({"json_object": True}, "{}", "[]"),
+        ({"regex": r"\d{3}"}, " 123\n", "1234"),
+        ({"boxed": True}, r"so \boxed{4}", "so 4"),
+    ],
+)
+async def test_format_holds_the_rules_of_the_request(rules: dict, good: str, bad: str) -> None:
+    prompt = rendered(ENGINE, rules=rules)
+    assert await Format().score(prompt, [answer(good), answer(bad)], []) == [1.0, 0.0]
+
+
+async def test_format_is_the_share_of_rules_kept_and_needs_rules() -> None:
+    prompt = rendered(ENGINE, rules={"json_object": True, "boxed": True})
+    assert await Format().score(prompt, [answer("{}")], []) == [0.5]
+    assert await Format().score(PROMPT, [answer("{}")], []) == [None]
+
+
+@pytest.mark.parametrize("schema", [{"type": "nonsense"}, "not json", 7, {"patternProperties": {"a": {}}}])
+async def test_format_skips_schemas_it_cannot_check(schema: object) -> None:
+    prompt = rendered(ENGINE, rules={"json_schema": schema})
+    assert await Format().score(prompt, [answer("{}")], []) == [None]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"regex": r"(a+)+b"},
+        {"regex": "("},
+        {"json_schema": {"type": "string", "pattern": r"^(a|aa)+$"}},
+        {"json_schema": {"$ref": "http://127.0.0.1:9/schema.json"}},
+    ],
+)
+async def test_hostile_rules_cost_no_more_than_their_reward(rules: dict) -> None:
+    prompt = rendered(ENGINE, rules=rules)
+    hostile = answer("a" * 40 + "!") if "regex" in rules else answer(json.dumps("a" * 40 + "!"))
+    assert await Format().score(prompt, [hostile], []) == [0.0]
+
+
+async def test_judge_grades_every_criterion_in_one_batch() -> None:
+    def grade(prompt: str, latent: object, decoding: Decoding) -> str:
+        return "5" if "Answer:\nright" in prompt else "0" if "calculations" in prompt else "2"
+
+    engine = ScriptedEngine(answer=grade)
+    scores = await Judge(engine).score(rendered(engine), [answer("right"), answer("wrong")], [])
+    assert scores == [1.0, pytest.approx(3 * 2 / 5 / 4)]
+    assert [len(call.prompts) for call in engine.calls] == [2 * len(CRITERIA)]
+
+
+async def test_judge_does_not_apply_to_an_answer_too_long_to_grade() -> None:
+    engine = ScriptedEngine(max_model_len=512)
+    scores = await Judge(engine).score(rendered(engine), [answer("x" * 600), answer("fine")], [])
+    assert scores[0] is None
+    assert scores[1] is not None
+
+
+def test_weights_are_read_in_order_and_zeros_left_out() -> None:
+    assert parse_weights(" judge=1, format = 0.25,confidence=0") == {"judge": 1.0, "format": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("setting", "part"),
+    [
+        ("luck=1", "luck"),
+        ("judge=1,judge=2", "twice"),
+        ("judge", "'judge'"),
+        ("format=much", "format=much"),
+        ("format=-1", "format=-1"),
+        ("format=nan", "format=nan"),
+        ("format=0", "above 0"),
+        ("", "above 0"),
+    ],
+)
+def test_wrong_reward_settings_name_their_part(setting: str, part: str) -> None:
+    with pytest.raises(RewardSettingsError, match=part):
+        parse_weights(setting)
+
+
+async def test_scorer_weighs_only_the_signals_that_apply() -> None:
+    scorer = Scorer.of("consistency=3,confidence=1,format=6", ENGINE)
+    given = answer("12", logprobs=(math.log(0.5),))
+    (scored,) = await scorer.score(PROMPT, [given], [answer("12"), answer("12")])
+    assert scored.signals == {"consistency": 1.0, "confidence": pytest.approx(0.5)}
+    assert scored.reward == pytest.approx((3 + 0.5) / 4)
+    (alone,) = await scorer.score(PROMPT, [answer("12")], [])
+    assert (alone.reward, alone.signals) == (0.0, {})
+
+
+def test_scorer_knows_what_a_judge_costs() -> None:
+    assert Scorer.of("judge=1,confidence=1", ENGINE).tokens_per_answer == len(CRITERIA)
+    assert Scorer.of("confidence=1", ENGINE).tokens_per_answer == 0
