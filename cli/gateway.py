@@ -1,0 +1,142 @@
+"""The gateway as the command line sees it, over HTTP.
+
+Owns requests to the gateway's own routes and the translation of everything that can go wrong
+there into a message with a next step. Knows nothing of what the answers mean.
+"""
+
+import ipaddress
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from cli.failure import CommandError
+from config.settings import Settings
+
+
+class GatewayError(CommandError):
+    """The gateway answered with an error status."""
+
+    def __init__(self, status: int, message: str, code: str | None, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.status = status
+        self.code = code
+
+
+class Gateway:
+    """A blocking client of one gateway."""
+
+    def __init__(self, settings: Settings, timeout_s: float = 30.0) -> None:
+        self.url = settings.url
+        self.api_key = settings.api_key
+        self._client = http_client(settings, timeout_s)
+
+    def __enter__(self) -> "Gateway":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def get(self, path: str, **params: str) -> dict[str, Any]:
+        """Return the JSON object behind `path`."""
+        return self._call("GET", path, params=params)
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Post `body` and return the JSON object that comes back."""
+        return self._call("POST", path, json=body or {})
+
+    def models(self) -> list[str]:
+        """Return the ids of the served models; the first is the base model."""
+        return [str(entry["id"]) for entry in self.get("/v1/models").get("data", [])]
+
+    def until(
+        self,
+        path: str,
+        done: Callable[[dict[str, Any]], bool],
+        *,
+        timeout_s: float,
+        every_s: float = 0.2,
+    ) -> dict[str, Any]:
+        """Return what is behind `path` once `done` says so, or what was there at the end."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            body = self.get(path)
+            if done(body) or time.monotonic() > deadline:
+                return body
+            time.sleep(every_s)
+
+    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            response = self._client.request(method, path, **arguments)
+        except httpx.HTTPError as error:
+            raise unreachable(self.url, late=isinstance(error, httpx.ReadTimeout)) from error
+        if response.status_code >= 400:
+            raise refused(response.status_code, error_body(response))
+        try:
+            body = response.json()
+        except ValueError as error:
+            raise stranger(self.url) from error
+        if not isinstance(body, dict):
+            raise stranger(self.url)
+        return body
+
+
+def http_client(settings: Settings, timeout_s: float) -> httpx.Client:
+    """Return a client of the gateway; a proxy from the environment is not asked for loopback."""
+    return httpx.Client(
+        base_url=settings.url,
+        headers={"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {},
+        timeout=httpx.Timeout(timeout_s, connect=5.0),
+        trust_env=not is_loopback(settings.url),
+    )
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether `url` names this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback or address.is_unspecified
+
+
+def error_body(response: httpx.Response) -> dict[str, Any]:
+    """Return the `error` object of an OpenAI-shaped body, or {} when there is none."""
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    error = body.get("error") if isinstance(body, dict) else None
+    return error if isinstance(error, dict) else {}
+
+
+def unreachable(url: str, *, late: bool) -> CommandError:
+    """Return the error for a gateway that does not answer; `late`: it took the connection."""
+    if late:
+        return CommandError(f"the gateway at {url} did not answer in time", "see its log in DATA_DIR/logs")
+    return CommandError(
+        f"no gateway answers at {url}",
+        "start one with `latentevolve serve`, or name another with --url URL",
+    )
+
+
+def refused(status: int, error: dict[str, Any]) -> GatewayError:
+    """Return the error for an answer with an error status."""
+    code = error.get("code")
+    if status in (401, 403):
+        return GatewayError(
+            status, "the gateway refused the key", str(code), "give it with --api-key or LATENTEVOLVE_API_KEY"
+        )
+    message = str(error.get("message") or f"the gateway answered with status {status}")
+    return GatewayError(status, message, None if code is None else str(code))
+
+
+def stranger(url: str) -> CommandError:
+    """Return the error for a server that is not a gateway of this project."""
+    return CommandError(
+        f"what answers at {url} is not a LatentEvolve gateway",
+        "check --url, or LATENTEVOLVE_GATEWAY_URL",
+    )

@@ -1,0 +1,151 @@
+"""`latentevolve night`: runs a consolidation now and shows what the gate decided.
+
+Owns starting and following a night over HTTP. The night itself belongs to the worker: what ends
+here is the watching.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from cli.failure import FAILED, INTERRUPTED, REFUSED, CommandError
+from cli.gate import show_gate
+from cli.gateway import Gateway, GatewayError
+from cli.options import ApiKey, Json, Url, load_settings
+from cli.progress import PhaseProgress
+from cli.screen import Screen
+
+ENDED = {"promoted", "refused", "skipped", "failed"}
+EXIT_CODES = {"promoted": 0, "skipped": 0, "refused": REFUSED, "failed": FAILED}
+QUIET_S = 30.0
+"""A night that waits in the queue for so long probably has no worker."""
+
+
+def night(
+    follow: Annotated[
+        str | None, typer.Option("--follow", help="Follow this night instead of starting one.", metavar="ID")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the night to its end.")] = True,
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """Consolidate the remembered episodes. Exit code 3: the gate refused the candidate."""
+    screen = Screen(as_json)
+    with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
+        record = gateway.get(f"/v1/consolidations/{follow}") if follow else start_night(gateway)
+        if wait:
+            record = _followed(gateway, record, screen)
+    screen.document(record)
+    show_night(screen, record)
+    raise typer.Exit(EXIT_CODES.get(str(record["state"]), 0))
+
+
+def start_night(gateway: Gateway) -> dict[str, Any]:
+    """Ask for a night and return its record.
+
+    Raises:
+        CommandError: one is under way, or the queue cannot be reached.
+    """
+    try:
+        return gateway.post("/v1/consolidations", {"trigger": "cli"})
+    except GatewayError as error:
+        if error.status == 409:
+            running = _running(gateway)
+            error.hint = f"follow it with `latentevolve night --follow {running}`" if running else None
+        elif error.status == 503:
+            error.hint = "`latentevolve serve` runs queue and worker; with Redis, see LATENTEVOLVE_BROKER_URL"
+        raise
+
+
+def follow_night(
+    gateway: Gateway,
+    record: dict[str, Any],
+    on_change: Callable[[dict[str, Any]], None],
+    every_s: float = 0.5,
+) -> dict[str, Any]:
+    """Poll a night until it has ended, telling `on_change` each record, and return the last one."""
+    failures = 0
+    while True:
+        on_change(record)
+        if record["state"] in ENDED:
+            return record
+        time.sleep(every_s)
+        try:
+            record = gateway.get(f"/v1/consolidations/{record['id']}")
+            failures = 0
+        except CommandError:
+            failures += 1
+            if failures >= 10:  # training takes all cores: one late answer means nothing
+                raise
+
+
+class NightProgress:
+    """Shows the records of one night as bars or lines."""
+
+    def __init__(self, screen: Screen, progress: PhaseProgress) -> None:
+        self._screen = screen
+        self._progress = progress
+        self._since = time.monotonic()
+        self._warned = False
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Show where the night is."""
+        if record["state"] == "queued":
+            self._progress.update("queued", 0, 0)
+            if not self._warned and time.monotonic() - self._since > QUIET_S:
+                self._warned = True
+                self._screen.note("no worker has taken the night yet: is one running?", "yellow")
+        elif record["state"] == "running":
+            self._progress.update(
+                str(record["phase"]),
+                int(record.get("done") or 0),
+                int(record.get("total") or 0),
+                str(record.get("message") or ""),
+            )
+        elif record["state"] in {"promoted", "refused"}:
+            self._progress.finish()
+
+
+def show_night(screen: Screen, record: dict[str, Any]) -> None:
+    """Write what came of a night: the gate's table and the decision."""
+    gate = record.get("gate") or {}
+    show_gate(screen, gate)
+    state, version = record["state"], record.get("version")
+    reason = gate.get("reason") or record.get("message") or ""
+    match state:
+        case "promoted":
+            screen.line(
+                f"promoted: {version} is active (before: {record.get('parent') or 'none'})", "bold green"
+            )
+        case "refused":
+            screen.line(f"refused: {version or 'the candidate'} is kept but not active", "bold yellow")
+        case "skipped":
+            screen.line("skipped: nothing was trained", "yellow")
+        case "failed":
+            screen.line(f"failed: {record.get('error') or 'no reason given'}", "bold red")
+            screen.line("→ see DATA_DIR/logs/worker.log; a failed night can be started again")
+        case _:
+            screen.line(f"night {record['id']} is {state}; follow it with --follow {record['id']}")
+    if reason and state != "failed":
+        screen.line(str(reason))
+
+
+def _followed(gateway: Gateway, record: dict[str, Any], screen: Screen) -> dict[str, Any]:
+    screen.line(f"night {record['id']}: {record.get('episodes') or 'no'} episodes")
+    try:
+        with PhaseProgress(screen) as progress:
+            return follow_night(gateway, record, NightProgress(screen, progress).show)
+    except KeyboardInterrupt:
+        screen.note("no longer watching; the night itself goes on", "yellow")
+        screen.note(f"→ follow it again with `latentevolve night --follow {record['id']}`")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _running(gateway: Gateway) -> str | None:
+    for record in gateway.get("/v1/consolidations").get("consolidations", []):
+        if record["state"] not in ENDED:
+            return str(record["id"])
+    return None

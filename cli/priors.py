@@ -1,0 +1,101 @@
+"""`latentevolve priors`: lists versions, shows one, makes one active.
+
+Owns the three subcommands; the registry belongs to the gateway.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from cli.failure import CommandError
+from cli.gate import show_gate
+from cli.gateway import Gateway, GatewayError
+from cli.options import ApiKey, Json, Url, load_settings
+from cli.screen import Screen
+
+app = typer.Typer(help="List, show and activate versions of the latent prior.", no_args_is_help=True)
+
+Version = Annotated[str, typer.Argument(help="Such as v3.", metavar="VERSION")]
+
+
+@app.command("list")
+def list_versions(url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> None:
+    """List every version, the active one marked."""
+    screen = Screen(as_json)
+    with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
+        body = gateway.get("/v1/priors")
+    screen.document(body)
+    if not body["versions"]:
+        screen.line("no versions yet: `latentevolve night` makes one")
+        return
+    rows = [
+        (
+            "*" if entry["version"] == body["active"] else "",
+            entry["version"],
+            entry.get("parent") or "–",
+            str(entry.get("created_at") or "–")[:19],
+            entry.get("episodes", "–"),
+            "promoted" if entry.get("promoted") else "refused",
+        )
+        for entry in body["versions"]
+    ]
+    screen.table(("", "version", "parent", "created", "episodes", "gate"), rows)
+    if body["active"] is None:
+        screen.line("none is active")
+
+
+@app.command("show")
+def show(version: Version, url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> None:
+    """Show one version's manifest and its gate."""
+    screen = Screen(as_json)
+    with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
+        manifest = _known(gateway, version, lambda: gateway.get(f"/v1/priors/{version}"))
+    screen.document(manifest)
+    for name, value in flat(manifest).items():
+        screen.line(f"{name:<24} {value}")
+    show_gate(screen, manifest.get("gate") or {})
+
+
+@app.command("activate")
+def activate(
+    version: Annotated[str, typer.Argument(help="Such as v3; `none` for no prior.", metavar="VERSION")],
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """Make a version the active one, also an older one; requests in flight finish on theirs."""
+    screen = Screen(as_json)
+    with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
+        body = _known(gateway, version, lambda: gateway.post(f"/v1/priors/{version}/activate"))
+    screen.document(body)
+    screen.line(f"active: {body.get('active') or 'none'}", "green")
+
+
+def flat(manifest: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return a manifest as dotted names and short values; the gate and long lists left out."""
+    found: dict[str, str] = {}
+    for name, value in manifest.items():
+        if isinstance(value, dict) and not (not prefix and name == "gate"):
+            found |= flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            found[prefix + name] = f"{len(value)} entries"
+        elif not isinstance(value, dict):
+            found[prefix + name] = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return found
+
+
+def _known(gateway: Gateway, version: str, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `call` returns; a version that does not exist is answered with those that do."""
+    try:
+        return call()
+    except GatewayError as error:
+        if error.status != 404:
+            raise
+        known = [str(entry["version"]) for entry in gateway.get("/v1/priors")["versions"]]
+        raise CommandError(
+            f"there is no prior {version}",
+            f"known versions: {', '.join(known)}"
+            if known
+            else "there are none yet: run `latentevolve night`",
+        ) from error

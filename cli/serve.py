@@ -1,0 +1,185 @@
+"""`latentevolve serve`: everything the loop needs, as one supervised tree.
+
+Owns which processes make up the tree, their commands and their environment. How they are kept
+alive and ended is in `cli/serving/`.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.options import CacheDir, DataDir, Host, Json, Model, Port, environment, given, load_settings
+from cli.screen import Screen
+from cli.serving.board import Board
+from cli.serving.child import ChildSpec
+from cli.serving.claim import check_port, claim
+from cli.serving.preload import preload
+from cli.serving.readiness import Readiness
+from cli.serving.supervisor import Supervisor
+from config.settings import Settings
+
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # what to connect to when all are listened on
+
+
+def serve(
+    host: Host = None,
+    port: Port = None,
+    model: Model = None,
+    data_dir: DataDir = None,
+    cache_dir: CacheDir = None,
+    effort: Annotated[
+        str | None,
+        typer.Option("--effort", help="Effort of requests that name none: none, low, medium, high."),
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")
+    ] = None,
+    worker: Annotated[
+        bool, typer.Option("--worker/--no-worker", help="Run the night's worker and its schedule too.")
+    ] = True,
+    stop_timeout: Annotated[
+        float, typer.Option("--stop-timeout", min=0, help="Seconds that children get to end by themselves.")
+    ] = 20.0,
+    as_json: Json = False,
+) -> None:
+    """Run gateway, worker and beat until Ctrl-C; restarts worker and beat when they die."""
+    overrides = given(
+        host=host,
+        port=port,
+        model=model,
+        data_dir=data_dir,
+        cache_dir=cache_dir,
+        default_effort=effort,
+        log_level=log_level,
+    )
+    settings = load_settings(**overrides)
+    listens = connectable(settings)
+    specs = tree(settings, worker=worker)
+    check_port(settings.host, settings.port)
+    with claim(settings.data_dir, listens) as lock:
+        board = Board(Screen(as_json), [spec.name for spec in specs])
+        readiness = Readiness(listens, board, worker=worker)
+        watch = Watch(settings, listens, board, readiness)
+        env = {
+            **os.environ,
+            **environment(overrides),
+            "LATENTEVOLVE_GATEWAY_URL": settings.gateway_url or listens,
+            "PYTHONUNBUFFERED": "1",
+        }
+        supervisor = Supervisor(
+            specs,
+            board,
+            settings.data_dir / "logs",
+            env,
+            hold_fds=(lock,),
+            stop_s=stop_timeout,
+            on_line=watch.line,
+            on_passed=watch.passed,
+            on_tick=watch.tick,
+        )
+        readiness.start()
+        try:
+            code = supervisor.run()
+        finally:
+            readiness.close()
+            board.close()
+        board.say("ended")
+        board.event("stopped", code=code)
+    raise typer.Exit(code)
+
+
+def connectable(settings: Settings) -> str:
+    """Return the URL at which this machine reaches the gateway."""
+    host = ANY_ADDRESS.get(settings.host, f"[{settings.host}]" if ":" in settings.host else settings.host)
+    return f"http://{host}:{settings.port}"
+
+
+def tree(settings: Settings, *, worker: bool) -> list[ChildSpec]:
+    """Return the processes of the tree, in the order in which they start."""
+    python = sys.executable
+    fast = preload(os.environ)
+    specs = [
+        ChildSpec("model", (python, "-m", "cli.main", "pull"), passing=True),
+        ChildSpec("gateway", (python, "-m", "server"), env=fast),
+    ]
+    if worker:
+        celery = (python, "-m", "celery", "-A", "worker.app")
+        queue = settings.data_dir.resolve() / "queue"
+        queue.mkdir(parents=True, exist_ok=True)
+        level = "DEBUG" if settings.log_level == "DEBUG" else "INFO"  # INFO tells when the worker is ready
+        specs += [
+            ChildSpec(
+                "worker",
+                (
+                    *celery,
+                    "worker",
+                    "--concurrency",
+                    "1",
+                    "--without-gossip",
+                    "--without-mingle",
+                    "-l",
+                    level,
+                ),
+                env=fast,
+                restart=True,
+            ),
+            ChildSpec(
+                "beat",
+                (*celery, "beat", "--schedule", str(queue / "beat-schedule"), "-l", level),
+                restart=True,
+            ),
+        ]
+    return specs
+
+
+class Watch:
+    """Follows the start-up and shows the box once everything is ready."""
+
+    def __init__(self, settings: Settings, url: str, board: Board, readiness: Readiness) -> None:
+        self._settings = settings
+        self._url = url
+        self._board = board
+        self._readiness = readiness
+        self._model = settings.model
+        self._shown = False
+
+    def line(self, name: str, text: str) -> None:
+        """Take notice of a line of a child's output."""
+        if name == "model":
+            self._model = text  # its last line is the folder
+        self._readiness.line(name, text)
+
+    def passed(self, _name: str) -> None:
+        """Tick off the model."""
+        self._readiness.model(self._model)
+
+    def tick(self) -> None:
+        """Look at what has changed; called a few times per second."""
+        if not self._shown:
+            self._readiness.look()
+            if self._readiness.ready:
+                self._shown = True
+                self._ready()
+
+    def _ready(self) -> None:
+        facts = ready_facts(self._settings, self._url, self._readiness.steering)
+        self._board.box("LatentEvolve is ready", list(facts.items()))
+        self._board.event("ready", **facts)
+
+
+def ready_facts(settings: Settings, url: str, steering: bool) -> dict[str, Any]:
+    """Return what the box shows."""
+    name = settings.served_model_name or settings.model
+    key = " -H 'Authorization: Bearer '$LATENTEVOLVE_API_KEY" if settings.api_key else ""
+    body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    return {
+        "url": f"{url}/v1",
+        "model": name,
+        "effort": settings.default_effort if steering else "none (a self-check failed: see above)",
+        "data": str(Path(settings.data_dir).resolve()),
+        "try": f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
+        "stop": "Ctrl-C",
+    }

@@ -1,0 +1,1 @@
+"""The supervised tree behind `latentevolve serve`."""

@@ -1,0 +1,102 @@
+"""When the tree is ready, seen from outside.
+
+Owns the poll of `/readyz` and the checklist that follows from it and from the worker's output.
+Knows nothing of processes.
+"""
+
+import threading
+from typing import Any
+
+import httpx
+
+from cli.serving.board import Board
+
+WORKER_READY = "ready."
+"""How Celery's last start-up line ends: `celery@host ready.`"""
+
+
+class Readiness:
+    """Ticks off gateway, engine, self-checks, memory and worker as they come up."""
+
+    def __init__(self, url: str, board: Board, *, worker: bool, every_s: float = 0.5) -> None:
+        self._url = url
+        self._board = board
+        self._missing = [
+            "model",
+            "gateway",
+            "engine",
+            "self-checks",
+            "memory",
+            *(["worker"] if worker else []),
+        ]
+        self._every_s = every_s
+        self._latest: tuple[int, dict[str, Any]] | None = None
+        self._ended = threading.Event()
+        self.steering = True
+        """Whether steered answers are served; False when a self-check has failed."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything is up."""
+        return not self._missing
+
+    def start(self) -> None:
+        """Poll in the background until ready or closed."""
+        threading.Thread(target=self._poll, name="readiness", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop polling."""
+        self._ended.set()
+
+    def line(self, name: str, text: str) -> None:
+        """Take notice of a line of a child's output."""
+        if name == "worker" and text.rstrip().endswith(WORKER_READY):
+            self._tick_off("worker", True, "takes nights")
+
+    def model(self, detail: str) -> None:
+        """Note that the model is there."""
+        self._tick_off("model", True, detail)
+
+    def look(self) -> None:
+        """Tick off what the latest answer of the gateway says, and show what is missing."""
+        if self._latest is not None:
+            status, body = self._latest
+            self._tick_off("gateway", True, self._url)
+            if body.get("engine"):
+                self._tick_off("engine", True, "answered a token")
+            if body.get("memory"):
+                self._tick_off("memory", True, "open")
+            if checks := body.get("checks"):
+                self._checks(checks)
+            if status == 200:
+                self.steering = bool(body.get("steering", True))
+                for item in ("engine", "self-checks", "memory"):
+                    self._tick_off(item, True)
+        self._board.waiting(self._missing)
+
+    def _checks(self, checks: list[dict[str, Any]]) -> None:
+        if "self-checks" not in self._missing:
+            return
+        failed = [check for check in checks if not check.get("ok")]
+        names = ", ".join(str(check.get("name")) for check in checks if check.get("ok"))
+        self._tick_off("self-checks", not failed, names)
+        for check in failed:
+            self._board.say(f"  {check.get('name')}: {check.get('detail')}", "bold red")
+
+    def _tick_off(self, item: str, ok: bool, detail: str = "") -> None:
+        if item in self._missing:
+            self._missing.remove(item)
+            self._board.check(item, ok, detail)
+
+    def _poll(self) -> None:
+        with httpx.Client(trust_env=False, timeout=5.0) as client:
+            while not self._ended.wait(self._every_s):
+                try:
+                    response = client.get(f"{self._url}/readyz")
+                    body = response.json()
+                except (httpx.HTTPError, ValueError):
+                    continue  # not listening yet
+                if isinstance(body, dict):
+                    self._latest = response.status_code, body
+                    if response.status_code == 200:
+                        return

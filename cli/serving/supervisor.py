@@ -1,0 +1,273 @@
+"""Starts children, watches them, ends them.
+
+Owns the life of the tree: the order of starting, restarts with backoff, one stop for all, and the
+guard that ends everything when this process is killed. Knows nothing of what the children do:
+readiness comes from a probe that is given, output goes to a board that is given.
+"""
+
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from types import FrameType
+
+from cli.serving.board import Board
+from cli.serving.child import Child, ChildSpec, Ended, LineWritten
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOG_BYTES = 20 * 2**20
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """How long to wait before a child that ended is started again."""
+
+    first_s: float = 1.0
+    most_s: float = 60.0
+    healthy_s: float = 60.0
+    """A child that lived this long starts again from `first_s`."""
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """A signal asks the tree to end."""
+
+
+@dataclass
+class Life:
+    """What is known of one child across its restarts."""
+
+    spec: ChildSpec
+    child: Child | None = None
+    started_at: float = 0.0
+    wait_s: float = 0.0
+    """Last wait before a restart."""
+    start_at: float | None = None
+    """When it is to be started again."""
+
+
+@dataclass
+class Supervisor:
+    """One tree of children. `run` blocks until all of it has ended."""
+
+    specs: Sequence[ChildSpec]
+    board: Board
+    logs: Path
+    """Folder of one rotated log file per child."""
+    env: Mapping[str, str]
+    """Environment of the children."""
+    hold_fds: Sequence[int] = ()
+    """Descriptors that stay open until nothing is left, such as the lock of the data directory."""
+    stop_s: float = 20.0
+    """How long children may take to end before they are killed."""
+    backoff: Backoff = field(default_factory=Backoff)
+    on_line: Callable[[str, str], None] = lambda _name, _text: None
+    """Called with a child's name and a line of its output."""
+    on_passed: Callable[[str], None] = lambda _name: None
+    """Called with the name of a child that had to pass and did."""
+    on_tick: Callable[[], None] = lambda: None
+    """Called a few times per second until the tree is asked to end."""
+
+    def __post_init__(self) -> None:
+        self._events: queue.SimpleQueue[object] = queue.SimpleQueue()  # its put may run in a signal handler
+        self._lives = {spec.name: Life(spec) for spec in self.specs}
+        self._files: dict[str, RotatingFileHandler] = {}
+        self._stop_at: float | None = None
+        self._code = 0
+
+    def run(self) -> int:
+        """Start everything, stay until it has ended, return the exit code."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with self._guard() as self._guard_fd, self._signals():
+            try:
+                self._start_next()
+                while self._stop_at is None or any(life.child for life in self._lives.values()):
+                    self._handle(self._next_event())
+                    self._keep_time()
+            finally:
+                for life in self._lives.values():  # only when something above has failed
+                    if life.child:
+                        life.child.kill()
+                        life.child.reap()
+                for file in self._files.values():
+                    file.close()
+        return self._code
+
+    def _next_event(self) -> object | None:
+        with suppress(queue.Empty):
+            return self._events.get(timeout=0.1)
+        return None
+
+    def _handle(self, event: object | None) -> None:
+        match event:
+            case LineWritten(child, text):
+                self._write(child.name, text)
+            case Ended(child):
+                self._ended(self._lives[child.name], child)
+            case StopAsked():
+                if self._stop_at is None:
+                    self.board.say("stopping; once more to force it")
+                    self._stop(0)
+                else:
+                    self.board.say("forced")
+                    self._kill()
+
+    def _keep_time(self) -> None:
+        now = time.monotonic()
+        if self._stop_at is not None:
+            if now > self._stop_at:
+                names = [life.spec.name for life in self._lives.values() if life.child]
+                if names:
+                    self.board.say(f"{', '.join(names)} did not end within {self.stop_s:g} s: killed")
+                self._kill()
+                self._stop_at = float("inf")
+            return
+        for life in self._lives.values():
+            if life.start_at is not None and now >= life.start_at:
+                self._start(life)
+        self.on_tick()
+
+    def _start_next(self) -> None:
+        """Start the first child that must pass and has not; when all have, start the others."""
+        for life in self._lives.values():
+            if life.spec.passing and not life.started_at:
+                self._start(life)
+                return
+        for life in self._lives.values():
+            if not life.spec.passing:
+                self._start(life)
+
+    def _start(self, life: Life) -> None:
+        life.start_at = None
+        life.started_at = time.monotonic()
+        life.child = Child(life.spec, self._events, self._guard_fd, self.env)
+        self._write_log(life.spec.name, f"--- started, process {life.child.pid}")
+        self.board.event("started", name=life.spec.name, pid=life.child.pid)
+
+    def _ended(self, life: Life, child: Child) -> None:
+        if self._stop_at is None:
+            self._sweep(child)
+        code = child.reap()
+        for _ in range(self._events.qsize()):  # show its last words before what comes of its end
+            waiting = self._events.get()
+            if isinstance(waiting, LineWritten):
+                self._write(waiting.child.name, waiting.text)
+            else:
+                self._events.put(waiting)
+        life.child = None
+        with suppress(OSError):
+            os.write(self._guard_fd, b"-%d\n" % child.pid)
+        self._write_log(child.name, f"--- ended, {describe(code)}")
+        self.board.event("ended", name=child.name, pid=child.pid, code=code)
+        if self._stop_at is not None:
+            return
+        if life.spec.passing and code == 0:
+            self.on_passed(child.name)
+            self._start_next()
+        elif life.spec.restart:
+            self._restart_later(life, code)
+        else:
+            self._fail(child, code)
+
+    def _sweep(self, child: Child) -> None:
+        """Tell what the first process left behind; reap() kills it."""
+        left = child.left_behind()
+        if left:
+            self.board.say(f"{child.name} left {left} process(es) behind: killed")
+
+    def _restart_later(self, life: Life, code: int) -> None:
+        lived_s = time.monotonic() - life.started_at
+        if lived_s >= self.backoff.healthy_s or not life.wait_s:
+            life.wait_s = self.backoff.first_s
+        else:
+            life.wait_s = min(life.wait_s * 2, self.backoff.most_s)
+        life.start_at = time.monotonic() + life.wait_s
+        self.board.say(
+            f"{life.spec.name} ended ({describe(code)}); starting it again in {life.wait_s:g} s",
+            "bold yellow",
+        )
+        self.board.event("restart", name=life.spec.name, code=code, wait_s=life.wait_s)
+
+    def _fail(self, child: Child, code: int) -> None:
+        self.board.say(f"{child.name} ended ({describe(code)}); its last lines:", "bold red")
+        for text in child.last_lines:
+            self.board.say(f"  {text}")
+        self.board.say(f"all of it: {self.logs / child.name}.log")
+        self._stop(code if code >= 0 else 128 - code)
+
+    def _stop(self, code: int) -> None:
+        self._code = code
+        self._stop_at = time.monotonic() + self.stop_s
+        for life in self._lives.values():
+            life.start_at = None
+            if life.child:
+                life.child.terminate()
+
+    def _kill(self) -> None:
+        for life in self._lives.values():
+            if life.child:
+                life.child.kill()
+
+    def _write(self, name: str, text: str) -> None:
+        self._write_log(name, text)
+        self.board.log(name, text)
+        self.on_line(name, text)
+
+    def _write_log(self, name: str, text: str) -> None:
+        if name not in self._files:
+            self._files[name] = RotatingFileHandler(
+                self.logs / f"{name}.log", maxBytes=LOG_BYTES, backupCount=2, encoding="utf-8"
+            )
+        self._files[name].emit(logging.LogRecord(name, logging.INFO, "", 0, text, None, None))
+
+    @contextmanager
+    def _guard(self) -> Iterator[int]:
+        """Run the guard and yield the pipe to it; it ends once the pipe is closed."""
+        reading, writing = os.pipe()
+        guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py")), str(self.stop_s)],
+            stdin=reading,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=tuple(self.hold_fds),
+        )
+        os.close(reading)
+        try:
+            yield writing
+        finally:
+            os.close(writing)
+            guard.wait()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def ask(_number: int, _frame: FrameType | None) -> None:
+            self._events.put(StopAsked())
+
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("a supervisor runs in the main thread: only it receives signals")
+        before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def describe(code: int) -> str:
+    """Return an exit code in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"

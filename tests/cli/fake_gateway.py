@@ -1,0 +1,239 @@
+"""A small gateway with the real routes and no model, served over HTTP.
+
+Owns scripted answers; keeps what it was asked, so that tests can tell what was never sent.
+"""
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from tests.cli.ports import free_port
+
+MODEL = "small"
+EPISODE = "5e6f7a80-0000-4000-8000-000000000001"
+GATE = {
+    "n": 12,
+    "promoted": True,
+    "reason": "better than every control",
+    "controls": [
+        {
+            "control": name,
+            "candidate": -0.5,
+            "mean": -1.0 - step / 10,
+            "difference": 0.5 + step / 10,
+            "low": 0.2,
+            "high": 0.9,
+            "win": True,
+        }
+        for step, name in enumerate(("none", "knn", "mean", "random", "active"))
+    ],
+}
+
+
+@dataclass
+class FakeGateway:
+    """State and behaviour that a test sets before it runs a command."""
+
+    key: str | None = None
+    answers: dict[str, str] = field(default_factory=dict)
+    """Answer by text that the question holds; otherwise `Business`."""
+    mode: str = "recall"
+    broken: bool = False
+    """Whether answers break off in the middle."""
+    nights: list[dict[str, Any]] = field(default_factory=list)
+    """Records that successive looks at a night see; the last one stays."""
+    night_error: int | None = None
+    active: str | None = "v1"
+    versions: list[str] = field(default_factory=lambda: ["v1", "v2"])
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    """Bodies of chat completions."""
+    url: str = ""
+
+    def app(self) -> FastAPI:
+        """Return the routes."""
+        app = FastAPI()
+
+        @app.middleware("http")
+        async def check_key(request: Request, call_next: Any) -> Any:
+            if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+                return error(401, "invalid key")
+            return await call_next(request)
+
+        @app.get("/readyz")
+        def readyz() -> dict[str, Any]:
+            return {"ready": True, "engine": True, "memory": True, "checks": [], "steering": True}
+
+        @app.get("/v1/models")
+        def models() -> dict[str, Any]:
+            return {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
+
+        @app.post("/v1/chat/completions")
+        async def chat(request: Request) -> Any:
+            body = await request.json()
+            self.asked.append(body)
+            if body.get("latent", {}).get("effort") not in {None, "none", "low", "medium", "high"}:
+                return error(400, "latent.effort: not an effort", "latent.effort")
+            effort = body.get("latent", {}).get("effort", "low")
+            steered = effort != "none"
+            headers = {
+                "x-latent-mode": self.mode if steered else "plain",
+                "x-latent-reason": "recalled" if steered else "effort-none",
+                "x-latent-effort": effort,
+                "x-latent-prior": self.active or "none",
+                "x-latent-episodes": EPISODE if steered else "",
+                "x-latent-trace": str(uuid.uuid4()),
+            }
+            if effort == "medium":
+                headers |= {"x-latent-reward-before": "0.4000", "x-latent-reward-after": "0.7000"}
+            return StreamingResponse(self._chunks(body), media_type="text/event-stream", headers=headers)
+
+        @app.get("/v1/latent/traces/{trace_id}")
+        def trace(trace_id: str) -> dict[str, Any]:
+            return {
+                "id": trace_id,
+                "mode": self.mode,
+                "reason": "recalled",
+                "episodes": [{"id": EPISODE, "similarity": 0.912, "snippet": "a headline\nlike it"}],
+                "usage": {"prompt_tokens": 90, "generated_tokens": 24, "forward_tokens": 200},
+                "timings_s": {"recall": 0.01, "refine": 1.25},
+                "remembered": "stored",
+            }
+
+        @app.get("/v1/memory/stats")
+        def stats() -> dict[str, Any]:
+            return {
+                "space": "aa11",
+                "spaces": {
+                    "aa11": {
+                        "episodes": 6,
+                        "reward_mean": 0.75,
+                        "reward_histogram": [0, 0, 0, 0, 0, 1, 1, 3, 1, 0],
+                        "oldest": "2031-01-01T00:00:00+00:00",
+                        "newest": "2031-01-02T00:00:00+00:00",
+                    }
+                },
+                "requests": {"total": 10, "steered": 4, "by_mode": {"plain": 6, "recall": 4}},
+                "hit_rate": 0.5,
+                "pending_writes": 0,
+                "dropped_writes": 0,
+            }
+
+        @app.get("/v1/priors")
+        def priors() -> dict[str, Any]:
+            return {"active": self.active, "versions": [manifest(version) for version in self.versions]}
+
+        @app.get("/v1/priors/{version}")
+        def prior(version: str) -> Any:
+            if version not in self.versions:
+                return error(404, f"no prior {version}", "version")
+            return {**manifest(version), "gate": GATE, "metrics": {"loss": 0.25}, "episode_ids": ["a", "b"]}
+
+        @app.post("/v1/priors/{version}/activate")
+        def activate(version: str) -> Any:
+            if version not in [*self.versions, "none"]:
+                return error(404, f"no prior {version}", "version")
+            self.active = None if version == "none" else version
+            return {"active": self.active}
+
+        @app.post("/v1/consolidations", status_code=202)
+        async def start(request: Request) -> Any:
+            if self.night_error:
+                return error(self.night_error, "not now")
+            assert (await request.json()) == {"trigger": "cli"}
+            return self._night()
+
+        @app.get("/v1/consolidations")
+        def nights() -> dict[str, Any]:
+            return {"consolidations": [self._night()]}
+
+        @app.get("/v1/consolidations/{night_id}")
+        def night(night_id: str) -> Any:
+            return self._night() if self.nights else error(404, f"no consolidation {night_id}")
+
+        return app
+
+    def _night(self) -> dict[str, Any]:
+        return self.nights.pop(0) if len(self.nights) > 1 else self.nights[0]
+
+    def _chunks(self, body: dict[str, Any]) -> Iterator[str]:
+        question = body["messages"][-1]["content"]
+        text = next((answer for part, answer in self.answers.items() if part in question), "Business")
+        for piece in (text[:3], text[3:]):
+            yield event({"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]})
+            if self.broken:
+                raise ConnectionResetError("the engine is gone")
+        yield event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        usage = {"prompt_tokens": 40, "completion_tokens": 3, "total_tokens": 43}
+        yield event({"choices": [], "usage": usage})
+        yield "data: [DONE]\n\n"
+
+
+def record(state: str, **fields: Any) -> dict[str, Any]:
+    """Return a night's record."""
+    return {
+        "id": "0e0e0e0e-0000-4000-8000-000000000001",
+        "space": "aa11",
+        "trigger": "cli",
+        "state": state,
+        "phase": "snapshot",
+        "done": 0,
+        "total": 0,
+        "message": "",
+        "episodes": 24,
+        "version": None,
+        "parent": None,
+        "gate": None,
+        "error": None,
+        **fields,
+    }
+
+
+def manifest(version: str) -> dict[str, Any]:
+    """Return a prior's manifest, shortened as the list shows it."""
+    return {
+        "version": version,
+        "space": "aa11",
+        "parent": None,
+        "created_at": "2031-01-01T03:00:00+00:00",
+        "episodes": 24,
+        "promoted": version == "v1",
+    }
+
+
+def event(fields: dict[str, Any]) -> str:
+    """Return one server-sent event of a chat completion."""
+    head = {"id": "chat-1", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
+    return f"data: {json.dumps(head | fields)}\n\n"
+
+
+def error(status: int, message: str, param: str | None = None) -> JSONResponse:
+    """Return an OpenAI-shaped error."""
+    body = {"error": {"message": message, "type": "Error", "param": param, "code": status}}
+    return JSONResponse(body, status_code=status)
+
+
+class Served:
+    """A running uvicorn in a thread."""
+
+    def __init__(self, fake: FakeGateway) -> None:
+        port = free_port()
+        fake.url = f"http://127.0.0.1:{port}"
+        config = uvicorn.Config(fake.app(), port=port, log_level="critical", lifespan="off")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """End the server."""
+        self._server.should_exit = True
+        self._thread.join(10)

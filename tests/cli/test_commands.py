@@ -1,0 +1,161 @@
+"""Exit codes, error texts and the three ways of writing, for the commands that talk to a gateway."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.cli.conftest import Ran
+from tests.cli.fake_gateway import GATE, FakeGateway, record
+from tests.cli.ports import free_port
+from tests.cli.terminal import on_terminal
+
+Run = Callable[..., Ran]
+
+COMMANDS = [("ask", "Hello?"), ("night",), ("priors", "list"), ("priors", "show", "v1"), ("stats",)]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_no_gateway_says_how_to_start_one(run: Run, command: tuple[str, ...]) -> None:
+    ran = run(*command, "--url", f"http://127.0.0.1:{free_port()}")
+    assert ran.code == 1
+    assert ran.out == ""
+    assert "no gateway answers at" in ran.err
+    assert "latentevolve serve" in ran.err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_wrong_key_is_named(run: Run, gateway: FakeGateway, command: tuple[str, ...]) -> None:
+    gateway.key = "right"
+    ran = run(*command, "--api-key", "wrong")
+    assert ran.code == 1
+    assert "refused the key" in ran.err
+    assert "LATENTEVOLVE_API_KEY" in ran.err
+
+
+def test_key_from_the_environment_is_used(
+    run: Run, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway.key = "right"
+    monkeypatch.setenv("LATENTEVOLVE_API_KEY", "right")
+    assert run("stats").code == 0
+    assert run("ask", "Hello?").code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nonsense"],
+        ["nonsense"],
+        ["ask", "--max-tokens", "0", "Hi"],
+        ["priors", "show"],
+        ["serve", "--port", "x"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_two(run: Run, arguments: list[str]) -> None:
+    ran = run(*arguments)
+    assert ran.code == 2
+    assert "Usage:" in ran.err
+
+
+def test_setting_out_of_range_is_two_and_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENTEVOLVE_RECALL_K", "0")
+    ran = run("stats")
+    assert ran.code == 2
+    assert "recall_k" in ran.err
+    assert "LATENTEVOLVE_RECALL_K" in ran.err
+
+
+def test_server_that_is_no_gateway_is_recognised(run: Run, gateway: FakeGateway) -> None:
+    ran = run("stats", "--url", f"{gateway.url}/docs#")
+    assert ran.code == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_pipe_gets_no_control_characters(
+    run: Run, gateway: FakeGateway, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    gateway.nights = [
+        record("running", phase="train", done=1, total=8),
+        record("promoted", version="v1", gate=GATE),
+    ]
+    ran = run(*command)
+    assert ran.code == 0, ran.err
+    assert not [c for c in ran.out + ran.err if ord(c) < 32 and c != "\n"]
+    assert not [line for line in ran.out.splitlines() if line != line.rstrip()]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_json_is_one_document_and_all_else_is_on_stderr(
+    run: Run, gateway: FakeGateway, command: tuple[str, ...]
+) -> None:
+    gateway.nights = [
+        record("running", phase="train", done=1, total=8),
+        record("promoted", version="v1", gate=GATE),
+    ]
+    ran = run(*command, "--json")
+    assert ran.code == 0
+    assert isinstance(json.loads(ran.out), dict)
+    assert ran.err
+
+
+def test_terminal_gets_colours_and_bars(gateway: FakeGateway) -> None:
+    gateway.nights = [
+        record("running", phase="train", done=3, total=8, message="loss 1.2"),
+        record("promoted", version="v3", gate=GATE),
+    ]
+    seen = on_terminal(["night"], {"LATENTEVOLVE_GATEWAY_URL": gateway.url}).read()
+    assert "\x1b[" in seen
+    assert "━" in seen, "a bar"
+    assert "3/8" in seen
+    assert "promoted: v3 is active" in seen
+
+
+# --- priors
+
+
+def test_versions_are_listed_with_the_active_one_marked(run: Run, gateway: FakeGateway) -> None:
+    lines = run("priors", "list").out.splitlines()
+    assert lines[1].startswith("*  v1")
+    assert lines[2].startswith("   v2")
+    assert "refused" in lines[2]
+
+
+def test_empty_registry_says_how_to_fill_it(run: Run, gateway: FakeGateway) -> None:
+    gateway.versions, gateway.active = [], None
+    assert "latentevolve night" in run("priors", "list").out
+
+
+def test_version_is_shown_with_its_gate(run: Run, gateway: FakeGateway) -> None:
+    out = run("priors", "show", "v1").out
+    assert "metrics.loss" in out
+    assert "random, same norm" in out
+
+
+def test_activate_switches_and_none_switches_off(run: Run, gateway: FakeGateway) -> None:
+    assert "active: v2" in run("priors", "activate", "v2").out
+    assert gateway.active == "v2"
+    assert "active: none" in run("priors", "activate", "none").out
+    assert gateway.active is None
+
+
+@pytest.mark.parametrize("command", ["show", "activate"])
+def test_unknown_version_lists_the_known(run: Run, gateway: FakeGateway, command: str) -> None:
+    ran = run("priors", command, "v9")
+    assert ran.code == 1
+    assert "there is no prior v9" in ran.err
+    assert "v1, v2" in ran.err
+
+
+# --- stats
+
+
+def test_stats_draw_the_distribution_of_rewards(run: Run, gateway: FakeGateway) -> None:
+    out = run("stats").out
+    assert "hit rate  50.0 %" in out
+    assert "6 episodes" in out
+    bars = {line.split()[0]: line.count("█") for line in out.splitlines() if "█" in line}
+    assert set(bars) == {"0.5–0.6", "0.6–0.7", "0.7–0.8", "0.8–0.9"}
+    assert bars["0.7–0.8"] == 3 * bars["0.6–0.7"]

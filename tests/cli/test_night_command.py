@@ -1,0 +1,114 @@
+"""Following a night to each of its ends."""
+
+import json
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from tests.cli.conftest import Ran
+from tests.cli.fake_gateway import GATE, FakeGateway, record
+from tests.cli.terminal import on_terminal
+
+Run = Callable[..., Ran]
+
+TRAINING = [
+    record("queued"),
+    record("running", phase="train", done=1, total=8, message="loss 2.10"),
+    record("running", phase="train", done=2, total=8, message="loss 2.05"),
+    record("running", phase="train", done=7, total=8, message="loss 1.20"),
+    record("running", phase="gate", done=1, total=5),
+]
+
+
+def test_promoted_night_ends_with_the_table_and_zero(run: Run, gateway: FakeGateway) -> None:
+    gateway.nights = [*TRAINING, record("promoted", phase="publish", version="v3", parent="v1", gate=GATE)]
+    ran = run("night")
+    assert ran.code == 0
+    for control in ("no latent", "recall alone", "mean latent", "random, same norm", "active prior"):
+        assert control in ran.out
+    assert "+0.2000 … +0.9000" in ran.out
+    assert "promoted: v3 is active (before: v1)" in ran.out
+
+
+def test_pipe_sees_phases_and_quarters_only(run: Run, gateway: FakeGateway) -> None:
+    gateway.nights = [*TRAINING, record("promoted", version="v3", gate=GATE)]
+    steps = [line.split("] ")[1] for line in run("night").out.splitlines() if "] " in line]
+    assert steps == [
+        "queued",
+        "train 1/8 loss 2.10",
+        "train 2/8 loss 2.05",
+        "train 7/8 loss 1.20",
+        "gate 1/5",
+    ]
+
+
+def test_refused_night_is_three_and_says_that_nothing_changed(run: Run, gateway: FakeGateway) -> None:
+    gateway.nights = [record("refused", version="v3", gate={**GATE, "reason": "no better than recall alone"})]
+    ran = run("night")
+    assert ran.code == 3
+    assert "refused: v3 is kept but not active" in ran.out
+    assert "no better than recall alone" in ran.out
+
+
+def test_failed_night_is_one_and_says_why(run: Run, gateway: FakeGateway) -> None:
+    gateway.nights = [*TRAINING, record("failed", error="out of memory")]
+    ran = run("night")
+    assert ran.code == 1
+    assert "failed: out of memory" in ran.out
+    assert "worker.log" in ran.out
+
+
+def test_skipped_night_is_zero_and_says_why(run: Run, gateway: FakeGateway) -> None:
+    gateway.nights = [record("skipped", message="3 episodes; a night needs 16")]
+    ran = run("night")
+    assert ran.code == 0
+    assert "a night needs 16" in ran.out
+
+
+def test_json_holds_the_last_record(run: Run, gateway: FakeGateway) -> None:
+    gateway.nights = [*TRAINING, record("refused", version="v3", gate=GATE)]
+    ran = run("night", "--json")
+    assert ran.code == 3
+    assert json.loads(ran.out)["state"] == "refused"
+    assert "train 1/8" in ran.err
+
+
+def test_night_that_is_under_way_is_named(run: Run, gateway: FakeGateway) -> None:
+    gateway.night_error, gateway.nights = 409, [record("running")]
+    ran = run("night")
+    assert ran.code == 1
+    assert f"--follow {record('running')['id']}" in ran.err
+
+
+def test_unreachable_queue_says_what_runs_it(run: Run, gateway: FakeGateway) -> None:
+    gateway.night_error, gateway.nights = 503, [record("failed")]
+    ran = run("night")
+    assert ran.code == 1
+    assert "LATENTEVOLVE_BROKER_URL" in ran.err
+
+
+def test_other_night_can_be_followed(run: Run, gateway: FakeGateway) -> None:
+    gateway.nights = [record("promoted", version="v3", gate=GATE)]
+    assert run("night", "--follow", "some-id").code == 0
+
+
+def test_night_need_not_be_followed(run: Run, gateway: FakeGateway) -> None:
+    gateway.nights = [record("queued")]
+    ran = run("night", "--no-wait")
+    assert ran.code == 0
+    assert "is queued; follow it with" in ran.out
+
+
+@pytest.mark.parametrize("keys", [b"\x03"], ids=["Ctrl-C"])
+def test_interrupt_ends_the_watching_and_says_that_the_night_goes_on(
+    gateway: FakeGateway, keys: bytes
+) -> None:
+    gateway.nights = [record("running", phase="train", done=1, total=8)]
+    command = on_terminal(["night"], {"LATENTEVOLVE_GATEWAY_URL": gateway.url})
+    command.read_until("1/8")
+    command.process.send_signal(signal.SIGINT)
+    seen = command.read()
+    assert "the night itself goes on" in seen
+    assert f"--follow {record('running')['id']}" in seen
+    assert command.process.returncode == 130
