@@ -158,7 +158,8 @@ class Steering:
             start = self._engine.space.check(start, work.prior.space if work.prior and covered else None)
         outcome = work.steered(start, position, recalled, covered)
         if not refines:
-            return replace(outcome, reason=work.noting(_REASONS[outcome.mode]))
+            reason = _REASONS[outcome.mode] if work.store_answers else "store-unavailable"
+            return replace(outcome, reason=reason)
         return await self._refine(work, key, start, outcome)
 
     async def _store_is_filled(self, work: Work) -> bool:

@@ -150,9 +150,7 @@ class TraceLog:
         files = sorted(self._root.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         return [path.stem for path in files]
 
-    def _write(
-        self, batch: list[Trace], changes: dict[str, dict[str, Any]], surplus: list[str]
-    ) -> None:
+    def _write(self, batch: list[Trace], changes: dict[str, dict[str, Any]], surplus: list[str]) -> None:
         for trace in batch:
             if trace.outcome.latent is not None:
                 path = self._root / f"{trace.id}.safetensors"

@@ -39,12 +39,12 @@ class GradientRefiner:
         return await trial.run(start, lambda: self._search(trial, start, limits))
 
     async def _search(self, trial: Trial, start: torch.Tensor, limits: Limits) -> None:
-        latent = start.clone()
-        adam = torch.optim.Adam([latent], lr=self._rate * float(start.square().mean().sqrt()), maximize=True)
+        latent = start
+        climb = Adam(self._rate * float(start.square().mean().sqrt()))
         for step in range(1, limits.steps + 1):
             # One answer is kept for judging the step's own update, which would be wasted otherwise.
             count = trial.affordable(limits.population + 1, least=3) - 1
-            answers, scores = await trial.rollouts(latent.clone(), count)
+            answers, scores = await trial.rollouts(latent, count)
             rewards = [scored.reward for scored in scores]
             told = [
                 (answer, weight)
@@ -55,12 +55,35 @@ class GradientRefiner:
                 mean_length = sum(len(answer.token_ids) for answer, _ in told) / len(told)
                 # The engine's likelihood is a mean per token, REINFORCE's a sum over the answer.
                 weights = [weight * len(answer.token_ids) / mean_length / count for answer, weight in told]
-                latent.grad = await trial.gradient(latent.clone(), [answer for answer, _ in told], weights)
-                adam.step()
-                latent.copy_(project(latent, start, self._radius))
-                judged = await trial.candidates([latent.clone()])
+                gradient = await trial.gradient(latent, [answer for answer, _ in told], weights)
+                latent = project(latent + climb.step(gradient), start, self._radius)
+                judged = await trial.candidates([latent])
                 rewards.append(judged[0].reward)
             trial.end_step(step, rewards)
+
+
+class Adam:
+    """Adam (arXiv 1412.6980) for one tensor.
+
+    Not torch's: its first step imports torch's compiler, which stops the event loop for seconds.
+    """
+
+    def __init__(self, rate: float, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8) -> None:
+        self._rate, self._betas, self._epsilon = rate, betas, epsilon
+        self._first = self._second = torch.zeros(())
+        self._steps = 0
+
+    def step(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the step uphill, of the gradient's shape."""
+        self._steps += 1
+        first, second = self._betas
+        self._first = first * self._first + (1 - first) * gradient
+        self._second = second * self._second + (1 - second) * gradient.square()
+        mean = self._first / (1 - first**self._steps)
+        square = self._second / (1 - second**self._steps)
+        # Relative, for gradients of a mean likelihood with respect to embeddings may be as small as epsilon.
+        floor = self._epsilon * float(square.sqrt().max())
+        return self._rate * mean / (square.sqrt() + floor + torch.finfo(square.dtype).tiny)
 
 
 def advantages(rewards: Sequence[float]) -> list[float]:

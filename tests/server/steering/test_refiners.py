@@ -9,7 +9,7 @@ import torch
 from model.engine import EngineDeadError, UnsupportedError
 from model.scripted_engine import GOOD, ScriptedEngine
 from server.steering.refiners.evolution import EvolutionRefiner, rank_weights
-from server.steering.refiners.gradient import GradientRefiner, advantages
+from server.steering.refiners.gradient import Adam, GradientRefiner, advantages
 from server.steering.refiners.refiner import Limits, RefineResult
 from server.steering.refiners.trial import PATIENCE, Trial
 from server.steering.refiners.trust import project
@@ -159,8 +159,19 @@ async def test_small_budgets_shorten_the_first_answers_and_thin_the_last_batch(m
 
 @both
 async def test_deadline_ends_with_the_best_so_far(make: type) -> None:
-    engine = hopeful(delay_s=0.05)
-    result = await refine(make, engine, deadline_s=0.18, steps=50)
+    engine = hopeful()
+    generate = engine.generate
+    calls = 0
+
+    async def hanging(prompts: object, decoding: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            await asyncio.Event().wait()
+        return await generate(prompts, decoding)
+
+    engine.generate = hanging
+    result = await refine(make, engine, deadline_s=0.5)
     assert result.stopped == "deadline"
     assert result.answer is not None
     assert result.reward_before is not None
@@ -168,7 +179,7 @@ async def test_deadline_ends_with_the_best_so_far(make: type) -> None:
 
 @both
 async def test_deadline_before_the_first_answer_measures_nothing(make: type) -> None:
-    result = await refine(make, hopeful(delay_s=5.0), deadline_s=0.05)
+    result = await refine(make, hopeful(delay_s=60.0), deadline_s=0.05)
     assert (result.stopped, result.latent, result.reward_before) == ("deadline", None, None)
 
 
@@ -282,6 +293,19 @@ def test_advantages_leave_one_out_and_vanish_without_spread() -> None:
     assert values[0] == pytest.approx(1.0 / 0.4330127)
     assert advantages([0.4, 0.4]) == [0.0, 0.0]
     assert advantages([0.4]) == [0.0]
+
+
+def test_adam_steps_as_torch_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.zeros(3, 5)
+    reference = torch.zeros(3, 5)
+    theirs, ours = torch.optim.Adam([reference], lr=0.1, maximize=True), Adam(0.1)
+    for _ in range(6):
+        gradient = torch.randn(3, 5, generator=generator)
+        reference.grad = gradient
+        theirs.step()
+        latent = latent + ours.step(gradient)
+    assert torch.allclose(latent, reference, atol=1e-5)
 
 
 def test_projection_leaves_near_latents_alone() -> None:

@@ -1,0 +1,115 @@
+"""A steering pipeline on the scripted engine, with everything around it within reach."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from config.settings import Settings
+from memory.prior import Competence, PriorNetwork
+from memory.registry import PriorRegistry
+from memory.store import EpisodeStore
+from model.scripted_engine import ScriptedEngine
+from server.steering.call import Outcome, RenderedPrompt, SteeringOptions, new_id
+from server.steering.metrics import Metrics
+from server.steering.pipeline import Steering
+from server.steering.priors import ActivePrior
+from server.steering.remember import Remember
+from server.steering.traces import TraceLog
+from tests.server.steering.fakes import ListStore, rendered
+
+
+@dataclass
+class Day:
+    """One gateway's steering."""
+
+    engine: ScriptedEngine
+    store: Any
+    registry: PriorRegistry
+    priors: ActivePrior
+    remember: Remember
+    traces: TraceLog
+    steering: Steering
+    collectors: CollectorRegistry
+
+    async def ask(
+        self, question: str | RenderedPrompt = "apples How many?", effort: Any = "low", **options: Any
+    ) -> tuple[Outcome, dict[str, Any]]:
+        """Steer one request and return its outcome and trace."""
+        prompt = rendered(self.engine, question) if isinstance(question, str) else question
+        trace_id = new_id()
+        outcome = await self.steering.steer(prompt, SteeringOptions(effort=effort, **options), trace_id)
+        trace = await self.traces.get(trace_id)
+        assert trace is not None
+        return outcome, trace
+
+    async def learn(self, question: str = "apples How many?", **options: Any) -> Outcome:
+        """Refine a request until it is remembered."""
+        outcome, _ = await self.ask(question, "high", **options)
+        assert await self.remember.drain()
+        return outcome
+
+    async def publish(self, question: str = "apples How many?", *, active: bool = True) -> str:
+        """Publish a prior that answers this question's topic well, and swap it in."""
+        prompt = rendered(self.engine, question)
+        key = (await self.engine.keys([prompt.token_ids])).numpy()
+        length, hidden_size = self.engine.space.shape
+        network = PriorNetwork(hidden_size, length, 2, base=self.engine.best_latent(prompt.token_ids))
+        version = self.registry.publish(network, Competence(key, 0.6), {})
+        if active:
+            self.registry.activate(version)
+            await self.priors.refresh()
+        return version
+
+    def count(self, name: str, **labels: str) -> float:
+        """Return the value of a collector."""
+        return self.collectors.get_sample_value(f"latentevolve_{name}", labels) or 0.0
+
+
+MakeDay = Callable[..., Awaitable[Day]]
+
+
+@pytest.fixture
+async def make_day(tmp_path: Path) -> AsyncIterator[MakeDay]:
+    """Return a maker of days; settings as keywords."""
+    async with AsyncExitStack() as stack:
+
+        async def make(
+            engine: ScriptedEngine | None = None, store: EpisodeStore | None = None, **changes: Any
+        ) -> Day:
+            engine = engine or ScriptedEngine()
+            store = store or ListStore()
+            settings = Settings(_env_file=None, **({"rewards": "confidence=1"} | changes))
+            collectors = CollectorRegistry()
+            metrics = Metrics(collectors)
+            registry = PriorRegistry(tmp_path / "priors", engine.space.id)
+            priors = ActivePrior(registry, poll_s=0.01, metrics=metrics)
+            remember = Remember(store, limit=settings.remember_queue, metrics=metrics, first_wait_s=0.01)
+            traces = TraceLog(tmp_path / "traces", limit=settings.trace_limit)
+            remember.listen(traces.settle)
+            await traces.start()
+            remember.start()
+            stack.push_async_callback(traces.close)
+            stack.push_async_callback(remember.close, 1.0)
+            steering = Steering(engine, store, priors, remember, traces, settings, metrics=metrics)
+            return Day(engine, store, registry, priors, remember, traces, steering, collectors)
+
+        yield make
+
+
+@pytest.fixture
+async def day(make_day: MakeDay) -> Day:
+    """A day with an empty memory and no prior."""
+    return await make_day()
+
+
+def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Return whether two latents are equal but for float16, in which episodes are kept."""
+    assert one is not None
+    assert other is not None
+    return torch.allclose(one, other, atol=1e-2)

@@ -1,0 +1,376 @@
+"""The day of one request: what goes in, why, and what is remembered of it."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from memory.edge_store import EdgeStore
+from model.engine import Decoding, EngineDeadError
+from model.scripted_engine import ScriptedEngine
+from server.steering.call import SteeringOptions, SteeringRejectedError, new_id
+from tests.server.steering.conftest import Day, MakeDay, same
+from tests.server.steering.fakes import ListStore, rendered
+
+
+async def test_effort_none_asks_nobody(day: Day) -> None:
+    await day.learn()
+    before = len(day.engine.calls), day.store.recalls
+    outcome, trace = await day.ask(effort="none")
+    assert (outcome.mode, outcome.reason, outcome.latent) == ("plain", "effort-none", None)
+    assert (len(day.engine.calls), day.store.recalls) == before
+    assert trace["latent"] is None
+
+
+async def test_empty_memory_without_prior_does_not_even_ask_for_the_key(day: Day) -> None:
+    outcome, _ = await day.ask()
+    assert (outcome.mode, outcome.reason) == ("plain", "memory-empty")
+    assert day.engine.calls == []
+
+
+async def test_refined_request_is_remembered_and_recalled_by_a_similar_one(day: Day) -> None:
+    refined = await day.learn("apples How many are left?")
+    assert (refined.mode, refined.reason) == ("refined", "improved")
+    assert refined.reward_after > refined.reward_before
+    (episode,) = day.store.episodes
+    assert same(torch.as_tensor(episode.latent), refined.latent)
+
+    similar, trace = await day.ask("apples How many did they sell?")
+    assert (similar.mode, similar.reason) == ("recall", "recalled")
+    assert similar.episode_ids == (episode.id,)
+    assert trace["episodes"] == [{"id": episode.id, "similarity": pytest.approx(similar.similarities[0])}]
+    assert same(similar.latent, refined.latent)  # one neighbour on the same base gives its own latent
+
+    unrelated, _ = await day.ask("sonnets Write one.")
+    assert (unrelated.mode, unrelated.reason, unrelated.latent) == ("plain", "nothing-recalled", None)
+
+
+async def test_recall_works_on_the_real_store(make_day: MakeDay, tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    store = EdgeStore(
+        tmp_path / "episodes",
+        space=engine.space.id,
+        length=engine.space.length,
+        hidden_size=engine.space.hidden_size,
+    )
+    try:
+        day = await make_day(engine, store)
+        refined = await day.learn("apples How many are left?")
+        similar, _ = await day.ask("apples How many did they sell?")
+        assert similar.mode == "recall"
+        assert same(similar.latent, refined.latent)
+    finally:
+        await day.remember.close()
+        store.close()
+
+
+async def test_prior_serves_its_region_and_no_other(day: Day) -> None:
+    version = await day.publish("apples How many?")
+    covered, _ = await day.ask("apples How many did they sell?")
+    assert (covered.mode, covered.reason, covered.prior_version) == ("prior", "prior-covers", version)
+    elsewhere, _ = await day.ask("sonnets Write one.")
+    assert (elsewhere.mode, elsewhere.reason, elsewhere.prior_version) == (
+        "plain",
+        "nothing-recalled",
+        version,
+    )
+
+
+async def test_recall_and_prior_work_together(day: Day) -> None:
+    await day.learn("apples How many are left?")
+    await day.publish("apples How many?")
+    outcome, _ = await day.ask("apples How many did they sell?")
+    assert (outcome.mode, outcome.reason) == ("recall+prior", "recalled-and-prior-covers")
+
+
+async def test_pinned_prior_is_used_and_none_means_none(day: Day) -> None:
+    old = await day.publish()
+    new = await day.publish()
+    assert (await day.ask())[0].prior_version == new
+    assert (await day.ask(prior=old))[0].prior_version == old
+    without, _ = await day.ask(prior="none")
+    assert (without.mode, without.reason, without.prior_version) == ("plain", "memory-empty", None)
+
+
+async def test_swap_keeps_inflight_request_on_old_prior(make_day: MakeDay) -> None:
+    class Slow(ScriptedEngine):
+        async def keys(self, prompts: object) -> torch.Tensor:
+            entered.set()
+            await go_on.wait()
+            return await super().keys(prompts)
+
+    entered, go_on = asyncio.Event(), asyncio.Event()
+    go_on.set()
+    day = await make_day(Slow())
+    old = await day.publish()
+    entered.clear()
+    go_on.clear()
+    asking = asyncio.create_task(day.ask(effort="medium"))
+    await entered.wait()
+    new = day.registry.publish(day.priors.current().network, day.priors.current().competence, {})
+    day.registry.activate(new)
+    assert await day.priors.refresh()
+    go_on.set()
+    outcome, trace = await asking
+    assert outcome.prior_version == old == trace["prior_version"]
+    assert (await day.ask())[0].prior_version == new
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"prior": "v77"}, "latent.prior"),
+        ({"refiner": "gradient", "effort": "medium"}, "latent.refiner"),
+    ],
+)
+async def test_rejected_requests_leave_no_trace(make_day: MakeDay, options: dict, param: str) -> None:
+    day = await make_day(twin=False)
+    trace_id = new_id()
+    with pytest.raises(SteeringRejectedError) as caught:
+        await day.steering.steer(
+            rendered(day.engine), SteeringOptions(**({"effort": "low"} | options)), trace_id
+        )
+    assert caught.value.param == param
+    assert await day.traces.get(trace_id) is None
+    assert day.store.episodes == []
+    assert day.steering.counts.total == 0
+
+
+async def test_gradient_refused_by_the_engine_is_the_named_field_or_a_reason(make_day: MakeDay) -> None:
+    def flip(prompt: str, latent: object, decoding: Decoding) -> str:
+        return str((decoding.seed or 0) % 2)  # rollouts that differ, so that a gradient is asked for
+
+    twinless = ScriptedEngine(answer=flip, differentiable=False)
+    day = await make_day(twinless, rewards="consistency=1", refiner="gradient")
+    with pytest.raises(SteeringRejectedError) as caught:
+        await day.ask(effort="high", refiner="gradient")
+    assert caught.value.param == "latent.refiner"
+
+    day = await make_day(twinless, rewards="consistency=1", refiner="gradient")
+    first, second = [await day.ask(effort="high") for _ in range(2)]
+    assert first[0].reason == "refiner-unsupported"
+    assert second[1]["options"]["refiner"] == "evolution"
+
+
+async def test_prompt_without_room_for_latents_is_rejected_only_when_they_would_go_in(
+    make_day: MakeDay,
+) -> None:
+    long = "apples " + "x" * 220
+    engine = ScriptedEngine()
+    room = len(engine.render([{"role": "user", "content": long}])) + engine.space.length
+    day = await make_day(ScriptedEngine(max_model_len=room))
+    assert (await day.ask(long))[0].reason == "memory-empty"
+    await day.learn("apples How many?")
+    assert day.store.episodes
+    with pytest.raises(SteeringRejectedError) as caught:
+        await day.ask(long)
+    assert caught.value.param == "messages"
+
+
+async def test_prompt_that_the_template_did_not_render_is_not_steered(day: Day) -> None:
+    await day.publish()
+    prompt = rendered(day.engine)
+    cut = type(prompt)(prompt.token_ids[:-3], prompt.text, prompt.question, prompt.decoding)
+    outcome, _ = await day.ask(cut)
+    assert (outcome.mode, outcome.reason) == ("plain", "no-place-for-latents")
+
+
+async def test_failed_self_check_turns_steering_off_and_says_which(day: Day) -> None:
+    await day.publish()
+    day.steering.disable("key-hook")
+    for effort in ("low", "high"):
+        outcome, _ = await day.ask(effort=effort)
+        assert (outcome.mode, outcome.reason) == ("plain", "self-check-failed:key-hook")
+    assert (await day.ask(effort="none"))[0].reason == "effort-none"
+    assert day.count("requests_total", mode="plain", reason="self-check-failed:key-hook") == 2
+
+
+async def test_store_that_dies_costs_recall_but_no_answer(day: Day) -> None:
+    await day.learn()
+    day.store.away = True
+    plain, _ = await day.ask()
+    assert (plain.mode, plain.reason) == ("plain", "store-unavailable")
+    await day.publish()
+    prior, _ = await day.ask()
+    assert (prior.mode, prior.reason) == ("prior", "store-unavailable")
+    refined, trace = await day.ask("trains How far?", "high")
+    assert refined.reason.endswith("+store-unavailable")
+    assert trace["remembered"] == "pending"
+    assert day.count("recalls_total", result="unavailable") == 3
+
+    day.store.away = False
+    assert await day.remember.drain()
+    assert (await day.traces.get(trace["id"]))["remembered"] == "stored"
+    assert len(day.store.episodes) == 2
+
+
+async def test_store_that_is_away_from_the_start_costs_no_answer(make_day: MakeDay) -> None:
+    store = ListStore()
+    store.away = True
+    day = await make_day(store=store)
+    assert (await day.ask())[0].reason == "store-unavailable"
+    store.away = False
+    assert (await day.ask())[0].reason == "memory-empty"
+
+
+async def test_dead_engine_is_a_reason(day: Day) -> None:
+    await day.publish()
+    day.engine.alive = False
+    outcome, _ = await day.ask()
+    assert (outcome.mode, outcome.reason) == ("plain", "engine-error")
+
+
+async def test_surprise_is_logged_and_answered_plainly(day: Day, caplog: pytest.LogCaptureFixture) -> None:
+    await day.publish()
+
+    async def surprise(prompts: object) -> None:
+        raise ZeroDivisionError("unforeseen")
+
+    day.engine.keys = surprise
+    with caplog.at_level(logging.ERROR):
+        outcome, _ = await day.ask()
+    assert (outcome.mode, outcome.reason) == ("plain", "steering-failed")
+    assert "unforeseen" in caplog.text
+
+
+async def test_episode_with_an_unfit_latent_is_not_used(day: Day) -> None:
+    await day.learn()
+    day.store.episodes[0].latent[0, 0] = float("nan")
+    outcome, _ = await day.ask()
+    assert (outcome.mode, outcome.reason) == ("plain", "nothing-recalled")
+
+
+async def test_episode_of_another_space_is_not_used(day: Day) -> None:
+    await day.learn()
+    object.__setattr__(day.store.episodes[0], "space", "another")
+    assert (await day.ask())[0].reason == "nothing-recalled"
+
+
+async def test_answer_that_does_not_improve_gets_no_latent_and_no_episode(make_day: MakeDay) -> None:
+    engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "the same")
+    day = await make_day(engine, rewards="format=1")
+    outcome, trace = await day.ask(effort="medium")
+    assert (outcome.mode, outcome.reason, outcome.latent) == ("plain", "not-improved", None)
+    assert (outcome.reward_before, outcome.reward_after) == (0.0, 0.0)
+    assert trace["remembered"] == "no"
+    assert trace["why_not_remembered"] == "no better than the unsteered answer"
+    assert day.store.episodes == []
+
+
+async def test_recall_that_harms_is_dropped_by_refining(day: Day) -> None:
+    await day.learn("apples How many?")
+    prompt = rendered(day.engine, "apples How many?")
+    away = 2 * day.engine.neutral_latent() - day.engine.best_latent(prompt.token_ids)
+    day.store.episodes[0].latent[:] = away.numpy()  # worse than doing nothing
+    outcome, _ = await day.ask(effort="medium", budget_tokens=100)  # enough to notice, not to refine
+    assert (outcome.mode, outcome.reason) == ("plain", "not-improved-until-budget")
+    assert outcome.latent is None
+    assert outcome.episode_ids == ()
+
+
+async def test_start_that_refining_cannot_better_is_kept_and_remembered(day: Day) -> None:
+    await day.publish("apples How many?")  # it predicts the best latent there is
+    outcome, trace = await day.ask("apples How many are left?", "medium")
+    assert (outcome.mode, outcome.reason) == ("prior", "start-is-best")
+    assert outcome.reward_after > outcome.reward_before
+    assert trace["remembered"] == "pending"
+
+
+async def test_deadline_still_answers(make_day: MakeDay) -> None:
+    day = await make_day()
+    await day.publish()
+    generate = day.engine.generate
+
+    async def hanging(prompts: object, decoding: object) -> None:
+        await asyncio.Event().wait()
+
+    day.engine.generate = hanging
+    outcome, trace = await day.ask(effort="high", deadline_s=0.05)
+    assert (outcome.mode, outcome.reason) == ("prior", "deadline")
+    assert trace["stopped"] == "deadline"
+    nothing, _ = await day.ask("sonnets Write one.", "high", deadline_s=0.05)
+    assert (nothing.mode, nothing.reason) == ("plain", "deadline")
+    day.engine.generate = generate
+
+
+async def test_engine_that_fails_while_refining_leaves_what_was_recalled(day: Day) -> None:
+    await day.publish()
+
+    async def dead(prompts: object, decoding: object) -> None:
+        raise EngineDeadError("gone")
+
+    day.engine.generate = dead
+    outcome, _ = await day.ask(effort="high")
+    assert (outcome.mode, outcome.reason) == ("prior", "refining-failed")
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "why"),
+    [
+        ({"effort": "high", "store": False}, {}, "the request asked for it not to be"),
+        ({"effort": "high"}, {"remember_threshold": 0.99}, "is below 0.99"),
+        ({"effort": "low"}, {}, "nothing was refined"),
+    ],
+)
+async def test_trace_says_why_nothing_was_remembered(
+    make_day: MakeDay, options: dict, settings: dict, why: str
+) -> None:
+    day = await make_day(**settings)
+    _, trace = await day.ask(**options)
+    assert trace["remembered"] == "no"
+    assert why in trace["why_not_remembered"]
+    assert trace["episode_id"] is None
+    assert await day.remember.drain()
+    assert day.store.episodes == []
+
+
+async def test_episode_keeps_what_a_night_needs(day: Day) -> None:
+    outcome = await day.learn()
+    (episode,) = day.store.episodes
+    episode.check(*day.engine.space.shape)
+    assert episode.prompt_token_ids == rendered(day.engine).token_ids
+    assert day.engine.decode(episode.answer_token_ids) == episode.answer_text
+    assert (episode.plain_reward, episode.reward) == (outcome.reward_before, outcome.reward_after)
+    assert episode.signals.keys() == {"confidence"}
+    assert (episode.effort, episode.refiner, episode.prior_version) == ("high", "evolution", None)
+    assert (await day.traces.get(episode.trace_id))["episode_id"] == episode.id
+
+
+async def test_same_request_gives_the_same_latent(make_day: MakeDay) -> None:
+    outcomes = []
+    for seed in (None, None, 7):
+        day = await make_day()
+        outcomes.append((await day.ask(effort="medium", seed=seed, store=False))[0])
+    first, again, other = (outcome.latent for outcome in outcomes)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+async def test_budget_of_the_request_holds(day: Day) -> None:
+    outcome, trace = await day.ask(effort="high", budget_tokens=150)
+    assert 0 < outcome.usage.generated_tokens <= 150
+    assert trace["stopped"] == "budget"
+
+
+@pytest.mark.parametrize("refiner", ["evolution", "gradient"])
+async def test_both_refiners_serve(make_day: MakeDay, refiner: str) -> None:
+    day = await make_day(ScriptedEngine(steepness=1.0, hidden_size=16), rewards="consistency=1,confidence=1")
+    _, trace = await day.ask(effort="high", refiner=refiner)
+    assert trace["options"]["refiner"] == refiner
+    assert trace["timings_s"].keys() == {"key", "transfer", "refine", "total"}
+    assert trace["steps"][0]["step"] == 0
+
+
+async def test_counts_and_metrics_agree(day: Day) -> None:
+    await day.learn("apples How many?")
+    await day.ask("apples Which?")
+    await day.ask("sonnets Write one.")
+    counts = day.steering.counts
+    assert (counts.total, counts.steered, counts.hit_rate) == (3, 2, 0.5)
+    assert day.count("requests_total", mode="recall", reason="recalled") == 1
+    assert day.count("recalls_total", result="hit") == 1
+    assert day.count("episodes_total", result="stored") == 1
+    assert day.count("stage_seconds_count", stage="key") == 3
+    assert day.count("reward_count", when="after") == 1
