@@ -12,13 +12,13 @@ class GatewayError(Exception):
     ├── UnauthorizedError      401: no API key, or a wrong one
     ├── UnknownModelError      404: the model, or the effort after its colon, is not served
     ├── NotFoundError          404: no such trace, prior or night
-    ├── NightRunningError      409: one night at a time
     ├── BodyTooLargeError      413
     └── UnavailableError       503
         ├── NotReadyError          the gateway is still starting, or has failed to
         └── QueueUnreachableError  the broker of the nights does not answer
 
-    `param` names the request's field. Steering's own `SteeringRejectedError` is a 400 as well.
+    `param` names the request's field. What steering, engine and memory raise is translated in
+    server/api/errors.py.
     """
 
     status = 500
@@ -55,13 +55,6 @@ class NotFoundError(GatewayError):
 
     status = 404
     kind = "NotFoundError"
-
-
-class NightRunningError(GatewayError):
-    """A night of this space is queued or running."""
-
-    status = 409
-    kind = "ConflictError"
 
 
 class BodyTooLargeError(GatewayError):

@@ -1,0 +1,66 @@
+"""GET /healthz and /readyz: whether the process lives, and whether it can serve.
+
+A failed self-check does not make the gateway unready: it then serves plain answers, and says so here
+and in the headers of each.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from memory.episode import StoreUnavailableError
+from memory.store import EpisodeStore
+from server.api.deps import ReadinessDep
+
+logger = logging.getLogger(__name__)
+router = APIRouter(tags=["health"])
+
+PROBE_TIMEOUT_S = 5.0
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def readyz(readiness: ReadinessDep) -> JSONResponse:
+    """The engine has answered a real token and still lives, and memory is open."""
+    gateway = readiness.gateway
+    if gateway is None:
+        return JSONResponse(
+            {
+                "ready": False,
+                "engine": False,
+                "memory": False,
+                "checks": [],
+                "steering": False,
+                "failure": readiness.failure,
+            },
+            status_code=503,
+        )
+    engine, memory = await asyncio.gather(gateway.engine_answers(), _answers(gateway.store))
+    body: dict[str, Any] = {
+        "ready": engine and memory,
+        "engine": engine,
+        "memory": memory,
+        "checks": [
+            {"name": check.name, "ok": check.ok, "value": check.value, "detail": check.detail}
+            for check in gateway.checks
+        ],
+        "steering": gateway.steering.disabled is None,
+    }
+    return JSONResponse(body, status_code=200 if body["ready"] else 503)
+
+
+async def _answers(store: EpisodeStore) -> bool:
+    try:
+        await asyncio.wait_for(asyncio.to_thread(store.count), PROBE_TIMEOUT_S)
+    except (StoreUnavailableError, TimeoutError) as error:
+        logger.warning("memory does not answer: %s", error)
+        return False
+    return True

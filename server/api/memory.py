@@ -1,0 +1,32 @@
+"""GET /v1/memory/stats: what is remembered, and how often it helps."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+
+from server.api.deps import GatewayDep
+
+router = APIRouter(prefix="/v1/memory", tags=["memory"])
+
+
+@router.get("/stats")
+async def stats(gateway: GatewayDep) -> dict[str, Any]:
+    """Return counts and the reward distribution of the served space, and the hit rate."""
+    found = await asyncio.to_thread(gateway.store.stats)
+    return {
+        "space": gateway.space,
+        "spaces": {
+            gateway.space: {
+                "episodes": found.episodes,
+                "reward_mean": found.reward_mean,
+                "reward_histogram": list(found.reward_histogram),
+                "oldest": found.oldest.isoformat() if found.oldest else None,
+                "newest": found.newest.isoformat() if found.newest else None,
+            }
+        },
+        "requests": gateway.tally.summary(),
+        "hit_rate": gateway.steering.counts.hit_rate,
+        "pending_writes": gateway.remember.pending,
+        "dropped_writes": gateway.remember.counts.dropped,
+    }

@@ -1,0 +1,50 @@
+"""The outermost layer of a request: its id, and what happens when it breaks.
+
+Owns the `x-request-id` header and the last resort for exceptions. Knows nothing of steering.
+"""
+
+import logging
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.errors import response_of
+from server.log import current_request_id
+
+logger = logging.getLogger(__name__)
+
+_ACCEPTABLE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class RequestIds:
+    """ASGI middleware that names each request and answers for exceptions that nobody caught."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        offered = Headers(scope=scope).get("x-request-id", "")
+        request_id = offered if _ACCEPTABLE.fullmatch(offered) else uuid.uuid4().hex
+        started = False
+
+        async def send_named(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        token = current_request_id.set(request_id)
+        try:
+            await self.app(scope, receive, send_named)
+        except Exception as error:
+            if started:  # too late for another answer: the connection breaks, which clients notice
+                logger.exception("the answer to request %s broke off", request_id)
+                raise
+            await response_of(error)(scope, receive, send_named)
+        finally:
+            current_request_id.reset(token)

@@ -1,0 +1,116 @@
+"""The gateway's ASGI app.
+
+Owns the order of its layers, from the outside in: request ids, authentication, the steered routes,
+our own routes, and vLLM's app for everything else. What the parts are is server/wiring.py's.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI
+from prometheus_client import REGISTRY, CollectorRegistry
+from starlette.types import Receive, Scope, Send
+
+from config.settings import Settings
+from server.api import consolidations, health, memory, metrics, priors, traces
+from server.api.auth import Authentication
+from server.api.errors import install_on_gateway, response_of
+from server.api.requests import RequestIds
+from server.api.steered import SteeredRoutes
+from server.errors import NotReadyError
+from server.gateway import Gateway, Readiness
+from server.wiring import open_gateway
+
+logger = logging.getLogger(__name__)
+
+Opener = Callable[[Settings, CollectorRegistry, Callable[[], None]], AbstractAsyncContextManager[Gateway]]
+
+
+def create_app(
+    settings: Settings,
+    *,
+    opener: Opener = open_gateway,
+    registry: CollectorRegistry = REGISTRY,
+    stop: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """Return the gateway; its lifespan opens the parts in the background, so that probes are answered.
+
+    Args:
+        settings: Of the whole process.
+        opener: Builds the running parts and closes them; tests give their own.
+        registry: Where metrics are registered; vLLM's own are in the default one.
+        stop: Ends the process; called when the parts cannot be opened, or the engine died.
+    """
+    readiness = Readiness()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        ending = asyncio.Event()
+        collector = metrics.GatewayCollector(readiness)
+        registry.register(collector)
+        running = asyncio.create_task(_run(readiness, opener(settings, registry, stop), ending, stop))
+        try:
+            yield
+        finally:
+            ending.set()
+            if readiness.gateway is None:
+                running.cancel()  # still loading the model: nobody waits for that
+            await asyncio.gather(running, return_exceptions=True)
+            registry.unregister(collector)
+
+    app = FastAPI(
+        title="LatentEvolve",
+        lifespan=lifespan,
+        docs_url="/latent/docs",  # vLLM's app keeps /docs and /openapi.json
+        redoc_url=None,
+        openapi_url="/latent/openapi.json",
+        redirect_slashes=False,
+    )
+    app.state.readiness = readiness
+    app.state.metrics = registry
+    for part in (health, metrics, traces, memory, priors, consolidations):
+        app.include_router(part.router)
+    app.mount("/", _Inner(readiness))
+    install_on_gateway(app)
+    app.add_middleware(SteeredRoutes, readiness=readiness)
+    if settings.api_key:
+        app.add_middleware(Authentication, api_key=settings.api_key)
+    app.add_middleware(RequestIds)  # added last, so outermost
+    return app
+
+
+async def _run(
+    readiness: Readiness,
+    opening: AbstractAsyncContextManager[Gateway],
+    ending: asyncio.Event,
+    stop: Callable[[], None],
+) -> None:
+    """Open the parts, keep them until `ending`, close them: all in one task, as cancel scopes ask."""
+    try:
+        async with opening as gateway:
+            readiness.open(gateway)
+            await ending.wait()
+            readiness.close()
+    except Exception as error:
+        readiness.close(f"{type(error).__name__}: {error}")
+        logger.exception("the gateway could not be opened or closed")
+        stop()
+
+
+class _Inner:
+    """vLLM's app, once it is there."""
+
+    def __init__(self, readiness: Readiness) -> None:
+        self._readiness = readiness
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            inner = self._readiness.require().inner
+        except NotReadyError as error:
+            inner = response_of(error)
+            if scope["type"] == "websocket":
+                await receive()
+                return await send({"type": "websocket.close", "code": 1013, "reason": str(error)})
+        return await inner(scope, receive, send)

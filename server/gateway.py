@@ -1,0 +1,109 @@
+"""The running parts of the gateway, as the routes see them.
+
+Owns the bundle of parts and whether it is there yet. Knows nothing of how the parts are built
+(server/wiring.py) or of HTTP.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from starlette.types import ASGIApp
+
+from config.settings import Settings
+from memory.registry import PriorRegistry
+from memory.store import EpisodeStore
+from server.errors import NotReadyError
+from server.nights import NightCoordinator
+from server.steering.pipeline import Steering
+from server.steering.priors import ActivePrior
+from server.steering.remember import Remember
+from server.steering.traces import TraceLog
+from server.tally import RequestTally
+
+
+class Check(Protocol):
+    """What one start-up self-check found."""
+
+    @property
+    def name(self) -> str:
+        """Short fixed name, such as `mixed-prompt`."""
+        ...
+
+    @property
+    def ok(self) -> bool:
+        """Whether steering may run."""
+        ...
+
+    @property
+    def value(self) -> float | None:
+        """What was measured."""
+        ...
+
+    @property
+    def detail(self) -> str:
+        """What that means."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """Everything the routes call. Built once, closed once."""
+
+    settings: Settings
+    space: str
+    """Id of the latent space that is served."""
+    inner: ASGIApp
+    """vLLM's app: every route that is not ours."""
+    served: Callable[[], Collection[str]]
+    """Names that vLLM answers to, adapters included."""
+    engine_answers: Callable[[], Awaitable[bool]]
+    store: EpisodeStore
+    registry: PriorRegistry
+    prior: ActivePrior
+    remember: Remember
+    traces: TraceLog
+    steering: Steering
+    nights: NightCoordinator
+    tally: RequestTally
+    checks: Sequence[Check]
+
+
+class Readiness:
+    """Whether the gateway is there yet: starting, running, failed or closed."""
+
+    def __init__(self) -> None:
+        self.gateway: Gateway | None = None
+        self.failure: str | None = None
+        """Why it will never be there; None: it may still come."""
+        self._settled = asyncio.Event()
+
+    def open(self, gateway: Gateway) -> None:
+        """Serve from now on."""
+        self.gateway = gateway
+        self._settled.set()
+
+    def close(self, failure: str | None = None) -> None:
+        """Serve no more; `failure` says why it was not for being told to."""
+        self.gateway = None
+        self.failure = failure
+        self._settled.set()
+
+    async def settled(self) -> None:
+        """Wait until the gateway is there or has failed."""
+        await self._settled.wait()
+
+    def require(self) -> Gateway:
+        """Return the running gateway.
+
+        Raises:
+            NotReadyError: saying whether it is still starting, has failed or is ending.
+        """
+        if self.gateway is not None:
+            return self.gateway
+        if self.failure is not None:
+            raise NotReadyError(f"the server could not start: {self.failure}")
+        if self._settled.is_set():
+            raise NotReadyError("the server is ending")
+        raise NotReadyError("the server is starting: the model is being loaded; ask /readyz")

@@ -1,0 +1,210 @@
+"""How the gateway's parts are put together.
+
+Owns the order in which parts open and, reversed, close, and what each gets of the settings. Knows
+nothing of HTTP.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from config.queue import NIGHT_TASK, make_celery
+from config.settings import Settings
+from memory.night import NightLog
+from memory.open import open_store
+from memory.registry import PriorRegistry
+from memory.signal import listen
+from memory.store import EpisodeStore
+from model.engine import Engine
+from model.pull import resolve_model
+from server.api.errors import install_on_inner
+from server.gateway import Check, Gateway
+from server.nights import NightCoordinator
+from server.steering.metrics import Metrics
+from server.steering.pipeline import Steering
+from server.steering.priors import ActivePrior
+from server.steering.remember import Remember
+from server.steering.traces import TraceLog
+from server.tally import RequestTally
+
+logger = logging.getLogger(__name__)
+
+DRAIN_S = 15.0
+"""How long episodes may take to be written at the end."""
+WATCH_ENGINE_S = 2.0
+
+
+@asynccontextmanager
+async def open_gateway(
+    settings: Settings, registry: CollectorRegistry, stop: Callable[[], None]
+) -> AsyncIterator[Gateway]:
+    """Start vLLM on the settings' model and everything around it; close all of it in reverse.
+
+    Args:
+        settings: Of the whole process.
+        registry: Where metrics are registered.
+        stop: Ends the process, for the engine is gone and does not come back.
+    """
+    from server.engine.injection import install  # vLLM takes seconds to import: probes come first
+    from server.engine.launch import launch
+    from server.engine.self_check import run_checks
+
+    model_path = await asyncio.to_thread(resolve_model, settings.model, settings.cache_dir, logger.info)
+    async with AsyncExitStack() as stack:
+        launched = await stack.enter_async_context(launch(settings, model_path))
+        engine, app = launched.engine, launched.app
+        app.state.server = _Server(stop)
+        models = app.state.openai_serving_models
+        gateway = await stack.enter_async_context(
+            assemble(
+                settings,
+                registry,
+                engine=engine,
+                inner=app,
+                served=lambda: {path.name for path in models.base_model_paths} | set(models.lora_requests),
+                engine_answers=partial(_answers, engine.llm),
+                checks=await run_checks(engine),
+            )
+        )
+        install(app.state, engine, gateway.steering.steer)
+        install_on_inner(app)
+        await _background(stack, _watch_engine(engine.llm, stop), "engine")
+        yield gateway
+
+
+@asynccontextmanager
+async def assemble(
+    settings: Settings,
+    registry: CollectorRegistry,
+    *,
+    engine: Engine,
+    inner: Any,
+    served: Callable[[], Any],
+    engine_answers: Callable[[], Coroutine[Any, Any, bool]],
+    checks: list[Check],
+    send_night: Callable[[str], None] | None = None,
+) -> AsyncIterator[Gateway]:
+    """Build everything around an engine and the app that serves it; tests bring a scripted engine.
+
+    Args:
+        engine: What steering asks.
+        inner: ASGI app of every route that is not ours.
+        served: Names that it answers to.
+        engine_answers: Whether the engine is alive.
+        checks: Results of the self-checks; a failed one turns steering off.
+        send_night: Queues a night; None: through Celery.
+    """
+    space = engine.space.id
+    data = settings.data_dir
+    async with AsyncExitStack() as stack:
+        store: EpisodeStore = await asyncio.to_thread(open_store, settings, space, *engine.space.shape)
+        stack.push_async_callback(asyncio.to_thread, store.close)
+        metrics = Metrics(registry)
+        priors = PriorRegistry(data / "priors", space)
+        prior = ActivePrior(priors, poll_s=settings.prior_poll_s, metrics=metrics)
+        await prior.refresh()
+        await _background(stack, prior.watch(), "prior")
+        traces = TraceLog(data / "traces", limit=settings.trace_limit)
+        await traces.start()
+        stack.push_async_callback(traces.close)
+        remember = Remember(store, limit=settings.remember_queue, metrics=metrics)
+        remember.listen(traces.settle)
+        remember.start()
+        stack.push_async_callback(remember.close, DRAIN_S)
+        steering = Steering(engine, store, prior, remember, traces, settings, metrics=metrics)
+        for check in checks:
+            if not check.ok:
+                steering.disable(check.name)
+        nights = NightCoordinator(
+            space=space,
+            store=store,
+            log=NightLog(data / "nights"),
+            snapshots=data / "snapshots",
+            send=send_night or _celery_sender(settings),
+            min_episodes=settings.night_min_episodes,
+            min_reward=settings.night_min_reward,
+            every=settings.night_episodes,
+        )
+        remember.listen(nights.remembered)
+        await _background(stack, nights.watch(), "nights")
+        if settings.broker_url and settings.broker_url.startswith("redis"):
+            listener = listen(settings.broker_url, space, prior.poke)
+            stack.push_async_callback(asyncio.to_thread, listener.close)
+        tally = RequestTally(registry)
+        stack.callback(tally.close)
+        logger.info("ready: space %s, steering %s", space, "off" if steering.disabled else "on")
+        yield Gateway(
+            settings=settings,
+            space=space,
+            inner=inner,
+            served=served,
+            engine_answers=engine_answers,
+            store=store,
+            registry=priors,
+            prior=prior,
+            remember=remember,
+            traces=traces,
+            steering=steering,
+            nights=nights,
+            tally=tally,
+            checks=tuple(checks),
+        )
+
+
+class _Server:
+    """What vLLM's error handlers expect of uvicorn's server: they set `should_exit` once the engine died."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+
+    @property
+    def should_exit(self) -> bool:
+        return False
+
+    @should_exit.setter
+    def should_exit(self, wanted: bool) -> None:
+        if wanted:
+            self._stop()
+
+
+def _celery_sender(settings: Settings) -> Callable[[str], None]:
+    celery = make_celery(settings)
+
+    def send(night_id: str) -> None:
+        # Celery would go on trying for minutes while the client waits.
+        celery.send_task(NIGHT_TASK, args=(night_id,), retry=False)
+
+    return send
+
+
+async def _answers(llm: Any) -> bool:
+    try:
+        await llm.check_health()
+    except Exception as error:  # vLLM's EngineDeadError, not importable without vLLM
+        logger.warning("the engine does not answer: %s", error)
+        return False
+    return True
+
+
+async def _watch_engine(llm: Any, stop: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(WATCH_ENGINE_S)
+        if llm.errored and not llm.is_running:
+            logger.critical("the engine is gone")
+            return stop()
+
+
+async def _background(stack: AsyncExitStack, work: Coroutine[Any, Any, None], name: str) -> None:
+    """Run `work` until the stack closes."""
+    task = asyncio.create_task(work, name=name)
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(end)

@@ -1,0 +1,75 @@
+"""Stand-in for vLLM's app: a few of its routes on a scripted engine, steered as the real hook does."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from model.engine import Decoding, SteeredPrompt
+from model.scripted_engine import ScriptedEngine
+from server.steering.call import RenderedPrompt, current_call
+
+MODEL = "small"
+
+
+def inner_app(engine: ScriptedEngine) -> FastAPI:
+    """Return an app whose answers tell what body it saw; `state.steer` is set once steering exists."""
+    app = FastAPI()
+    app.state.steer = None
+    app.state.release = asyncio.Event()
+    """Streams stop after their first chunk until this is set."""
+    app.state.release.set()
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
+
+    @app.get("/tokenize")
+    async def tokenize() -> dict[str, Any]:
+        return {"call": current_call.get() is not None}
+
+    async def answer(request: Request) -> Any:
+        body = await request.json()
+        if body.get("model", MODEL) != MODEL:
+            message = f"The model `{body['model']}` does not exist."
+            error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
+            return JSONResponse({"error": error}, 404)
+        if body.get("break") == "before":
+            raise RuntimeError("secret of the inside")
+        text = await _answered(engine, app, body)
+        if not body.get("stream"):
+            return {"seen": body, "length": request.headers["content-length"], "text": text}
+        return StreamingResponse(_stream(app, body, text), media_type="text/event-stream")
+
+    async def complete(request: Request) -> Any:
+        return {"seen": await request.json(), "call": current_call.get() is not None}
+
+    for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages"):
+        app.add_api_route(path, answer, methods=["POST"])
+    app.add_api_route("/v1/completions", complete, methods=["POST"])
+    return app
+
+
+async def _answered(engine: ScriptedEngine, app: FastAPI, body: dict[str, Any]) -> str:
+    question = str(body.get("messages", [{}])[-1].get("content", "hello"))
+    tokens = engine.render([{"role": "user", "content": question}])
+    decoding = Decoding(max_tokens=int(body.get("max_tokens", 32)))
+    latent = position = None
+    call = current_call.get()
+    if call is not None and call.options.effort != "none":
+        prompt = RenderedPrompt(tokens, engine.decode(tokens), question, decoding)
+        # In a task of its own, as vLLM runs its handlers.
+        call.outcome = await asyncio.create_task(app.state.steer(prompt, call.options, call.trace_id))
+        latent, position = call.outcome.latent, call.outcome.position
+    (generation,) = await engine.generate([SteeredPrompt(tokens, latent, position)], decoding)
+    return generation.text
+
+
+async def _stream(app: FastAPI, body: dict[str, Any], text: str) -> AsyncIterator[str]:
+    yield f"data: {text}\n\n"
+    await app.state.release.wait()
+    if body.get("break") == "after":
+        raise RuntimeError("secret of the inside")
+    yield "data: [DONE]\n\n"

@@ -1,0 +1,168 @@
+"""The gateway's own routes: probes, metrics, statistics, traces, priors, nights."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memory.prior import Competence, PriorNetwork
+from tests.server.api.conftest import CheckFound, Parts, Serve, Served
+
+
+def publish(served: Served) -> str:
+    space = served.engine.space
+    competence = Competence(np.eye(1, space.hidden_size, dtype=np.float32), 0.9)
+    network = PriorNetwork(space.hidden_size, space.length, base=served.engine.neutral_latent())
+    manifest = {"parent": None, "episode_ids": ["a", "b"], "promoted": False, "metrics": {}}
+    return str(served.gateway.registry.publish(network, competence, manifest))
+
+
+async def remember(served: Served, questions: int) -> None:
+    for number in range(questions):
+        await served.chat(f"sum {number}", latent={"effort": "medium"})
+    await served.gateway.remember.drain()
+
+
+async def test_readiness_tells_each_part(serve: Serve) -> None:
+    served = await serve(Parts(checks=[CheckFound(), CheckFound(name="twin-gradient", ok=False)]))
+    answer = await served.http.get("/readyz")
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["ready"], body["engine"], body["memory"], body["steering"]) == (True, True, True, False)
+    assert [check["name"] for check in body["checks"]] == ["mixed-prompt", "twin-gradient"]
+    served.engine.alive = False
+    answer = await served.http.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["engine"] is False
+
+
+async def test_gateway_that_could_not_start_says_so(serve: Serve) -> None:
+    served = await serve(Parts(broken=RuntimeError("no such model")))
+    assert (await served.http.get("/healthz")).status_code == 200
+    ready = await served.http.get("/readyz")
+    assert ready.status_code == 503
+    assert "no such model" in ready.json()["failure"]
+    for answer in (await served.chat(), await served.http.get("/v1/priors")):
+        assert answer.status_code == 503
+        assert "no such model" in answer.json()["error"]["message"]
+
+
+async def test_requests_before_the_start_are_told_to_wait(serve: Serve) -> None:
+    parts = Parts()
+    parts.opened.clear()
+    served = await serve(parts, ready=False)
+    answer = await served.chat()
+    assert answer.status_code == 503
+    assert "starting" in answer.json()["error"]["message"]
+    assert answer.headers["x-latent-reason"] == "not-ready"
+    assert (await served.http.get("/healthz")).json() == {"status": "ok"}
+
+
+async def test_metrics_show_answers_and_memory(served: Served) -> None:
+    await served.chat()
+    await served.chat(latent={"effort": "extreme"})
+    text = (await served.http.get("/metrics")).text
+    assert 'latentevolve_answers_total{effort="low",mode="plain",reason="memory-empty"} 1.0' in text
+    assert 'reason="rejected"} 1.0' in text
+    assert "latentevolve_ready 1.0" in text
+    assert "latentevolve_stored_episodes 0.0" in text
+
+
+async def test_statistics_count_by_space_and_mode(served: Served) -> None:
+    await remember(served, 1)
+    await served.chat("sum it up")
+    await served.chat("sum it up", latent={"effort": "none"})
+    stats = (await served.http.get("/v1/memory/stats")).json()
+    assert stats["space"] == served.engine.space.id
+    space = stats["spaces"][stats["space"]]
+    assert space["episodes"] == 1
+    assert sum(space["reward_histogram"]) == 1
+    assert stats["requests"]["by_mode"] == {"refined": 1, "recall": 1, "plain": 1}
+    assert stats["requests"]["steered"] == 2
+    assert stats["hit_rate"] == 1.0
+    assert stats["pending_writes"] == stats["dropped_writes"] == 0
+
+
+async def test_trace_can_be_fetched_with_its_latent(served: Served) -> None:
+    answer = await served.chat("sum two", latent={"effort": "medium"})
+    path = f"/v1/latent/traces/{answer.headers['x-latent-trace']}"
+    trace = (await served.http.get(path)).json()
+    assert trace["mode"] == "refined"
+    assert "values" not in trace["latent"]
+    values = (await served.http.get(path, params={"include": "latent"})).json()["latent"]["values"]
+    assert np.shape(values) == served.engine.space.shape
+
+
+async def test_prior_is_activated_and_rolled_back(served: Served) -> None:
+    first, second = publish(served), publish(served)
+    listed = (await served.http.get("/v1/priors")).json()
+    assert {entry["version"] for entry in listed["versions"]} == {first, second}
+    assert all(entry["episodes"] == 2 and "episode_ids" not in entry for entry in listed["versions"])
+    for version in (first, second, first):
+        answer = await served.http.post(f"/v1/priors/{version}/activate")
+        assert answer.json() == {"active": version}
+        current = served.gateway.prior.current()
+        assert current is not None
+        assert current.version == version
+        assert (await served.chat()).headers["x-latent-prior"] == version
+    assert (await served.http.get(f"/v1/priors/{first}")).json()["episode_ids"] == ["a", "b"]
+    assert (await served.http.post("/v1/priors/none/activate")).json() == {"active": None}
+    assert (await served.chat()).headers["x-latent-prior"] == "none"
+
+
+async def test_night_is_queued_once(serve: Serve) -> None:
+    served = await serve(night_min_episodes=4, night_min_reward=0)
+    await remember(served, 5)
+    answer = await served.http.post("/v1/consolidations", json={"trigger": "schedule"})
+    assert answer.status_code == 202
+    night = answer.json()
+    assert (night["state"], night["trigger"]) == ("queued", "schedule")
+    assert night["episodes"] >= 4
+    assert served.queued == [night["id"]]
+    assert (Path(served.settings.data_dir) / "snapshots" / night["id"]).is_dir()
+    again = await served.http.post("/v1/consolidations")
+    assert again.status_code == 409
+    assert night["id"] in again.json()["error"]["message"]
+    assert (await served.http.get(f"/v1/consolidations/{night['id']}")).json() == night
+    assert (await served.http.get("/v1/consolidations")).json() == {"consolidations": [night]}
+
+
+async def test_night_with_too_little_is_skipped_and_says_why(served: Served) -> None:
+    night = (await served.http.post("/v1/consolidations")).json()
+    assert night["state"] == "skipped"
+    assert "needs 16" in night["message"]
+    assert served.queued == []
+    assert (await served.http.post("/v1/consolidations")).status_code == 202
+
+
+async def test_night_without_a_broker_fails_and_says_what_to_do(serve: Serve) -> None:
+    def away(_: str) -> None:
+        raise ConnectionError("refused")
+
+    served = await serve(Parts(send_night=away), night_min_episodes=4, night_min_reward=0)
+    await remember(served, 5)
+    answer = await served.http.post("/v1/consolidations")
+    assert answer.status_code == 503
+    assert "broker" in answer.json()["error"]["message"]
+    (night,) = (await served.http.get("/v1/consolidations")).json()["consolidations"]
+    assert night["state"] == "failed"
+
+
+@pytest.mark.parametrize("body", [{"trigger": "moon"}, {"when": "now"}, [1]])
+async def test_night_of_unknown_trigger_is_refused(served: Served, body: object) -> None:
+    answer = await served.http.post("/v1/consolidations", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"]
+
+
+async def test_models_are_vllms(served: Served) -> None:
+    assert (await served.http.get("/v1/models")).json()["data"][0]["id"] == "small"
+
+
+async def test_swap_by_another_process_is_followed(served: Served) -> None:
+    version = publish(served)
+    served.gateway.registry.activate(version)
+    async with asyncio.timeout(10):
+        while (await served.chat()).headers["x-latent-prior"] != version:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
