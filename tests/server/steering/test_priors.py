@@ -1,0 +1,126 @@
+"""The active prior: swaps, pins, and versions that cannot be loaded."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from memory.prior import Competence, PriorNetwork
+from memory.registry import WEIGHTS, PriorRegistry, UnknownVersionError
+from server.steering.metrics import Metrics
+from server.steering.priors import ActivePrior
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> PriorRegistry:
+    return PriorRegistry(tmp_path, "space")
+
+
+@pytest.fixture
+def collectors() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def priors(registry: PriorRegistry, collectors: CollectorRegistry) -> ActivePrior:
+    return ActivePrior(registry, poll_s=60.0, metrics=Metrics(collectors), kept=2)
+
+
+def publish(registry: PriorRegistry) -> str:
+    return registry.publish(PriorNetwork(8, 2, 2), Competence(np.eye(8, dtype=np.float32), 0.5), {})
+
+
+async def swapped(priors: ActivePrior) -> None:
+    for _ in range(1000):
+        if priors.current() is not None:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("no prior was taken up")
+
+
+async def test_pointer_is_followed_forward_back_and_to_none(
+    registry: PriorRegistry, priors: ActivePrior
+) -> None:
+    first, second = publish(registry), publish(registry)
+    assert priors.current() is None
+    for version in (first, second, first, None):
+        registry.activate(version)
+        assert await priors.refresh()
+        current = priors.current()
+        assert (current.version if current else None) == version
+        assert not await priors.refresh()
+
+
+async def test_snapshot_survives_a_swap(registry: PriorRegistry, priors: ActivePrior) -> None:
+    registry.activate(publish(registry))
+    await priors.refresh()
+    snapshot = priors.current()
+    registry.activate(publish(registry))
+    await priors.refresh()
+    assert snapshot is not None
+    assert snapshot.version == "v1"
+    assert snapshot.predict(np.eye(8, dtype=np.float32)[0]).shape == (2, 8)
+
+
+async def test_corrupt_version_keeps_the_old_one_and_is_counted_once(
+    registry: PriorRegistry, priors: ActivePrior, collectors: CollectorRegistry
+) -> None:
+    good, bad = publish(registry), publish(registry)
+    registry.activate(good)
+    await priors.refresh()
+    registry.activate(bad)
+    weights = registry.root / bad / WEIGHTS
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4])
+    for _ in range(3):
+        assert not await priors.refresh()
+        assert priors.current().version == good
+    assert collectors.get_sample_value("latentevolve_prior_swaps_total", {"result": "failed"}) == 1
+    assert collectors.get_sample_value("latentevolve_active_prior", {"version": good}) == 1
+
+    weights.write_bytes(whole)  # the copy was not complete yet
+    assert await priors.refresh()
+    assert priors.current().version == bad
+    assert collectors.get_sample_value("latentevolve_active_prior", {"version": good}) is None
+
+
+async def test_unreadable_pointer_keeps_the_old_one(registry: PriorRegistry, priors: ActivePrior) -> None:
+    registry.activate(publish(registry))
+    await priors.refresh()
+    (registry.root / "active.json").write_text("{")
+    assert not await priors.refresh()
+    assert priors.current().version == "v1"
+
+
+async def test_pinned_versions_are_loaded_once_and_the_oldest_let_go(
+    registry: PriorRegistry, priors: ActivePrior
+) -> None:
+    versions = [publish(registry) for _ in range(3)]
+    first = await priors.get(versions[0])
+    assert await priors.get(versions[0]) is first
+    for version in versions[1:]:
+        await priors.get(version)
+    assert await priors.get(versions[0]) is not first
+    with pytest.raises(UnknownVersionError):
+        await priors.get("v9")
+
+
+async def test_poke_from_another_thread_swaps_at_once(registry: PriorRegistry, priors: ActivePrior) -> None:
+    watching = asyncio.create_task(priors.watch())
+    await asyncio.sleep(0.05)  # it now waits for a minute
+    registry.activate(publish(registry))
+    await asyncio.to_thread(priors.poke)
+    await swapped(priors)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_polling_swaps_without_a_poke(registry: PriorRegistry, collectors: CollectorRegistry) -> None:
+    priors = ActivePrior(registry, poll_s=0.01, metrics=Metrics(collectors))
+    watching = asyncio.create_task(priors.watch())
+    registry.activate(publish(registry))
+    await swapped(priors)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
