@@ -1,0 +1,263 @@
+"""The frozen language model on transformers, in plain blocking calls.
+
+Owns weights, tokenizer and what is computed with them: states, answers, likelihoods, and the gradient
+with respect to latents. `model/transformers_engine.py` makes it asynchronous, `model/twin.py` puts it
+into its own process. Knows nothing of vLLM.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from model.choice_trie import ChoiceTrie
+from model.decoder import Draft, decode
+from model.engine import (
+    Decoding,
+    Generation,
+    LatentGradient,
+    ModelUnavailableError,
+    PlacementError,
+    PromptTooLongError,
+    SteeredPrompt,
+    UnsupportedError,
+)
+from model.fingerprint import checkpoint_dtype, space_of
+from model.placement import Placement, PlacementKind, render_chat
+from model.prefill import Row, batches, last_states, prefill
+
+_FORWARD_COLUMNS = 8192
+"""Most padded columns of one batch without gradient: about 0.4 GB of KV cache for the default model."""
+_GRADIENT_COLUMNS = 512
+"""Most padded columns after the prefix of one batch with gradient: about 0.5 GB for the default model."""
+_LONGEST = 8192
+
+
+class FrozenModel:
+    """A causal language model whose weights never change.
+
+    Args:
+        model_path: Hugging Face folder or hub id.
+        length: L, soft vectors per latent.
+        placement: where latents go, `model/placement.py`.
+        dtype: of the computation; the checkpoint's own enters the space.
+        device: where it runs.
+        max_model_len: longest prompt, latents and answer; None: the model's, at most 8192.
+
+    Raises:
+        ModelUnavailableError: the files cannot be read.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        length: int,
+        placement: PlacementKind,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        max_model_len: int | None = None,
+    ) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
+            network = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise ModelUnavailableError(f"cannot load {model_path}: {error}") from error
+        self.network: Any = network.eval().requires_grad_(False).to(device)
+        self._embed: Any = self.network.get_input_embeddings()
+        self._placement = Placement.of(self.tokenizer, placement)
+        text_config = self.network.config.get_text_config()
+        self.space = space_of(
+            model_path,
+            self.tokenizer,
+            int(text_config.hidden_size),
+            checkpoint_dtype(model_path),
+            length,
+            placement,
+        )
+        limit = int(getattr(text_config, "max_position_embeddings", _LONGEST))
+        self.max_model_len = min(limit, max_model_len or _LONGEST)
+        self._ends = _end_tokens(self.network, self.tokenizer)
+        if not self._ends:
+            raise ModelUnavailableError(f"{model_path} names no end-of-sequence token")
+
+    def render(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        """Return the tokens of chat messages with the generation prompt."""
+        return render_chat(self.tokenizer, messages)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, special tokens left out."""
+        text = self.tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def position(self, token_ids: Sequence[int]) -> int:
+        """Return the index before which latents go, or raise PlacementError."""
+        return self._placement.position(token_ids)
+
+    def neutral_latent(self) -> torch.Tensor:
+        """Return embeddings of newlines, (L, d) float32."""
+        newline = self.tokenizer.encode("\n", add_special_tokens=False)
+        length = self.space.length
+        return self._embeddings((newline * length)[:length]).float().cpu()
+
+    def embeddings(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Return the input embeddings of tokens, (T, d) float32."""
+        return self._embeddings(token_ids).float().cpu()
+
+    def raw_states(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return uncentred final hidden states at the prompts' last tokens, (B, d) float32."""
+        states = torch.zeros(len(prompts), self.space.hidden_size)
+        for prompt in prompts:
+            self._room(SteeredPrompt(tuple(prompt)))
+        sizes = [len(prompt) for prompt in prompts]
+        for group in batches(sizes, _FORWARD_COLUMNS, sizes.__getitem__):
+            states[group] = last_states(self.network, [prompts[index] for index in group])
+        return states
+
+    def generate(self, prompts: Sequence[SteeredPrompt], decodings: Sequence[Decoding]) -> list[Generation]:
+        """Decode one answer per prompt."""
+        drafts = [self._draft(prompt, how) for prompt, how in zip(prompts, decodings, strict=True)]
+        rows = [self._row(prompt, self._checked(prompt)) for prompt in prompts]
+        sizes = [
+            len(prompt.token_ids) + len(row.rest) + how.max_tokens
+            for prompt, row, how in zip(prompts, rows, decodings, strict=True)
+        ]
+        for group in batches(sizes, _FORWARD_COLUMNS, lambda index: _neighbourhood(rows[index])):
+            decode(self.network, [rows[index] for index in group], [drafts[index] for index in group])
+        return [draft.generation() for draft in drafts]
+
+    def log_likelihood(
+        self, prompts: Sequence[SteeredPrompt], answers: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Return the mean log-probability per answer token, (B,) float32."""
+        latents = [self._checked(prompt) for prompt in prompts]
+        self._check_answers(prompts, answers)
+        rows = [
+            self._row(prompt, latent, answer)
+            for prompt, latent, answer in zip(prompts, latents, answers, strict=True)
+        ]
+        values = torch.zeros(len(prompts))
+        sizes = [len(row.prefix) + len(row.rest) for row in rows]
+        for group in batches(sizes, _FORWARD_COLUMNS, lambda index: _neighbourhood(rows[index])):
+            with torch.no_grad():
+                scored = self._scores([rows[index] for index in group], [answers[index] for index in group])
+            values[group] = scored.cpu()
+        return values
+
+    def latent_gradient(
+        self,
+        prompts: Sequence[SteeredPrompt],
+        answers: Sequence[Sequence[int]],
+        weights: Sequence[float],
+    ) -> LatentGradient:
+        """Return log-likelihoods, (B,), and their weighted gradients with respect to latents, (B, L, d)."""
+        if any(prompt.latent is None for prompt in prompts):
+            raise ValueError("a gradient needs a latent in every prompt")
+        if not len(prompts) == len(answers) == len(weights):
+            raise ValueError(f"{len(prompts)} prompts, {len(answers)} answers, {len(weights)} weights")
+        self._check_answers(prompts, answers)
+        values = torch.zeros(len(prompts))
+        gradients = torch.zeros(len(prompts), *self.space.shape)
+        latents = [self.space.check(p.latent) for p in prompts if p.latent is not None]
+        # The prefix runs without gradient and costs little: what counts is the rest.
+        places = [self._place(prompt) for prompt in prompts]
+        sizes = [
+            len(prompt.token_ids) - place + self.space.length + len(answer)
+            for prompt, place, answer in zip(prompts, places, answers, strict=True)
+        ]
+
+        def neighbourhood(index: int) -> tuple[int, tuple[int, ...], int]:
+            return places[index], prompts[index].token_ids[: places[index]], sizes[index]
+
+        for group in batches(sizes, _GRADIENT_COLUMNS, neighbourhood):
+            leaf = torch.stack([latents[index] for index in group]).requires_grad_()  # (b, L, d)
+            with torch.enable_grad():
+                rows = [self._row(prompts[index], leaf[at], answers[index]) for at, index in enumerate(group)]
+                scored = self._scores(rows, [answers[index] for index in group])
+                weighted = scored @ torch.tensor([weights[index] for index in group], device=scored.device)
+                (gradient,) = torch.autograd.grad(weighted, leaf)
+            values[group] = scored.detach().cpu()
+            gradients[group] = gradient
+        return LatentGradient(values, gradients)
+
+    def _scores(self, rows: Sequence[Row], answers: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Mean log-probability of answers, (B,), for rows that end before the answers' last tokens."""
+        longest = max(len(answer) for answer in answers)
+        logits = prefill(self.network, rows, keep=longest).logits  # (B, longest, V)
+        values = []
+        for row, answer in zip(logits, answers, strict=True):
+            targets = torch.tensor(list(answer), device=logits.device)
+            values.append(-torch.nn.functional.cross_entropy(row[longest - len(answer) :].float(), targets))
+        return torch.stack(values)
+
+    def _row(self, prompt: SteeredPrompt, latent: torch.Tensor | None, answer: Sequence[int] = ()) -> Row:
+        at = self._place(prompt)
+        rest = self._embeddings((*prompt.token_ids[at:], *answer[:-1]))
+        if latent is not None:
+            rest = torch.cat([latent.to(rest.device, rest.dtype), rest])
+        return Row(prompt.token_ids[:at], rest)
+
+    def _place(self, prompt: SteeredPrompt) -> int:
+        """Where the prefix ends: before the latents, or before a plain prompt's last token."""
+        if prompt.latent is None:
+            return len(prompt.token_ids) - 1
+        return self.position(prompt.token_ids) if prompt.position is None else prompt.position
+
+    def _checked(self, prompt: SteeredPrompt) -> torch.Tensor | None:
+        return None if prompt.latent is None else self.space.check(prompt.latent)
+
+    def _check_answers(self, prompts: Sequence[SteeredPrompt], answers: Sequence[Sequence[int]]) -> None:
+        for prompt, answer in zip(prompts, answers, strict=True):
+            if not answer:
+                raise ValueError("an answer has no tokens")
+            if self._room(prompt) < len(answer):
+                raise PromptTooLongError(f"the prompt leaves no room for an answer of {len(answer)} tokens")
+
+    def _room(self, prompt: SteeredPrompt) -> int:
+        """Tokens that are left for an answer, at least 1."""
+        size = len(prompt.token_ids)
+        if not size:
+            raise ValueError("a prompt has no tokens")
+        if prompt.position is not None and not 0 <= prompt.position <= size:
+            raise PlacementError(f"position {prompt.position} lies outside the prompt of {size} tokens")
+        latents = 0 if prompt.latent is None else self.space.length
+        if size + latents >= self.max_model_len:
+            raise PromptTooLongError(
+                f"prompt of {size} tokens with {latents} latents leaves no room in {self.max_model_len}"
+            )
+        return self.max_model_len - size - latents
+
+    def _draft(self, prompt: SteeredPrompt, decoding: Decoding) -> Draft:
+        if decoding.json_schema is not None:
+            raise UnsupportedError("the transformers engine holds choices, but no JSON schema")
+        trie = None
+        if decoding.choices is not None:
+            trie = self._trie(decoding.choices)
+        room = min(decoding.max_tokens, self._room(prompt))
+        return Draft(decoding, room, frozenset(self._ends), trie, self.decode)
+
+    def _trie(self, choices: tuple[str, ...]) -> ChoiceTrie:
+        encoded = [self.tokenizer.encode(choice, add_special_tokens=False) for choice in choices]
+        return ChoiceTrie(encoded, self._ends[0])
+
+    def _embeddings(self, token_ids: Sequence[int]) -> torch.Tensor:
+        tokens = torch.tensor(list(token_ids), dtype=torch.long, device=self.network.device)
+        embedded: torch.Tensor = self._embed(tokens)
+        return embedded
+
+
+def _neighbourhood(row: Row) -> tuple[int, tuple[int, ...], int]:
+    return len(row.prefix), row.prefix, len(row.rest)
+
+
+def _end_tokens(network: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end an answer: the tokenizer's first, then those of the generation config."""
+    named = network.generation_config.eos_token_id
+    several = named if isinstance(named, list) else [named]
+    return tuple(dict.fromkeys(int(end) for end in (tokenizer.eos_token_id, *several) if end is not None))

@@ -1,0 +1,134 @@
+"""The reference engine: transformers, in this process.
+
+Owns the asynchronous face of `FrozenModel` and the centre of its keys. One worker thread runs one call
+at a time, so the event loop stays free and memory stays bounded. Used for training, for machines
+without vLLM, and as the reference that vLLM is checked against.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar, TypeVarTuple
+
+import torch
+
+from model.engine import Decoding, EngineDeadError, Generation, LatentGradient, SteeredPrompt
+from model.frozen_model import FrozenModel
+from model.keys import KEY_PROBES, centre, centred
+from model.placement import PlacementKind
+from model.space import LatentSpace
+
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
+
+
+class TransformersEngine:
+    """Implements `Engine` on transformers. Arguments and errors: `FrozenModel`. Loading blocks."""
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        length: int,
+        placement: PlacementKind,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        max_model_len: int | None = None,
+    ) -> None:
+        self._model: FrozenModel | None = FrozenModel(
+            model_path,
+            length=length,
+            placement=placement,
+            dtype=dtype,
+            device=device,
+            max_model_len=max_model_len,
+        )
+        self._space = self._model.space
+        self._centre: torch.Tensor | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers")
+
+    @property
+    def model(self) -> FrozenModel:
+        """The model itself, for blocking callers that share this engine with nobody."""
+        if self._model is None:
+            raise EngineDeadError("the transformers engine was closed")
+        return self._model
+
+    @property
+    def space(self) -> LatentSpace:
+        """The space whose latents this engine takes."""
+        return self._space
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus latents plus answer, in tokens."""
+        return self.model.max_model_len
+
+    def render(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        """Return the tokens of chat messages with the generation prompt."""
+        return self.model.render(messages)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, special tokens left out."""
+        return self.model.decode(token_ids)
+
+    def position(self, token_ids: Sequence[int]) -> int:
+        """Return the index before which latents go, or raise PlacementError."""
+        return self.model.position(token_ids)
+
+    def neutral_latent(self) -> torch.Tensor:
+        """Return the neutral start, (L, d): embeddings of newlines (ADR 0002)."""
+        return self.model.neutral_latent()
+
+    async def raw_states(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return uncentred final hidden states at the prompts' last tokens, (B, d)."""
+        return await self._run(self.model.raw_states, prompts)
+
+    async def keys(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return the retrieval keys of plain prompts, (B, d), centred and of norm 1 (ADR 0001)."""
+        return await self._run(self._keys, prompts)
+
+    async def generate(
+        self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
+    ) -> list[Generation]:
+        """Decode one answer per prompt; an answer does not depend on the rest of the batch.
+
+        Raises:
+            LatentRejectedError, PlacementError, PromptTooLongError.
+            UnsupportedError: a JSON schema is asked for.
+        """
+        decodings = [decoding] * len(prompts) if isinstance(decoding, Decoding) else list(decoding)
+        return await self._run(self.model.generate, prompts, decodings)
+
+    async def log_likelihood(
+        self, prompts: Sequence[SteeredPrompt], answers: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Return the mean log-probability per answer token, (B,)."""
+        return await self._run(self.model.log_likelihood, prompts, answers)
+
+    async def latent_gradient(
+        self,
+        prompts: Sequence[SteeredPrompt],
+        answers: Sequence[Sequence[int]],
+        weights: Sequence[float],
+    ) -> LatentGradient:
+        """Return log-likelihoods and their weighted gradients with respect to each prompt's latent."""
+        return await self._run(self.model.latent_gradient, prompts, answers, weights)
+
+    async def close(self) -> None:
+        """Wait for the calls under way and release the model."""
+        await asyncio.to_thread(self._thread.shutdown)
+        self._model = None
+
+    def _keys(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        if self._centre is None:
+            probes = [self.render([{"role": "user", "content": probe}]) for probe in KEY_PROBES]
+            self._centre = centre(self.model.raw_states(probes))
+        return centred(self.model.raw_states(prompts), self._centre)
+
+    async def _run(self, call: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
+        try:
+            answer = asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+        except RuntimeError as error:
+            raise EngineDeadError("the transformers engine was closed") from error
+        return await answer
