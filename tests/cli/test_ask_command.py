@@ -22,10 +22,10 @@ def test_stderr_tells_what_steering_did(run: Run, gateway: FakeGateway) -> None:
     err = run("ask", "Which topic?", "--effort", "medium").err
     assert "mode      recall (recalled)" in err
     assert "effort    medium, prior v1" in err
-    assert f"recalled  0.912  {EPISODE}  a headline like it" in err
+    assert f"recalled  {EPISODE}  similarity 0.912" in err
     assert "reward    0.4000 → 0.7000" in err
     assert "memory    stored" in err
-    assert "refine 1.25 s" in err
+    assert "steering  recall 0.010 s, refine 1.250 s" in err
     assert "40 prompt, 3 answer; steering generated 24" in err
 
 

@@ -1,0 +1,201 @@
+"""`latentevolve demo`: a day, a night and the next day, on real questions.
+
+Owns the order of the demo. Starts from an empty memory, scores answers here and never sends them,
+and reports what happened whether or not it speaks for steering.
+"""
+
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.chat import Chat
+from cli.demonstration.day import Tally, run_day
+from cli.demonstration.report import (
+    accuracy,
+    comparison,
+    harm,
+    show_day,
+    show_examples,
+    show_harm,
+    show_second_day,
+    show_summary,
+)
+from cli.demonstration.score import Scorer
+from cli.demonstration.stream import EXAMPLES, Item, read_items, read_prompts, split
+from cli.demonstration.tree import own_tree
+from cli.failure import INTERRUPTED
+from cli.gateway import Gateway
+from cli.night import NightProgress, follow_night, show_night, start_night
+from cli.options import ApiKey, CacheDir, Json, Model, given, load_settings
+from cli.progress import PhaseProgress
+from cli.screen import Screen
+
+UNRELATED = EXAMPLES / "unrelated.jsonl"
+UNRELATED_TOKENS = 48
+
+
+def demo(
+    data: Annotated[
+        Path, typer.Option("--data", help="JSONL file with `question` and `answer` on each line.")
+    ] = EXAMPLES / "topics.jsonl",
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of day 1.")] = 96,
+    held_out: Annotated[int, typer.Option("--held-out", min=2, help="New questions of day 2.")] = 64,
+    unrelated: Annotated[int, typer.Option("--unrelated", min=1, help="Prompts unlike the stream.")] = 24,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 8,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests at a time.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", help="Which questions are held out.")] = 0,
+    model: Model = None,
+    cache_dir: CacheDir = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="A running gateway instead of one of the demo's own.", metavar="URL"),
+    ] = None,
+    api_key: ApiKey = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write everything to this JSON file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the loop: remember by day, consolidate by night, answer new questions; rigs nothing."""
+    screen = Screen(as_json)
+    items = read_items(data)
+    first, second = split(items, limit, held_out, seed)
+    prompts = read_prompts(UNRELATED)[:unrelated]
+    overrides = given(model=model, cache_dir=cache_dir)
+    load_settings(**overrides)  # what is wrong is said before anything starts
+    show = Demonstration(screen, Scorer(item.answer for item in items), max_tokens, concurrency)
+    started = time.monotonic()
+    try:
+        with show.timed("start"):
+            stack = contextlib.ExitStack()
+            address = url or stack.enter_context(_own_gateway(screen, overrides))
+        with stack:
+            settings = load_settings(**overrides, gateway_url=address, api_key=api_key)
+            with Gateway(settings) as gateway, Chat(settings, gateway.models()[0]) as chat:
+                found = show.run(gateway, chat, first, second, prompts)
+    except KeyboardInterrupt:
+        screen.note("interrupted", "yellow")
+        raise typer.Exit(INTERRUPTED) from None
+    found = {"data": str(data), "seed": seed, **found}
+    found["timings_s"]["all"] = time.monotonic() - started
+    show_summary(screen, found)
+    screen.document(found)
+    if report is not None:
+        report.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        screen.note(f"report: {report}")
+
+
+@contextlib.contextmanager
+def _own_gateway(screen: Screen, overrides: dict[str, Any]) -> Iterator[str]:
+    """Run a tree on an empty temporary data directory and yield its URL."""
+    with tempfile.TemporaryDirectory(prefix="latentevolve-demo-") as folder:
+        screen.line("Starting a server of its own with an empty memory", "bold")
+        with own_tree(screen, Path(folder), **overrides) as address:
+            yield address
+
+
+class Demonstration:
+    """One run of the demo against one gateway."""
+
+    def __init__(self, screen: Screen, scorer: Scorer, max_tokens: int, concurrency: int) -> None:
+        self._screen = screen
+        self._scorer = scorer
+        self._max_tokens = max_tokens
+        self._concurrency = concurrency
+        self._timings: dict[str, float] = {}
+
+    def run(
+        self, gateway: Gateway, chat: Chat, first: list[Item], second: list[Item], prompts: list[str]
+    ) -> dict[str, Any]:
+        """Run day 1, the night, day 2 and the unlike prompts; show and return what was found."""
+        before = _episodes(gateway)
+        self._screen.line(f"model {chat.model}, {before} episodes remembered so far")
+        self._heading(f"Day 1: {len(first)} questions at effort medium; their answers are never sent")
+        with self.timed("day 1"):
+            day = self._day(chat, gateway, first, "medium")
+        day_1 = accuracy(day, first, self._scorer)
+        show_day(self._screen, day_1)
+
+        self._heading("Night")
+        with self.timed("night"), PhaseProgress(self._screen) as progress:
+            night = follow_night(gateway, start_night(gateway), NightProgress(self._screen, progress).show)
+        show_night(self._screen, night)
+
+        self._heading(f"Day 2: {len(second)} new questions")
+        with self.timed("day 2"):
+            plain = self._day(chat, gateway, second, "none")
+            steered = self._day(chat, gateway, second, "low")
+        passes = {
+            effort: accuracy(tally, second, self._scorer)
+            for effort, tally in (("none", plain), ("low", steered))
+        }
+        compared = comparison(plain, steered, second, self._scorer)
+        show_second_day(self._screen, passes, compared)
+        show_examples(self._screen, plain, steered, second, self._scorer)
+
+        self._heading(f"{len(prompts)} prompts unlike anything remembered")
+        with self.timed("unlike prompts"):
+            unlike = self._unlike(chat, gateway, prompts)
+        show_harm(self._screen, unlike)
+        return {
+            "model": chat.model,
+            "episodes_before": before,
+            "episodes_after": _episodes(gateway),
+            "day_1": day_1,
+            "night": night,
+            "day_2": {"passes": passes, "comparison": compared},
+            "unrelated": unlike,
+            "timings_s": self._timings,
+        }
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Note how long a part takes."""
+        started = time.monotonic()
+        yield
+        self._timings[name] = time.monotonic() - started
+
+    def _day(self, chat: Chat, gateway: Gateway, items: list[Item], effort: str) -> Tally:
+        with PhaseProgress(self._screen) as progress:
+            return run_day(
+                chat,
+                gateway,
+                [item.question for item in items],
+                effort=effort,
+                max_tokens=self._max_tokens,
+                concurrency=self._concurrency,
+                on_reply=lambda tally: progress.update(
+                    f"effort {effort}", len(tally.replies), len(items), tally.line()
+                ),
+            )
+
+    def _unlike(self, chat: Chat, gateway: Gateway, prompts: list[str]) -> dict[str, Any]:
+        # One at a time: the numbers of a batched forward pass depend on what else is in the batch,
+        # so that only answers decoded alone can be compared byte for byte.
+        tallies = [
+            run_day(
+                chat,
+                gateway,
+                prompts,
+                effort=effort,
+                max_tokens=UNRELATED_TOKENS,
+                concurrency=1,
+                on_reply=lambda _: None,
+            )
+            for effort in ("none", "low")
+        ]
+        return harm(*tallies)
+
+    def _heading(self, text: str) -> None:
+        self._screen.line()
+        self._screen.line(text, "bold")
+
+
+def _episodes(gateway: Gateway) -> int:
+    return sum(int(space["episodes"]) for space in gateway.get("/v1/memory/stats")["spaces"].values())

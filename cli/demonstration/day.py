@@ -1,0 +1,140 @@
+"""A day of requests.
+
+Owns sending questions with a few at a time and what is counted about them. The expected answers
+stay here: only questions are sent.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import Any
+
+from cli.chat import Answer, Chat
+from cli.gateway import Gateway
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One question, its answer and its trace."""
+
+    question: str
+    answer: Answer
+    trace: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The answer's text."""
+        return self.answer.text
+
+    @property
+    def mode(self) -> str:
+        """What really ran."""
+        return self.answer.headers.get("mode", "unknown")
+
+    @property
+    def reason(self) -> str:
+        """Why."""
+        return self.answer.headers.get("reason", "unknown")
+
+    @property
+    def similarities(self) -> list[float]:
+        """Similarity of each recalled episode."""
+        return [float(episode["similarity"]) for episode in self.trace.get("episodes", [])]
+
+
+@dataclass
+class Tally:
+    """Running counts over replies."""
+
+    replies: list[Reply] = field(default_factory=list)
+
+    def add(self, reply: Reply) -> None:
+        """Count one more reply."""
+        self.replies.append(reply)
+
+    def count(self, condition: Callable[[Reply], object]) -> int:
+        """Return how many replies fulfil a condition."""
+        return sum(bool(condition(reply)) for reply in self.replies)
+
+    def rewards(self) -> tuple[float | None, float | None]:
+        """Return the mean reward of the plain and of the steered answers, where both were measured."""
+        pairs = [
+            (float(headers["reward-before"]), float(headers["reward-after"]))
+            for headers in (reply.answer.headers for reply in self.replies)
+            if "reward-before" in headers and "reward-after" in headers
+        ]
+        if not pairs:
+            return None, None
+        return statistics.fmean(before for before, _ in pairs), statistics.fmean(after for _, after in pairs)
+
+    def line(self) -> str:
+        """Return the counts in one short line."""
+        parts = [
+            f"recalled {self.count(lambda reply: reply.similarities)}",
+            f"refined {self.count(lambda reply: reply.mode == 'refined')}",
+            f"stored {self.count(lambda reply: reply.trace.get('remembered') == 'stored')}",
+        ]
+        before, after = self.rewards()
+        if before is not None and after is not None:
+            parts.append(f"reward {before:.3f} → {after:.3f}")
+        return ", ".join(parts)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the counts for the report."""
+        before, after = self.rewards()
+        similarities = [similarity for reply in self.replies for similarity in reply.similarities]
+        usage = [reply.trace.get("usage") or {} for reply in self.replies]
+        return {
+            "questions": len(self.replies),
+            "by_mode": dict(Counter(reply.mode for reply in self.replies)),
+            "by_reason": dict(Counter(reply.reason for reply in self.replies)),
+            "recalled": self.count(lambda reply: reply.similarities),
+            "similarity_mean": statistics.fmean(similarities) if similarities else None,
+            "refined": self.count(lambda reply: reply.mode == "refined"),
+            "remembered": dict(Counter(_memory(reply) for reply in self.replies)),
+            "reward_before_mean": before,
+            "reward_after_mean": after,
+            "tokens": {
+                "prompt": sum(reply.answer.prompt_tokens or 0 for reply in self.replies),
+                "answers": sum(reply.answer.completion_tokens or 0 for reply in self.replies),
+                "steering_generated": sum(int(spent.get("generated_tokens") or 0) for spent in usage),
+            },
+            "finished": self.count(lambda reply: reply.answer.finish_reason == "stop"),
+            "latency_median_s": statistics.median(reply.answer.total_s for reply in self.replies),
+        }
+
+
+def run_day(
+    chat: Chat,
+    gateway: Gateway,
+    questions: Sequence[str],
+    *,
+    effort: str,
+    max_tokens: int,
+    concurrency: int,
+    on_reply: Callable[[Tally], None],
+) -> Tally:
+    """Ask every question, greedily, `concurrency` at a time; replies are kept in the order of questions."""
+
+    def ask(question: str) -> Reply:
+        answer = chat.ask(question, effort=effort, max_tokens=max_tokens, temperature=0.0)
+        return Reply(question, answer, gateway.settled_trace(answer.trace_id))
+
+    done = Tally()
+    pool = ThreadPoolExecutor(concurrency)
+    try:
+        futures: list[Future[Reply]] = [pool.submit(ask, question) for question in questions]
+        for future in as_completed(futures):
+            done.add(future.result())
+            on_reply(done)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return Tally([future.result() for future in futures])
+
+
+def _memory(reply: Reply) -> str:
+    state = str(reply.trace.get("remembered", "unknown"))
+    why = reply.trace.get("why_not_remembered")
+    return f"{state}: {why}" if why else state

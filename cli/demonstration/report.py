@@ -1,0 +1,168 @@
+"""What a demo found.
+
+Owns the numbers of the report and how they are shown. Nothing is left out when it speaks against
+steering: a night that was refused, a lower accuracy and a changed answer are shown like the rest.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cli.demonstration.day import Tally
+from cli.demonstration.score import Scorer, paired_interval
+from cli.demonstration.stream import Item
+from cli.screen import Screen, printable
+
+EXAMPLES_SHOWN = 6
+WIDTH = 44
+
+
+def accuracy(tally: Tally, items: Sequence[Item], scorer: Scorer) -> dict[str, Any]:
+    """Return the counts of one day with how many of its answers are right."""
+    right = right_ones(tally, items, scorer)
+    return {**tally.summary(), "right": sum(right), "accuracy": sum(right) / len(right)}
+
+
+def right_ones(tally: Tally, items: Sequence[Item], scorer: Scorer) -> list[bool]:
+    """Return for each reply whether it is right."""
+    return [scorer.correct(reply.text, item.answer) for reply, item in zip(tally.replies, items, strict=True)]
+
+
+def comparison(plain: Tally, steered: Tally, items: Sequence[Item], scorer: Scorer) -> dict[str, Any]:
+    """Return the difference in accuracy of two passes over the same questions."""
+    pairs = list(zip(right_ones(plain, items, scorer), right_ones(steered, items, scorer), strict=True))
+    differences = [float(after) - float(before) for before, after in pairs]
+    low, high = paired_interval(differences)
+    return {
+        "difference": sum(differences) / len(differences),
+        "low": low,
+        "high": high,
+        "newly_right": sum(after and not before for before, after in pairs),
+        "newly_wrong": sum(before and not after for before, after in pairs),
+    }
+
+
+def harm(plain: Tally, steered: Tally) -> dict[str, Any]:
+    """Return how many answers to unlike prompts are byte for byte those of plain decoding."""
+    pairs = list(zip(plain.replies, steered.replies, strict=True))
+    return {
+        "prompts": len(pairs),
+        "identical": sum(before.text == after.text for before, after in pairs),
+        "by_mode": steered.summary()["by_mode"],
+        "changed": [
+            {"question": before.question, "mode": after.mode, "none": before.text, "low": after.text}
+            for before, after in pairs
+            if before.text != after.text
+        ],
+    }
+
+
+def show_day(screen: Screen, day: dict[str, Any]) -> None:
+    """Write what the first day did and remembered."""
+    rows = [
+        ("requests", day["questions"]),
+        ("what ran", counts(day["by_mode"])),
+        ("why", counts(day["by_reason"])),
+        ("recalled something", day["recalled"]),
+        ("memory", counts(day["remembered"])),
+        (
+            "reward, plain → steered",
+            f"{shown(day['reward_before_mean'])} → {shown(day['reward_after_mean'])}",
+        ),
+        ("right answers", f"{day['right']} of {day['questions']} ({100 * day['accuracy']:.1f} %)"),
+        ("tokens", counts(day["tokens"])),
+        ("median latency", f"{day['latency_median_s']:.2f} s"),
+    ]
+    screen.table(("day 1, effort medium", ""), rows)
+
+
+def show_second_day(screen: Screen, passes: dict[str, dict[str, Any]], compared: dict[str, Any]) -> None:
+    """Write both passes over the held-out questions, side by side."""
+    plain, steered = passes["none"], passes["low"]
+    rows = [
+        (name, *(cell(found) for found in (plain, steered)))
+        for name, cell in (
+            ("right answers", lambda f: f"{f['right']} of {f['questions']} ({100 * f['accuracy']:.1f} %)"),
+            ("what ran", lambda f: counts(f["by_mode"])),
+            ("recalled something", lambda f: f["recalled"]),
+            ("mean similarity", lambda f: shown(f["similarity_mean"])),
+            ("tokens per answer", lambda f: f"{f['tokens']['answers'] / f['questions']:.1f}"),
+            ("ended by themselves", lambda f: f"{f['finished']} of {f['questions']}"),
+            ("median latency", lambda f: f"{f['latency_median_s']:.2f} s"),
+        )
+    ]
+    screen.table(("day 2, held-out questions", "effort none", "effort low"), rows)
+    screen.line(
+        f"difference {100 * compared['difference']:+.1f} points"
+        f" (95 % interval {100 * compared['low']:+.1f} … {100 * compared['high']:+.1f});"
+        f" newly right {compared['newly_right']}, newly wrong {compared['newly_wrong']}"
+    )
+
+
+def show_examples(
+    screen: Screen, plain: Tally, steered: Tally, items: Sequence[Item], scorer: Scorer
+) -> None:
+    """Write some questions whose answer changed, in the order of the stream."""
+    changed = [
+        (
+            short(item.question.splitlines()[-1]),
+            short(before.text),
+            short(after.text) + (" ✓" if scorer.correct(after.text, item.answer) else " ✗"),
+            item.answer,
+            after.mode,
+        )
+        for item, before, after in zip(items, plain.replies, steered.replies, strict=True)
+        if before.text != after.text
+    ]
+    if changed:
+        headers = ("question", "none", "low", "expected", "ran")
+        screen.table(headers, changed[:EXAMPLES_SHOWN], title=f"answers that changed ({len(changed)})")
+
+
+def show_harm(screen: Screen, found: dict[str, Any]) -> None:
+    """Write whether unlike prompts are still answered as plain."""
+    screen.line(
+        f"unlike prompts: {found['identical']} of {found['prompts']} answers byte-identical to plain"
+        f" ({counts(found['by_mode'])})"
+    )
+    for change in found["changed"]:
+        screen.line(f"  changed ({change['mode']}): {short(change['question'], 90)}", "yellow")
+
+
+def show_summary(screen: Screen, report: dict[str, Any]) -> None:
+    """Write the whole demo in a few lines."""
+    day, night, compared = report["day_1"], report["night"], report["day_2"]["comparison"]
+    passes = report["day_2"]["passes"]
+    stored = day["remembered"].get("stored", 0)
+    screen.line()
+    screen.line("Summary", "bold")
+    screen.line(f"remembered {stored} of {day['questions']} answers on day 1")
+    version = f" {night['version']}" if night.get("version") else ""
+    screen.line(f"night: {night['state']}{version}")
+    screen.line(
+        f"accuracy on {passes['none']['questions']} held-out questions:"
+        f" {100 * passes['none']['accuracy']:.1f} % plain,"
+        f" {100 * passes['low']['accuracy']:.1f} % at effort low"
+        f" ({100 * compared['low']:+.1f} … {100 * compared['high']:+.1f} points at 95 %)"
+    )
+    harmed = report["unrelated"]
+    screen.line(f"unlike prompts unchanged: {harmed['identical']} of {harmed['prompts']}")
+    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["timings_s"].items())
+    screen.line(f"times: {times}")
+    screen.line("one run with one seed: the interval says how far to trust it")
+
+
+def counts(found: dict[str, Any]) -> str:
+    """Return named counts in one line, the largest first."""
+    ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {count}" for name, count in ordered) or "–"
+
+
+def shown(value: float | None) -> str:
+    """Return a measured value, a dash when there is none."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def short(text: str, width: int = WIDTH) -> str:
+    """Return text as one line of at most `width` characters."""
+    line = printable(text).replace("\n", " ⏎ ").strip()
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,90 @@
+"""The demo's own `latentevolve serve`.
+
+Owns starting it on a free port, waiting until it is ready and ending it, also when the demo is
+killed.
+"""
+
+import json
+import os
+import queue
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cli.failure import CommandError
+from cli.options import environment
+from cli.screen import Screen
+from cli.serving.child import Child, ChildSpec, Ended, LineWritten
+from cli.serving.claim import free_port
+from cli.serving.lifeline import lifeline
+
+STOP_S = 20.0
+
+
+@contextmanager
+def own_tree(screen: Screen, data_dir: Path, **overrides: Any) -> Iterator[str]:
+    """Run a whole tree on `data_dir` and yield its URL once it is ready.
+
+    Nights come only when they are asked for, so that day and night stay apart.
+
+    Raises:
+        CommandError: it ended before it was ready.
+    """
+    port = free_port()
+    settings = {**overrides, "port": port, "data_dir": data_dir, "night_cron": "", "night_episodes": 0}
+    command = (sys.executable, "-m", "cli.main", "serve", "--json", "--stop-timeout", str(STOP_S))
+    inherited = {key: value for key, value in os.environ.items() if key != "LATENTEVOLVE_GATEWAY_URL"}
+    events: queue.SimpleQueue[object] = queue.SimpleQueue()
+    # serve needs its own time to end its children before the guard may kill it
+    with lifeline(STOP_S + 5.0) as guard_fd:
+        child = Child(ChildSpec("serve", command, environment(settings)), events, guard_fd, inherited)
+        try:
+            _wait_until_ready(screen, events, child, data_dir)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            _end(child, events)
+            os.write(guard_fd, b"-%d\n" % child.pid)
+
+
+def _wait_until_ready(
+    screen: Screen, events: "queue.SimpleQueue[object]", child: Child, data_dir: Path
+) -> None:
+    while True:
+        match events.get():
+            case Ended():
+                for line in child.last_lines:
+                    screen.note(f"  {line}")
+                raise CommandError("the server ended before it was ready", f"its logs: {data_dir / 'logs'}")
+            case LineWritten(_, text):
+                event = _event(text)
+                if event.get("event") == "check":
+                    mark = "✓" if event["ok"] else "✗"
+                    screen.line(f"{mark} {event['name']:<12} {event['detail']}  ({event['elapsed_s']:.1f} s)")
+                elif event.get("event") == "ready":
+                    return
+
+
+def _event(text: str) -> dict[str, Any]:
+    """Return a JSON line of serve; {} for a line of its log, which comes the same way."""
+    if not text.startswith('{"event"'):
+        return {}
+    try:
+        event = json.loads(text)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
+def _end(child: Child, events: "queue.SimpleQueue[object]") -> None:
+    child.terminate()
+    deadline = time.monotonic() + STOP_S + 5.0
+    while time.monotonic() < deadline:
+        try:
+            if isinstance(events.get(timeout=0.2), Ended):
+                break
+        except queue.Empty:
+            continue
+    child.reap()

@@ -1,0 +1,99 @@
+"""The whole demo against a fake gateway: what it sends, and that it reports what happened."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Ran
+from tests.cli.fake_gateway import GATE, FakeGateway, record
+from tests.cli.terminal import on_terminal
+
+Run = Callable[..., Ran]
+
+LABELS = ("World", "Sports", "Business", "Technology")
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Path:
+    """Questions whose answers are the words that must never be sent."""
+    path = tmp_path / "stream.jsonl"
+    rows = [{"question": f"Which animal is number {n}?", "answer": f"secret{n % 4}"} for n in range(16)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def options(gateway: FakeGateway, stream: Path) -> list[str]:
+    sizes = ["--limit", "8", "--held-out", "8", "--unrelated", "3"]
+    return ["demo", "--data", str(stream), "--url", gateway.url, *sizes]
+
+
+def test_answers_never_reach_the_server(run: Run, gateway: FakeGateway, stream: Path) -> None:
+    gateway.nights = [record("promoted", version="v1", gate=GATE)]
+    ran = run(*options(gateway, stream))
+    assert ran.code == 0, ran.err
+    assert len(gateway.asked) == 8 + 8 + 8 + 3 + 3
+    assert "secret" not in json.dumps(gateway.asked)
+
+
+def test_day_is_medium_and_the_next_compares_none_with_low(
+    run: Run, gateway: FakeGateway, stream: Path
+) -> None:
+    gateway.nights = [record("promoted", version="v1", gate=GATE)]
+    run(*options(gateway, stream))
+    sent = [(body["latent"]["effort"], body["messages"][0]["content"]) for body in gateway.asked]
+    first = {question for effort, question in sent if effort == "medium"}
+    none = {question for effort, question in sent[8:] if effort == "none"}
+    low = {question for effort, question in sent[8:] if effort == "low"}
+    assert len(first) == 8
+    assert none == low
+    assert not first & none
+    assert all(body["temperature"] == 0 for body in gateway.asked)
+
+
+def test_refused_night_and_lost_accuracy_are_shown_like_a_success(
+    run: Run, gateway: FakeGateway, stream: Path, tmp_path: Path
+) -> None:
+    gateway.nights = [record("refused", version="v1", gate={**GATE, "reason": "no better than none"})]
+    path = tmp_path / "report.json"
+    ran = run(*options(gateway, stream), "--report", str(path))
+    assert ran.code == 0, "a refusal is a result"
+    assert "refused: v1 is kept but not active" in ran.out
+    assert "no better than none" in ran.out
+    assert "night: refused v1" in ran.out
+    report = json.loads(path.read_text())
+    assert report["night"]["state"] == "refused"
+    assert report["day_2"]["passes"]["low"]["accuracy"] == 0.0
+
+
+def test_json_is_one_document(run: Run, gateway: FakeGateway, stream: Path) -> None:
+    gateway.nights = [record("skipped", message="too few")]
+    ran = run(*options(gateway, stream), "--json")
+    report = json.loads(ran.out)
+    assert report["night"]["state"] == "skipped"
+    assert set(report["timings_s"]) == {"start", "day 1", "night", "day 2", "unlike prompts", "all"}
+    assert report["unrelated"]["identical"] == 3
+    assert "Summary" in ran.err
+
+
+def test_pipe_gets_plain_lines(run: Run, gateway: FakeGateway, stream: Path) -> None:
+    gateway.nights = [record("promoted", version="v1", gate=GATE)]
+    out = run(*options(gateway, stream)).out
+    assert not [c for c in out if ord(c) < 32 and c != "\n"]
+    assert "effort medium 8/8 recalled 8" in out
+
+
+def test_terminal_gets_bars(gateway: FakeGateway, stream: Path) -> None:
+    gateway.nights = [record("promoted", version="v1", gate=GATE)]
+    seen = on_terminal(options(gateway, stream), {}).read()
+    assert "━" in seen
+    assert "Summary" in seen
+
+
+def test_too_short_a_stream_is_wrong_usage_before_anything_starts(
+    run: Run, gateway: FakeGateway, stream: Path
+) -> None:
+    ran = run("demo", "--data", str(stream), "--limit", "12", "--held-out", "8", "--url", gateway.url)
+    assert ran.code == 2
+    assert gateway.asked == []
