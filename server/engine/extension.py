@@ -47,14 +47,24 @@ class StateCatcher:
     def take_key_states(self, request_ids: Sequence[str]) -> dict[str, bytes]:
         """Return and forget states, float32 bytes of length 4·d, of the requests that have one."""
         found = {id: self.key_states.pop(id, None) for id in request_ids}
-        return {id: state.numpy().tobytes() for id, state in found.items() if state is not None}
+        return {id: _floats(state) for id, state in found.items() if state is not None}
 
     def embed_latent_tokens(self, token_ids: Sequence[int]) -> bytes:
         """Return the input embeddings of tokens as float32 bytes, (n, d) row by row."""
         ids = torch.tensor(list(token_ids), dtype=torch.long, device=self.model_runner.device)
         with torch.inference_mode():
             rows = self.model_runner.get_model().embed_input_ids(ids)
-        return bytes(rows.to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return _floats(rows)
+
+    def decode_key_states(self, states: bytes) -> list[int]:
+        """Return the likeliest next token of each state, given as float32 bytes of (n, d)."""
+        size = self.model_runner.model_config.get_hidden_size()
+        rows = torch.frombuffer(bytearray(states), dtype=torch.float32).reshape(-1, size)
+        with torch.inference_mode():
+            logits = self.model_runner.get_model().compute_logits(
+                rows.to(self.model_runner.device, self.model_runner.dtype)
+            )
+        return [] if logits is None else [int(token) for token in logits.argmax(dim=-1)]
 
 
 def keep_rows(
@@ -74,3 +84,7 @@ def keep_rows(
             states.move_to_end(key_id)
             while len(states) > MAX_STATES:
                 states.popitem(last=False)
+
+
+def _floats(values: torch.Tensor) -> bytes:
+    return bytes(values.to("cpu", torch.float32).contiguous().numpy().tobytes())

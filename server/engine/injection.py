@@ -83,8 +83,6 @@ async def _steered_input(
             field or ("input" if hasattr(request, "input") else "messages"),
         )
     try:
-        # Positions are checked before steering, so that no work is spent on a prompt without a place.
-        engine.position(token_ids)
         prompt = rendered_prompt(engine, token_ids, plain.get("prompt"), question, sampling, room)
         outcome = await steer(prompt, call.options, call.trace_id)
         call.outcome = outcome

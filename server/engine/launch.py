@@ -4,19 +4,24 @@ Owns the arguments and the environment that vLLM gets, and the order in which it
 Knows nothing of what steering does; `injection.install` puts steering in afterwards.
 """
 
+import logging
 import os
 import shlex
 from argparse import Namespace
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from config.settings import Settings
+from model.engine import EngineDeadError
+from model.twin import TwinProcess
 from server.engine.guard import close_client_embeds, hide_placeholders
 from server.engine.process import start_engine, stop_engine
 from server.engine.vllm import VLLMEngine
+
+logger = logging.getLogger(__name__)
 
 MAX_MODEL_LEN = 8192
 """Longest context unless the settings name one: the KV cache of a laptop holds no more."""
@@ -47,21 +52,26 @@ async def launch(settings: Settings, model_path: str) -> AsyncIterator[Launched]
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
-    llm = await start_engine(args)
-    engine: VLLMEngine | None = None
-    try:
+    async with AsyncExitStack() as stack:
+        twin: TwinProcess | None = None
+        if settings.twin:
+            twin = TwinProcess(model_path, length=settings.latent_length, placement=settings.placement)
+            stack.push_async_callback(twin.close)
+        llm = await start_engine(args)
+        stack.push_async_callback(stop_engine, llm)
         close_client_embeds(llm)
         hide_placeholders(llm)
         tasks = await llm.get_supported_tasks()
         app = build_app(args, tasks, llm.model_config)
         await init_app_state(llm, app.state, args, tasks)
-        engine = await VLLMEngine.create(llm, model_path, settings)
-        async with app.router.lifespan_context(app):
-            yield Launched(engine, app, args)
-    finally:
-        if engine is not None:
-            await engine.close()
-        await stop_engine(llm)
+        engine = await VLLMEngine.create(llm, model_path, settings, twin)
+        if twin is not None:
+            try:
+                await twin.start()
+            except EngineDeadError as error:  # the self-checks say what that means
+                logger.error("%s", error)
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        yield Launched(engine, app, args)
 
 
 def prepare_environment(settings: Settings, model_path: str) -> None:
@@ -89,18 +99,28 @@ def parse_arguments(settings: Settings, model_path: str) -> Namespace:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     arguments = engine_arguments(
-        settings, model_path, on_cpu=current_platform.is_cpu(), context=model_context(model_path)
+        settings,
+        model_path,
+        context=model_context(model_path),
+        on_cpu=current_platform.is_cpu(),
+        has_bfloat16=computes_in_bfloat16(),
     )
     args: Namespace = make_arg_parser(FlexibleArgumentParser(prog="vllm")).parse_args(arguments)
     validate_parsed_serve_args(args)
     return args
 
 
-def engine_arguments(settings: Settings, model_path: str, *, on_cpu: bool, context: int | None) -> list[str]:
+def engine_arguments(
+    settings: Settings, model_path: str, *, context: int | None, on_cpu: bool, has_bfloat16: bool
+) -> list[str]:
     """Return `vllm serve` options: our defaults, then `settings.vllm_args`, then what must hold.
 
     Args:
+        settings: of the process.
+        model_path: folder or hub id.
         context: longest context of the model in tokens, if it names one.
+        on_cpu: whether vLLM runs on a CPU.
+        has_bfloat16: whether that CPU computes in bfloat16.
     """
     max_model_len = settings.max_model_len or (min(context, MAX_MODEL_LEN) if context else None)
     options = [
@@ -119,6 +139,8 @@ def engine_arguments(settings: Settings, model_path: str, *, on_cpu: bool, conte
         # CPUs, would leave most prompts without one full block that the steered pass can reuse.
         options += ["--kv-cache-memory-bytes", str(int(settings.kv_cache_gib * 2**30))]
         options += ["--block-size", str(_CPU_BLOCK_SIZE)]
+        if not has_bfloat16:
+            options += ["--dtype", "float32"]  # bfloat16 in software is many times slower (ADR 0003)
     options += shlex.split(settings.vllm_args)
     options += ["--enable-prefix-caching", "--enable-prompt-embeds"]
     options += ["--worker-extension-cls", "server.engine.extension.StateCatcher"]
@@ -132,3 +154,10 @@ def model_context(model_path: str) -> int | None:
     config = AutoConfig.from_pretrained(model_path).get_text_config()
     length = getattr(config, "max_position_embeddings", None)
     return int(length) if length else None
+
+
+def computes_in_bfloat16() -> bool:
+    """Return whether the CPU has instructions for bfloat16."""
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

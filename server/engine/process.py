@@ -7,10 +7,7 @@ import asyncio
 import contextlib
 import logging
 import multiprocessing
-import signal
-import threading
 from argparse import Namespace
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from model.engine import EngineDeadError
@@ -18,45 +15,34 @@ from server.engine.guard import renderer_without_embeds
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_END_S = 2.0
+"""How long vLLM's processes may take to end by themselves; the engine holds nothing worth waiting for."""
 
 
 async def start_engine(args: Namespace) -> Any:
     """Return a running `AsyncLLM` of parsed `vllm serve` arguments.
 
-    A signal to end, or cancellation, ends the half-started processes at once.
+    Cancellation ends the half-started processes at once.
 
     Raises:
-        EngineDeadError: the engine did not start, or was told to end while it did.
+        EngineDeadError: the engine did not start.
     """
     before = {child.pid for child in multiprocessing.active_children()}
     starting = asyncio.create_task(asyncio.to_thread(_build, args))
-    interrupted = asyncio.Event()
-    waiting = asyncio.create_task(interrupted.wait())
     try:
-        with _deferred_signals(asyncio.get_running_loop(), interrupted.set):
-            try:
-                await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                if not starting.done():
-                    await _abandon(starting, before)
-        if interrupted.is_set():
-            if not starting.cancelled() and starting.exception() is None:
-                await stop_engine(starting.result())
-            raise EngineDeadError("told to end while the engine was starting")
-        return starting.result()
-    except EngineDeadError:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await _abandon(starting, before)
         raise
     except Exception as error:
         _kill_engine_cores(before)
         raise EngineDeadError(f"vLLM did not start: {error}") from error
-    finally:
-        waiting.cancel()
 
 
 async def stop_engine(llm: Any) -> None:
     """End an `AsyncLLM` and the processes behind it."""
-    await asyncio.to_thread(llm.shutdown)
+    await asyncio.to_thread(llm.shutdown, _END_S)
+    multiprocessing.active_children()  # reaps those that ended
 
 
 def _build(args: Namespace) -> Any:
@@ -84,26 +70,5 @@ def _kill_engine_cores(before: set[int | None]) -> None:
 
     for child in multiprocessing.active_children():
         if child.pid is not None and child.pid not in before and child.name.startswith("EngineCore"):
+            logger.info("ending %s, pid %d, before it is ready", child.name, child.pid)
             kill_process_tree(child.pid)
-
-
-@contextlib.contextmanager
-def _deferred_signals(loop: asyncio.AbstractEventLoop, notify: Callable[[], Any]) -> Iterator[None]:
-    """Tell of a signal to end, and hand it to the handler that was there before only afterwards."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received: list[int] = []
-
-    def remember(number: int, _frame: Any) -> None:
-        received.append(number)
-        loop.call_soon_threadsafe(notify)
-
-    previous = {number: signal.signal(number, remember) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if received:
-            signal.raise_signal(received[0])

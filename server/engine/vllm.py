@@ -81,8 +81,8 @@ class VLLMEngine:
             settings.placement,
         )
         engine = cls(llm, space, placement, twin)
-        newline = tokenizer.encode("\n", add_special_tokens=False)[-1]
-        engine._neutral = (await engine.embed([newline])).expand(space.shape).contiguous()
+        newlines = tokenizer.encode("\n", add_special_tokens=False) * space.length
+        engine._neutral = await engine.embed(newlines[: space.length])
         probes = [engine.render([{"role": "user", "content": probe}]) for probe in KEY_PROBES]
         engine._centre = centre(await engine.raw_states(probes))
         return engine
@@ -122,6 +122,13 @@ class VLLMEngine:
         with _translated():
             (rows, *_) = await self.llm.collective_rpc("embed_latent_tokens", args=(list(token_ids),))
         return _floats(rows).reshape(len(token_ids), -1)
+
+    async def next_tokens(self, states: torch.Tensor) -> list[int]:
+        """Return the tokens that the model's own head reads from final hidden states, (B, d)."""
+        data = states.float().contiguous().numpy().tobytes()
+        with _translated():
+            answers = await self.llm.collective_rpc("decode_key_states", args=(data,))
+        return list(next((answer for answer in answers if answer), []))
 
     def mixed_input(
         self,
@@ -228,9 +235,7 @@ class VLLMEngine:
         return gradient
 
     async def close(self) -> None:
-        """End the twin; vLLM itself is ended by `launch`."""
-        if self.twin is not None:
-            await self.twin.close()
+        """Do nothing: vLLM and the twin are ended by `launch`, which started them."""
 
     def _twin(self) -> Any:
         if self.twin is None:

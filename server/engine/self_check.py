@@ -1,0 +1,150 @@
+"""Whether our hooks into vLLM do what they claim, asked of the running engine at start-up.
+
+Owns the checks and how they judge. All hooks use vLLM's internals, so a version that moved them must
+be noticed before a steered answer is served. Knows nothing of what a failed check leads to.
+"""
+
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from model.engine import Decoding, SteeredPrompt
+from server.engine.vllm import VLLMEngine, cache_salt
+
+logger = logging.getLogger(__name__)
+
+_MESSAGES = (
+    "Name the four seasons of the year in order.",
+    "A shop sells pencils at 3 for 40 cents. How much do 12 pencils cost? Explain each step briefly.",
+    "Schreibe einen Satz über einen Fluss, der im Winter zufriert, und einen über das Meer.",
+)
+_ANSWER_TOKENS = 12
+_LEAST_COSINE = 0.999
+_LEAST_AGREEMENT = 0.9
+_STEP = 0.01
+"""Length of a finite difference's step, relative to the latent's norm."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What one check found."""
+
+    name: str
+    ok: bool
+    value: float | None
+    """The number it judged by; None when it could not be measured."""
+    detail: str
+
+
+async def run_checks(engine: VLLMEngine) -> list[CheckResult]:
+    """Run every check; one that raises has failed."""
+    return [
+        await _run("mixed-prompt", _mixed_prompt, engine),
+        await _run("key", _key, engine),
+        await _run("twin-gradient", _twin_gradient, engine),
+    ]
+
+
+async def _run(
+    name: str, check: Callable[[VLLMEngine], Awaitable[tuple[bool, float | None, str]]], engine: VLLMEngine
+) -> CheckResult:
+    # Its own salt: with blocks of other passes in reach, passes would differ in shape and rounding.
+    salt = cache_salt.set(uuid.uuid4().hex)
+    try:
+        result = CheckResult(name, *await check(engine))
+    except Exception as error:
+        logger.exception("self-check %s", name)
+        result = CheckResult(name, False, None, f"{type(error).__name__}: {error}")
+    finally:
+        cache_salt.reset(salt)
+    logger.log(logging.INFO if result.ok else logging.ERROR, "self-check %s: %s", name, result.detail)
+    return result
+
+
+async def _mixed_prompt(engine: VLLMEngine) -> tuple[bool, float | None, str]:
+    """Greedy answers to a token prompt, to the same as a mixed prompt, and with embeddings in it."""
+    equal = total = 0
+    for prompt in _prompts(engine):
+        expected = await _plain_answer(engine, prompt)
+        candidates = [SteeredPrompt(prompt)]
+        place, length = engine.position(prompt), engine.space.length
+        if place > length:
+            latent = await engine.embed(prompt[place - length : place])
+            shortened = (*prompt[: place - length], *prompt[place:])
+            candidates.append(SteeredPrompt(shortened, latent, place - length))
+        for candidate in candidates:
+            cache_salt.set(uuid.uuid4().hex)
+            (answer,) = await engine.generate([candidate], Decoding(max_tokens=_ANSWER_TOKENS))
+            equal += sum(a == b for a, b in zip(answer.token_ids, expected, strict=False))
+            total += max(len(answer.token_ids), len(expected))
+    share = equal / total
+    return share == 1, share, f"{equal} of {total} tokens as from token prompts, greedy"
+
+
+async def _plain_answer(engine: VLLMEngine, prompt: tuple[int, ...]) -> tuple[int, ...]:
+    from vllm import SamplingParams
+    from vllm.inputs import tokens_input
+
+    params = SamplingParams(max_tokens=_ANSWER_TOKENS, temperature=0.0)
+    plain = tokens_input(list(prompt), cache_salt=uuid.uuid4().hex)
+    last = None
+    async for output in engine.llm.generate(plain, params, f"check.{uuid.uuid4().hex}"):
+        last = output
+    return () if last is None else tuple(last.outputs[0].token_ids)
+
+
+async def _key(engine: VLLMEngine) -> tuple[bool, float | None, str]:
+    """States of the key pass, several at once, against a reference forward."""
+    prompts = _prompts(engine)
+    states = await engine.raw_states(prompts)
+    # The head that decodes must read from each state the token that its prompt really goes on with.
+    named = await engine.next_tokens(states)
+    answers = await engine.generate([SteeredPrompt(prompt) for prompt in prompts], Decoding(max_tokens=1))
+    agree = sum(token == answer.token_ids[0] for token, answer in zip(named, answers, strict=True))
+    judged = f"{agree} of {len(prompts)} states decode to the token generated next"
+    if agree < len(prompts):
+        return False, agree / len(prompts), judged
+    if engine.twin is None:
+        return True, None, f"{judged}; no cosine: skipped, the twin that would be the reference is off"
+    reference = await engine.twin.raw_states(prompts)
+    least = float(cosine_similarity(states, reference).min())
+    return least > _LEAST_COSINE, least, f"{judged}; cosine to the reference forward at least {least:.5f}"
+
+
+async def _twin_gradient(engine: VLLMEngine) -> tuple[bool, float | None, str]:
+    """The gradient's slope along parts of itself against differences of the log-likelihood."""
+    if engine.twin is None:
+        return True, None, "skipped: the twin is off, and gradients are refused"
+    prompt = _prompts(engine)[0]
+    (answer,) = await engine.generate([SteeredPrompt(prompt)], Decoding(max_tokens=_ANSWER_TOKENS))
+    latent = engine.neutral_latent()
+    found = await engine.latent_gradient([SteeredPrompt(prompt, latent)], [answer.token_ids], [1.0])
+    gradient = found.gradient[0]  # (L, d)
+    if not bool(torch.isfinite(gradient).all()) or not bool(gradient.any()):
+        return False, None, "the gradient is zero or not finite"
+    step = _STEP * float(latent.norm())
+    rows = torch.arange(len(latent))
+    parts = [gradient * (rows % 4 == part).unsqueeze(1) for part in range(4)]
+    directions = [part / part.norm() for part in parts if bool(part.any())]
+    moved = [
+        SteeredPrompt(prompt, latent + sign * step * direction)
+        for direction in directions
+        for sign in (1, -1)
+    ]
+    likelihoods = await engine.log_likelihood(moved, [answer.token_ids] * len(moved))
+    measured = (likelihoods[0::2] - likelihoods[1::2]) / (2 * step)
+    claimed = torch.stack([(gradient * direction).sum() for direction in directions])
+    agreement = float(1 - (measured - claimed).norm() / claimed.norm())
+    return (
+        agreement > _LEAST_AGREEMENT,
+        agreement,
+        f"slopes agree with finite differences to {agreement:.3f} (1 is exact)",
+    )
+
+
+def _prompts(engine: VLLMEngine) -> list[tuple[int, ...]]:
+    return [engine.render([{"role": "user", "content": message}]) for message in _MESSAGES]
