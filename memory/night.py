@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -62,8 +62,8 @@ class NightRecord:
     id: str
     space: str
     trigger: Trigger
-    created_at: datetime
-    updated_at: datetime
+    created_at: datetime = field(default_factory=now)
+    updated_at: datetime = field(default_factory=now)
     """Last sign of life of whoever works on it."""
     state: State = "queued"
     phase: Phase = "snapshot"
@@ -100,7 +100,7 @@ class NightRecord:
         return cls(**known)
 
 
-_NAMES = frozenset(field.name for field in fields(NightRecord))
+_NAMES = frozenset(f.name for f in fields(NightRecord))
 
 
 class NightLog:
@@ -121,8 +121,7 @@ class NightLog:
             running = self.running(space)
             if running is not None:
                 raise NightRunningError(running)
-            time = now()
-            record = NightRecord(new_id(), space, trigger, created_at=time, updated_at=time)
+            record = NightRecord(new_id(), space, trigger)
             self._write(record)
         return record
 
@@ -139,7 +138,7 @@ class NightLog:
             return NightRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError) as exc:
+        except (OSError, ValueError, TypeError, AttributeError) as exc:
             raise NightError(f"{path} cannot be read: {exc}") from exc
 
     def update(self, record: NightRecord) -> NightRecord:

@@ -153,8 +153,7 @@ def _spherical_means(keys: Array, clusters: int, rng: np.random.Generator) -> Ar
         if np.array_equal(nearest, labels):
             break
         labels = nearest
-        sums = np.zeros_like(centroids)
-        np.add.at(sums, labels, keys)
+        sums = np.eye(len(centroids), dtype=np.float32)[labels].T @ keys  # (C, d)
         # A cluster that lost its keys, or whose keys cancel out, stays where it was.
         alive = np.linalg.norm(sums, axis=1) > 1e-6
         centroids[alive] = _unit(sums[alive])

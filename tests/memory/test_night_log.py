@@ -1,0 +1,151 @@
+"""Records of nights: one open night a space, states that only go forward."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memory.night import (
+    NightError,
+    NightLog,
+    NightRecord,
+    NightRunningError,
+    NightStateError,
+    UnknownNightError,
+)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> NightLog:
+    return NightLog(tmp_path / "nights")
+
+
+def test_a_night_goes_from_queued_to_its_end(log: NightLog, tmp_path: Path) -> None:
+    record = log.create("space-a", "api")
+    assert (record.state, record.phase, record.started_at, record.finished_at) == (
+        "queued",
+        "snapshot",
+        None,
+        None,
+    )
+    record = log.update(replace(record, state="running", phase="train", done=3, total=60, parent="v1"))
+    assert record.started_at is not None
+    started = record.started_at
+    record = log.update(replace(record, phase="gate", done=0, total=5))
+    assert record.started_at == started
+    assert record.finished_at is None
+    gate = {"decision": "promote", "table": [{"control": "mean", "value": 1.25}]}
+    record = log.update(replace(record, state="promoted", version="v2", gate=gate))
+    assert record.ended
+    assert record.finished_at is not None
+    assert record.finished_at >= started >= record.created_at
+    assert NightLog(tmp_path / "nights").get(record.id) == record
+
+
+def test_a_space_has_one_open_night(log: NightLog) -> None:
+    first = log.create("space-a", "schedule")
+    with pytest.raises(NightRunningError) as refusal:
+        log.create("space-a", "api")
+    assert refusal.value.record == first
+    assert log.running("space-a") == first
+    other = log.create("space-b", "api")
+    assert log.running("space-b") == other
+    log.update(replace(first, state="running"))
+    with pytest.raises(NightRunningError):
+        log.create("space-a", "episodes")
+    log.update(replace(first, state="failed", error="the worker died"))
+    assert log.running("space-a") is None
+    assert log.create("space-a", "cli").state == "queued"
+
+
+def test_of_many_at_once_one_is_created(log: NightLog) -> None:
+    def create(_: int) -> NightRecord | None:
+        try:
+            return log.create("space-a", "api")
+        except NightRunningError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        created = [record for record in pool.map(create, range(16)) if record is not None]
+    assert log.list() == created
+    assert len(created) == 1
+
+
+@pytest.mark.parametrize("end", ["promoted", "refused", "skipped", "failed"])
+def test_an_ended_night_does_not_change(log: NightLog, end: Any) -> None:
+    record = log.create("space-a", "api")
+    record = log.update(replace(record, state="running"))
+    ended = log.update(replace(record, state=end, version="v1"))
+    for change in ({"state": "running"}, {"state": "queued"}, {"message": "later"}, {}):
+        with pytest.raises(NightStateError, match=f"ended as {end}"):
+            log.update(replace(ended, **change))
+    assert log.get(record.id) == ended
+
+
+def test_a_running_night_may_be_run_again_but_not_queued(log: NightLog) -> None:
+    # Its worker died and the queue hands it to another one.
+    record = log.update(replace(log.create("space-a", "api"), state="running", phase="train", done=5))
+    again = log.update(replace(record, state="running", phase="load", done=0))
+    assert again.started_at == record.started_at
+    with pytest.raises(NightStateError, match="cannot be queued"):
+        log.update(replace(again, state="queued"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"space": "space-b"},
+        {"trigger": "cli"},
+        {"state": "asleep"},
+        {"phase": "dream"},
+        {"state": "promoted"},
+    ],
+)
+def test_impossible_changes_are_refused(log: NightLog, change: dict[str, Any]) -> None:
+    record = log.create("space-a", "api")
+    with pytest.raises(NightStateError):
+        log.update(replace(record, **change))
+    assert log.get(record.id) == record
+
+
+def test_an_update_is_a_sign_of_life(log: NightLog) -> None:
+    record = log.create("space-a", "api")
+    assert log.touched(record.id) == record.updated_at
+    later = log.update(record)
+    assert later.updated_at > record.updated_at
+    assert log.touched(record.id) == later.updated_at
+
+
+def test_nights_are_listed_newest_first(log: NightLog) -> None:
+    assert log.list() == []
+    made = []
+    for number in range(5):
+        record = log.create(f"space-{number}", "api")
+        made.append(log.update(replace(record, state="skipped", message="too few")))
+    assert log.list() == made[::-1]
+
+
+def test_unknown_nights(log: NightLog) -> None:
+    for night_id in ("nobody", "../escape", "", ".", "a/b"):
+        assert log.get(night_id) is None
+        with pytest.raises(UnknownNightError):
+            log.touched(night_id)
+        with pytest.raises(UnknownNightError):
+            log.update(NightRecord(night_id, "space-a", "api"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"id": "x"}', '{"created_at": "yesterday"}'])
+def test_a_spoilt_record_hides_no_other(log: NightLog, tmp_path: Path, content: str) -> None:
+    record = log.create("space-a", "api")
+    (tmp_path / "nights" / "spoilt.json").write_text(content)
+    assert log.list() == [record]
+    assert log.running("space-a") == record
+    with pytest.raises(NightError, match=r"spoilt\.json"):
+        log.get("spoilt")
+
+
+def test_a_record_of_a_newer_release_can_be_read(log: NightLog) -> None:
+    record = log.create("space-a", "api")
+    assert NightRecord.from_json(record.to_json() | {"dreams": 7}) == record
