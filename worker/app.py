@@ -1,0 +1,64 @@
+"""The Celery app of worker and beat: `celery -A worker.app worker`, `celery -A worker.app beat`.
+
+Owns how nights are executed: one at a time, in a child process that ends with its night and so gives
+its memory back, at low priority beside the gateway. Knows nothing of what a night does.
+"""
+
+import os
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_process_init, worker_ready
+
+from config.queue import make_celery
+from config.settings import Settings
+
+NICENESS = 10
+SCHEDULE_EXPIRES_S = 600
+VISIBILITY_TIMEOUT_S = 6 * 3600
+"""Redis gives a message that was not acknowledged for so long to another worker."""
+
+
+def make_worker(settings: Settings) -> Celery:
+    """Return the app of worker and beat."""
+    app = make_celery(settings)
+    app.conf.update(
+        imports=["worker.tasks"],
+        worker_pool="prefork",
+        worker_concurrency=1,
+        worker_max_tasks_per_child=1,
+        worker_prefetch_multiplier=1,
+        # A child that was killed gives its night back; one that was done twice is left as it is.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        beat_schedule_filename=str(settings.data_dir.resolve() / "queue" / "beat-schedule"),
+    )
+    if settings.broker_url and settings.broker_url.startswith("redis"):
+        app.conf.broker_transport_options = {"visibility_timeout": VISIBILITY_TIMEOUT_S}
+    if settings.night_cron.strip():
+        from worker.schedule import cron
+
+        schedule = cron(settings.night_cron)
+        if schedule is not None:
+            app.conf.beat_schedule = {
+                "night": {
+                    "task": "latentevolve.schedule",
+                    "schedule": schedule,
+                    "options": {"expires": SCHEDULE_EXPIRES_S},
+                }
+            }
+    return app
+
+
+@worker_process_init.connect
+def _yield_to_the_gateway(**_: Any) -> None:
+    os.nice(NICENESS)
+
+
+@worker_ready.connect
+def _recover(sender: Any, **_: Any) -> None:
+    sender.app.send_task("latentevolve.recover", expires=SCHEDULE_EXPIRES_S)
+
+
+app = make_worker(Settings())

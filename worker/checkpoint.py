@@ -1,0 +1,94 @@
+"""Checkpoints of a training, so that a crashed night goes on where it stood.
+
+Owns one safetensors file: weights, best weights, optimiser moments, and the training's counters as
+JSON in its header, so that one rename replaces all of it. Knows nothing of objectives.
+"""
+
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Replay likelihood of the validation episodes after some steps."""
+
+    step: int
+    log_likelihood: float
+    """Mean log-probability per answer token."""
+
+
+@dataclass
+class Counters:
+    """Where a training stands."""
+
+    fingerprint: str
+    """Of episodes, recipe and start: another training's checkpoint is not gone on from."""
+    step: int = 0
+    best_step: int = 0
+    stale: int = 0
+    """Evaluations since the best one."""
+    skipped: int = 0
+    """Steps in a row whose gradient was not finite."""
+    stopped: bool = False
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+
+def save(
+    path: Path, network: nn.Module, best: dict[str, torch.Tensor], adam: torch.optim.Adam, counters: Counters
+) -> None:
+    """Write all of it to `path`, atomically."""
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
+    for index, moments in adam.state_dict()["state"].items():
+        tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(
+        {name: value.detach().clone().contiguous() for name, value in tensors.items()},
+        partial,
+        metadata={"counters": json.dumps(asdict(counters))},
+    )
+    os.replace(partial, path)
+
+
+def restore(
+    path: Path, network: nn.Module, adam: torch.optim.Adam, fingerprint: str
+) -> tuple[Counters, dict[str, torch.Tensor]] | None:
+    """Load `path` into network and optimiser and return counters and best weights.
+
+    None, with nothing touched, when there is no checkpoint of this training or it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            raw = json.loads(file.metadata()["counters"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        logger.warning("checkpoint %s cannot be read and is not used: %s", path, error)
+        return None
+    if raw["fingerprint"] != fingerprint:
+        logger.info("checkpoint %s is of another training and is not used", path)
+        return None
+    evaluations = [Evaluation(**evaluation) for evaluation in raw.pop("evaluations")]
+    network.load_state_dict(_below("network.", tensors))
+    state = adam.state_dict()
+    for name, value in _below("adam.", tensors).items():
+        index, moment = name.split(".", 1)
+        state["state"].setdefault(int(index), {})[moment] = value
+    adam.load_state_dict(state)
+    return Counters(**raw, evaluations=evaluations), _below("best.", tensors)
+
+
+def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

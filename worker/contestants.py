@@ -1,0 +1,123 @@
+"""The latents that the gate compares: the candidate's and those of its controls.
+
+Owns how each control is made. Each is what the server would inject, so a prior stays silent (None)
+where it is not competent. Knows nothing of scores.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from config.settings import Settings
+from memory.episode import Array, Episode
+from memory.prior import Competence, Prior, PriorNetwork
+from memory.transfer import momentum_transfer
+from worker.neighbourhood import stack_keys
+
+Latents = list[torch.Tensor | None]
+"""One latent (L, d) per hold-out episode; None: the plain prompt."""
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How the server recalls."""
+
+    k: int = 4
+    floor: float = 0.6
+    temperature: float = 0.1
+    clamp: float = 1.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Recall":
+        """Return what the settings name."""
+        return cls(
+            settings.recall_k,
+            settings.recall_floor,
+            settings.recall_temperature,
+            settings.delta_norm_clamp,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A trained prior that no version has been given yet."""
+
+    network: PriorNetwork
+    competence: Competence
+
+    def latents(self, episodes: Sequence[Episode]) -> Latents:
+        """Return its prediction for each episode it is competent for."""
+        keys = stack_keys(episodes)
+        with torch.no_grad():
+            predicted = self.network(torch.from_numpy(keys))  # (N, L, d)
+        return [z if self.competence.covers(key) else None for z, key in zip(predicted, keys, strict=True)]
+
+
+def contestants(
+    candidate: Candidate,
+    active: Prior | None,
+    train: Sequence[Episode],
+    holdout: Sequence[Episode],
+    *,
+    neutral: torch.Tensor,
+    recall: Recall,
+    seed: int,
+) -> Mapping[str, Latents]:
+    """Return the latents of `candidate` and of its controls by name, each as long as `holdout`.
+
+    Args:
+        candidate: who wants to be promoted.
+        active: the prior that serves now; None leaves `active` out.
+        train: episodes the candidate learned from; the mean and the neighbours come from them.
+        holdout: episodes to compare on.
+        neutral: (L, d) base of the neighbours when there is no prior.
+        recall: k, floor and temperature of serving.
+        seed: of the random latents.
+    """
+    proposed = candidate.latents(holdout)
+    mean = torch.from_numpy(np.mean([e.latent.astype(np.float32) for e in train], axis=0))  # (L, d)
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, Latents] = {
+        "candidate": proposed,
+        "none": [None] * len(holdout),
+        "knn": _neighbours(train, holdout, neutral, recall),
+        # These two speak where the candidate speaks, so that only what they say differs.
+        "mean": [None if z is None else mean for z in proposed],
+        "random": [None if z is None else _same_norms(z, generator) for z in proposed],
+    }
+    if active is not None:
+        found["active"] = Candidate(active.network, active.competence).latents(holdout)
+    return found
+
+
+def _neighbours(
+    train: Sequence[Episode], holdout: Sequence[Episode], neutral: torch.Tensor, recall: Recall
+) -> Latents:
+    similarities = stack_keys(holdout) @ stack_keys(train).T  # (M, N)
+    base: Array = neutral.numpy()
+    found: Latents = []
+    for row in similarities:
+        nearest = np.argsort(-row)[: recall.k]
+        nearest = nearest[row[nearest] >= recall.floor]
+        if not len(nearest):
+            found.append(None)
+            continue
+        moved = momentum_transfer(
+            base,
+            np.stack([train[int(index)].latent for index in nearest]),
+            base,
+            row[nearest],
+            temperature=recall.temperature,
+            clamp=recall.clamp,
+        )
+        found.append(torch.from_numpy(moved))
+    return found
+
+
+def _same_norms(latent: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return random directions with the norms of `latent`'s rows, (L, d)."""
+    drawn = torch.randn(latent.shape, generator=generator)
+    scaled: torch.Tensor = drawn / drawn.norm(dim=1, keepdim=True) * latent.norm(dim=1, keepdim=True)
+    return scaled

@@ -1,0 +1,222 @@
+"""The gate: whether a trained prior deserves to serve (DESIGN section 4).
+
+Owns the measurement on the hold-out and the rule of the decision. Knows nothing of training, and
+publishes nothing.
+
+The rule, made for hold-outs of a few dozen episodes or fewer:
+
+1. On average over neighbourhoods the candidate's replay log-likelihood is above every control's.
+2. Against no latent and against the active prior the 95 % interval of the difference is above zero:
+   these two are what would be served instead. Against kNN-only, the mean and the random latent an
+   average above zero is enough: they show that what was learned matters, not only that something is
+   injected, and demanding five intervals of a small hold-out would refuse nearly every good prior.
+3. Decoded answers do not agree clearly less with the remembered ones (interval below zero).
+4. At least four neighbourhoods judged. With fewer, no interval excludes zero.
+
+A tie is a refusal.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from memory.episode import Episode
+from memory.prior import Prior
+from model.engine import Engine, SteeredPrompt
+from worker.agreement import Agreement, measure_agreement
+from worker.bootstrap import grouped_means, interval
+from worker.contestants import Candidate, Latents, Recall, contestants
+from worker.split import MIN_HOLDOUT, Split
+
+CONTROLS: Mapping[str, str] = {
+    "none": "no latent",
+    "knn": "recall alone",
+    "mean": "the mean latent",
+    "random": "a random latent of the same norms",
+    "active": "the active prior",
+}
+MUST_EXCLUDE_ZERO = ("none", "active")
+
+MAX_HOLDOUT = 96
+"""Most episodes that judge; the order is random, so the first ones are a fair sample."""
+
+_EPISODES_PER_CALL = 4
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The candidate against one control, in mean log-probability per answer token."""
+
+    control: str
+    candidate: float
+    mean: float | None
+    """Of the control; None: there is no such control this time, and `note` says why."""
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    win: bool | None = None
+    """Whether the rule holds against this control."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What the gate measured and decided; goes into the manifest and the night's record."""
+
+    promoted: bool
+    reason: str
+    n: int
+    """Hold-out episodes."""
+    neighbourhoods: int
+    """Independent observations: near-twins are one."""
+    unseen: bool
+    """Whether the hold-out holds no prompt that the active prior was trained on."""
+    controls: tuple[Comparison, ...]
+    latent_error: Mapping[str, float]
+    """Mean squared error to the remembered latents: of the candidate, the neutral start, the mean."""
+    coverage: float
+    """Share of the hold-out inside the candidate's region of competence."""
+    threshold: float
+    """Cosine to the nearest centroid where that region ends."""
+    agreement: Agreement | None
+    """Of decoded answers with the remembered ones; None: the engine does not generate."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {"decision": "promoted" if self.promoted else "refused", **asdict(self)}
+
+
+async def judge(
+    engine: Engine,
+    candidate: Candidate,
+    active: Prior | None,
+    sides: Split,
+    *,
+    recall: Recall,
+    seed: int,
+    progress: Callable[[int, int, str], None] = lambda done, total, message: None,
+) -> GateReport:
+    """Compare `candidate` with its controls on the hold-out of `sides` and decide.
+
+    Raises:
+        EngineError: the engine failed.
+    """
+    holdout, groups = sides.holdout[:MAX_HOLDOUT], sides.holdout_groups[:MAX_HOLDOUT]
+    neutral = engine.neutral_latent()
+    latents = contestants(candidate, active, sides.train, holdout, neutral=neutral, recall=recall, seed=seed)
+    proposed = latents["candidate"]
+    finite = all(z is None or bool(torch.isfinite(z).all()) for z in proposed)
+    comparisons: list[Comparison] = []
+    agreement = None
+    if finite:
+        scores = await _scores(engine, holdout, latents, progress)
+        comparisons = [_compare(name, scores, groups, seed) for name in CONTROLS]
+        agreement = await measure_agreement(engine, holdout, groups, proposed, seed=seed)
+    promoted, reason = _decide(finite, comparisons, agreement, len(set(groups)))
+    return GateReport(
+        promoted=promoted,
+        reason=reason,
+        n=len(holdout),
+        neighbourhoods=len(set(groups)),
+        unseen=sides.unseen,
+        controls=tuple(comparisons),
+        latent_error=_latent_errors(holdout, latents, neutral) if finite else {},
+        coverage=sum(z is not None for z in proposed) / len(holdout),
+        threshold=candidate.competence.threshold,
+        agreement=agreement,
+    )
+
+
+async def _scores(
+    engine: Engine,
+    holdout: Sequence[Episode],
+    latents: Mapping[str, Latents],
+    progress: Callable[[int, int, str], None],
+) -> Mapping[str, Scores]:
+    """Return replay log-likelihoods per contestant, each (N,)."""
+    found = {name: np.zeros(len(holdout)) for name in latents}
+    for start in range(0, len(holdout), _EPISODES_PER_CALL):
+        progress(start, len(holdout), "replay likelihood of candidate and controls")
+        rows = [
+            (name, index)
+            for index in range(start, min(start + _EPISODES_PER_CALL, len(holdout)))
+            for name in latents
+        ]
+        values = await engine.log_likelihood(
+            [SteeredPrompt(holdout[index].prompt_token_ids, latents[name][index]) for name, index in rows],
+            [holdout[index].answer_token_ids for _, index in rows],
+        )
+        for (name, index), value in zip(rows, values.tolist(), strict=True):
+            found[name][index] = value
+    progress(len(holdout), len(holdout), "answers under candidate and without")
+    return found
+
+
+def _compare(name: str, scores: Mapping[str, Scores], groups: Sequence[int], seed: int) -> Comparison:
+    candidate = grouped_means(scores["candidate"], groups)
+    mean = float(candidate.mean())
+    if name not in scores:
+        return Comparison(name, mean, None, note="no prior is active yet")
+    control = grouped_means(scores[name], groups)
+    found = interval(candidate - control, seed)
+    least = found.low if name in MUST_EXCLUDE_ZERO else found.mean
+    return Comparison(
+        control=name,
+        candidate=mean,
+        mean=float(control.mean()),
+        difference=found.mean,
+        low=found.low if np.isfinite(found.low) else None,
+        high=found.high if np.isfinite(found.high) else None,
+        win=bool(least > 0),
+    )
+
+
+def _decide(
+    finite: bool, comparisons: Sequence[Comparison], agreement: Agreement | None, neighbourhoods: int
+) -> tuple[bool, str]:
+    if not finite:
+        return False, "the candidate's latents are not finite"
+    if neighbourhoods < MIN_HOLDOUT:
+        return (
+            False,
+            f"{neighbourhoods} neighbourhoods are held out, {MIN_HOLDOUT} are the fewest to judge by",
+        )
+    lost = [comparison for comparison in comparisons if comparison.win is False]
+    if lost:
+        return False, "not better than " + ", ".join(_shortfall(comparison) for comparison in lost)
+    if agreement is not None and agreement.high is not None and agreement.high < 0:
+        return False, (
+            f"answers agree less with the remembered ones than without latents: "
+            f"{agreement.candidate:.2f} against {agreement.none:.2f}"
+        )
+    against = {comparison.control: comparison for comparison in comparisons}["none"]
+    return True, f"better than every control, {against.difference:+.3f} per token over no latent"
+
+
+def _shortfall(comparison: Comparison) -> str:
+    name = CONTROLS[comparison.control]
+    if comparison.difference is not None and comparison.difference > 0:
+        return f"{name} (the interval of {comparison.difference:+.3f} does not exclude zero)"
+    return f"{name} ({comparison.difference:+.3f})"
+
+
+def _latent_errors(
+    holdout: Sequence[Episode], latents: Mapping[str, Latents], neutral: torch.Tensor
+) -> dict[str, float]:
+    targets = [torch.from_numpy(episode.latent.astype(np.float32)) for episode in holdout]
+
+    def error(predicted: Latents) -> float:
+        pairs = zip(predicted, targets, strict=True)
+        return float(np.mean([float(((neutral if z is None else z) - t).square().mean()) for z, t in pairs]))
+
+    return {
+        "candidate": error(latents["candidate"]),
+        "neutral": error([neutral] * len(targets)),
+        "mean": error(latents["mean"]),
+    }

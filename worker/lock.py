@@ -1,0 +1,43 @@
+"""The lock of a space: one night at a time.
+
+Owns a file that the operating system unlocks when its holder dies, and the name of the night inside it.
+Knows nothing of nights.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from worker.errors import NightBusyError
+
+
+@contextmanager
+def night_lock(folder: Path, space: str, night_id: str) -> Iterator[None]:
+    """Hold the lock of `space` for the night of that id.
+
+    Raises:
+        NightBusyError: another process, or another night of this one, holds it; names the holder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / f"{space}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NightBusyError(os.pread(descriptor, 256, 0).decode(errors="replace")) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, night_id.encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)  # unlocks
+
+
+def is_locked(folder: Path, space: str) -> bool:
+    """Return whether a night of `space` is being worked on."""
+    try:
+        with night_lock(folder, space, ""):
+            return False
+    except NightBusyError:
+        return True

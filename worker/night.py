@@ -1,0 +1,279 @@
+"""One night: snapshot → load → train → gate → publish (DESIGN section 4).
+
+Owns the order, the states of the record and what happens to errors. Each stage is its own module; this
+one knows no queue, so that a night can be run by anybody who has its id.
+
+A night may be run again after a crash: a finished one is left as it is, a trained one goes on from its
+checkpoint, a published one is not published twice.
+"""
+
+import asyncio
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config.settings import Settings
+from memory.atomic import write_json
+from memory.episode import Episode, LatentMemoryError
+from memory.night import NightLog, NightRecord, UnknownNightError
+from memory.prior import Competence, Prior, PriorNetwork
+from memory.registry import PriorRegistry, RegistryError
+from memory.signal import announce
+from memory.snapshot import read_snapshot
+from model.engine import Engine, EngineError, PlacementError
+from worker.contestants import Candidate, Recall
+from worker.engine import EngineFactory, open_engine
+from worker.errors import (
+    ConsolidationError,
+    NightBusyError,
+    NightCrashedError,
+    NightOverruledError,
+    SpaceMismatchError,
+    TooFewEpisodesError,
+)
+from worker.gate import GateReport, judge
+from worker.journal import Journal
+from worker.lock import night_lock
+from worker.manifest import NIGHT, manifest_of, trained_prompts
+from worker.neighbourhood import stack_keys
+from worker.split import Split, split
+from worker.training import Recipe, Trained, train
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3
+"""A night that kills its worker, by memory say, is not tried for ever."""
+
+MAX_EPISODES = 10_000
+"""Most episodes of one night, the newest: comparing all pairs of keys takes 100 MB for so many."""
+
+
+async def run_night(
+    night_id: str, settings: Settings, engine_factory: EngineFactory = open_engine
+) -> NightRecord:
+    """Run the night of that id and return its record, which says how it ended.
+
+    A night that has ended, or that another process is working on, is left alone.
+
+    Raises:
+        UnknownNightError: there is no such night.
+    """
+    log = NightLog(settings.data_dir / "nights")
+    record = log.get(night_id)
+    if record is None:
+        raise UnknownNightError(f"there is no night {night_id!r}")
+    if record.ended:
+        logger.info("night %s has already ended as %s", night_id, record.state)
+        return record
+    journal = Journal(log, record)
+    try:
+        with night_lock(lock_folder(settings), record.space, night_id), journal.heartbeat():
+            await _attempt(_Night(settings, journal, engine_factory))
+    except NightBusyError as error:
+        if error.holder != night_id:
+            journal.change(state="skipped", message=str(error))
+    except NightOverruledError as error:
+        logger.warning("night %s stops: %s", night_id, error)
+    return log.get(night_id) or journal.record
+
+
+def lock_folder(settings: Settings) -> Path:
+    """Return the folder of the locks of all spaces."""
+    return settings.data_dir / "locks"
+
+
+@dataclass(frozen=True)
+class _Night:
+    settings: Settings
+    journal: Journal
+    engine_factory: EngineFactory
+
+    @property
+    def folder(self) -> Path:
+        """Where attempts and checkpoint are kept."""
+        return self.settings.data_dir / "nights" / self.journal.record.id
+
+    @property
+    def registry(self) -> PriorRegistry:
+        return PriorRegistry(self.settings.data_dir / "priors", self.journal.record.space)
+
+
+async def _attempt(night: _Night) -> None:
+    journal = night.journal
+    try:
+        _count_attempt(night.folder / "attempts.json")
+        await _consolidate(night)
+    except NightOverruledError:
+        raise
+    except TooFewEpisodesError as error:
+        journal.change(state="skipped", message=str(error))
+    except (ConsolidationError, LatentMemoryError, EngineError, OSError, MemoryError) as error:
+        logger.exception("night %s failed", journal.record.id)
+        journal.change(state="failed", error=f"{type(error).__name__}: {error}")
+    except Exception as error:
+        logger.exception("night %s failed unexpectedly", journal.record.id)
+        journal.change(
+            state="failed",
+            error=f"unexpected {type(error).__name__} in phase {journal.record.phase}: {error}",
+        )
+
+
+async def _consolidate(night: _Night) -> None:
+    settings, journal = night.settings, night.journal
+    journal.change(state="running", phase="snapshot", done=0, total=1, message="reading the snapshot")
+    published = _published(night)
+    if published is not None:
+        _finish(night, published)
+        return
+    episodes = await asyncio.to_thread(_episodes, night)
+    journal.change(phase="load", done=0, total=1, message=f"loading {settings.model}")
+    engine = await asyncio.to_thread(night.engine_factory, settings)
+    try:
+        _check_space(engine, journal.record.space, episodes)
+        episodes = [episode for episode in episodes if _fits(engine, episode)]
+        active = _active(night.registry)
+        journal.change(parent=active.version if active else None)
+        sides = split(
+            episodes,
+            holdout_share=settings.night_holdout,
+            seed=settings.night_seed,
+            seen=trained_prompts(active),
+        )
+        manifest, candidate = await _learn(night, engine, sides, active)
+    finally:
+        await engine.close()
+    journal.change(phase="publish", done=0, total=1, message="publishing")
+    version = await asyncio.to_thread(
+        night.registry.publish, candidate.network, candidate.competence, manifest
+    )
+    _finish(night, {**manifest, "version": version})
+
+
+async def _learn(
+    night: _Night, engine: Engine, sides: Split, active: Prior | None
+) -> tuple[dict[str, Any], Candidate]:
+    """Train a candidate, judge it, and return its manifest and itself."""
+    settings, journal = night.settings, night.journal
+    recipe = Recipe.of(settings)
+    # Weights that have seen the hold-out would be praised for remembering it.
+    start = active if active is not None and sides.unseen and _same_shape(active, engine) else None
+    network = _network(engine, start, recipe.seed)
+    journal.change(phase="train", done=0, total=recipe.steps, message=f"{len(sides.train)} episodes")
+    trained: Trained = await train(
+        engine,
+        network,
+        sides.train,
+        sides.validation,
+        recipe,
+        checkpoint=night.folder / "checkpoint.safetensors",
+        progress=journal.progress,
+    )
+    competence = Competence.fit(stack_keys(sides.train), stack_keys(sides.holdout), seed=recipe.seed)
+    candidate = Candidate(network, competence)
+    journal.change(phase="gate", done=0, total=len(sides.holdout), message="comparing with all controls")
+    report: GateReport = await judge(
+        engine,
+        candidate,
+        active,
+        sides,
+        recall=Recall.of(settings),
+        seed=recipe.seed,
+        progress=journal.progress,
+    )
+    return manifest_of(journal.record, sides, start, recipe, trained, report), candidate
+
+
+def _finish(night: _Night, manifest: dict[str, Any]) -> None:
+    """Make the version the active one when the gate says so, and end the night."""
+    settings, version = night.settings, str(manifest["version"])
+    if manifest["promoted"]:
+        night.registry.activate(version)
+        if settings.broker_url and settings.broker_url.startswith("redis"):
+            announce(settings.broker_url, night.journal.record.space)
+    night.journal.change(
+        state="promoted" if manifest["promoted"] else "refused",
+        phase="publish",
+        done=1,
+        total=1,
+        version=version,
+        parent=manifest["parent"],
+        gate=manifest["gate"],
+        message=manifest["gate"]["reason"],
+    )
+
+
+def _published(night: _Night) -> dict[str, Any] | None:
+    """Return the manifest that this night has published before it crashed."""
+    manifests = night.registry.versions()
+    return next((found for found in manifests if found.get(NIGHT) == night.journal.record.id), None)
+
+
+def _episodes(night: _Night) -> list[Episode]:
+    settings, record = night.settings, night.journal.record
+    snapshot = read_snapshot(settings.data_dir / "snapshots" / record.id)
+    good = [episode for episode in snapshot if episode.reward >= settings.night_min_reward]
+    if len(good) < settings.night_min_episodes:
+        raise TooFewEpisodesError(
+            f"{len(good)} episodes of reward {settings.night_min_reward:g} or more; "
+            f"a night needs {settings.night_min_episodes}"
+        )
+    return sorted(good, key=lambda episode: episode.created_at)[-MAX_EPISODES:]
+
+
+def _check_space(engine: Engine, space: str, episodes: Sequence[Episode]) -> None:
+    for found in {space, *(episode.space for episode in episodes)}:
+        if found != engine.space.id:
+            raise SpaceMismatchError(
+                f"the night is of space {found}, this worker's model makes {engine.space.id}: "
+                "give worker and gateway the same model, latent length and placement"
+            )
+    for episode in episodes:
+        episode.check(*engine.space.shape)
+
+
+def _fits(engine: Engine, episode: Episode) -> bool:
+    """Whether the engine can be asked about this episode."""
+    size = len(episode.prompt_token_ids) + engine.space.length + len(episode.answer_token_ids)
+    try:
+        engine.position(episode.prompt_token_ids)
+    except PlacementError:
+        return False
+    return size < engine.max_model_len
+
+
+def _active(registry: PriorRegistry) -> Prior | None:
+    try:
+        version = registry.active()
+        return registry.load(version) if version else None
+    except RegistryError as error:
+        logger.warning("the active prior cannot be read and is no control: %s", error)
+        return None
+
+
+def _same_shape(prior: Prior, engine: Engine) -> bool:
+    return (prior.network.length, prior.network.hidden_size) == engine.space.shape
+
+
+def _network(engine: Engine, start: Prior | None, seed: int) -> PriorNetwork:
+    length, hidden_size = engine.space.shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        rank = {"rank": start.network.rank} if start else {}
+        network = PriorNetwork(hidden_size, length, base=engine.neutral_latent(), **rank)
+    if start is not None:
+        network.load_state_dict(start.network.state_dict())
+    return network
+
+
+def _count_attempt(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    attempts = int(json.loads(path.read_text(encoding="utf-8"))["attempts"]) if path.exists() else 0
+    if attempts >= MAX_ATTEMPTS:
+        raise NightCrashedError(f"the worker died {attempts} times in this night; is there enough memory?")
+    write_json(path, {"attempts": attempts + 1})

@@ -1,0 +1,250 @@
+"""Training of the latent prior (DESIGN section 4).
+
+Owns the two objectives, the weights of episodes, batches and early stopping. Knows a model only as an
+`Engine` that gives likelihoods and gradients of latents; knows nothing of gates or registries.
+
+With keys e_b, remembered answers y_b, remembered latents z*_b and weights w_b, the loss of a batch is
+
+    replay   −mean_b w_b · log p(y_b | prompt_b, W(e_b)) / |y_b|
+    regress   mean_b w_b · ‖W(e_b) − z*_b‖² / spread
+
+where the spread is the mean of ‖z* − z_neutral‖² over the training episodes, which makes the second
+term 1 at the neutral start, whatever the scale of the model's embeddings.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from config.settings import Settings
+from memory.episode import Episode
+from model.engine import Engine, SteeredPrompt
+from worker import checkpoint as checkpoints
+from worker.checkpoint import Counters, Evaluation
+from worker.errors import TrainingDivergedError
+from worker.neighbourhood import prompt_digest, stack_keys
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+"""Called with (steps done, steps in all, what is going on)."""
+
+REGRESS_SHARE = 0.1
+"""Weight of `regress` beside `replay` in objective `both`: refined latents are noisy, and pulled at
+harder they hold the prior where the day's search happened to end."""
+
+EVALUATE_EVERY = 5
+PATIENCE = 2
+MIN_GAIN = 0.01
+"""Least rise of the log-likelihood per token that counts: less is not worth the next steps."""
+
+MAX_SKIPPED = 3
+MAX_VALIDATION = 32
+_EVALUATION_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one prior is trained."""
+
+    objective: Literal["replay", "regress", "both"] = "both"
+    steps: int = 60
+    batch: int = 8
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Recipe":
+        """Return the recipe that the settings name."""
+        return cls(
+            settings.night_objective,
+            settings.night_steps,
+            settings.night_batch,
+            settings.night_learning_rate,
+            settings.night_seed,
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training; the network holds the best weights."""
+
+    steps: int
+    best_step: int
+    evaluations: tuple[Evaluation, ...]
+    resumed_at: int
+    """Step that a checkpoint let this run begin at; 0: from the start."""
+
+
+def episode_weights(episodes: Sequence[Episode]) -> torch.Tensor:
+    """Return (N,) weights of mean 1: reward plus what it gained over the unsteered answer."""
+    raw = torch.tensor([e.reward + max(e.reward - e.plain_reward, 0.0) for e in episodes])
+    raw = raw.clamp_min(1e-6)
+    return raw / raw.mean()
+
+
+async def train(
+    engine: Engine,
+    network: nn.Module,
+    episodes: Sequence[Episode],
+    validation: Sequence[Episode],
+    recipe: Recipe,
+    *,
+    checkpoint: Path | None = None,
+    progress: Progress = lambda done, total, message: None,
+) -> Trained:
+    """Train `network`, (B, d) → (B, L, d), in place and leave the best weights in it.
+
+    Stops early when the likelihood of the validation answers has not risen for some evaluations. With
+    `checkpoint`, goes on from there; the result is that of an uninterrupted run.
+
+    Raises:
+        TrainingDivergedError: gradients were not finite several steps in a row.
+        EngineError: the engine failed.
+    """
+    adam = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
+    batches = _Batches(engine, episodes, recipe)
+    counters = Counters(_fingerprint(network, episodes, validation, recipe))
+    best = _copy(network)
+    restored = checkpoints.restore(checkpoint, network, adam, counters.fingerprint) if checkpoint else None
+    if restored:
+        counters, best = restored
+        logger.info("training goes on at step %d of %d", counters.step, recipe.steps)
+    resumed_at = counters.step
+    judged = list(validation)[:MAX_VALIDATION]
+
+    while True:
+        if not counters.stopped and (counters.step % EVALUATE_EVERY == 0 or counters.step == recipe.steps):
+            known = counters.evaluations and counters.evaluations[-1].step == counters.step
+            if not known:  # a checkpoint is written after the evaluation of its step
+                if _note(counters, await mean_likelihood(engine, network, judged)):
+                    best = _copy(network)
+                counters.stopped = counters.stale >= PATIENCE or counters.step >= recipe.steps
+                if checkpoint:
+                    checkpoints.save(checkpoint, network, best, adam, counters)
+        latest = counters.evaluations[-1].log_likelihood
+        progress(counters.step, recipe.steps, f"validation log-likelihood {latest:.3f} per token")
+        if counters.stopped:
+            break
+        await _step(engine, network, adam, batches, counters)
+        counters.step += 1
+
+    network.load_state_dict(best)
+    return Trained(counters.step, counters.best_step, tuple(counters.evaluations), resumed_at)
+
+
+async def mean_likelihood(engine: Engine, network: nn.Module, episodes: Sequence[Episode]) -> float:
+    """Return the mean over episodes of the log-probability per answer token under `network`."""
+    values: list[torch.Tensor] = []
+    for start in range(0, len(episodes), _EVALUATION_BATCH):
+        batch = episodes[start : start + _EVALUATION_BATCH]
+        with torch.no_grad():
+            latents = network(torch.from_numpy(stack_keys(batch)))  # (B, L, d)
+        if not bool(torch.isfinite(latents).all()):
+            return -math.inf
+        values.append(await engine.log_likelihood(_prompts(batch, latents), _answers(batch)))
+    return float(torch.cat(values).mean())
+
+
+class _Batches:
+    """Seeded batches: which episodes a step sees depends on seed and step only."""
+
+    def __init__(self, engine: Engine, episodes: Sequence[Episode], recipe: Recipe) -> None:
+        self.episodes, self.recipe = episodes, recipe
+        self.keys = torch.from_numpy(stack_keys(episodes))  # (N, d)
+        self.latents = torch.from_numpy(np.stack([e.latent for e in episodes]).astype(np.float32))
+        self.weights = episode_weights(episodes)
+        offsets = self.latents - engine.neutral_latent()
+        self.spread = max(float(offsets.square().sum(dim=(1, 2)).mean()), 1e-12)
+
+    def indices(self, step: int) -> list[int]:
+        size = min(self.recipe.batch, len(self.episodes))
+        return [self._at(step * size + offset) for offset in range(size)]
+
+    def _at(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.episodes))
+        order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.episodes))
+        return int(order[place])
+
+
+async def _step(
+    engine: Engine, network: nn.Module, adam: torch.optim.Adam, batches: _Batches, counters: Counters
+) -> None:
+    chosen = batches.indices(counters.step)
+    episodes = [batches.episodes[index] for index in chosen]
+    weights = batches.weights[chosen]  # (B,)
+    objective = batches.recipe.objective
+    latents = network(batches.keys[chosen])  # (B, L, d)
+    slope = torch.zeros_like(latents)  # of the loss
+    if objective != "regress":
+        replay = await engine.latent_gradient(
+            _prompts(episodes, latents.detach()), _answers(episodes), weights.tolist()
+        )
+        slope -= replay.gradient / len(chosen)
+    if objective != "replay":
+        share = 1.0 if objective == "regress" else REGRESS_SHARE
+        error = latents.detach() - batches.latents[chosen]
+        slope += share * 2 * weights[:, None, None] * error / (batches.spread * len(chosen))
+    if not bool(torch.isfinite(slope).all()):
+        counters.skipped += 1
+        logger.warning("step %d gave a gradient that is not finite and is left out", counters.step)
+        if counters.skipped >= MAX_SKIPPED:
+            raise TrainingDivergedError(f"gradients were not finite {MAX_SKIPPED} steps in a row")
+        return
+    counters.skipped = 0
+    adam.zero_grad()
+    latents.backward(slope)
+    adam.step()
+
+
+def _note(counters: Counters, log_likelihood: float) -> bool:
+    """Record an evaluation and return whether it is the best so far."""
+    best = max((e.log_likelihood for e in counters.evaluations), default=-math.inf)
+    gained = log_likelihood > best + MIN_GAIN
+    counters.stale = 0 if gained or not counters.evaluations else counters.stale + 1
+    is_best = not counters.evaluations or log_likelihood > best
+    counters.evaluations.append(Evaluation(counters.step, log_likelihood))
+    if is_best:
+        counters.best_step = counters.step
+    return is_best
+
+
+def _prompts(episodes: Sequence[Episode], latents: torch.Tensor) -> list[SteeredPrompt]:
+    return [SteeredPrompt(e.prompt_token_ids, z) for e, z in zip(episodes, latents, strict=True)]
+
+
+def _answers(episodes: Sequence[Episode]) -> list[tuple[int, ...]]:
+    return [episode.answer_token_ids for episode in episodes]
+
+
+def _copy(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def _fingerprint(
+    network: nn.Module, episodes: Sequence[Episode], validation: Sequence[Episode], recipe: Recipe
+) -> str:
+    digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
+    for part in _identities(network, episodes, validation):
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _identities(
+    network: nn.Module, episodes: Sequence[Episode], validation: Sequence[Episode]
+) -> Iterator[bytes]:
+    for side in (episodes, validation):
+        yield b"side"
+        for episode in side:
+            yield f"{episode.id} {prompt_digest(episode)}".encode()
+    for name, value in network.state_dict().items():
+        yield name.encode() + value.detach().cpu().numpy().tobytes()
