@@ -5,7 +5,6 @@ the client gets is decoded elsewhere, from the outcome. Nothing but a request th
 asked leaves here as an error: whatever fails, there is an answer, and the outcome says why it is plain.
 """
 
-import asyncio
 import hashlib
 import logging
 from dataclasses import replace
@@ -13,15 +12,16 @@ from dataclasses import replace
 import torch
 
 from config.settings import RefinerName, Settings
-from memory.episode import Array, StoreUnavailableError
+from memory.episode import Array
 from memory.prior import Prior
 from memory.registry import RegistryError
-from memory.store import EpisodeStore, Recalled
+from memory.store import EpisodeStore
 from model.engine import Engine, EngineError, PlacementError, PromptTooLongError, UnsupportedError
 from model.space import LatentRejectedError
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions, SteeringRejectedError
 from server.steering.metrics import Metrics
 from server.steering.priors import ActivePrior
+from server.steering.recall import TENANT, Recall
 from server.steering.refiners.evolution import EvolutionRefiner
 from server.steering.refiners.gradient import GradientRefiner
 from server.steering.refiners.refiner import Limits, Refiner, RefineResult
@@ -32,8 +32,6 @@ from server.steering.transfer import base_of, transfer
 from server.steering.work import RequestCounts, Work, episode_of
 
 logger = logging.getLogger(__name__)
-
-TENANT = "default"
 
 _REASONS: dict[Mode, str] = {
     "recall": "recalled",
@@ -56,7 +54,7 @@ class Steering:
         *,
         metrics: Metrics,
     ) -> None:
-        self._engine, self._store, self._priors = engine, store, priors
+        self._engine, self._priors = engine, priors
         self._remember, self._traces, self._settings, self._metrics = remember, traces, settings, metrics
         scorer = Scorer.of(settings.rewards, engine)
         self._refiners: dict[RefinerName, Refiner] = {"evolution": EvolutionRefiner(engine, scorer)}
@@ -64,8 +62,8 @@ class Steering:
             self._refiners["gradient"] = GradientRefiner(engine, scorer)
         self._neutral = engine.neutral_latent()
         self._disabled: str | None = None
-        self._store_has_episodes = False
         self.counts = RequestCounts()
+        self._recall = Recall(store, engine.space, settings, metrics, self.counts)
 
     def disable(self, check: str) -> None:
         """Answer every request plainly from now on, for the self-check of this name failed."""
@@ -135,13 +133,13 @@ class Steering:
             return work.plain(f"self-check-failed:{self._disabled}")
         position = self._engine.position(prompt.token_ids)
         refines = options.effort in ("medium", "high")
-        remembers = await self._store_is_filled(work)
+        remembers = await self._recall.is_filled(work)
         if not (remembers or refines or work.prior):
             return work.plain("memory-empty" if work.store_answers else "store-unavailable")
 
         with work.stage("key"):
             key: Array = (await self._engine.keys([prompt.token_ids]))[0].numpy()
-        recalled = await self._recall(work, key) if remembers else []
+        recalled = await self._recall.near(work, key) if remembers else []
         covered = work.prior is not None and work.prior.covers(key)
         if not (recalled or covered or refines):
             return work.plain("nothing-recalled" if work.store_answers else "store-unavailable")
@@ -162,53 +160,6 @@ class Steering:
             return replace(outcome, reason=reason)
         return await self._refine(work, key, start, outcome)
 
-    async def _store_is_filled(self, work: Work) -> bool:
-        """Return whether there is anything to recall. Asked until the answer was yes once."""
-        if self._store_has_episodes:
-            return True
-        try:
-            self._store_has_episodes = await asyncio.to_thread(self._store.count, tenant=TENANT) > 0
-        except StoreUnavailableError as error:
-            self._miss_store(work, error)
-        return self._store_has_episodes
-
-    async def _recall(self, work: Work, key: Array) -> list[Recalled]:
-        """Return neighbours whose latents fit this engine."""
-        options, settings = work.options, self._settings
-        try:
-            with work.stage("recall"):
-                found = await asyncio.to_thread(
-                    self._store.recall,
-                    key,
-                    tenant=TENANT,
-                    k=settings.recall_k if options.k is None else options.k,
-                    floor=settings.recall_floor if options.floor is None else options.floor,
-                )
-        except StoreUnavailableError as error:
-            self._miss_store(work, error)
-            return []
-        recalled = [near for near in found if self._fits(near)]
-        self._metrics.recalls.labels("hit" if recalled else "miss").inc()
-        self.counts.recalls += 1
-        if recalled:
-            self.counts.hits += 1
-            self._metrics.similarity.observe(max(near.similarity for near in recalled))
-        return recalled
-
-    def _fits(self, near: Recalled) -> bool:
-        try:
-            self._engine.space.check(torch.as_tensor(near.episode.latent), near.episode.space)
-        except LatentRejectedError as error:
-            logger.error("episode %s is not used: %s", near.episode.id, error)
-            return False
-        return True
-
-    def _miss_store(self, work: Work, error: StoreUnavailableError) -> None:
-        if work.store_answers:
-            work.store_answers = False
-            self._metrics.recalls.labels("unavailable").inc()
-            logger.warning("trace %s goes on without recall: %s", work.trace_id, error)
-
     def _demand_room(self, prompt: RenderedPrompt) -> None:
         needed = len(prompt.token_ids) + self._engine.space.length + 1
         if needed > self._engine.max_model_len:
@@ -220,7 +171,7 @@ class Steering:
             )
 
     async def _refine(self, work: Work, key: Array, start: torch.Tensor, recalled: Outcome) -> Outcome:
-        """Return the better of doing nothing, what was recalled (`recalled`, from `start`) and refining."""
+        """Return the best of doing nothing, what was recalled (`recalled`, with `start`) and refining."""
         assert recalled.position is not None
         without = recalled if recalled.mode != "plain" else work.plain("")
         try:

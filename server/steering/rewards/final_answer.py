@@ -11,10 +11,8 @@ SHORT_WORDS = 8
 """An answer of at most so many words is its own final answer; a longer one must hold a box or a number."""
 
 _NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-−]?\.\d+")
-_LEAD_IN = re.compile(
-    r"^(?:so |therefore |thus )?(?:the |my |final )*"
-    r"(?:answer|result|category|topic|label|class)(?: is|:|\s*=)+\s*"
-)
+_LEAD_IN = re.compile(r"^(?:so |therefore |thus )?(?:it is|it's|(?:the|my|this)(?: \w+){1,5}? is) ")
+_LABEL = re.compile(r"^[^:]*: ")
 _FENCE = re.compile(r"^```[a-z]*\n(.*?)\n?```$", re.DOTALL)
 
 
@@ -76,6 +74,7 @@ def _number(text: str) -> str | None:
 
 
 def _short(text: str) -> str:
-    words = _LEAD_IN.sub("", " ".join(text.casefold().split()))
+    """Return a short text without case, punctuation and the words that introduce an answer."""
+    words = _LEAD_IN.sub("", _LABEL.sub("", " ".join(text.casefold().split())))
     words = re.sub(r"[^\w\s]", " ", words)
     return " ".join(word for word in words.split() if word not in {"a", "an", "the"})

@@ -1,0 +1,82 @@
+"""What memory says about a request.
+
+Owns the calls to the store, in threads, and what is done when it does not answer. Knows nothing of what
+becomes of recalled latents.
+"""
+
+import asyncio
+import logging
+
+import torch
+
+from config.settings import Settings
+from memory.episode import Array, StoreUnavailableError
+from memory.store import EpisodeStore, Recalled
+from model.space import LatentRejectedError, LatentSpace
+from server.steering.metrics import Metrics
+from server.steering.work import RequestCounts, Work
+
+logger = logging.getLogger(__name__)
+
+TENANT = "default"
+
+
+class Recall:
+    """Finds neighbours. A store that is away is noted in the work, counted and logged, never raised."""
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        space: LatentSpace,
+        settings: Settings,
+        metrics: Metrics,
+        counts: RequestCounts,
+    ) -> None:
+        self._store, self._space, self._settings = store, space, settings
+        self._metrics, self._counts = metrics, counts
+        self._was_filled = False
+
+    async def is_filled(self, work: Work) -> bool:
+        """Return whether there is anything to recall. The store is asked until it said yes once."""
+        if not self._was_filled:
+            try:
+                self._was_filled = await asyncio.to_thread(self._store.count, tenant=TENANT) > 0
+            except StoreUnavailableError as error:
+                self._miss(work, error)
+        return self._was_filled
+
+    async def near(self, work: Work, key: Array) -> list[Recalled]:
+        """Return neighbours of `key`, (d,), whose latents fit this engine, nearest first."""
+        options, settings = work.options, self._settings
+        try:
+            with work.stage("recall"):
+                found = await asyncio.to_thread(
+                    self._store.recall,
+                    key,
+                    tenant=TENANT,
+                    k=settings.recall_k if options.k is None else options.k,
+                    floor=settings.recall_floor if options.floor is None else options.floor,
+                )
+        except StoreUnavailableError as error:
+            self._miss(work, error)
+            return []
+        recalled = [near for near in found if self._fits(near)]
+        self._metrics.recalls.labels("hit" if recalled else "miss").inc()
+        self._counts.recalls += 1
+        if recalled:
+            self._counts.hits += 1
+            self._metrics.similarity.observe(max(near.similarity for near in recalled))
+        return recalled
+
+    def _fits(self, near: Recalled) -> bool:
+        try:
+            self._space.check(torch.as_tensor(near.episode.latent), near.episode.space)
+        except LatentRejectedError as error:
+            logger.error("episode %s is not used: %s", near.episode.id, error)
+            return False
+        return True
+
+    def _miss(self, work: Work, error: StoreUnavailableError) -> None:
+        work.store_answers = False
+        self._metrics.recalls.labels("unavailable").inc()
+        logger.warning("trace %s goes on without recall: %s", work.trace_id, error)
