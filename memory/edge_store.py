@@ -283,7 +283,8 @@ def _filter(
 
 
 def _episode(point: Any) -> Episode:
-    return episode_of(str(point.id), point.payload, point.vector[KEY], point.vector[LATENT])
+    vectors = point.vector  # each access converts all of them
+    return episode_of(str(point.id), point.payload, vectors[KEY], vectors[LATENT])
 
 
 def _translated(path: Path, action: Callable[[], T]) -> T:
