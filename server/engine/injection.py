@@ -122,10 +122,10 @@ def why_untouched(options: SteeringOptions, request: Any, inputs: Sequence[Any])
 
 def asked_length(request: Any) -> tuple[str | None, int | None]:
     """Return the field that limits the answer's length, and its value in tokens."""
+    fields = vars(request)  # attribute access would warn of fields that OpenAI has deprecated
     for name in _LENGTH_FIELDS:
-        value = getattr(request, name, None)
-        if value is not None:
-            return name, int(value)
+        if fields.get(name) is not None:
+            return name, int(fields[name])
     return None, None
 
 

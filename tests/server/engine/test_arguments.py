@@ -1,0 +1,72 @@
+"""What vLLM is started with."""
+
+from typing import Any
+
+import pytest
+
+from config.settings import Settings
+from server.engine.launch import MAX_MODEL_LEN, engine_arguments, prepare_environment
+
+
+def arguments(context: int | None = 2048, on_cpu: bool = True, **settings: Any) -> list[str]:
+    return engine_arguments(
+        Settings(_env_file=None, **settings),
+        "/models/small",
+        context=context,
+        on_cpu=on_cpu,
+        has_bfloat16=False,
+    )
+
+
+def value(options: list[str], name: str) -> str:
+    """Return what the parser would take: the last value of an option."""
+    return options[len(options) - options[::-1].index(name)]
+
+
+def test_context_is_the_models_but_bounded() -> None:
+    assert value(arguments(context=2048), "--max-model-len") == "2048"
+    assert value(arguments(context=131_072), "--max-model-len") == str(MAX_MODEL_LEN)
+    assert value(arguments(context=131_072, max_model_len=16_384), "--max-model-len") == "16384"
+    assert "--max-model-len" not in arguments(context=None)
+
+
+def test_fraction_of_a_gibibyte_becomes_bytes() -> None:
+    assert value(arguments(kv_cache_gib=0.25), "--kv-cache-memory-bytes") == str(2**28)
+
+
+def test_cpu_options_stay_away_from_gpus() -> None:
+    options = arguments(on_cpu=False)
+    assert not {"--kv-cache-memory-bytes", "--block-size", "--dtype"} & set(options)
+
+
+def test_operators_options_win_over_ours() -> None:
+    options = arguments(vllm_args="--dtype bfloat16 --tool-call-parser 'pythonic'")
+    assert value(options, "--dtype") == "bfloat16"
+    assert value(options, "--tool-call-parser") == "pythonic"
+
+
+def test_operators_options_cannot_take_the_hooks_away() -> None:
+    options = arguments(vllm_args="--worker-extension-cls other.Class --no-enable-prefix-caching")
+    assert value(options, "--worker-extension-cls") == "server.engine.extension.StateCatcher"
+    assert options.index("--enable-prefix-caching") > options.index("--no-enable-prefix-caching")
+    assert "--enable-prompt-embeds" in options
+
+
+def test_api_key_is_left_to_the_gateway() -> None:
+    assert "--api-key" not in arguments(api_key="secret")
+
+
+def test_clients_see_the_served_name() -> None:
+    assert value(arguments(model="some/model"), "--served-model-name") == "some/model"
+    named = arguments(model="some/model", served_model_name="mine")
+    assert value(named, "--served-model-name") == "mine"
+
+
+def test_operators_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setattr(os, "environ", {"VLLM_CPU_NUM_OF_RESERVED_CPU": "1"})
+    prepare_environment(Settings(_env_file=None), "org/model")
+    assert os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] == "1"
+    assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
+    assert "HF_HUB_OFFLINE" not in os.environ

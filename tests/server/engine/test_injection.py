@@ -1,0 +1,301 @@
+"""Steered requests through vLLM's own app, with a steering that always injects."""
+
+import base64
+import io
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+import torch
+
+from server.engine.injection import install
+from server.engine.launch import Launched
+from server.steering.call import (
+    Outcome,
+    RenderedPrompt,
+    SteeringCall,
+    SteeringOptions,
+    SteeringRejectedError,
+    current_call,
+)
+
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
+
+CHAT = "/v1/chat/completions"
+
+
+class Injecting:
+    """Steering that gives every request the same latent and remembers what it was shown."""
+
+    def __init__(self, latent: torch.Tensor) -> None:
+        self.outcome: Outcome | Exception = Outcome("recall", "recalled", latent)
+        self.seen: list[RenderedPrompt] = []
+
+    async def steer(self, prompt: RenderedPrompt, options: SteeringOptions, trace_id: str) -> Outcome:
+        self.seen.append(prompt)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def steering(launched: Launched) -> AsyncIterator[Injecting]:
+    engine, renderer = launched.engine, launched.app.state.online_renderer
+    noise = torch.randn(engine.space.shape, generator=torch.Generator().manual_seed(5))
+    neutral = engine.neutral_latent()
+    steering = Injecting(neutral + noise / noise.norm() * neutral.norm() * 2)
+    unhooked = renderer.preprocess_chat
+    install(launched.app.state, engine, steering.steer)
+    yield steering
+    renderer.preprocess_chat = unhooked
+
+
+@contextmanager
+def called(**options: Any) -> Iterator[SteeringCall]:
+    call = SteeringCall(SteeringOptions(**({"effort": "low", "effort_source": "latent.effort"} | options)))
+    token = current_call.set(call)
+    try:
+        yield call
+    finally:
+        current_call.reset(token)
+
+
+def body(launched: Launched, text: str = "Name three rivers.", **more: Any) -> dict[str, Any]:
+    return {
+        "model": launched.app.state.openai_serving_models.base_model_paths[0].name,
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": 24,
+        "temperature": 0,
+        **more,
+    }
+
+
+async def answer(http: httpx.AsyncClient, sent: dict[str, Any], path: str = CHAT) -> dict[str, Any]:
+    response = await http.post(path, json=sent)
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+def text_of(given: dict[str, Any]) -> str:
+    return str(given["choices"][0]["message"]["content"])
+
+
+async def bare(launched: Launched, sent: dict[str, Any]) -> list[int]:
+    """Return the tokens that vLLM's engine gives to the prompt without any of our code in between."""
+    from vllm import SamplingParams
+    from vllm.inputs import tokens_input
+
+    tokens = launched.engine.render(sent["messages"])
+    params = SamplingParams(max_tokens=sent["max_tokens"], temperature=0)
+    async for output in launched.engine.llm.generate(tokens_input(list(tokens)), params, "bare"):
+        last = output
+    return list(last.outputs[0].token_ids)
+
+
+async def test_effort_none_and_no_latent_equal_bare_vllm(
+    launched: Launched, http: httpx.AsyncClient, steering: Injecting
+) -> None:
+    sent = body(launched, return_token_ids=True)
+    expected = await bare(launched, sent)
+    with called(effort="none") as call:
+        plain = await answer(http, sent)
+    assert call.outcome is not None
+    assert call.outcome.reason == "effort-none"
+    assert not steering.seen
+    steering.outcome = Outcome("plain", "nothing-recalled")
+    with called() as call:
+        nothing = await answer(http, sent)
+    assert call.outcome is steering.outcome
+    assert plain["choices"][0]["token_ids"] == nothing["choices"][0]["token_ids"] == expected
+
+
+async def test_injected_latent_changes_the_answer_but_not_the_usage(
+    launched: Launched, http: httpx.AsyncClient, steering: Injecting
+) -> None:
+    sent = body(launched)
+    plain = await answer(http, sent)
+    with called():
+        steered = await answer(http, sent)
+        again = await answer(http, sent)
+    assert text_of(steered) != text_of(plain)
+    assert text_of(again) == text_of(steered)
+    assert steered["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"]
+    details = again["usage"]["prompt_tokens_details"]
+    assert 0 < details["cached_tokens"] <= again["usage"]["prompt_tokens"]
+
+
+async def test_steering_sees_what_the_request_asks_for(
+    launched: Launched, http: httpx.AsyncClient, steering: Injecting
+) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    sent = body(launched, "How many?", temperature=0.5, top_p=0.9, seed=7, stop=["\n\n"]) | {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    }
+    with called():
+        given = await answer(http, sent)
+    (seen,) = steering.seen
+    assert seen.question == "How many?"
+    assert "How many?" in seen.text
+    assert seen.token_ids == launched.engine.render(sent["messages"])
+    assert seen.format_rules == {"json_schema": schema}
+    decoding = seen.decoding
+    assert (decoding.max_tokens, decoding.temperature, decoding.top_p) == (24, 0.5, 0.9)
+    assert (decoding.seed, decoding.stop) == (7, ("\n\n",))
+    assert json.loads(decoding.json_schema or "") == schema
+    assert text_of(given).lstrip().startswith("{")
+
+
+async def test_steered_answers_keep_n_seed_logprobs_and_stop(
+    launched: Launched, http: httpx.AsyncClient, steering: Injecting
+) -> None:
+    sent = body(launched, temperature=1.0, n=2, seed=11, logprobs=True, top_logprobs=2, max_tokens=12)
+    with called():
+        first, again = await answer(http, sent), await answer(http, sent)
+        greedy = await answer(http, body(launched))
+        stop = text_of(greedy)[4:7]
+        stopped = await answer(http, body(launched, stop=[stop]))
+    assert len(first["choices"]) == 2
+    contents = [[choice["message"]["content"] for choice in given["choices"]] for given in (first, again)]
+    assert contents[0] == contents[1]
+    assert contents[0][0] != contents[0][1]
+    assert len(first["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == 2
+    assert text_of(stopped) == text_of(greedy)[: text_of(greedy).index(stop)]
+    assert stopped["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_streamed_answer_equals_the_whole_one_and_counts_real_tokens(
+    launched: Launched, http: httpx.AsyncClient, steering: Injecting
+) -> None:
+    sent = body(launched)
+    with called():
+        whole = await answer(http, sent)
+        streaming = sent | {"stream": True, "stream_options": {"include_usage": True}}
+        response = await http.post(CHAT, json=streaming)
+    lines = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    events = [json.loads(line) for line in lines[:-1]]
+    pieces = [e["choices"][0]["delta"].get("content") or "" for e in events if e["choices"]]
+    assert "".join(pieces) == text_of(whole)
+    assert events[-1]["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
+
+
+async def test_responses_are_steered_too(
+    launched: Launched, http: httpx.AsyncClient, steering: Injecting
+) -> None:
+    sent = {
+        "model": body(launched)["model"],
+        "input": "Name three rivers.",
+        "max_output_tokens": 24,
+        "temperature": 0,
+    }
+    plain = await answer(http, sent, "/v1/responses")
+    with called() as call:
+        steered = await answer(http, sent, "/v1/responses")
+    assert call.outcome is steering.outcome
+    assert steering.seen[0].decoding.max_tokens == 24
+    assert steered["output"] != plain["output"]
+    assert steered["usage"]["input_tokens"] == plain["usage"]["input_tokens"]
+
+
+async def test_tokenize_is_untouched(
+    launched: Launched, http: httpx.AsyncClient, steering: Injecting
+) -> None:
+    sent = body(launched)
+    given = await answer(http, {k: sent[k] for k in ("model", "messages")}, "/tokenize")
+    assert given["tokens"] == list(launched.engine.render(sent["messages"]))
+    assert not steering.seen
+
+
+async def test_no_room_for_latents_is_a_400_for_a_named_effort_only(
+    launched: Launched, http: httpx.AsyncClient, steering: Injecting
+) -> None:
+    sent = body(launched)
+    tokens = len(launched.engine.render(sent["messages"]))
+    sent["max_tokens"] = launched.engine.max_model_len - tokens - 8  # fits without the 16 latents
+    for stream in (False, True):
+        with called():
+            response = await http.post(CHAT, json=sent | {"stream": stream})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "max_tokens"
+    steering.seen.clear()
+    with called(effort_source="default") as call:
+        await answer(http, sent | {"stop": [" "]})
+    assert call.outcome is not None
+    assert call.outcome.reason == "no-room"
+    assert not steering.seen
+
+
+async def test_rejection_names_the_field(
+    launched: Launched, http: httpx.AsyncClient, steering: Injecting
+) -> None:
+    steering.outcome = SteeringRejectedError("there is no prior v9", "latent.prior")
+    with called():
+        response = await http.post(CHAT, json=body(launched, stream=True))
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "latent.prior"
+
+
+async def test_failures_of_steering_answer_plainly(
+    launched: Launched, http: httpx.AsyncClient, steering: Injecting
+) -> None:
+    plain = await answer(http, body(launched))
+    outcomes: list[tuple[Outcome | Exception, str]] = [
+        (RuntimeError("boom"), "steering-failed"),
+        (
+            Outcome("recall", "recalled", torch.full(launched.engine.space.shape, float("nan"))),
+            "latent-rejected",
+        ),
+    ]
+    for outcome, reason in outcomes:
+        steering.outcome = outcome
+        with called() as call:
+            given = await answer(http, body(launched))
+        assert text_of(given) == text_of(plain)
+        assert call.outcome is not None
+        assert (call.outcome.mode, call.outcome.reason) == ("plain", reason)
+
+
+def embeds_part(data: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "prompt_embeds", "data": data}]}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        (CHAT, embeds_part),
+        ("/tokenize", embeds_part),
+        ("/v1/completions", lambda data: {"prompt_embeds": data, "prompt": ""}),
+        ("/v1/completions", lambda data: {"prompt_embeds": [data]}),
+    ],
+)
+async def test_prompt_embeddings_of_clients_are_refused(
+    launched: Launched, http: httpx.AsyncClient, path: str, content: Any
+) -> None:
+    file = io.BytesIO()
+    torch.save(torch.zeros(4, launched.engine.space.hidden_size), file)
+    sent = {"model": body(launched)["model"]} | content(base64.b64encode(file.getvalue()).decode())
+    response = await http.post(path, json=sent)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "prompt_embeds"
+
+
+async def test_responses_take_no_prompt_embeddings(launched: Launched, http: httpx.AsyncClient) -> None:
+    part = {"type": "prompt_embeds", "data": "AAAA"}
+    sent = {"model": body(launched)["model"], "input": [{"role": "user", "content": [part]}]}
+    assert (await http.post("/v1/responses", json=sent)).status_code == 400
+
+
+async def test_vllms_embedding_marker_is_plain_text_and_no_token(
+    launched: Launched, http: httpx.AsyncClient
+) -> None:
+    tokens = launched.engine.tokenizer.encode("<prompt_embeds>", add_special_tokens=False)
+    assert len(tokens) > 1
+    await answer(http, body(launched, "What does <prompt_embeds> mean?", max_tokens=2))
+    beyond = launched.engine.llm.model_config.get_vocab_size()
+    sent = {"model": body(launched)["model"], "prompt": [1, beyond], "max_tokens": 1}
+    assert (await http.post("/v1/completions", json=sent)).status_code == 400
+    assert not launched.engine.llm.errored

@@ -1,0 +1,82 @@
+"""What the injection reads out of a request."""
+
+import json
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from server.engine.guard import real_tokens
+from server.engine.injection import asked_length, format_rules, question_of, why_untouched
+from server.steering.call import SteeringOptions
+
+TOKENS = {"type": "token", "prompt_token_ids": [1, 2, 3]}
+
+
+def grammar(**fields: Any) -> SimpleNamespace:
+    return SimpleNamespace(**({"json": None, "json_object": None, "regex": None, "choice": None} | fields))
+
+
+def test_question_is_the_last_user_message() -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "First?"},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": [{"type": "text", "text": "Second"}, {"type": "text", "text": "part?"}]},
+        {"role": "tool", "content": "42"},
+    ]
+    assert question_of(messages) == "Second\npart?"
+    assert question_of([SimpleNamespace(role="user", content="Object?")]) == "Object?"
+    assert question_of([{"role": "system", "content": "Only this."}]) == ""
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "inputs", "reason"),
+    [
+        ({}, [TOKENS], None),
+        ({}, [TOKENS, TOKENS], "several-prompts"),
+        ({}, [{"type": "multimodal"}], "not-text"),
+        ({"use_beam_search": True}, [TOKENS], "beam-search"),
+        ({"prompt_logprobs": 0}, [TOKENS], "prompt-logprobs"),
+    ],
+)
+def test_requests_that_latents_cannot_join_say_why(
+    request_fields: dict[str, Any], inputs: list[Any], reason: str | None
+) -> None:
+    assert why_untouched(SteeringOptions("low"), SimpleNamespace(**request_fields), inputs) == reason
+
+
+def test_effort_none_is_untouched_whatever_the_prompt() -> None:
+    assert why_untouched(SteeringOptions("none"), SimpleNamespace(), [TOKENS]) == "effort-none"
+
+
+def test_length_is_read_from_the_field_the_client_used() -> None:
+    chat = SimpleNamespace(max_completion_tokens=None, max_tokens=7)
+    assert asked_length(chat) == ("max_tokens", 7)
+    assert asked_length(SimpleNamespace(max_completion_tokens=9, max_tokens=7)) == (
+        "max_completion_tokens",
+        9,
+    )
+    assert asked_length(SimpleNamespace(max_output_tokens=5)) == ("max_output_tokens", 5)
+    assert asked_length(SimpleNamespace(max_output_tokens=None)) == (None, None)
+
+
+def test_rules_follow_from_grammar_and_prompt() -> None:
+    schema = {"type": "object"}
+    assert format_rules(None, "Say hello.") == {}
+    assert format_rules(grammar(json=json.dumps(schema)), "") == {"json_schema": schema}
+    assert format_rules(grammar(json=schema), "") == {"json_schema": schema}
+    assert format_rules(grammar(json_object=True), "") == {"json_object": True}
+    assert format_rules(grammar(regex="[0-9]+"), "") == {"regex": "[0-9]+"}
+    assert format_rules(None, r"Put the answer in \boxed{}.") == {"boxed": True}
+
+
+def test_choices_become_a_pattern_that_takes_them_literally() -> None:
+    pattern = format_rules(grammar(choice=["a.b", "c"]), "")["regex"]
+    assert re.fullmatch(pattern, "a.b")
+    assert not re.fullmatch(pattern, "axb")
+
+
+def test_placeholders_are_no_tokens_of_the_client() -> None:
+    assert real_tokens([5, 6, 6, 6, 7], [True, True, False, False, True]) == [5, 6, 7]

@@ -1,0 +1,166 @@
+"""The engine protocol on real vLLM."""
+
+import asyncio
+import json
+
+import pytest
+import torch
+
+from model.engine import Decoding, PlacementError, PromptTooLongError, SteeredPrompt
+from model.space import LatentRejectedError
+from server.engine.launch import Launched
+from server.engine.self_check import run_checks
+from server.engine.vllm import VLLMEngine
+
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
+
+LONG = "Describe the harbour of a small town, its boats and the people who work there. " * 12
+
+
+@pytest.fixture
+def engine(launched: Launched) -> VLLMEngine:
+    return launched.engine
+
+
+def prompt(engine: VLLMEngine, text: str) -> tuple[int, ...]:
+    return engine.render([{"role": "user", "content": text}])
+
+
+def nudge(engine: VLLMEngine) -> torch.Tensor:
+    """Return a latent that changes answers: the neutral one, scaled up and mixed."""
+    noise = torch.randn(engine.space.shape, generator=torch.Generator().manual_seed(3))
+    neutral = engine.neutral_latent()
+    return torch.add(neutral, noise / noise.norm() * neutral.norm() * 2)
+
+
+async def test_self_checks_pass_and_measure(engine: VLLMEngine) -> None:
+    checks = {check.name: check for check in await run_checks(engine)}
+    assert all(check.ok for check in checks.values()), checks
+    assert checks["mixed-prompt"].value == 1
+    assert checks["key"].value is not None
+    assert checks["key"].value > 0.999
+    assert checks["twin-gradient"].value is not None
+
+
+async def test_keys_of_concurrent_prompts_are_not_mixed_up(engine: VLLMEngine) -> None:
+    prompts = [prompt(engine, f"What is {n} times {n + 3}?") for n in range(6)]
+    prompts.append(prompt(engine, LONG))  # 180 tokens: prefilled in chunks of 64
+    traffic = [
+        engine.generate([SteeredPrompt(prompt(engine, f"Tell me about the number {n}."))], Decoding(24))
+        for n in range(5)
+    ]
+    found = asyncio.create_task(engine.raw_states(prompts))
+    await asyncio.gather(found, *traffic)
+    assert engine.twin is not None
+    reference = await engine.twin.raw_states(prompts)
+    assert torch.nn.functional.cosine_similarity(found.result(), reference).min() > 0.999
+
+
+async def test_keys_are_centred_and_of_norm_one(engine: VLLMEngine) -> None:
+    keys = await engine.keys([prompt(engine, "What is 4 times 7?"), prompt(engine, "Write a sad poem.")])
+    assert keys.norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-4)
+    assert float(keys[0] @ keys[1]) < 0.6
+
+
+async def test_key_pass_is_the_prefill_of_the_steered_pass(engine: VLLMEngine) -> None:
+    from vllm import SamplingParams
+
+    tokens = prompt(engine, LONG + "In a storm.")
+    await engine.keys([tokens])
+    steered = engine.mixed_input(tokens, engine.neutral_latent())
+    async for output in engine.llm.generate(steered, SamplingParams(max_tokens=1), "reuse"):
+        assert output.prompt_token_ids == list(tokens)
+        assert output.num_cached_tokens >= engine.position(tokens) - 32
+
+
+async def test_latent_changes_the_answer_and_only_its_own(engine: VLLMEngine) -> None:
+    tokens = prompt(engine, "Name three rivers.")
+    plain, steered, again = await engine.generate(
+        [SteeredPrompt(tokens), SteeredPrompt(tokens, nudge(engine)), SteeredPrompt(tokens)], Decoding(24)
+    )
+    assert plain.token_ids == again.token_ids
+    assert steered.token_ids != plain.token_ids
+
+
+async def test_same_seed_same_sample(engine: VLLMEngine) -> None:
+    tokens = SteeredPrompt(prompt(engine, "Tell me a story."), nudge(engine))
+    first, other = await engine.generate(
+        [tokens, tokens], [Decoding(16, temperature=1.0, seed=seed) for seed in (1, 2)]
+    )
+    (again,) = await engine.generate([tokens], Decoding(16, temperature=1.0, seed=1))
+    assert first.token_ids == again.token_ids
+    assert first.token_ids != other.token_ids
+
+
+async def test_answers_keep_to_choices_and_schema(engine: VLLMEngine) -> None:
+    tokens = SteeredPrompt(prompt(engine, "Is the sea salty?"), engine.neutral_latent())
+    schema = {
+        "type": "object",
+        "properties": {"salty": {"type": "boolean"}},
+        "required": ["salty"],
+        "additionalProperties": False,
+    }
+    chosen, made = await engine.generate(
+        [tokens, tokens],
+        [Decoding(8, choices=("perhaps", "never")), Decoding(40, json_schema=json.dumps(schema))],
+    )
+    assert chosen.text in ("perhaps", "never")
+    assert isinstance(json.loads(made.text)["salty"], bool)
+
+
+async def test_top_logprobs_are_means_per_token(engine: VLLMEngine) -> None:
+    (answer,) = await engine.generate(
+        [SteeredPrompt(prompt(engine, "Count to three."))], Decoding(8, top_logprobs=5)
+    )
+    assert len(answer.top_logprobs) == len(answer.token_ids)
+    assert all(value <= 0 for value in answer.top_logprobs)
+
+
+async def test_stop_string_ends_the_answer(engine: VLLMEngine) -> None:
+    tokens = SteeredPrompt(prompt(engine, "Count from 1 to 9, with commas."))
+    (whole,) = await engine.generate([tokens], Decoding(24))
+    stop = whole.text[3:6]
+    (stopped,) = await engine.generate([tokens], Decoding(24, stop=(stop,)))
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == whole.text[: whole.text.index(stop)]
+
+
+async def test_cancellation_aborts_in_vllm(engine: VLLMEngine) -> None:
+    tokens = SteeredPrompt(prompt(engine, "Count as far as you can."), engine.neutral_latent())
+    task = asyncio.create_task(engine.generate([tokens] * 3, Decoding(400, temperature=1.5, seed=0)))
+    while engine.llm.get_num_unfinished_requests() < 3:  # noqa: ASYNC110 - vLLM has no event for it
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert engine.llm.get_num_unfinished_requests() == 0
+
+
+async def test_bad_latents_are_refused_before_the_engine(engine: VLLMEngine) -> None:
+    tokens = prompt(engine, "Hello.")
+    broken = engine.neutral_latent()
+    broken[0, 0] = float("nan")
+    for latent in (broken, torch.zeros(3, 4)):
+        with pytest.raises(LatentRejectedError):
+            await engine.generate([SteeredPrompt(tokens, latent)], Decoding(4))
+
+
+async def test_prompt_without_place_or_room_is_refused(engine: VLLMEngine) -> None:
+    with pytest.raises(PlacementError):
+        await engine.generate([SteeredPrompt(tuple(range(50, 70)), engine.neutral_latent())], Decoding(4))
+    long = prompt(engine, "word " * (engine.max_model_len - 45))
+    assert len(long) < engine.max_model_len
+    with pytest.raises(PromptTooLongError):
+        await engine.generate([SteeredPrompt(long, engine.neutral_latent())], Decoding(4))
+
+
+async def test_salted_prompts_share_no_cache(engine: VLLMEngine) -> None:
+    from server.engine.vllm import cache_salt
+
+    token = cache_salt.set("tenant a")
+    try:
+        salted = engine.mixed_input(prompt(engine, "Hello."))
+    finally:
+        cache_salt.reset(token)
+    assert salted["cache_salt"] == "tenant a"
+    assert "cache_salt" not in engine.mixed_input(prompt(engine, "Hello."))
