@@ -24,9 +24,14 @@ def printable(text: str) -> str:
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would exit on the spot; a supervisor has children to end first
+
+
 def console(stream: TextIO) -> Console:
     """Return a console that is rich only when `stream` is a terminal, whatever FORCE_COLOR says."""
-    return Console(file=stream, force_terminal=stream.isatty(), highlight=False, markup=False, emoji=False)
+    return _Console(file=stream, force_terminal=stream.isatty(), highlight=False, markup=False, emoji=False)
 
 
 class Screen:

@@ -42,7 +42,7 @@ def serve(
     ] = True,
     stop_timeout: Annotated[
         float, typer.Option("--stop-timeout", min=0, help="Seconds that children get to end by themselves.")
-    ] = 20.0,
+    ] = 40.0,
     as_json: Json = False,
 ) -> None:
     """Run gateway, worker and beat until Ctrl-C; restarts worker and beat when they die."""
@@ -60,6 +60,7 @@ def serve(
     specs = tree(settings, worker=worker)
     check_port(settings.host, settings.port)
     with claim(settings.data_dir, listens) as lock:
+        (settings.data_dir / "queue").mkdir(exist_ok=True)  # beat keeps its schedule there
         board = Board(Screen(as_json), [spec.name for spec in specs])
         readiness = Readiness(listens, board, worker=worker)
         watch = Watch(settings, listens, board, readiness)

@@ -21,7 +21,7 @@ from cli.serving.child import Child, ChildSpec, Ended, LineWritten
 from cli.serving.claim import free_port
 from cli.serving.lifeline import lifeline
 
-STOP_S = 20.0
+STOP_S = 40.0
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class Supervisor:
     """Environment of the children."""
     hold_fds: Sequence[int] = ()
     """Descriptors that stay open until nothing is left, such as the lock of the data directory."""
-    stop_s: float = 20.0
+    stop_s: float = 40.0
     """How long children may take to end before they are killed."""
     backoff: Backoff = field(default_factory=Backoff)
     on_line: Callable[[str, str], None] = lambda _name, _text: None
@@ -204,6 +204,7 @@ class Supervisor:
         self._stop(code if code >= 0 else 128 - code)
 
     def _stop(self, code: int) -> None:
+        self.board.close()
         self._code = code
         self._stop_at = time.monotonic() + self.stop_s
         for life in self._lives.values():

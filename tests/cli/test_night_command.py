@@ -1,10 +1,7 @@
 """Following a night to each of its ends."""
 
 import json
-import signal
 from collections.abc import Callable
-
-import pytest
 
 from tests.cli.conftest import Ran
 from tests.cli.fake_gateway import GATE, FakeGateway, record
@@ -100,14 +97,11 @@ def test_night_need_not_be_followed(run: Run, gateway: FakeGateway) -> None:
     assert "is queued; follow it with" in ran.out
 
 
-@pytest.mark.parametrize("keys", [b"\x03"], ids=["Ctrl-C"])
-def test_interrupt_ends_the_watching_and_says_that_the_night_goes_on(
-    gateway: FakeGateway, keys: bytes
-) -> None:
+def test_interrupt_ends_the_watching_and_says_that_the_night_goes_on(gateway: FakeGateway) -> None:
     gateway.nights = [record("running", phase="train", done=1, total=8)]
     command = on_terminal(["night"], {"LATENTEVOLVE_GATEWAY_URL": gateway.url})
     command.read_until("1/8")
-    command.process.send_signal(signal.SIGINT)
+    command.type(b"\x03")
     seen = command.read()
     assert "the night itself goes on" in seen
     assert f"--follow {record('running')['id']}" in seen

@@ -1,0 +1,205 @@
+"""The whole `serve` command, with a gateway that has no model and a real Celery worker and beat."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.cli.ports import free_port
+from tests.cli.serving.conftest import alive
+from tests.cli.terminal import on_terminal
+
+ROOT = Path(__file__).parents[2]
+
+GATEWAY = """
+import os, sys
+import uvicorn
+from fastapi import FastAPI
+app = FastAPI()
+print("weights are loading", flush=True)
+if os.environ.get("FAIL"):
+    sys.exit(4)
+OK = not os.environ.get("BAD_CHECK")
+CHECKS = [{"name": "mixed-prompt", "ok": OK, "value": 0.2, "detail": "cosine 0.2"}]
+@app.get("/readyz")
+def readyz():
+    return {"ready": True, "engine": True, "memory": True, "checks": CHECKS, "steering": OK}
+@app.get("/env")
+def env():
+    return dict(os.environ)
+uvicorn.run(app, port=int(os.environ["LATENTEVOLVE_PORT"]), log_level="warning")
+"""
+WORKER = """
+from celery import Celery
+app = Celery("fake", broker="memory://")
+app.conf.broker_connection_retry_on_startup = True
+"""
+
+
+@dataclass
+class Project:
+    """A folder whose `server` and `worker` packages stand in for the real ones."""
+
+    folder: Path
+    port: int
+    started: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "PYTHONPATH": str(ROOT),
+            "LATENTEVOLVE_DATA_DIR": str(self.data),
+            "LATENTEVOLVE_MODEL": str(self.folder / "model"),
+        }
+
+    @property
+    def arguments(self) -> list[str]:
+        return ["serve", "--port", str(self.port), "--stop-timeout", "10"]
+
+    def sessions(self) -> dict[str, int]:
+        """Return the last process of each child that was started, from the logs."""
+        found = {}
+        for log in (self.data / "logs").glob("*.log"):
+            started = [line for line in log.read_text().splitlines() if line.startswith("--- started")]
+            found[log.stem] = int(started[-1].rsplit(" ", 1)[-1])
+        return found
+
+    def left(self) -> list[str]:
+        """Return the children that still run."""
+        return [name for name, session in self.sessions().items() if alive(session)]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    for name, file, code in (("server", "__main__.py", GATEWAY), ("worker", "app.py", WORKER)):
+        package = tmp_path / name
+        package.mkdir()
+        (package / "__init__.py").touch()
+        (package / file).write_text(code)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    made = Project(tmp_path, free_port())
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+    if (made.data / "logs").exists():
+        for name in made.left():
+            os.kill(made.sessions()[name], signal.SIGKILL)
+
+
+def start(project: Project, *extra: str, **env: str) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", *project.arguments, *extra],
+        cwd=project.folder,
+        env={**os.environ, **project.env, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    project.started.append(process)
+    return process
+
+
+def wait_for_line(process: "subprocess.Popen[str]", found: Callable[[str], bool]) -> list[str]:
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if found(line):
+            return lines
+    raise AssertionError(f"ended early: {lines}")
+
+
+def test_ready_box_and_clean_end_in_a_pipe(project: Project) -> None:
+    process = start(project)
+    lines = wait_for_line(process, lambda line: line.startswith("  stop"))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    shown = "".join(lines) + out
+    assert process.returncode == 0, err
+    for item in ("model", "gateway", "engine", "self-checks", "memory", "worker"):
+        assert any(line.startswith(f"✓ {item}") for line in lines), item
+    assert f"http://127.0.0.1:{project.port}/v1" in shown
+    assert "curl http://127.0.0.1" in shown
+    assert "gateway │ weights are loading" in shown
+    assert not [c for c in shown if ord(c) < 32 and c not in "\n\t"]
+    assert set(project.sessions()) == {"model", "gateway", "worker", "beat"}
+    assert project.left() == []
+
+
+def test_json_has_events_on_stdout_and_logs_on_stderr(project: Project) -> None:
+    process = start(project, "--json")
+    lines = wait_for_line(process, lambda line: '"ready"' in line)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    events = [json.loads(line) for line in [*lines, *out.splitlines()]]
+    assert events[-1] == {"event": "stopped", "code": 0}
+    assert {event["name"] for event in events if event["event"] == "check"} >= {"engine", "worker"}
+    assert "weights are loading" in err
+
+
+def test_children_get_the_options_as_settings(project: Project) -> None:
+    process = start(project, "--json", "--no-worker", "--effort", "high")
+    wait_for_line(process, lambda line: '"ready"' in line)
+    env = httpx.get(f"http://127.0.0.1:{project.port}/env").json()
+    process.terminate()
+    process.communicate(timeout=60)
+    assert env["LATENTEVOLVE_DEFAULT_EFFORT"] == "high"
+    assert env["LATENTEVOLVE_GATEWAY_URL"] == f"http://127.0.0.1:{project.port}"
+    assert set(project.sessions()) == {"model", "gateway"}
+
+
+def test_failed_self_check_is_shown_and_steering_said_to_be_off(project: Project) -> None:
+    process = start(project, "--no-worker", BAD_CHECK="1")
+    shown = "".join(wait_for_line(process, lambda line: line.startswith("  stop")))
+    process.terminate()
+    process.communicate(timeout=60)
+    assert "✗ self-checks" in shown
+    assert "mixed-prompt: cosine 0.2" in shown
+    assert "none (a self-check failed" in shown
+
+
+def test_gateway_that_cannot_start_ends_all_with_its_code_and_words(project: Project) -> None:
+    process = start(project, FAIL="1")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert "gateway ended (exit code 4); its last lines:" in out
+    assert "  weights are loading" in out
+    assert project.left() == []
+
+
+def test_reader_that_goes_away_does_not_end_the_server(project: Project) -> None:
+    process = start(project, "--no-worker")
+    wait_for_line(process, lambda line: line.startswith("  stop"))
+    assert process.stdout is not None
+    process.stdout.close()
+    time.sleep(1.0)
+    assert project.left() == ["gateway"]
+    process.terminate()
+    process.communicate(timeout=60)
+    assert project.left() == []
+
+
+def test_terminal_shows_a_box_and_ctrl_c_ends_it(project: Project) -> None:
+    seen = on_terminal(project.arguments, project.env, cwd=project.folder)
+    shown = seen.read_until("Ctrl-C")
+    assert "╭" in shown
+    assert "\x1b[" in shown
+    seen.type(b"\x03")
+    rest = seen.read()
+    assert seen.process.returncode == 0, rest
+    assert project.left() == []
