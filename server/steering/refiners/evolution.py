@@ -14,8 +14,12 @@ from model.engine import Engine
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, RefineResult
 from server.steering.refiners.trial import Trial
-from server.steering.refiners.trust import project
+from server.steering.refiners.trust import RADIUS, project
 from server.steering.rewards.scorer import Scorer
+
+NOISE = 0.5
+"""Measured on SmolLM2-135M from the neutral start (L = 16, 6 prompts, 6 candidates each): at 0.1 no
+greedy answer changed, at 0.2 one in nine, at 0.4 three in ten, at 0.8 nine in ten."""
 
 
 class EvolutionRefiner:
@@ -28,7 +32,9 @@ class EvolutionRefiner:
 
     name: Literal["evolution"] = "evolution"
 
-    def __init__(self, engine: Engine, scorer: Scorer, *, noise: float = 0.1, radius: float = 1.0) -> None:
+    def __init__(
+        self, engine: Engine, scorer: Scorer, *, noise: float = NOISE, radius: float = RADIUS
+    ) -> None:
         self._engine, self._scorer = engine, scorer
         self._noise, self._radius = noise, radius
 

@@ -13,7 +13,7 @@ from model.engine import Engine
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, RefineResult
 from server.steering.refiners.trial import Trial
-from server.steering.refiners.trust import project
+from server.steering.refiners.trust import RADIUS, project
 from server.steering.rewards.scorer import Scorer
 
 
@@ -27,7 +27,7 @@ class GradientRefiner:
 
     name: Literal["gradient"] = "gradient"
 
-    def __init__(self, engine: Engine, scorer: Scorer, *, rate: float = 0.03, radius: float = 1.0) -> None:
+    def __init__(self, engine: Engine, scorer: Scorer, *, rate: float = 0.1, radius: float = RADIUS) -> None:
         self._engine, self._scorer = engine, scorer
         self._rate, self._radius = rate, radius
 

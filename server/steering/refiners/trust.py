@@ -5,6 +5,10 @@ Owns the projection. A latent far from any embedding the model has seen earns re
 
 import torch
 
+RADIUS = 1.0
+"""Longest way from the start, relative to its norm. No longer than the default `delta_norm_clamp`, or
+transfer would not bring back what refining found."""
+
 
 def project(latent: torch.Tensor, start: torch.Tensor, radius: float) -> torch.Tensor:
     """Return the nearest latent to `latent` within `radius · ‖start‖` of `start`, all (L, d)."""
