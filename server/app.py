@@ -93,7 +93,7 @@ async def _run(
             readiness.open(gateway)
             await ending.wait()
             readiness.close()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # vLLM's argument parser exits
         readiness.close(f"{type(error).__name__}: {error}")
         logger.exception("the gateway could not be opened or closed")
         stop()

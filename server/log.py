@@ -12,6 +12,8 @@ from server.steering.call import current_call
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="-")
 """Id of the HTTP request being served; `-` outside of requests."""
 
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+
 
 class _Context(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
@@ -20,6 +22,14 @@ class _Context(logging.Filter):
         record.request_id = current_request_id.get()
         record.prior = (outcome.prior_version if outcome is not None else None) or "-"
         return True
+
+
+class _NoProbes(logging.Filter):
+    """Probes come every second and say nothing."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        path = record.args[2] if isinstance(record.args, tuple) and len(record.args) > 2 else None
+        return path not in _PROBES
 
 
 class _OneLine(logging.Formatter):
@@ -39,5 +49,10 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+    # On each package, for a library that vLLM imports sets the root logger's level to its own.
+    for name in ("config", "memory", "model", "server", "uvicorn"):
+        logging.getLogger(name).setLevel(level)
+    if level != "DEBUG":
+        logging.getLogger("uvicorn.access").addFilter(_NoProbes())
     for noisy in ("httpx", "httpcore", "filelock", "urllib3"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))

@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 STALE_AFTER = timedelta(minutes=15)
 """A night without a sign of life for so long has lost its worker."""
 SEND_TIMEOUT_S = 10.0
-LOOK_EVERY_S = 5.0
-"""Shortest pause between two looks at how many episodes are new."""
 
 
 class NightCoordinator:
@@ -38,6 +36,7 @@ class NightCoordinator:
         min_episodes: Fewest episodes a night can work with.
         min_reward: Least reward of an episode that goes into a snapshot.
         every: New episodes that start a night; 0: never.
+        pause_s: Shortest pause between two looks at how many episodes are new.
     """
 
     def __init__(
@@ -51,9 +50,10 @@ class NightCoordinator:
         min_episodes: int,
         min_reward: float,
         every: int,
+        pause_s: float = 5.0,
     ) -> None:
         self._space, self._store, self._log, self._snapshots = space, store, log, snapshots
-        self._send, self._every = send, every
+        self._send, self._every, self._pause_s = send, every, pause_s
         self._min_episodes, self._min_reward = min_episodes, min_reward
         self._remembered = asyncio.Event()
         self._remembered.set()  # look once at the start
@@ -98,7 +98,7 @@ class NightCoordinator:
                 logger.warning("no night by episode count: %s", error)
             except Exception:
                 logger.exception("no night by episode count")
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(self._pause_s)
 
     def remembered(self, _: Episode, fate: str) -> None:
         """Note that an episode is new. A listener for `Remember`."""

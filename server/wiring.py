@@ -6,7 +6,7 @@ nothing of HTTP.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -50,11 +50,12 @@ async def open_gateway(
         registry: Where metrics are registered.
         stop: Ends the process, for the engine is gone and does not come back.
     """
-    from server.engine.injection import install  # vLLM takes seconds to import: probes come first
+    model_path = await asyncio.to_thread(resolve_model, settings.model, settings.cache_dir, logger.info)
+    await asyncio.to_thread(_import_vllm, settings, model_path)
+    from server.engine.injection import install
     from server.engine.launch import launch
     from server.engine.self_check import run_checks
 
-    model_path = await asyncio.to_thread(resolve_model, settings.model, settings.cache_dir, logger.info)
     async with AsyncExitStack() as stack:
         launched = await stack.enter_async_context(launch(settings, model_path))
         engine, app = launched.engine, launched.app
@@ -86,7 +87,7 @@ async def assemble(
     inner: Any,
     served: Callable[[], Any],
     engine_answers: Callable[[], Coroutine[Any, Any, bool]],
-    checks: list[Check],
+    checks: Sequence[Check],
     send_night: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Gateway]:
     """Build everything around an engine and the app that serves it; tests bring a scripted engine.
@@ -154,6 +155,14 @@ async def assemble(
             tally=tally,
             checks=tuple(checks),
         )
+
+
+def _import_vllm(settings: Settings, model_path: str) -> None:
+    """Take the seconds that vLLM's import needs where they hold up no probe."""
+    from server.engine import injection, launch, self_check  # noqa: F401
+
+    launch.prepare_environment(settings, model_path)
+    launch.parse_arguments(settings, model_path)
 
 
 class _Server:

@@ -5,11 +5,13 @@ names the request id and nothing from inside.
 """
 
 import logging
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 
 from memory.episode import LatentMemoryError, StoreUnavailableError
 from memory.night import NightRunningError
@@ -85,6 +87,13 @@ def install_on_gateway(app: FastAPI) -> None:
 
 
 def install_on_inner(app: FastAPI) -> None:
-    """Let vLLM's app name the field of what steering refuses; its own handlers would lose it."""
-    for kind in (SteeringRejectedError, EngineError, LatentMemoryError):
-        app.add_exception_handler(kind, _answer)
+    """Let vLLM's app name the field of what steering refuses; its own handlers would lose it.
+
+    It has a handler for FastAPI's HTTPException, but none for Starlette's, which unknown routes raise.
+    """
+    # vLLM's app comes with its layers already built, and building them anew would lose its HTTP metrics.
+    layer: Any = app.middleware_stack
+    while layer is not None and not isinstance(layer, ExceptionMiddleware):
+        layer = getattr(layer, "app", None)
+    for kind in (SteeringRejectedError, EngineError, LatentMemoryError, HTTPException):
+        (layer or app).add_exception_handler(kind, _answer)

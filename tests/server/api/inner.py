@@ -49,6 +49,7 @@ def inner_app(engine: ScriptedEngine) -> FastAPI:
     for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages"):
         app.add_api_route(path, answer, methods=["POST"])
     app.add_api_route("/v1/completions", complete, methods=["POST"])
+    app.middleware_stack = app.build_middleware_stack()  # as vLLM's app comes
     return app
 
 

@@ -24,6 +24,12 @@ async def test_unknown_error_hides_internals(
     assert "secret of the inside" in caplog.text
 
 
+async def test_unknown_route_has_one_shape(served: Served) -> None:
+    answer = await served.http.get("/v1/nothing-here")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["type"] == "NotFoundError"
+
+
 async def test_error_inside_vllm_still_tells_what_ran(served: Served) -> None:
     answer = await served.chat(**{"break": "before"})
     assert answer.status_code == 500
