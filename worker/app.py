@@ -51,14 +51,15 @@ def make_worker(settings: Settings) -> Celery:
     return app
 
 
-@worker_process_init.connect
 def _yield_to_the_gateway(**_: Any) -> None:
     os.nice(NICENESS)
 
 
-@worker_ready.connect
 def _recover(sender: Any, **_: Any) -> None:
     sender.app.send_task("latentevolve.recover", expires=SCHEDULE_EXPIRES_S)
 
+
+worker_process_init.connect(_yield_to_the_gateway)
+worker_ready.connect(_recover)
 
 app = make_worker(Settings())

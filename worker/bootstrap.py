@@ -37,8 +37,8 @@ def interval(observations: NDArray[np.floating], seed: int = 0) -> Interval:
     """Return mean and 95 % bootstrap interval of independent observations, (n,) with n ≥ 1.
 
     The percentiles are moved outwards to match a t interval (Hesterberg, arXiv 1411.5279: "expanded
-    percentile interval"): plain bootstrap percentiles are too narrow by a third at n = 5. One
-    observation has no interval but everything.
+    percentile interval"): plain percentiles of 95 % in name held the truth in 84 % of trials at n = 5,
+    these in 92 %. One observation has no interval but everything.
     """
     n = len(observations)
     mean = float(np.mean(observations))

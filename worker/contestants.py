@@ -1,7 +1,6 @@
 """The latents that the gate compares: the candidate's and those of its controls.
 
-Owns how each control is made. Each is what the server would inject, so a prior stays silent (None)
-where it is not competent. Knows nothing of scores.
+Owns how each control is made. Knows nothing of scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,12 +46,11 @@ class Candidate:
     network: PriorNetwork
     competence: Competence
 
-    def latents(self, episodes: Sequence[Episode]) -> Latents:
-        """Return its prediction for each episode it is competent for."""
-        keys = stack_keys(episodes)
+    def predict(self, episodes: Sequence[Episode]) -> torch.Tensor:
+        """Return its latents for the episodes' keys, (N, L, d), wherever they lie."""
         with torch.no_grad():
-            predicted = self.network(torch.from_numpy(keys))  # (N, L, d)
-        return [z if self.competence.covers(key) else None for z, key in zip(predicted, keys, strict=True)]
+            latents: torch.Tensor = self.network(torch.from_numpy(stack_keys(episodes)))
+        return latents
 
 
 def contestants(
@@ -69,27 +67,31 @@ def contestants(
 
     Args:
         candidate: who wants to be promoted.
-        active: the prior that serves now; None leaves `active` out.
+        active: the prior that serves now, silent outside its region; None leaves `active` out.
         train: episodes the candidate learned from; the mean and the neighbours come from them.
         holdout: episodes to compare on.
         neutral: (L, d) base of the neighbours when there is no prior.
         recall: k, floor and temperature of serving.
         seed: of the random latents.
     """
-    proposed = candidate.latents(holdout)
+    proposed = candidate.predict(holdout)  # (N, L, d)
     mean = torch.from_numpy(np.mean([e.latent.astype(np.float32) for e in train], axis=0))  # (L, d)
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, Latents] = {
-        "candidate": proposed,
+        "candidate": list(proposed),
         "none": [None] * len(holdout),
         "knn": _neighbours(train, holdout, neutral, recall),
-        # These two speak where the candidate speaks, so that only what they say differs.
-        "mean": [None if z is None else mean for z in proposed],
-        "random": [None if z is None else _same_norms(z, generator) for z in proposed],
+        "mean": [mean] * len(holdout),
+        "random": [_same_norms(latent, generator) for latent in proposed],
     }
     if active is not None:
-        found["active"] = Candidate(active.network, active.competence).latents(holdout)
+        found["active"] = _as_served(active, holdout)
     return found
+
+
+def _as_served(prior: Prior, episodes: Sequence[Episode]) -> Latents:
+    keys = stack_keys(episodes)
+    return [torch.from_numpy(prior.predict(key)) if prior.covers(key) else None for key in keys]
 
 
 def _neighbours(

@@ -3,15 +3,17 @@
 Owns the measurement on the hold-out and the rule of the decision. Knows nothing of training, and
 publishes nothing.
 
-The rule, made for hold-outs of a few dozen episodes or fewer:
+The rule, made for hold-outs of a few dozen episodes or fewer, on those inside the candidate's region of
+competence, for outside it says nothing:
 
-1. On average over neighbourhoods the candidate's replay log-likelihood is above every control's.
+1. On average over neighbourhoods the candidate's replay log-likelihood is above every control's,
+   by more than rounding.
 2. Against no latent and against the active prior the 95 % interval of the difference is above zero:
    these two are what would be served instead. Against kNN-only, the mean and the random latent an
    average above zero is enough: they show that what was learned matters, not only that something is
    injected, and demanding five intervals of a small hold-out would refuse nearly every good prior.
 3. Decoded answers do not agree clearly less with the remembered ones (interval below zero).
-4. At least four neighbourhoods judged. With fewer, no interval excludes zero.
+4. At least five neighbourhoods judged. With fewer, intervals promise too much.
 
 A tie is a refusal.
 """
@@ -40,6 +42,9 @@ CONTROLS: Mapping[str, str] = {
     "active": "the active prior",
 }
 MUST_EXCLUDE_ZERO = ("none", "active")
+
+TIE = 1e-3
+"""Smaller differences per token are rounding: the same latent in another batch gives another last digit."""
 
 MAX_HOLDOUT = 96
 """Most episodes that judge; the order is random, so the first ones are a fair sample."""
@@ -72,7 +77,7 @@ class GateReport:
     promoted: bool
     reason: str
     n: int
-    """Hold-out episodes."""
+    """Hold-out episodes that it was judged by: those inside its region of competence."""
     neighbourhoods: int
     """Independent observations: near-twins are one."""
     unseen: bool
@@ -107,18 +112,18 @@ async def judge(
     Raises:
         EngineError: the engine failed.
     """
-    holdout, groups = sides.holdout[:MAX_HOLDOUT], sides.holdout_groups[:MAX_HOLDOUT]
+    holdout, groups, covered = _judging(candidate, sides)
     neutral = engine.neutral_latent()
     latents = contestants(candidate, active, sides.train, holdout, neutral=neutral, recall=recall, seed=seed)
     proposed = latents["candidate"]
-    finite = all(z is None or bool(torch.isfinite(z).all()) for z in proposed)
+    finite = all(z is not None and bool(torch.isfinite(z).all()) for z in proposed)
     comparisons: list[Comparison] = []
     agreement = None
     if finite:
         scores = await _scores(engine, holdout, latents, progress)
         comparisons = [_compare(name, scores, groups, seed) for name in CONTROLS]
         agreement = await measure_agreement(engine, holdout, groups, proposed, seed=seed)
-    promoted, reason = _decide(finite, comparisons, agreement, len(set(groups)))
+    promoted, reason = _decide(finite, covered, comparisons, agreement)
     return GateReport(
         promoted=promoted,
         reason=reason,
@@ -127,10 +132,23 @@ async def judge(
         unseen=sides.unseen,
         controls=tuple(comparisons),
         latent_error=_latent_errors(holdout, latents, neutral) if finite else {},
-        coverage=sum(z is not None for z in proposed) / len(holdout),
+        coverage=sum(candidate.competence.covers(e.key) for e in sides.holdout) / len(sides.holdout),
         threshold=candidate.competence.threshold,
         agreement=agreement,
     )
+
+
+def _judging(candidate: Candidate, sides: Split) -> tuple[tuple[Episode, ...], tuple[int, ...], int]:
+    """Return the episodes to judge by, their neighbourhoods, and how many of these are covered.
+
+    Only where the candidate would speak does it matter what it says. When it would speak almost nowhere
+    the whole hold-out is measured, for the record.
+    """
+    pairs = list(zip(sides.holdout, sides.holdout_groups, strict=True))
+    inside = [(episode, group) for episode, group in pairs if candidate.competence.covers(episode.key)]
+    covered = len({group for _, group in inside})
+    chosen = (inside if covered >= MIN_HOLDOUT else pairs)[:MAX_HOLDOUT]
+    return tuple(episode for episode, _ in chosen), tuple(group for _, group in chosen), covered
 
 
 async def _scores(
@@ -165,7 +183,6 @@ def _compare(name: str, scores: Mapping[str, Scores], groups: Sequence[int], see
         return Comparison(name, mean, None, note="no prior is active yet")
     control = grouped_means(scores[name], groups)
     found = interval(candidate - control, seed)
-    least = found.low if name in MUST_EXCLUDE_ZERO else found.mean
     return Comparison(
         control=name,
         candidate=mean,
@@ -173,20 +190,17 @@ def _compare(name: str, scores: Mapping[str, Scores], groups: Sequence[int], see
         difference=found.mean,
         low=found.low if np.isfinite(found.low) else None,
         high=found.high if np.isfinite(found.high) else None,
-        win=bool(least > 0),
+        win=found.mean > TIE and (found.low > 0 or name not in MUST_EXCLUDE_ZERO),
     )
 
 
 def _decide(
-    finite: bool, comparisons: Sequence[Comparison], agreement: Agreement | None, neighbourhoods: int
+    finite: bool, covered: int, comparisons: Sequence[Comparison], agreement: Agreement | None
 ) -> tuple[bool, str]:
     if not finite:
         return False, "the candidate's latents are not finite"
-    if neighbourhoods < MIN_HOLDOUT:
-        return (
-            False,
-            f"{neighbourhoods} neighbourhoods are held out, {MIN_HOLDOUT} are the fewest to judge by",
-        )
+    if covered < MIN_HOLDOUT:
+        return False, f"it covers {covered} held-out neighbourhoods, {MIN_HOLDOUT} are the fewest to judge by"
     lost = [comparison for comparison in comparisons if comparison.win is False]
     if lost:
         return False, "not better than " + ", ".join(_shortfall(comparison) for comparison in lost)
@@ -201,7 +215,7 @@ def _decide(
 
 def _shortfall(comparison: Comparison) -> str:
     name = CONTROLS[comparison.control]
-    if comparison.difference is not None and comparison.difference > 0:
+    if comparison.difference is not None and comparison.difference > TIE:
         return f"{name} (the interval of {comparison.difference:+.3f} does not exclude zero)"
     return f"{name} ({comparison.difference:+.3f})"
 

@@ -22,7 +22,7 @@ from config.settings import Settings
 from memory.atomic import write_json
 from memory.episode import Episode, LatentMemoryError
 from memory.night import NightLog, NightRecord, UnknownNightError
-from memory.prior import Competence, Prior, PriorNetwork
+from memory.prior import Prior, PriorNetwork
 from memory.registry import PriorRegistry, RegistryError
 from memory.signal import announce
 from memory.snapshot import read_snapshot
@@ -41,7 +41,7 @@ from worker.gate import GateReport, judge
 from worker.journal import Journal
 from worker.lock import night_lock
 from worker.manifest import NIGHT, manifest_of, trained_prompts
-from worker.neighbourhood import stack_keys
+from worker.region import region
 from worker.split import Split, split
 from worker.training import Recipe, Trained, train
 
@@ -122,6 +122,7 @@ async def _attempt(night: _Night) -> None:
             state="failed",
             error=f"unexpected {type(error).__name__} in phase {journal.record.phase}: {error}",
         )
+    shutil.rmtree(night.folder, ignore_errors=True)  # an ended night is never run again
 
 
 async def _consolidate(night: _Night) -> None:
@@ -174,8 +175,7 @@ async def _learn(
         checkpoint=night.folder / "checkpoint.safetensors",
         progress=journal.progress,
     )
-    competence = Competence.fit(stack_keys(sides.train), stack_keys(sides.holdout), seed=recipe.seed)
-    candidate = Candidate(network, competence)
+    candidate = Candidate(network, region(sides.train, sides.holdout, recipe.seed))
     journal.change(phase="gate", done=0, total=len(sides.holdout), message="comparing with all controls")
     report: GateReport = await judge(
         engine,

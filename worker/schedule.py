@@ -5,7 +5,6 @@ Owns the cron expression and the request that it leads to. The gateway decides w
 
 import logging
 
-import httpx
 from celery.schedules import ParseException, crontab
 
 from config.settings import Settings
@@ -28,12 +27,15 @@ def cron(expression: str) -> crontab | None:
         return crontab.from_string(expression)
     except (ParseException, ValueError) as error:
         raise ValueError(
-            f"LATENTEVOLVE_NIGHT_CRON is {expression!r}, expected five cron fields such as '0 3 * * *': {error}"
+            f"LATENTEVOLVE_NIGHT_CRON is {expression!r}, "
+            f"expected five cron fields such as '0 3 * * *': {error}"
         ) from error
 
 
 def request_night(settings: Settings) -> bool:
     """Ask the gateway for a night and return whether it took it; why not is logged."""
+    import httpx  # not needed by beat and the idle worker, which read the schedule only
+
     url = f"{settings.url}/v1/consolidations"
     headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
     try:

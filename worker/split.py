@@ -22,8 +22,9 @@ TWIN_COSINES = (0.97, 0.98, 0.99, 0.995)
 """Tried in turn. Prompts that share a long instruction are similar however they differ, and with many
 of them chains of near-twins swallow everything; then only closer ones count as twins."""
 
-MIN_HOLDOUT = 4
-"""Fewest neighbourhoods that can judge: with fewer no interval excludes zero."""
+MIN_HOLDOUT = 5
+"""Fewest neighbourhoods that can judge: with four, the 95 % interval held the truth in 85 % of trials,
+with five in 92 %."""
 
 MIN_VALIDATION = 2
 MIN_TRAIN = 2

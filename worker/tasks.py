@@ -15,7 +15,7 @@ from config.settings import Settings
 logger = logging.getLogger(__name__)
 
 
-@shared_task(name=NIGHT_TASK)
+@shared_task(name=NIGHT_TASK)  # type: ignore[untyped-decorator]
 def consolidate(night_id: str) -> None:
     """Run one night."""
     import asyncio
@@ -31,7 +31,7 @@ def consolidate(night_id: str) -> None:
     logger.info("night %s ended as %s: %s", record.id, record.state, record.error or record.message)
 
 
-@shared_task(name="latentevolve.schedule")
+@shared_task(name="latentevolve.schedule")  # type: ignore[untyped-decorator]
 def ask_for_night() -> None:
     """Ask the gateway for a night; only it can write the snapshot."""
     from worker.schedule import request_night
@@ -39,7 +39,7 @@ def ask_for_night() -> None:
     request_night(Settings())
 
 
-@shared_task(name="latentevolve.recover", bind=True)
+@shared_task(name="latentevolve.recover", bind=True)  # type: ignore[untyped-decorator]
 def recover(task: Any) -> None:
     """Queue nights again whose worker died."""
     from worker.recovery import orphaned_nights

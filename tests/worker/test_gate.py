@@ -1,0 +1,241 @@
+"""What passes the gate and what does not."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from memory.episode import Episode
+from memory.prior import Competence, Prior, PriorNetwork
+from model.engine import Decoding, Generation, SteeredPrompt, UnsupportedError
+from model.scripted_engine import CLOSE, POOR, ScriptedEngine
+from tests.worker.conftest import scripted_episodes
+from worker.agreement import word_overlap
+from worker.contestants import Candidate, Recall, contestants
+from worker.gate import CONTROLS, MUST_EXCLUDE_ZERO, GateReport, judge
+from worker.region import region
+from worker.split import Split, split
+from worker.training import Recipe, train
+
+
+class Mute(ScriptedEngine):
+    """Gives likelihoods, but decodes nothing."""
+
+    async def generate(
+        self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
+    ) -> list[Generation]:
+        raise UnsupportedError("this engine does not generate")
+
+
+class Contrary(ScriptedEngine):
+    """Decodes the remembered answer without a latent only."""
+
+    def __init__(self) -> None:
+        super().__init__(answer=lambda prompt, latent, how: "Answer: 1" if latent is None else "no idea")
+
+
+@pytest.fixture
+def sides(engine: ScriptedEngine) -> Split:
+    return split(scripted_episodes(engine), holdout_share=0.25, seed=0)
+
+
+def learned(engine: ScriptedEngine, sides: Split, episodes: Sequence[Episode] | None = None) -> Candidate:
+    """Return a candidate trained on the split's episodes, or on others in their place."""
+    length, hidden_size = engine.space.shape
+    torch.manual_seed(0)
+    network = PriorNetwork(hidden_size, length, rank=8, base=engine.neutral_latent())
+    train_on = list(episodes if episodes is not None else sides.train)
+    # Validation is taken from what it trains on, so that early stopping does not save it.
+    asyncio.run(train(engine, network, train_on, train_on[:4], Recipe("replay", steps=30, batch=4)))
+    return Candidate(network, region(sides.train, sides.holdout, 0))
+
+
+def judged(
+    engine: ScriptedEngine, sides: Split, candidate: Candidate, active: Candidate | None = None
+) -> GateReport:
+    serving = Prior("v1", engine.space.id, active.network, active.competence, {}) if active else None
+    return asyncio.run(judge(engine, candidate, serving, sides, recall=Recall(), seed=0))
+
+
+def test_a_good_candidate_passes_all_five_controls(engine: ScriptedEngine, sides: Split) -> None:
+    weak = Candidate(
+        PriorNetwork(64, 4, base=engine.neutral_latent()),
+        region(sides.train, sides.holdout, 0),
+    )
+    report = judged(engine, sides, learned(engine, sides), weak)
+    assert report.promoted, report.reason
+    assert [row.control for row in report.controls] == list(CONTROLS)
+    assert all(row.win and row.difference and row.difference > 0 for row in report.controls)
+    assert all(row.low and row.low > 0 for row in report.controls if row.control in MUST_EXCLUDE_ZERO)
+
+
+def test_the_first_night_says_that_no_prior_is_active(engine: ScriptedEngine, sides: Split) -> None:
+    report = judged(engine, sides, learned(engine, sides))
+    (row,) = (row for row in report.controls if row.control == "active")
+    assert (row.mean, row.win, row.note) == (None, None, "no prior is active yet")
+    assert report.promoted
+
+
+def test_a_candidate_of_noise_is_refused(engine: ScriptedEngine, sides: Split) -> None:
+    candidate = learned(engine, sides)
+    with torch.no_grad():
+        for weights in candidate.network.parameters():
+            weights.copy_(torch.randn_like(weights) * weights.std())
+    report = judged(engine, sides, candidate)
+    assert not report.promoted
+    assert "not better than" in report.reason
+
+
+def test_a_candidate_that_learned_wrong_answers_is_refused(engine: ScriptedEngine, sides: Split) -> None:
+    wrong = [replace(e, answer_token_ids=(*f"{POOR}7".encode(), CLOSE)) for e in sides.train]
+    report = judged(engine, sides, learned(engine, sides, wrong))
+    assert not report.promoted
+    assert "no latent" in report.reason
+
+
+def test_a_candidate_that_learned_other_topics_answers_is_refused(
+    engine: ScriptedEngine, sides: Split
+) -> None:
+    """Keys are dealt to the wrong episodes, so each topic gets another one's latent."""
+    keys = [episode.key for episode in sides.train]
+    shuffled = [
+        replace(episode, key=keys[(number + 1) % len(keys)]) for number, episode in enumerate(sides.train)
+    ]
+    good, bad = learned(engine, sides), learned(engine, sides, shuffled)
+    report = judged(engine, sides, bad, good)
+    assert not report.promoted
+    assert "the active prior" in report.reason
+
+
+def test_a_tie_with_the_active_prior_is_refused(engine: ScriptedEngine, sides: Split) -> None:
+    candidate = learned(engine, sides)
+    report = judged(engine, sides, candidate, candidate)
+    assert not report.promoted
+    assert report.reason.startswith("not better than the active prior (")
+
+
+def test_an_untrained_candidate_is_refused(engine: ScriptedEngine, sides: Split) -> None:
+    untrained = Candidate(
+        PriorNetwork(64, 4, base=engine.neutral_latent()), region(sides.train, sides.holdout, 0)
+    )
+    assert not judged(engine, sides, untrained).promoted
+
+
+def test_latents_that_are_not_finite_are_refused_unasked(engine: ScriptedEngine, sides: Split) -> None:
+    candidate = learned(engine, sides)
+    with torch.no_grad():
+        candidate.network.base[0, 0] = torch.nan
+    engine.calls.clear()
+    report = judged(engine, sides, candidate)
+    assert not report.promoted
+    assert "not finite" in report.reason
+    assert not engine.calls
+
+
+def test_a_candidate_that_would_speak_nowhere_is_refused(engine: ScriptedEngine, sides: Split) -> None:
+    candidate = learned(engine, sides)
+    nowhere = Candidate(candidate.network, Competence(candidate.competence.centroids, 1.01))
+    report = judged(engine, sides, nowhere)
+    assert report.coverage == 0
+    assert not report.promoted
+    assert "covers 0 held-out neighbourhoods" in report.reason
+
+
+def test_a_candidate_is_judged_where_it_would_speak(engine: ScriptedEngine, sides: Split) -> None:
+    candidate = learned(engine, sides)
+    scores = sorted(candidate.competence.score(episode.key) for episode in sides.holdout)
+    narrow = Candidate(candidate.network, Competence(candidate.competence.centroids, scores[2] - 1e-5))
+    report = judged(engine, sides, narrow)
+    assert report.n == len(sides.holdout) - 2
+    assert report.coverage == pytest.approx(report.n / len(sides.holdout))
+
+
+def test_outside_its_region_the_active_prior_counts_as_plain(engine: ScriptedEngine, sides: Split) -> None:
+    candidate = learned(engine, sides)
+    silent = Candidate(candidate.network, Competence(candidate.competence.centroids, 1.01))
+    rows = {row.control: row for row in judged(engine, sides, candidate, silent).controls}
+    assert rows["active"].mean == rows["none"].mean
+
+
+def test_region_holds_a_small_holdout_whole(sides: Split) -> None:
+    found = region(sides.train, sides.holdout, 0)
+    assert all(found.covers(episode.key) for episode in sides.holdout)
+
+
+def test_too_small_a_holdout_promotes_nothing(engine: ScriptedEngine, sides: Split) -> None:
+    small = replace(sides, holdout=sides.holdout[:4], holdout_groups=sides.holdout_groups[:4])
+    report = judged(engine, small, learned(engine, sides))
+    assert not report.promoted
+    assert "4 held-out neighbourhoods" in report.reason
+
+
+def test_answers_that_agree_clearly_less_are_refused(sides: Split) -> None:
+    engine = Contrary()
+    report = judged(engine, sides, learned(engine, sides))
+    assert not report.promoted
+    assert "agree less" in report.reason
+    assert report.agreement is not None
+    assert report.agreement.none == 1.0
+
+
+def test_an_engine_without_generation_is_judged_by_likelihood(sides: Split) -> None:
+    engine = Mute()
+    report = judged(engine, sides, learned(engine, sides))
+    assert report.agreement is None
+    assert report.promoted
+
+
+def test_report_is_strict_json_with_a_row_per_control(engine: ScriptedEngine, sides: Split) -> None:
+    report = judged(engine, sides, learned(engine, sides))
+    found = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert found["decision"] == "promoted"
+    assert found["n"] == len(sides.holdout)
+    assert {row["control"] for row in found["controls"]} == {"none", "knn", "mean", "random", "active"}
+    assert set(found["latent_error"]) == {"candidate", "neutral", "mean"}
+    assert 0.5 < found["coverage"] <= 1
+
+
+def test_report_depends_on_the_seed_only(engine: ScriptedEngine, sides: Split) -> None:
+    candidate = learned(engine, sides)
+    assert judged(engine, sides, candidate) == judged(engine, sides, candidate)
+
+
+def test_random_control_has_the_candidates_norms(engine: ScriptedEngine, sides: Split) -> None:
+    candidate = learned(engine, sides)
+    found = contestants(
+        candidate, None, sides.train, sides.holdout, neutral=engine.neutral_latent(), recall=Recall(), seed=0
+    )
+    for proposed, drawn in zip(found["candidate"], found["random"], strict=True):
+        assert proposed is not None and drawn is not None  # noqa: PT018 for the types
+        torch.testing.assert_close(proposed.norm(dim=1), drawn.norm(dim=1))
+        assert not torch.allclose(proposed, drawn)
+
+
+def test_recall_control_injects_nothing_below_the_floor(engine: ScriptedEngine, sides: Split) -> None:
+    found = contestants(
+        learned(engine, sides),
+        None,
+        sides.train,
+        sides.holdout,
+        neutral=engine.neutral_latent(),
+        recall=Recall(floor=1.0),
+        seed=0,
+    )
+    assert found["knn"] == [None] * len(sides.holdout)
+
+
+@pytest.mark.parametrize(
+    ("answer", "remembered", "overlap"),
+    [
+        ("Sports.", "sports", 1.0),
+        ("The answer is 12", "12", 0.4),
+        ("World", "Sports", 0.0),
+        ("", "", 1.0),
+        ("", "12", 0.0),
+    ],
+)
+def test_word_overlap(answer: str, remembered: str, overlap: float) -> None:
+    assert word_overlap(answer, remembered) == pytest.approx(overlap)

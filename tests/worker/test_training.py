@@ -1,0 +1,158 @@
+"""Training on the scripted engine, whose best latents are known."""
+
+import asyncio
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memory.prior import PriorNetwork
+from model.engine import LatentGradient
+from model.scripted_engine import ScriptedEngine
+from tests.worker.conftest import scripted_episodes
+from worker.errors import TrainingDivergedError
+from worker.split import Split, split
+from worker.training import Recipe, Trained, episode_weights, mean_likelihood, train
+
+RECIPE = Recipe(objective="replay", steps=30, batch=4)
+
+
+def fresh(engine: ScriptedEngine) -> PriorNetwork:
+    length, hidden_size = engine.space.shape
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return PriorNetwork(hidden_size, length, rank=8, base=engine.neutral_latent())
+
+
+def sides_of(engine: ScriptedEngine) -> Split:
+    return split(scripted_episodes(engine), holdout_share=0.25, seed=0)
+
+
+def trained(
+    engine: ScriptedEngine, sides: Split, network: PriorNetwork, recipe: Recipe = RECIPE, **options: Any
+) -> Trained:
+    return asyncio.run(train(engine, network, sides.train, sides.validation, recipe, **options))
+
+
+class Interrupted(ScriptedEngine):
+    """Dies after some gradients, as a worker does that is killed."""
+
+    gradients_left = 13
+
+    async def latent_gradient(self, *arguments: Any, **named: Any) -> LatentGradient:
+        self.gradients_left -= 1
+        if self.gradients_left < 0:
+            raise KeyboardInterrupt
+        return await super().latent_gradient(*arguments, **named)
+
+
+class Unsteady(ScriptedEngine):
+    """Gives NaN for the gradients of these calls."""
+
+    calls_with_nan: range = range(0)
+    gradient_calls = 0
+
+    async def latent_gradient(self, *arguments: Any, **named: Any) -> LatentGradient:
+        found = await super().latent_gradient(*arguments, **named)
+        self.gradient_calls += 1
+        if self.gradient_calls - 1 in self.calls_with_nan:
+            return replace(found, gradient=found.gradient * math.nan)
+        return found
+
+
+@pytest.mark.parametrize("objective", ["replay", "regress", "both"])
+def test_training_raises_the_likelihood_of_unseen_answers(engine: ScriptedEngine, objective: Any) -> None:
+    sides, network = sides_of(engine), fresh(engine)
+    before = asyncio.run(mean_likelihood(engine, network, sides.holdout))
+    trained(engine, sides, network, replace(RECIPE, objective=objective))
+    after = asyncio.run(mean_likelihood(engine, network, sides.holdout))
+    assert before < -3
+    assert after > -0.5
+
+
+def test_training_is_reproducible(engine: ScriptedEngine) -> None:
+    sides, one, two = sides_of(engine), fresh(engine), fresh(engine)
+    assert trained(engine, sides, one) == trained(engine, sides, two)
+    assert torch.equal(one.base, two.base)
+
+
+def test_resumed_training_equals_an_uninterrupted_one(engine: ScriptedEngine, tmp_path: Path) -> None:
+    sides, whole, resumed = sides_of(engine), fresh(engine), fresh(engine)
+    uninterrupted = trained(engine, sides, whole)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        trained(Interrupted(), sides, fresh(engine), checkpoint=checkpoint)
+    again = trained(engine, sides, resumed, checkpoint=checkpoint)
+    assert again.resumed_at == 10
+    assert replace(again, resumed_at=0) == uninterrupted
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_finished_training_is_not_repeated(engine: ScriptedEngine, tmp_path: Path) -> None:
+    sides, checkpoint = sides_of(engine), tmp_path / "checkpoint.safetensors"
+    first = trained(engine, sides, fresh(engine), checkpoint=checkpoint)
+    engine.calls.clear()
+    again = trained(engine, sides, fresh(engine), checkpoint=checkpoint)
+    assert again.evaluations == first.evaluations
+    assert not engine.calls
+
+
+def test_checkpoint_of_another_training_is_not_used(engine: ScriptedEngine, tmp_path: Path) -> None:
+    sides, checkpoint = sides_of(engine), tmp_path / "checkpoint.safetensors"
+    trained(engine, sides, fresh(engine), checkpoint=checkpoint)
+    other = trained(engine, sides, fresh(engine), replace(RECIPE, seed=1), checkpoint=checkpoint)
+    assert other.resumed_at == 0
+
+
+def test_broken_checkpoint_is_not_used(engine: ScriptedEngine, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint.write_bytes(b"\x00" * 100)
+    assert trained(engine, sides_of(engine), fresh(engine), checkpoint=checkpoint).resumed_at == 0
+
+
+def test_a_gradient_that_is_not_finite_is_left_out() -> None:
+    engine = Unsteady()
+    engine.calls_with_nan = range(2, 4)
+    sides, network = sides_of(engine), fresh(engine)
+    trained(engine, sides, network)
+    assert asyncio.run(mean_likelihood(engine, network, sides.holdout)) > -0.5
+
+
+def test_gradients_that_stay_not_finite_end_the_training() -> None:
+    engine = Unsteady()
+    engine.calls_with_nan = range(2, 99)
+    with pytest.raises(TrainingDivergedError, match="not finite"):
+        trained(engine, sides_of(engine), fresh(engine))
+
+
+def test_training_stops_when_nothing_is_gained_and_keeps_the_best(engine: ScriptedEngine) -> None:
+    sides, network = sides_of(engine), fresh(engine)
+    found = trained(engine, sides, network, replace(RECIPE, steps=500))
+    assert found.steps < 100
+    best = max(evaluation.log_likelihood for evaluation in found.evaluations)
+    assert asyncio.run(mean_likelihood(engine, network, sides.validation)) == pytest.approx(best, abs=1e-6)
+
+
+def test_weights_follow_reward_and_what_it_gained(engine: ScriptedEngine) -> None:
+    base = scripted_episodes(engine, 3)
+    episodes = [
+        replace(base[0], reward=0.9, plain_reward=0.9),
+        replace(base[1], reward=0.9, plain_reward=0.2),
+        replace(base[2], reward=0.5, plain_reward=0.6),
+    ]
+    weights = episode_weights(episodes)
+    assert weights.mean() == pytest.approx(1.0)
+    assert weights[1] > weights[0] > weights[2] > 0
+
+
+def test_progress_reaches_its_end(engine: ScriptedEngine) -> None:
+    seen: list[tuple[int, int]] = []
+    found = trained(
+        engine, sides_of(engine), fresh(engine), progress=lambda done, total, _: seen.append((done, total))
+    )
+    assert seen[0] == (0, RECIPE.steps)
+    assert seen[-1] == (found.steps, RECIPE.steps)
