@@ -17,10 +17,11 @@ CONTROLS = {
     "random": "random, same norm",
     "active": "active prior",
 }
+WINS = {True: "yes", False: "no"}
 
 
 def show_gate(screen: Screen, gate: Mapping[str, Any]) -> None:
-    """Write the candidate's comparison with each control."""
+    """Write the candidate's comparison with each control, in log-probability per answer token."""
     rows = [
         (
             CONTROLS.get(str(row["control"]), row["control"]),
@@ -28,14 +29,23 @@ def show_gate(screen: Screen, gate: Mapping[str, Any]) -> None:
             number(row.get("mean")),
             signed(row.get("difference")),
             f"{signed(row.get('low'))} … {signed(row.get('high'))}",
-            "yes" if row.get("win") else "no",
+            WINS.get(row.get("win"), "") or str(row.get("note") or "–"),
         )
         for row in gate.get("controls", ())
     ]
-    if rows:
-        headers = ("control", "candidate", "control's", "difference", "95 % interval", "win")
-        held_out = f" on {gate['n']} held-out episodes" if gate.get("n") else ""
-        screen.table(headers, rows, title=f"Gate{held_out}")
+    if not rows:
+        return
+    headers = ("control", "candidate", "control's", "difference", "95 % interval", "win")
+    screen.table(
+        headers, rows, title=f"Gate on {gate['n']} held-out episodes, log-probability per answer token"
+    )
+    if agreement := gate.get("agreement"):
+        screen.line(
+            f"decoded answers agree {number(agreement['candidate'])} with the remembered ones,"
+            f" without latents {number(agreement['none'])}"
+        )
+    if (coverage := gate.get("coverage")) is not None:
+        screen.line(f"competent for {100 * coverage:.0f} % of the held-out episodes")
 
 
 def number(value: object) -> str:

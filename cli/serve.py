@@ -5,6 +5,7 @@ alive and ended is in `cli/serving/`.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,35 +110,19 @@ def tree(settings: Settings, *, worker: bool) -> list[ChildSpec]:
     if worker:
         celery = (python, "-m", "celery", "-A", "worker.app")
         level = "DEBUG" if settings.log_level == "DEBUG" else "INFO"  # INFO tells when the worker is ready
-        specs += [
+        specs.append(
             ChildSpec(
                 "worker",
-                (
-                    *celery,
-                    "worker",
-                    "--concurrency",
-                    "1",
-                    "--without-gossip",
-                    "--without-mingle",
-                    "-l",
-                    level,
-                ),
+                (*celery, "worker", "--without-gossip", "--without-mingle", "-l", level),
                 env=fast,
                 restart=True,
-            ),
-            ChildSpec(
-                "beat",
-                (
-                    *celery,
-                    "beat",
-                    "--schedule",
-                    str(settings.data_dir.resolve() / "queue" / "beat-schedule"),
-                    "-l",
-                    level,
-                ),
-                restart=True,
-            ),
-        ]
+                # SIGTERM would wait for the end of a night; one that is cut short is queued again
+                # when the worker is back.
+                stop_signal=signal.SIGQUIT,
+            )
+        )
+        if settings.night_cron != "never":
+            specs.append(ChildSpec("beat", (*celery, "beat", "-l", level), restart=True))
     return specs
 
 

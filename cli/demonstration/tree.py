@@ -34,7 +34,7 @@ def own_tree(screen: Screen, data_dir: Path, **overrides: Any) -> Iterator[str]:
         CommandError: it ended before it was ready.
     """
     port = free_port()
-    settings = {**overrides, "port": port, "data_dir": data_dir, "night_cron": "", "night_episodes": 0}
+    settings = {**overrides, "port": port, "data_dir": data_dir, "night_cron": "never", "night_episodes": 0}
     command = (sys.executable, "-m", "cli.main", "serve", "--json", "--stop-timeout", str(STOP_S))
     inherited = {key: value for key, value in os.environ.items() if key != "LATENTEVOLVE_GATEWAY_URL"}
     events: queue.SimpleQueue[object] = queue.SimpleQueue()

@@ -33,6 +33,8 @@ class ChildSpec:
     """Start it again when it ends; otherwise its end is the end of the tree."""
     passing: bool = False
     """It is to end with code 0 before the others start."""
+    stop_signal: signal.Signals = signal.SIGTERM
+    """What asks it to end."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Child:
 
     def terminate(self) -> None:
         """Ask the first process to end; it tells its own workers."""
-        send([self.pid], signal.SIGTERM)
+        send([self.pid], self.spec.stop_signal)
 
     def kill(self) -> None:
         """End the whole session now."""

@@ -23,6 +23,8 @@ GATE = {
     "n": 12,
     "promoted": True,
     "reason": "better than every control",
+    "coverage": 0.75,
+    "agreement": {"n": 12, "candidate": 0.8, "none": 0.5, "difference": 0.3, "low": 0.1, "high": 0.5},
     "controls": [
         {
             "control": name,
@@ -33,7 +35,19 @@ GATE = {
             "high": 0.9,
             "win": True,
         }
-        for step, name in enumerate(("none", "knn", "mean", "random", "active"))
+        for step, name in enumerate(("none", "knn", "mean", "random"))
+    ]
+    + [
+        {
+            "control": "active",
+            "candidate": -0.5,
+            "mean": None,
+            "difference": None,
+            "low": None,
+            "high": None,
+            "win": None,
+            "note": "no prior is active yet",
+        }
     ],
 }
 

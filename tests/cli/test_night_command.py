@@ -25,6 +25,9 @@ def test_promoted_night_ends_with_the_table_and_zero(run: Run, gateway: FakeGate
     for control in ("no latent", "recall alone", "mean latent", "random, same norm", "active prior"):
         assert control in ran.out
     assert "+0.2000 … +0.9000" in ran.out
+    assert "no prior is active yet" in ran.out
+    assert "agree 0.8000 with the remembered ones, without latents 0.5000" in ran.out
+    assert "competent for 75 %" in ran.out
     assert "promoted: v3 is active (before: v1)" in ran.out
 
 

@@ -74,6 +74,18 @@ def test_gateway_can_run_alone(tmp_path: Path) -> None:
     assert [spec.name for spec in tree(Settings(data_dir=tmp_path), worker=False)] == ["model", "gateway"]
 
 
+def test_no_schedule_needs_no_beat(tmp_path: Path) -> None:
+    specs = tree(Settings(data_dir=tmp_path, night_cron="never"), worker=True)
+    assert [spec.name for spec in specs] == ["model", "gateway", "worker"]
+
+
+def test_schedule_that_is_none_is_wrong_usage(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENTEVOLVE_NIGHT_CRON", "at night")
+    ran = run("serve", "--port", str(free_port()))
+    assert ran.code == 2
+    assert "LATENTEVOLVE_NIGHT_CRON" in ran.err
+
+
 @pytest.mark.parametrize(
     ("host", "url"),
     [("127.0.0.1", "http://127.0.0.1:1"), ("0.0.0.0", "http://127.0.0.1:1"), ("::", "http://[::1]:1")],
