@@ -1,18 +1,24 @@
 """The part of us that runs inside vLLM's workers.
 
-Owns the final hidden states of requests that ask for a retrieval key, and the model's input
-embeddings. Imported by vLLM by name (`worker_extension_cls`); its methods are called with
-`collective_rpc`. Knows nothing of prompts, keys' centring or steering.
+Owns the final hidden states of requests that ask for a retrieval key, the model's input embeddings
+and head, and the end of an engine whose front end was killed. Imported by vLLM by name
+(`worker_extension_cls`); its methods are called with `collective_rpc`. Knows nothing of prompts, of how
+keys are centred, or of steering.
 
 The states come from between `execute_model` and `sample_tokens` of vLLM's model runner (V1), where
 row i of `sample_hidden_states` belongs to request i of the batch. `compute_logits` would see the same
 rows, but also those of prompt log-probabilities, which belong to one request alone.
 """
 
+import os
+import signal
+import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import torch
 
 KEY_REQUEST = "latentkey."
@@ -21,6 +27,7 @@ KEY_ID_LENGTH = len(KEY_REQUEST) + 32
 """Prefix and 32 hex digits; vLLM appends characters of its own to every request id."""
 MAX_STATES = 1024
 """Most states kept until they are fetched; the oldest is dropped first."""
+_WATCH_S = 1.0
 
 
 class StateCatcher:
@@ -66,6 +73,17 @@ class StateCatcher:
             )
         return [] if logits is None else [int(token) for token in logits.argmax(dim=-1)]
 
+    def end_with_front_end(self, pid: int) -> None:
+        """End the engine soon after process `pid` was killed; vLLM itself would go on without it.
+
+        On another machine, where `pid` is none of the processes above this one, do nothing.
+        """
+        front_end = next((parent for parent in psutil.Process().parents() if parent.pid == pid), None)
+        if front_end is not None:
+            # Workers end with the engine core, whose children they are.
+            engine_core = os.getpid() if os.getppid() == pid else os.getppid()
+            threading.Thread(target=_end_after, args=(front_end, engine_core), daemon=True).start()
+
 
 def keep_rows(
     states: "OrderedDict[str, torch.Tensor]", request_ids: Sequence[str], rows: torch.Tensor
@@ -88,3 +106,9 @@ def keep_rows(
 
 def _floats(values: torch.Tensor) -> bytes:
     return bytes(values.to("cpu", torch.float32).contiguous().numpy().tobytes())
+
+
+def _end_after(process: psutil.Process, pid: int) -> None:
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(_WATCH_S)
+    os.kill(pid, signal.SIGKILL)

@@ -4,11 +4,12 @@ Owns the arguments and the environment that vLLM gets, and the order in which it
 Knows nothing of what steering does; `injection.install` puts steering in afterwards.
 """
 
+import asyncio
 import logging
 import os
 import shlex
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,33 +46,58 @@ async def launch(settings: Settings, model_path: str) -> AsyncIterator[Launched]
 
     Raises:
         EngineDeadError: the engine did not start.
-        SystemExit: `settings.vllm_args` is not understood.
+        ValueError: `settings.vllm_args` is not understood.
     """
     prepare_environment(settings, model_path)
-    args = parse_arguments(settings, model_path)
-    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-    from vllm.entrypoints.launchers.app import build_app
-
+    args = await asyncio.to_thread(parse_arguments, settings, model_path)
     async with AsyncExitStack() as stack:
-        twin: TwinProcess | None = None
-        if settings.twin:
-            twin = TwinProcess(model_path, length=settings.latent_length, placement=settings.placement)
-            stack.push_async_callback(twin.close)
+        # Beside vLLM's own start, most of which is one thread's work.
+        twin, twin_started = await stack.enter_async_context(_twin(settings, model_path))
         llm = await start_engine(args)
         stack.push_async_callback(stop_engine, llm)
         close_client_embeds(llm)
         hide_placeholders(llm)
-        tasks = await llm.get_supported_tasks()
-        app = build_app(args, tasks, llm.model_config)
-        await init_app_state(llm, app.state, args, tasks)
+        app = await _build_app(args, llm)
         engine = await VLLMEngine.create(llm, model_path, settings, twin)
-        if twin is not None:
-            try:
-                await twin.start()
-            except EngineDeadError as error:  # the self-checks say what that means
-                logger.error("%s", error)
+        await twin_started
         await stack.enter_async_context(app.router.lifespan_context(app))
         yield Launched(engine, app, args)
+
+
+async def _build_app(args: Namespace, llm: Any) -> Any:
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+
+    tasks = await llm.get_supported_tasks()
+    app = await asyncio.to_thread(build_app, args, tasks, llm.model_config)
+    await init_app_state(llm, app.state, args, tasks)
+    return app
+
+
+@asynccontextmanager
+async def _twin(
+    settings: Settings, model_path: str
+) -> AsyncIterator[tuple[TwinProcess | None, Awaitable[None]]]:
+    """Yield the twin, if the settings want one, and what to await until it has started or failed to."""
+    if not settings.twin:
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        started.set_result(None)
+        yield None, started
+        return
+    twin = TwinProcess(model_path, length=settings.latent_length, placement=settings.placement)
+
+    async def start() -> None:
+        try:
+            await twin.start()
+        except EngineDeadError as error:  # the self-checks say what that means
+            logger.error("%s", error)
+
+    starting = asyncio.create_task(start())
+    try:
+        yield twin, starting
+    finally:
+        await twin.close()
+        await starting
 
 
 def prepare_environment(settings: Settings, model_path: str) -> None:
@@ -93,7 +119,11 @@ def prepare_environment(settings: Settings, model_path: str) -> None:
 
 
 def parse_arguments(settings: Settings, model_path: str) -> Namespace:
-    """Return the namespace that `vllm serve` would parse from our settings."""
+    """Return the namespace that `vllm serve` would parse from our settings.
+
+    Raises:
+        ValueError: `settings.vllm_args` is not understood.
+    """
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -105,7 +135,11 @@ def parse_arguments(settings: Settings, model_path: str) -> Namespace:
         on_cpu=current_platform.is_cpu(),
         has_bfloat16=computes_in_bfloat16(),
     )
-    args: Namespace = make_arg_parser(FlexibleArgumentParser(prog="vllm")).parse_args(arguments)
+    parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
+    try:
+        args: Namespace = parser.parse_args(arguments)
+    except SystemExit as error:  # argparse has printed why
+        raise ValueError(f"vLLM does not understand its options: {shlex.join(arguments)}") from error
     validate_parsed_serve_args(args)
     return args
 

@@ -22,7 +22,7 @@ _MESSAGES = (
     "A shop sells pencils at 3 for 40 cents. How much do 12 pencils cost? Explain each step briefly.",
     "Schreibe einen Satz über einen Fluss, der im Winter zufriert, und einen über das Meer.",
 )
-_ANSWER_TOKENS = 12
+_ANSWER_TOKENS = 8
 _LEAST_COSINE = 0.999
 _LEAST_AGREEMENT = 0.9
 _STEP = 0.01

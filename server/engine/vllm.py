@@ -11,9 +11,9 @@ the prefill of everything that follows.
 """
 
 import asyncio
+import os
 import uuid
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -22,7 +22,6 @@ import torch
 from config.settings import Settings
 from model.engine import (
     Decoding,
-    EngineDeadError,
     EngineError,
     Generation,
     LatentGradient,
@@ -34,7 +33,10 @@ from model.fingerprint import checkpoint_dtype, space_of
 from model.keys import KEY_PROBES, centre, centred
 from model.placement import Placement, render_chat
 from model.space import LatentSpace
+from server.engine.decoding import generation_of, sampling_params
+from server.engine.errors import translated
 from server.engine.extension import KEY_REQUEST
+from server.engine.states import StateFetcher, floats
 
 T = TypeVar("T")
 
@@ -60,13 +62,14 @@ class VLLMEngine:
         self._dtype: torch.dtype = llm.model_config.dtype
         self._centre = torch.zeros(space.hidden_size)
         self._neutral = torch.zeros(space.shape)
-        self._states = _StateFetcher(llm)
+        self._states = StateFetcher(llm)
 
     @classmethod
     async def create(
         cls, llm: Any, model_path: str, settings: Settings, twin: Any | None = None
     ) -> "VLLMEngine":
         """Hook into `llm`'s workers and find the centre of keys through the engine's own key pass."""
+        await llm.collective_rpc("end_with_front_end", args=(os.getpid(),))
         await llm.collective_rpc("catch_key_states")
         tokenizer = llm.get_tokenizer()
         placement = Placement.of(tokenizer, settings.placement)
@@ -119,14 +122,14 @@ class VLLMEngine:
 
     async def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Return input embeddings of tokens, (n, d) float32."""
-        with _translated():
+        with translated():
             (rows, *_) = await self.llm.collective_rpc("embed_latent_tokens", args=(list(token_ids),))
-        return _floats(rows).reshape(len(token_ids), -1)
+        return floats(rows).reshape(len(token_ids), -1)
 
     async def next_tokens(self, states: torch.Tensor) -> list[int]:
         """Return the tokens that the model's own head reads from final hidden states, (B, d)."""
         data = states.float().contiguous().numpy().tobytes()
-        with _translated():
+        with translated():
             answers = await self.llm.collective_rpc("decode_key_states", args=(data,))
         return list(next((answer for answer in answers if answer), []))
 
@@ -202,8 +205,8 @@ class VLLMEngine:
 
         async def one(prompt: Any, how: Decoding) -> Generation:
             room = self.max_model_len - len(prompt["prompt_token_ids"])
-            output = await self._finish(prompt, sampling(how, room), f"latent.{uuid.uuid4().hex}")
-            return _generation(output, how.top_logprobs)
+            output = await self._finish(prompt, sampling_params(how, room), f"latent.{uuid.uuid4().hex}")
+            return generation_of(output, how.top_logprobs)
 
         return await _all([one(prompt, how) for prompt, how in zip(inputs, each, strict=True)])
 
@@ -255,88 +258,12 @@ class VLLMEngine:
 
         params.output_kind = RequestOutputKind.FINAL_ONLY
         last = None
-        with _translated():
+        with translated():
             async for output in self.llm.generate(prompt, params, request_id):
                 last = output
         if last is None or not last.outputs:
             raise EngineError("vLLM gave no output")
         return last
-
-
-class _StateFetcher:
-    """Fetches hidden states from the workers; those asked for while a call runs share the next."""
-
-    def __init__(self, llm: Any) -> None:
-        self._llm = llm
-        self._waiting: dict[str, asyncio.Future[torch.Tensor]] = {}
-        self._running: asyncio.Task[None] | None = None
-
-    async def fetch(self, request_id: str) -> torch.Tensor:
-        """Return the state, (d,), of a finished key request."""
-        future: asyncio.Future[torch.Tensor] = asyncio.get_running_loop().create_future()
-        self._waiting[request_id] = future
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
-        return await future
-
-    async def _run(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, {}
-            try:
-                with _translated():
-                    answers = await self._llm.collective_rpc("take_key_states", args=(list(batch),))
-            except Exception as error:
-                for future in batch.values():
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            found: dict[str, bytes] = {}
-            for answer in answers:  # one per worker; only the last pipeline stage has states
-                found |= answer
-            for request_id, future in batch.items():
-                if future.done():
-                    continue
-                if request_id in found:
-                    future.set_result(_floats(found[request_id]))
-                else:
-                    future.set_exception(EngineError("the worker kept no hidden state of the request"))
-
-
-def sampling(decoding: Decoding, room: int) -> Any:
-    """Return vLLM's `SamplingParams` of `decoding`, with at most `room` tokens."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
-
-    grammar = None
-    if decoding.choices is not None:
-        grammar = StructuredOutputsParams(choice=list(decoding.choices))
-    elif decoding.json_schema is not None:
-        grammar = StructuredOutputsParams(json=decoding.json_schema)
-    return SamplingParams(
-        max_tokens=max(1, min(decoding.max_tokens, room)),
-        temperature=decoding.temperature,
-        top_p=decoding.top_p,
-        seed=decoding.seed,
-        stop=list(decoding.stop),
-        structured_outputs=grammar,
-        logprobs=decoding.top_logprobs or None,
-    )
-
-
-def _generation(output: Any, top: int) -> Generation:
-    answer = output.outputs[0]
-    if answer.finish_reason not in ("stop", "length"):
-        raise EngineError(f"vLLM ended an answer with {answer.finish_reason!r}")
-    means = tuple(
-        sum(sorted((entry.logprob for entry in entries.values()), reverse=True)[:top]) / top
-        for entries in (answer.logprobs or ())
-    )
-    return Generation(
-        text=answer.text,
-        token_ids=tuple(answer.token_ids),
-        finish_reason=answer.finish_reason,
-        top_logprobs=means if top else (),
-    )
 
 
 async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -349,21 +276,3 @@ async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    from vllm.exceptions import VLLMError
-    from vllm.v1.engine.exceptions import EngineDeadError as VLLMDeadError
-    from vllm.v1.engine.exceptions import EngineGenerateError
-
-    try:
-        yield
-    except VLLMDeadError as error:
-        raise EngineDeadError("vLLM's engine is gone") from error
-    except (VLLMError, EngineGenerateError) as error:
-        raise EngineError(str(error) or type(error).__name__) from error
-
-
-def _floats(data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.float32)

@@ -25,8 +25,8 @@ def settings() -> Settings:
         kv_cache_gib=0.25,
         max_num_seqs=16,
         log_level="WARNING",
-        # 64 tokens per step, so that longer prompts are prefilled in chunks.
-        vllm_args="--max-num-batched-tokens 64 --enable-prompt-tokens-details",
+        # 128 tokens per step, so that longer prompts are prefilled in chunks.
+        vllm_args="--max-num-batched-tokens 128 --enable-prompt-tokens-details",
     )
 
 

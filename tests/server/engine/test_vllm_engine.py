@@ -44,7 +44,7 @@ async def test_self_checks_pass_and_measure(engine: VLLMEngine) -> None:
 
 async def test_keys_of_concurrent_prompts_are_not_mixed_up(engine: VLLMEngine) -> None:
     prompts = [prompt(engine, f"What is {n} times {n + 3}?") for n in range(6)]
-    prompts.append(prompt(engine, LONG))  # 180 tokens: prefilled in chunks of 64
+    prompts.append(prompt(engine, LONG))  # 220 tokens: prefilled in chunks of 128
     traffic = [
         engine.generate([SteeredPrompt(prompt(engine, f"Tell me about the number {n}."))], Decoding(24))
         for n in range(5)
