@@ -93,8 +93,11 @@ async def _run(
             readiness.open(gateway)
             await ending.wait()
             readiness.close()
-    except (Exception, SystemExit) as error:  # vLLM's argument parser exits
+    except Exception as error:
         readiness.close(f"{type(error).__name__}: {error}")
+        if ending.is_set():
+            logger.warning("the gateway did not close in order: %s", readiness.failure)
+            return
         logger.exception("the gateway could not be opened or closed")
         stop()
 

@@ -51,7 +51,7 @@ async def open_gateway(
         stop: Ends the process, for the engine is gone and does not come back.
     """
     model_path = await asyncio.to_thread(resolve_model, settings.model, settings.cache_dir, logger.info)
-    await asyncio.to_thread(_import_vllm, settings, model_path)
+    await asyncio.to_thread(_import_engine)
     from server.engine.injection import install
     from server.engine.launch import launch
     from server.engine.self_check import run_checks
@@ -157,12 +157,9 @@ async def assemble(
         )
 
 
-def _import_vllm(settings: Settings, model_path: str) -> None:
-    """Take the seconds that vLLM's import needs where they hold up no probe."""
+def _import_engine() -> None:
+    """Take the seconds that the engine's libraries need where they hold up no probe."""
     from server.engine import injection, launch, self_check  # noqa: F401
-
-    launch.prepare_environment(settings, model_path)
-    launch.parse_arguments(settings, model_path)
 
 
 class _Server:

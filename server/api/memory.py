@@ -1,11 +1,13 @@
-"""GET /v1/memory/stats: what is remembered, and how often it helps."""
+"""GET /v1/memory/stats and /v1/memory/episodes/{id}: what is remembered, and how often it helps."""
 
 import asyncio
 from typing import Any
+from uuid import UUID
 
 from fastapi import APIRouter
 
 from server.api.deps import GatewayDep
+from server.errors import NotFoundError
 
 router = APIRouter(prefix="/v1/memory", tags=["memory"])
 
@@ -30,3 +32,16 @@ async def stats(gateway: GatewayDep) -> dict[str, Any]:
         "pending_writes": gateway.remember.pending,
         "dropped_writes": gateway.remember.counts.dropped,
     }
+
+
+@router.get("/episodes/{episode_id}")
+async def episode(gateway: GatewayDep, episode_id: str) -> dict[str, Any]:
+    """Return one episode without its vectors."""
+    try:
+        name = str(UUID(episode_id))
+    except ValueError:
+        raise NotFoundError("ids of episodes are UUIDs, as in x-latent-episodes", "episode_id") from None
+    found = await asyncio.to_thread(gateway.store.get, name)
+    if found is None:
+        raise NotFoundError(f"no episode {name} in this space", "episode_id")
+    return found.summary()

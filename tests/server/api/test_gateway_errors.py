@@ -73,6 +73,8 @@ async def test_engine_error_in_vllms_app_has_our_shape(served: Served, error: Ex
         ("GET", "/v1/latent/traces/not-a-uuid", 404),
         ("GET", "/v1/latent/traces/00000000-0000-4000-8000-000000000000", 404),
         ("GET", "/v1/latent/traces/00000000-0000-4000-8000-000000000000?include=all", 400),
+        ("GET", "/v1/memory/episodes/not-a-uuid", 404),
+        ("GET", "/v1/memory/episodes/00000000-0000-4000-8000-000000000000", 404),
         ("GET", "/v1/priors/v1", 404),
         ("GET", "/v1/priors/..%2F..", 404),
         ("POST", "/v1/priors/v1/activate", 404),

@@ -84,6 +84,15 @@ async def test_statistics_count_by_space_and_mode(served: Served) -> None:
     assert stats["pending_writes"] == stats["dropped_writes"] == 0
 
 
+async def test_recalled_episode_can_be_read(served: Served) -> None:
+    await remember(served, 1)
+    name = (await served.chat("sum it up")).headers["x-latent-episodes"]
+    episode = (await served.http.get(f"/v1/memory/episodes/{name}")).json()
+    assert episode["id"] == name
+    assert "sum 0" in episode["prompt_text"]
+    assert not {"key", "latent"} & set(episode)
+
+
 async def test_trace_can_be_fetched_with_its_latent(served: Served) -> None:
     answer = await served.chat("sum two", latent={"effort": "medium"})
     path = f"/v1/latent/traces/{answer.headers['x-latent-trace']}"
