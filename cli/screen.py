@@ -7,7 +7,8 @@ everything else on stderr. Knows nothing of what is written.
 import json
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich import box
@@ -56,6 +57,15 @@ class Screen:
     def note(self, text: str, style: str = "") -> None:
         """Write one remark on stderr."""
         write(self.notes, text, style)
+
+    @contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Show a spinner while something takes its time; terminals only."""
+        if self.live:
+            with self.console.status(Text(text)):
+                yield
+        else:
+            yield
 
     def document(self, value: Any) -> None:
         """Write the result as one indented JSON document; nothing unless --json was given."""

@@ -22,19 +22,25 @@ from cli.serving.claim import free_port
 from cli.serving.lifeline import lifeline
 
 STOP_S = 40.0
+ISOLATED = {
+    "host": "127.0.0.1",
+    "memory_url": "",  # a Qdrant server or a broker that is used otherwise must not see the demo
+    "broker_url": "",
+    "night_cron": "never",
+    "night_episodes": 0,
+}
+"""Settings that keep a demo to itself, and its nights to when they are asked for."""
 
 
 @contextmanager
 def own_tree(screen: Screen, data_dir: Path, **overrides: Any) -> Iterator[str]:
     """Run a whole tree on `data_dir` and yield its URL once it is ready.
 
-    Nights come only when they are asked for, so that day and night stay apart.
-
     Raises:
         CommandError: it ended before it was ready.
     """
     port = free_port()
-    settings = {**overrides, "port": port, "data_dir": data_dir, "night_cron": "never", "night_episodes": 0}
+    settings = {**overrides, **ISOLATED, "port": port, "data_dir": data_dir}
     command = (sys.executable, "-m", "cli.main", "serve", "--json", "--stop-timeout", str(STOP_S))
     inherited = {key: value for key, value in os.environ.items() if key != "LATENTEVOLVE_GATEWAY_URL"}
     events: queue.SimpleQueue[object] = queue.SimpleQueue()
@@ -42,10 +48,11 @@ def own_tree(screen: Screen, data_dir: Path, **overrides: Any) -> Iterator[str]:
     with lifeline(STOP_S + 5.0) as guard_fd:
         child = Child(ChildSpec("serve", command, environment(settings)), events, guard_fd, inherited)
         try:
-            _wait_until_ready(screen, events, child, data_dir)
+            with screen.busy("waiting for the server"):
+                _wait_until_ready(screen, events, child, data_dir)
             yield f"http://127.0.0.1:{port}"
         finally:
-            _end(child, events)
+            _end(child)
             os.write(guard_fd, b"-%d\n" % child.pid)
 
 
@@ -78,13 +85,9 @@ def _event(text: str) -> dict[str, Any]:
     return event if isinstance(event, dict) else {}
 
 
-def _end(child: Child, events: "queue.SimpleQueue[object]") -> None:
+def _end(child: Child) -> None:
     child.terminate()
     deadline = time.monotonic() + STOP_S + 5.0
-    while time.monotonic() < deadline:
-        try:
-            if isinstance(events.get(timeout=0.2), Ended):
-                break
-        except queue.Empty:
-            continue
+    while child.alive and time.monotonic() < deadline:
+        time.sleep(0.05)
     child.reap()

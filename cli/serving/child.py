@@ -89,6 +89,11 @@ class Child:
         """Process id, also the id of its session."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether the first process still runs."""
+        return self.pid in members({self.pid})
+
     def terminate(self) -> None:
         """Ask the first process to end; it tells its own workers."""
         send([self.pid], self.spec.stop_signal)

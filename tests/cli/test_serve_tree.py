@@ -7,98 +7,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.cli.ports import free_port
-from tests.cli.serving.conftest import alive
+from cli.demonstration.tree import own_tree
+from cli.failure import CommandError
+from cli.screen import Screen
+from tests.cli.project import Project, make_project
 from tests.cli.terminal import on_terminal
-
-ROOT = Path(__file__).parents[2]
-
-GATEWAY = """
-import os, sys
-import uvicorn
-from fastapi import FastAPI
-app = FastAPI()
-print("weights are loading", flush=True)
-if os.environ.get("FAIL"):
-    sys.exit(4)
-OK = not os.environ.get("BAD_CHECK")
-CHECKS = [{"name": "mixed-prompt", "ok": OK, "value": 0.2, "detail": "cosine 0.2"}]
-@app.get("/readyz")
-def readyz():
-    return {"ready": True, "engine": True, "memory": True, "checks": CHECKS, "steering": OK}
-@app.get("/env")
-def env():
-    return dict(os.environ)
-uvicorn.run(app, port=int(os.environ["LATENTEVOLVE_PORT"]), log_level="warning")
-"""
-WORKER = """
-from celery import Celery
-app = Celery("fake", broker="memory://")
-app.conf.broker_connection_retry_on_startup = True
-"""
-
-
-@dataclass
-class Project:
-    """A folder whose `server` and `worker` packages stand in for the real ones."""
-
-    folder: Path
-    port: int
-    started: list["subprocess.Popen[str]"] = field(default_factory=list)
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "data"
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {
-            "PYTHONPATH": str(ROOT),
-            "LATENTEVOLVE_DATA_DIR": str(self.data),
-            "LATENTEVOLVE_MODEL": str(self.folder / "model"),
-        }
-
-    @property
-    def arguments(self) -> list[str]:
-        return ["serve", "--port", str(self.port), "--stop-timeout", "10"]
-
-    def sessions(self) -> dict[str, int]:
-        """Return the last process of each child that was started, from the logs."""
-        found = {}
-        for log in (self.data / "logs").glob("*.log"):
-            started = [line for line in log.read_text().splitlines() if line.startswith("--- started")]
-            found[log.stem] = int(started[-1].rsplit(" ", 1)[-1])
-        return found
-
-    def left(self) -> list[str]:
-        """Return the children that still run."""
-        return [name for name, session in self.sessions().items() if alive(session)]
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Project]:
-    for name, file, code in (("server", "__main__.py", GATEWAY), ("worker", "app.py", WORKER)):
-        package = tmp_path / name
-        package.mkdir()
-        (package / "__init__.py").touch()
-        (package / file).write_text(code)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    made = Project(tmp_path, free_port())
+    made = make_project(tmp_path)
     yield made
-    for process in made.started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-    if (made.data / "logs").exists():
-        for name in made.left():
-            os.kill(made.sessions()[name], signal.SIGKILL)
+    made.clear()
 
 
 def start(project: Project, *extra: str, **env: str) -> "subprocess.Popen[str]":
@@ -203,3 +128,26 @@ def test_terminal_shows_a_box_and_ctrl_c_ends_it(project: Project) -> None:
     rest = seen.read()
     assert seen.process.returncode == 0, rest
     assert project.left() == []
+
+
+def test_demo_runs_a_tree_of_its_own_and_ends_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.folder)
+    for name, value in {**project.env, "LATENTEVOLVE_MEMORY_URL": "http://127.0.0.1:1"}.items():
+        monkeypatch.setenv(name, value)
+    with own_tree(Screen(), project.data) as url:
+        env = httpx.get(f"{url}/env").json()
+        assert env["LATENTEVOLVE_MEMORY_URL"] == "", "a memory that is used otherwise is left alone"
+        assert env["LATENTEVOLVE_NIGHT_CRON"] == "never"
+        assert set(project.left()) == {"gateway", "worker"}
+    assert project.left() == []
+
+
+def test_demo_says_why_its_tree_could_not_start(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project.folder)
+    for name, value in {**project.env, "FAIL": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CommandError, match="ended before it was ready"), own_tree(Screen(), project.data):
+        pass
+    assert "weights are loading" in capsys.readouterr().err
