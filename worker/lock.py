@@ -10,7 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from config.settings import Settings
 from worker.errors import NightBusyError
+
+
+def lock_folder(settings: Settings) -> Path:
+    """Return the folder of the locks of all spaces."""
+    return settings.data_dir / "locks"
 
 
 @contextmanager

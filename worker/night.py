@@ -39,7 +39,7 @@ from worker.errors import (
 )
 from worker.gate import GateReport, judge
 from worker.journal import Journal
-from worker.lock import night_lock
+from worker.lock import lock_folder, night_lock
 from worker.manifest import NIGHT, manifest_of, trained_prompts
 from worker.region import region
 from worker.split import Split, split
@@ -81,11 +81,6 @@ async def run_night(
     except NightOverruledError as error:
         logger.warning("night %s stops: %s", night_id, error)
     return log.get(night_id) or journal.record
-
-
-def lock_folder(settings: Settings) -> Path:
-    """Return the folder of the locks of all spaces."""
-    return settings.data_dir / "locks"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ worker takes it along; Redis gives it back only after its visibility timeout. Th
 
 from config.settings import Settings
 from memory.night import NightLog
-from worker.lock import is_locked
-from worker.night import lock_folder
+from worker.lock import is_locked, lock_folder
 
 
 def orphaned_nights(settings: Settings) -> list[str]:

