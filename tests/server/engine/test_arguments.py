@@ -1,11 +1,12 @@
 """What vLLM is started with."""
 
+import os
 from typing import Any
 
 import pytest
 
 from config.settings import Settings
-from server.engine.launch import MAX_MODEL_LEN, engine_arguments, prepare_environment
+from server.engine.launch import MAX_MODEL_LEN, engine_arguments, intel_openmp, prepare_environment
 
 
 def arguments(context: int | None = 2048, on_cpu: bool = True, **settings: Any) -> list[str]:
@@ -63,10 +64,22 @@ def test_clients_see_the_served_name() -> None:
 
 
 def test_operators_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     monkeypatch.setattr(os, "environ", {"VLLM_CPU_NUM_OF_RESERVED_CPU": "1"})
     prepare_environment(Settings(_env_file=None), "org/model")
     assert os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] == "1"
     assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
     assert "HF_HUB_OFFLINE" not in os.environ
+
+
+def test_intels_openmp_is_loaded_first_but_never_beside_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = intel_openmp()
+    if runtime is None:
+        pytest.skip("no intel-openmp: vLLM is not the CPU build")
+    for before, after in (
+        ("", str(runtime)),
+        ("/lib/libtcmalloc.so", f"{runtime}:/lib/libtcmalloc.so"),
+        ("/lib/libgomp.so.1", "/lib/libgomp.so.1"),
+    ):
+        monkeypatch.setattr(os, "environ", {"LD_PRELOAD": before})
+        prepare_environment(Settings(_env_file=None), "org/model")
+        assert os.environ["LD_PRELOAD"] == after
