@@ -4,6 +4,7 @@ Owns sending questions with a few at a time and what is counted about them. The 
 stay here: only questions are sent.
 """
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -135,6 +136,7 @@ def run_day(
 
 
 def _memory(reply: Reply) -> str:
+    """Return what became of the episode and why, without the reward that some reasons name."""
     state = str(reply.trace.get("remembered", "unknown"))
     why = reply.trace.get("why_not_remembered")
-    return f"{state}: {why}" if why else state
+    return re.sub(r" \d\.\d+ is below", " was below", f"{state}: {why}") if why else state

@@ -105,6 +105,14 @@ def test_rewards_are_compared_only_where_both_were_measured() -> None:
     assert tally.line() == "recalled 3, refined 1, stored 3, reward 0.250 → 0.750"
 
 
+def test_reasons_are_counted_together_whatever_the_reward() -> None:
+    replies = [reply("a") for _ in range(3)]
+    for kept, reward in zip(replies, ("0.2", "0.41"), strict=False):
+        kept.trace.update(remembered="no", why_not_remembered=f"its reward {reward} is below 0.5")
+    counted = Tally(replies).summary()["remembered"]
+    assert counted == {"no: its reward was below 0.5": 2, "stored": 1}
+
+
 def test_empty_day_has_no_rewards() -> None:
     assert Tally().rewards() == (None, None)
 
