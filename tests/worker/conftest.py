@@ -15,6 +15,8 @@ from memory.night import NightLog, NightRecord
 from memory.registry import PriorRegistry
 from memory.snapshot import write_snapshot
 from model.scripted_engine import CLOSE, GOOD, ScriptedEngine
+from model.transformers_engine import TransformersEngine
+from tests.worker.real_episodes import real_episodes
 
 TOPICS = ("sums", "poems", "news")
 
@@ -100,6 +102,19 @@ class Place:
         record = self.log.create(self.space, "api")
         write_snapshot(episodes, self.settings.data_dir / "snapshots" / record.id)
         return record
+
+
+@pytest.fixture(scope="session")
+def real_engine(small_model: str) -> Iterator[TransformersEngine]:
+    engine = TransformersEngine(small_model, length=16, placement="user_turn_end")
+    yield engine
+    asyncio.run(engine.close())
+
+
+@pytest.fixture(scope="session")
+def remembered(real_engine: TransformersEngine) -> list[Episode]:
+    """Episodes of the real small model."""
+    return real_episodes(real_engine)
 
 
 @pytest.fixture

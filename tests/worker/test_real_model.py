@@ -1,14 +1,13 @@
 """Training and gate on the real small model, with answers it chose itself."""
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 import torch
 
+from memory.episode import Episode
 from memory.prior import PriorNetwork
 from model.transformers_engine import TransformersEngine
-from tests.worker.real_episodes import real_episodes
 from worker.contestants import Candidate, Recall
 from worker.gate import judge
 from worker.region import region
@@ -17,15 +16,8 @@ from worker.training import Recipe, mean_likelihood, train
 
 
 @pytest.fixture(scope="module")
-def real_engine(small_model: str) -> Iterator[TransformersEngine]:
-    engine = TransformersEngine(small_model, length=16, placement="user_turn_end")
-    yield engine
-    asyncio.run(engine.close())
-
-
-@pytest.fixture(scope="module")
-def real_sides(real_engine: TransformersEngine) -> Split:
-    return split(real_episodes(real_engine), holdout_share=0.25, seed=0)
+def real_sides(remembered: list[Episode]) -> Split:
+    return split(remembered, holdout_share=0.25, seed=0)
 
 
 @pytest.fixture(scope="module")

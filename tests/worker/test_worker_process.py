@@ -1,6 +1,5 @@
 """Real Celery workers, on a folder and on a real Redis, with the real small model."""
 
-import asyncio
 import os
 import shutil
 import signal
@@ -20,19 +19,10 @@ from config.queue import NIGHT_TASK, make_celery
 from config.settings import Settings
 from memory.episode import Episode
 from memory.night import NightRecord
-from model.transformers_engine import TransformersEngine
-from tests.worker.conftest import Place
-from tests.worker.real_episodes import real_episodes
+from model.scripted_engine import ScriptedEngine
+from tests.worker.conftest import Place, scripted_episodes
 
 PATIENCE_S = 200.0
-
-
-@pytest.fixture(scope="module")
-def episodes(small_model: str) -> list[Episode]:
-    engine = TransformersEngine(small_model, length=16, placement="user_turn_end")
-    found = real_episodes(engine)
-    asyncio.run(engine.close())
-    return found
 
 
 @pytest.fixture
@@ -121,13 +111,38 @@ def check_result(place: Place, record: NightRecord) -> None:
     assert [manifest["version"] for manifest in place.registry.versions()] == ["v1"]
 
 
+def test_an_idle_worker_is_small_and_takes_nights_from_redis(
+    tmp_path: Path, engine: ScriptedEngine, redis_url: str
+) -> None:
+    """Too few episodes need no model, so this night ends before one is loaded."""
+    settings = settings_of(tmp_path, "none", broker_url=redis_url)
+    place = Place(settings, engine.space.id)
+    with worker(settings) as process:
+        log = tmp_path / "worker.log"
+        wait_until(lambda: "recover" in log.read_text() and "succeeded" in log.read_text(), "the worker")
+        assert resident_mib(process) < 100
+        record = place.queue(scripted_episodes(engine, 4))
+        make_celery(settings).send_task(NIGHT_TASK, [record.id])
+        wait_until(lambda: has_ended(place, record), "the end of the night")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    found = place.log.get(record.id)
+    assert found is not None
+    assert (found.state, found.phase) == ("skipped", "snapshot")
+
+
+def resident_mib(process: "subprocess.Popen[bytes]") -> float:
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def test_a_killed_worker_loses_no_night_of_the_folder_queue(
-    tmp_path: Path, small_model: str, episodes: list[Episode]
+    tmp_path: Path, small_model: str, remembered: list[Episode]
 ) -> None:
     """The folder transport forgets a message once it is taken; the night's record does not."""
     settings = settings_of(tmp_path, small_model)
-    place = Place(settings, episodes[0].space)
-    record = place.queue(episodes)
+    place = Place(settings, remembered[0].space)
+    record = place.queue(remembered)
     make_celery(settings).send_task(NIGHT_TASK, [record.id])
     with worker(settings) as process:
         wait_until(lambda: is_training(place, record), "the training")
@@ -139,14 +154,14 @@ def test_a_killed_worker_loses_no_night_of_the_folder_queue(
 
 
 def test_a_stopped_worker_of_redis_ends_at_once_and_its_night_later(
-    tmp_path: Path, small_model: str, episodes: list[Episode], redis_url: str
+    tmp_path: Path, small_model: str, remembered: list[Episode], redis_url: str
 ) -> None:
     settings = settings_of(tmp_path, small_model, broker_url=redis_url)
-    place = Place(settings, episodes[0].space)
+    place = Place(settings, remembered[0].space)
     with redis.Redis.from_url(redis_url) as client, client.pubsub() as channel, worker(settings) as first:
         channel.subscribe(f"latentevolve:priors:{place.space}")
         assert channel.get_message(timeout=10)["type"] == "subscribe"
-        record = place.queue(episodes)
+        record = place.queue(remembered)
         make_celery(settings).send_task(NIGHT_TASK, [record.id])
         wait_until(lambda: is_training(place, record), "the training")
         first.send_signal(signal.SIGTERM)
