@@ -5,7 +5,7 @@ times. Knows nothing of how it is shown.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,9 +72,10 @@ class Chat:
         effort: str | None = None,
         max_tokens: int | None = None,
         temperature: float | None = None,
+        choices: Sequence[str] = (),
         on_text: Callable[[str], None] = lambda _text: None,
     ) -> Answer:
-        """Stream one answer, telling `on_text` each piece, and return all of it.
+        """Stream one answer, one of `choices` when there are any, telling `on_text` each piece.
 
         Raises:
             CommandError: nobody answers, or the gateway refuses the request.
@@ -90,8 +91,12 @@ class Chat:
         for name, value in (("max_tokens", max_tokens), ("temperature", temperature)):
             if value is not None:
                 options[name] = value
+        extra: dict[str, Any] = {}
         if effort is not None:
-            options["extra_body"] = {"latent": {"effort": effort}}
+            extra["latent"] = {"effort": effort}
+        if choices:
+            extra["structured_outputs"] = {"choice": list(choices)}
+        options["extra_body"] = extra
         started = time.monotonic()
         try:
             response = self._client.chat.completions.with_raw_response.create(**options)

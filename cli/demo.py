@@ -167,6 +167,7 @@ class Demonstration:
                 chat,
                 gateway,
                 [item.question for item in items],
+                [item.choices for item in items],
                 effort=effort,
                 max_tokens=self._max_tokens,
                 concurrency=self._concurrency,

@@ -44,7 +44,7 @@ class Draft:
             self._random.seed()
         else:
             self._random.manual_seed(decoding.seed)
-        self._top_logprobs: list[float] = []
+        self._logprobs: list[float] = []
         self._stopped_at: int | None = None
         self.tokens: list[int] = []
         self.finish_reason: Literal["stop", "length"] | None = None
@@ -52,15 +52,14 @@ class Draft:
 
     def take(self, logits: torch.Tensor) -> None:
         """Choose the next token from its logits, (V,) float32 on the CPU."""
-        if self._decoding.top_logprobs:
-            likeliest = logits.log_softmax(dim=-1).topk(self._decoding.top_logprobs).values
-            self._top_logprobs.append(float(likeliest.mean()))
+        choosable = logits
         if self._trie is not None:
             allowed = self._trie.allowed(self.tokens)
-            held = torch.full_like(logits, -torch.inf)
-            held[allowed] = logits[allowed]
-            logits = held
-        self.tokens.append(self._choose(logits))
+            choosable = torch.full_like(logits, -torch.inf)
+            choosable[allowed] = logits[allowed]
+        self.tokens.append(self._choose(choosable))
+        if self._decoding.logprobs:
+            self._logprobs.append(float(logits.log_softmax(dim=-1)[self.tokens[-1]]))
         if self.tokens[-1] in self._ends or self._meets_stop():
             self.finish_reason = "stop"
         elif len(self.tokens) >= self._room:
@@ -74,7 +73,7 @@ class Draft:
             text=self._to_text(self.tokens)[: self._stopped_at],
             token_ids=tuple(self.tokens),
             finish_reason=self.finish_reason,
-            top_logprobs=tuple(self._top_logprobs),
+            logprobs=tuple(self._logprobs),
         )
 
     def _choose(self, logits: torch.Tensor) -> int:

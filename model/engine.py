@@ -71,8 +71,8 @@ class Decoding:
     """When given, the answer is one of these strings, held by a grammar."""
     json_schema: str | None = None
     """When given, the answer is JSON of this schema, held by a grammar (ignored without one)."""
-    top_logprobs: int = 0
-    """k of the mean top-k log-probability (LTPO's confidence); 0: not computed."""
+    logprobs: bool = False
+    """Whether the answer's log-probabilities are asked for."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Generation:
     token_ids: tuple[int, ...]
     """Tokens of the answer, with the end-of-sequence token when the model ended it."""
     finish_reason: Literal["stop", "length"]
-    top_logprobs: tuple[float, ...] = ()
-    """Per answer token the mean log-probability of the k likeliest tokens; () when not asked for."""
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each answer token, before any grammar; () when not asked for."""
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ class ScriptedEngine:
     async def generate(
         self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
     ) -> list[Generation]:
-        """Answer each prompt by the script; `Generation.top_logprobs` is log sigmoid(s) at every token."""
+        """Answer each prompt by the script; `Generation.logprobs` is log sigmoid(s) at every token."""
         decodings = [decoding] * len(prompts) if isinstance(decoding, Decoding) else list(decoding)
         if len(decodings) != len(prompts):
             raise ValueError(f"{len(decodings)} decodings for {len(prompts)} prompts")
@@ -253,7 +253,7 @@ class ScriptedEngine:
             text=self.decode(tokens),
             token_ids=tokens,
             finish_reason="stop" if finished else "length",
-            top_logprobs=(confidence,) * len(tokens) if decoding.top_logprobs else (),
+            logprobs=(confidence,) * len(tokens) if decoding.logprobs else (),
         )
 
     def _default_answer(self, prompt: str, latent: torch.Tensor | None, decoding: Decoding) -> str:

@@ -111,6 +111,7 @@ def run_day(
     chat: Chat,
     gateway: Gateway,
     questions: Sequence[str],
+    choices: Sequence[Sequence[str]] = (),
     *,
     effort: str,
     max_tokens: int,
@@ -119,14 +120,17 @@ def run_day(
 ) -> Tally:
     """Ask every question, greedily, `concurrency` at a time; replies are kept in the order of questions."""
 
-    def ask(question: str) -> Reply:
-        answer = chat.ask(question, effort=effort, max_tokens=max_tokens, temperature=0.0)
+    def ask(question: str, allowed: Sequence[str]) -> Reply:
+        answer = chat.ask(question, effort=effort, max_tokens=max_tokens, temperature=0.0, choices=allowed)
         return Reply(question, answer, gateway.settled_trace(answer.trace_id))
 
     done = Tally()
     pool = ThreadPoolExecutor(concurrency)
     try:
-        futures: list[Future[Reply]] = [pool.submit(ask, question) for question in questions]
+        futures: list[Future[Reply]] = [
+            pool.submit(ask, question, allowed)
+            for question, allowed in zip(questions, choices or [()] * len(questions), strict=True)
+        ]
         for future in as_completed(futures):
             done.add(future.result())
             on_reply(done)

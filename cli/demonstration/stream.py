@@ -20,10 +20,12 @@ class Item:
 
     question: str
     answer: str | float
+    choices: tuple[str, ...] = ()
+    """The answers that the request allows; () when it allows any."""
 
 
 def read_items(path: Path) -> list[Item]:
-    """Return the items of a JSONL file with `question` and `answer` on each line.
+    """Return the items of a JSONL file with `question` and `answer` on each line, and `choices` if need be.
 
     Raises:
         CommandError: exit code 2, naming the file and the line.
@@ -33,7 +35,10 @@ def read_items(path: Path) -> list[Item]:
         answer = row.get("answer")
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise CommandError(f"{path}, line {number}: no `answer` that is text or a number", None, USAGE)
-        items.append(Item(_question(path, number, row), answer))
+        choices = row.get("choices", [])
+        if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+            raise CommandError(f"{path}, line {number}: `choices` is no list of texts", None, USAGE)
+        items.append(Item(_question(path, number, row), answer, tuple(choices)))
     return items
 
 

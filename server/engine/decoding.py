@@ -25,12 +25,12 @@ def sampling_params(decoding: Decoding, room: int) -> Any:
         seed=decoding.seed,
         stop=list(decoding.stop),
         structured_outputs=grammar,
-        logprobs=decoding.top_logprobs or None,
+        logprobs=0 if decoding.logprobs else None,
     )
 
 
-def generation_of(output: Any, top: int) -> Generation:
-    """Return a finished `RequestOutput`'s first answer, with means over the `top` likeliest tokens.
+def generation_of(output: Any) -> Generation:
+    """Return a finished `RequestOutput`'s first answer.
 
     Raises:
         EngineError: vLLM did not finish it.
@@ -38,13 +38,12 @@ def generation_of(output: Any, top: int) -> Generation:
     answer = output.outputs[0]
     if answer.finish_reason not in ("stop", "length"):
         raise EngineError(f"vLLM ended an answer with {answer.finish_reason!r}")
-    means = tuple(
-        sum(sorted((entry.logprob for entry in entries.values()), reverse=True)[:top]) / top
-        for entries in (answer.logprobs or ())
-    )
     return Generation(
         text=answer.text,
         token_ids=tuple(answer.token_ids),
         finish_reason=answer.finish_reason,
-        top_logprobs=means if top else (),
+        logprobs=tuple(
+            entries[token].logprob
+            for token, entries in zip(answer.token_ids, answer.logprobs or (), strict=False)
+        ),
     )

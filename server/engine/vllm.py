@@ -206,7 +206,7 @@ class VLLMEngine:
         async def one(prompt: Any, how: Decoding) -> Generation:
             room = self.max_model_len - len(prompt["prompt_token_ids"])
             output = await self._finish(prompt, sampling_params(how, room), f"latent.{uuid.uuid4().hex}")
-            return generation_of(output, how.top_logprobs)
+            return generation_of(output)
 
         return await _all([one(prompt, how) for prompt, how in zip(inputs, each, strict=True)])
 

@@ -117,6 +117,8 @@ class Work:
             return "the request asked for it not to be"
         if not self.episode.answer_token_ids:
             return "the best answer is empty"
+        if result.answer is not None and result.answer.finish_reason == "length":
+            return "the best answer was cut off"
         if self.episode.reward < threshold:
             return f"its reward {self.episode.reward:.3f} is below {threshold:g}"
         return None

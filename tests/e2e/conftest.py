@@ -6,10 +6,8 @@ import pytest
 
 from tests.e2e.processes import TREE, Gateway, running
 
-TOPIC = (
-    "Which topic is this headline about: World, Sports, Business or Technology? "
-    "Answer with one word.\n\nHeadline: {}"
-)
+CHOICES = ["World", "Sports", "Business", "Technology"]
+TOPIC = "Classify the news headline as World, Sports, Business or Technology.\n\nHeadline: {}"
 HEADLINES = [
     "Late goal sends the home side into the final",
     "Central bank lifts its key rate by a quarter point",
@@ -64,7 +62,7 @@ def remembering(served: Gateway) -> Gateway:
     """The tree after a day of refined topic questions; at least eight were remembered."""
     stored = 0
     for headline in HEADLINES:
-        _, headers = served.ask(TOPIC.format(headline), max_tokens=8, effort="medium", seed=1)
+        _, headers = served.ask(TOPIC.format(headline), choices=CHOICES, effort="medium", seed=1)
         stored += served.settled_trace(headers)["remembered"] == "stored"
         if stored >= 12:
             break

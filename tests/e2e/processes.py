@@ -121,14 +121,19 @@ class Gateway:
         assert answer.status_code == status, answer.text
         return answer.json()
 
-    def ask(self, question: str, *, max_tokens: int = 16, temperature: float = 0, **latent: object):
-        """Return (text, headers) of one chat completion with these latent options."""
+    def ask(
+        self, question: str, *, max_tokens: int = 16, choices: list[str] | None = None, **latent: object
+    ) -> tuple[str, httpx.Headers]:
+        """Return (text, headers) of one greedy chat completion with these latent options."""
+        extra: dict[str, object] = {"latent": latent} if latent else {}
+        if choices is not None:
+            extra["structured_outputs"] = {"choice": choices}
         raw = self.openai.chat.completions.with_raw_response.create(
             model=self.model,
             messages=[{"role": "user", "content": question}],
             max_tokens=max_tokens,
-            temperature=temperature,
-            extra_body={"latent": latent} if latent else None,
+            temperature=0,
+            extra_body=extra,
         )
         return raw.parse().choices[0].message.content, raw.headers
 

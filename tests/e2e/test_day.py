@@ -1,6 +1,6 @@
 """Refine, remember, recall (issue: held by tests, 4)."""
 
-from tests.e2e.conftest import HEADLINES, TOPIC, UNRELATED
+from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC, UNRELATED
 from tests.e2e.processes import Gateway
 
 
@@ -23,7 +23,7 @@ def test_unrelated_request_does_not(remembering: Gateway) -> None:
 
 
 def test_refining_keeps_the_best_and_says_what_it_cost(remembering: Gateway) -> None:
-    _, headers = remembering.ask(TOPIC.format(HEADLINES[-2]), max_tokens=8, effort="medium", seed=3)
+    _, headers = remembering.ask(TOPIC.format(HEADLINES[-2]), choices=CHOICES, effort="medium", seed=3)
     trace = remembering.settled_trace(headers)
     assert trace["reward_after"] >= trace["reward_before"]
     assert trace["steps"]

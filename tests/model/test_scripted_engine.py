@@ -98,9 +98,9 @@ async def test_choices_stops_and_limits_are_held() -> None:
     engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "one two three")
     prompt = SteeredPrompt(chat(engine, "Count"))
     (stopped,) = await engine.generate([prompt], Decoding(max_tokens=64, stop=("two",)))
-    (cut,) = await engine.generate([prompt], Decoding(max_tokens=5, top_logprobs=3))
+    (cut,) = await engine.generate([prompt], Decoding(max_tokens=5, logprobs=True))
     assert (stopped.text, stopped.finish_reason) == ("one ", "stop")
-    assert (cut.text, cut.finish_reason, len(cut.top_logprobs)) == ("one t", "length", 5)
+    assert (cut.text, cut.finish_reason, len(cut.logprobs)) == ("one t", "length", 5)
     (chosen,) = await ScriptedEngine().generate([prompt], Decoding(max_tokens=64, choices=("yes", "no")))
     assert chosen.text in ("yes", "no")
 

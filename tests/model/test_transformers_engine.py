@@ -172,14 +172,14 @@ async def test_choices_are_held_also_when_one_begins_another(engine: Transformer
     choices = ("0.1", "0.10", "0.9", "yes indeed")
     prompts = [SteeredPrompt(chat(engine, question)) for question in QUESTIONS]
     decodings = [
-        Decoding(max_tokens=8, temperature=2.0, seed=seed, choices=choices, top_logprobs=4)
+        Decoding(max_tokens=8, temperature=2.0, seed=seed, choices=choices, logprobs=True)
         for seed in range(len(prompts))
     ]
     for answer in await engine.generate(prompts, decodings):
         assert answer.text in choices
         assert answer.finish_reason == "stop"
-        assert len(answer.top_logprobs) == len(answer.token_ids)
-        assert all(value < 0 for value in answer.top_logprobs)
+        assert len(answer.logprobs) == len(answer.token_ids)
+        assert all(value < 0 for value in answer.logprobs)
 
 
 async def test_answers_end_at_stop_strings_limits_and_the_end_token(engine: TransformersEngine) -> None:

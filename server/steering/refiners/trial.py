@@ -20,7 +20,6 @@ from model.engine import Decoding, Engine, EngineError, Generation, SteeredPromp
 from model.space import LatentRejectedError
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, RefineResult, RefineStep, Stopped
-from server.steering.rewards.confidence import TOP_K
 from server.steering.rewards.scorer import Scored, Scorer
 
 logger = logging.getLogger(__name__)
@@ -249,7 +248,7 @@ class Trial:
             temperature=0.0,
             top_p=1.0,
             seed=None,
-            top_logprobs=TOP_K,
+            logprobs=True,
         )
 
     def _sampled(self) -> Decoding:

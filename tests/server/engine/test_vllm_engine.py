@@ -108,12 +108,12 @@ async def test_answers_keep_to_choices_and_schema(engine: VLLMEngine) -> None:
     assert isinstance(json.loads(made.text)["salty"], bool)
 
 
-async def test_top_logprobs_are_means_per_token(engine: VLLMEngine) -> None:
+async def test_logprobs_are_those_of_the_chosen_tokens(engine: VLLMEngine) -> None:
     (answer,) = await engine.generate(
-        [SteeredPrompt(prompt(engine, "Count to three."))], Decoding(8, top_logprobs=5)
+        [SteeredPrompt(prompt(engine, "Count to three."))], Decoding(8, logprobs=True)
     )
-    assert len(answer.top_logprobs) == len(answer.token_ids)
-    assert all(value <= 0 for value in answer.top_logprobs)
+    assert len(answer.logprobs) == len(answer.token_ids)
+    assert all(value <= 0 for value in answer.logprobs)
 
 
 async def test_stop_string_ends_the_answer(engine: VLLMEngine) -> None:
