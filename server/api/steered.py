@@ -145,7 +145,7 @@ def _with_headers(send: Send, call: SteeringCall | None, describe: Callable[[int
             headers["x-latent-effort"] = call.options.effort if call is not None else "none"
             headers["x-latent-prior"] = outcome.prior_version or "none"
             headers["x-latent-episodes"] = ",".join(outcome.episode_ids)
-            headers["x-latent-trace"] = call.trace_id if call is not None else "none"
+            headers["x-latent-trace"] = call.trace_id if call is not None and call.traced else "none"
             for name, reward in (("before", outcome.reward_before), ("after", outcome.reward_after)):
                 if reward is not None:
                     headers[f"x-latent-reward-{name}"] = f"{reward:.4f}"

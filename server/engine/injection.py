@@ -85,7 +85,7 @@ async def _steered_input(
     try:
         prompt = rendered_prompt(engine, token_ids, plain.get("prompt"), question, sampling, room)
         outcome = await steer(prompt, call.options, call.trace_id)
-        call.outcome = outcome
+        call.outcome, call.traced = outcome, True
         if outcome.latent is None:
             return plain
         return engine.mixed_input(token_ids, outcome.latent, outcome.position, text=plain.get("prompt"))

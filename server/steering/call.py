@@ -89,6 +89,8 @@ class SteeringCall:
 
     options: SteeringOptions
     trace_id: str = field(default_factory=new_id)
+    traced: bool = False
+    """Whether steering ran, and so left a trace of this id."""
     outcome: Outcome | None = None
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import httpx
@@ -103,11 +104,11 @@ class Gateway:
     data_dir: Path
     env: dict[str, str]
 
-    @property
+    @cached_property
     def openai(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
 
-    @property
+    @cached_property
     def model(self) -> str:
         return str(self.openai.models.list().data[0].id)
 
@@ -173,6 +174,7 @@ def running(command: list[str], data_dir: Path, **settings: object) -> Iterator[
         gateway = Gateway(f"http://127.0.0.1:{port}", process, data_dir, env)
         wait_for(f"{gateway.url}/readyz", process)
         yield gateway
+        gateway.openai.close()
     finally:
         process.end()
 

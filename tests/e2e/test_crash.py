@@ -57,6 +57,7 @@ def restartable(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
         prior_poll_s=60,
     )
     yield it
+    it.gateway.openai.close()
     if it.gateway.process is not None:
         it.gateway.process.end()
 

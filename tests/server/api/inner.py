@@ -63,6 +63,7 @@ async def _answered(engine: ScriptedEngine, app: FastAPI, body: dict[str, Any]) 
         prompt = RenderedPrompt(tokens, engine.decode(tokens), question, decoding)
         # In a task of its own, as vLLM runs its handlers.
         call.outcome = await asyncio.create_task(app.state.steer(prompt, call.options, call.trace_id))
+        call.traced = True
         latent, position = call.outcome.latent, call.outcome.position
     (generation,) = await engine.generate([SteeredPrompt(tokens, latent, position)], decoding)
     return generation.text
