@@ -123,7 +123,7 @@ class TwinProcess:
         self._closing.set()
         child = self._child
         if child is not None:
-            child.terminate()
+            child.kill()
         with suppress(RuntimeError):
             self._thread.submit(self._bury)
         await asyncio.to_thread(self._thread.shutdown)
@@ -160,7 +160,7 @@ class TwinProcess:
         try:
             self._child = Child(self._model_arguments, self._threads)
             if self._closing.is_set():  # `close` came while the process was being made and did not see it
-                self._child.terminate()
+                self._child.kill()
             self._space = self._child.answer(_START_TIMEOUT_S)
         except (EngineError, ValueError, OSError) as error:
             self._failed_at = time.monotonic()

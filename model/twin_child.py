@@ -28,7 +28,7 @@ from model.frozen_model import FrozenModel
 from model.space import LatentRejectedError
 
 _NICENESS = 5
-_END_TIMEOUT_S = 5.0
+_DEATH_TIMEOUT_S = 5.0
 _ERRORS: dict[str, type[Exception]] = {
     kind.__name__: kind
     for kind in (
@@ -46,7 +46,7 @@ _ERRORS: dict[str, type[Exception]] = {
 class Child:
     """A process that loads a `FrozenModel`; its first answer is the model's space.
 
-    One thread asks and ends it; `terminate` may come from any.
+    One thread asks and ends it; `kill` may come from any.
     """
 
     def __init__(self, model_arguments: dict[str, Any], threads: int) -> None:
@@ -61,8 +61,9 @@ class Child:
         self.pid = self._process.pid
 
     def is_alive(self) -> bool:
-        """Return whether the process runs."""
-        return self._process.is_alive()
+        """Return whether the process runs and waits for a request."""
+        # A dying process closes its end of the pipe before it can be waited for.
+        return self._process.is_alive() and not self._pipe.poll()
 
     def ask(self, request: tuple[str, tuple[Any, ...]], timeout_s: float) -> Any:
         """Send (method, arguments) and return the answer; errors as `answer`."""
@@ -94,22 +95,19 @@ class Child:
             raise EngineError(f"{name} in the twin process: {message}")
         return content
 
-    def terminate(self) -> None:
-        """Ask the process to end at once."""
-        self._process.terminate()
+    def kill(self) -> None:
+        """Kill the process: it holds nothing that could be lost."""
+        self._process.kill()
 
     def end(self) -> None:
-        """End the process, by force when it does not follow, and free what it held here."""
+        """Kill the process, wait for its death and free what it held here."""
         self._pipe.close()
-        self._process.terminate()
-        self._process.join(_END_TIMEOUT_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self._process.kill()
+        self._process.join()
         self._process.close()
 
     def _obituary(self) -> str:
-        self._process.join(_END_TIMEOUT_S)
+        self._process.join(_DEATH_TIMEOUT_S)
         return f"the twin process died (exit code {self._process.exitcode})"
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from config.settings import DEFAULT_MODEL
 from model import pull
 from model.engine import ModelUnavailableError
+from model.fingerprint import checkpoint_dtype
 from model.pull import resolve_model
 
 
@@ -41,8 +42,9 @@ def test_two_at_once_convert_once_and_the_result_loads(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.parent.iterdir()) == [DEFAULT_MODEL, f"{DEFAULT_MODEL}.lock"]
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    network = AutoModelForCausalLM.from_pretrained(folder)
-    assert network.dtype == torch.bfloat16
+    assert checkpoint_dtype(folder) == "bfloat16"
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert network.config.architectures == ["LlamaForCausalLM"]  # what vLLM chooses its class by
     assert tokenizer.chat_template
     assert tokenizer.eos_token == "<|im_end|>"
     assert GenerationConfig.from_pretrained(folder).eos_token_id == tokenizer.eos_token_id

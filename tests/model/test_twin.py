@@ -121,12 +121,39 @@ async def test_a_killed_twin_says_so_and_comes_back(engine: TransformersEngine, 
     assert second is not None
     assert second != first
     os.kill(second, signal.SIGKILL)  # between two calls
-    await until(lambda: not is_running(second))
+    await until(lambda: os.waitid(os.P_PID, second, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None)
     assert torch.allclose(await twin.log_likelihood(batch, [ANSWER] * 2), expected, atol=1e-4)
     assert twin.pid not in (first, second)
 
 
-async def test_close_does_not_wait_for_a_start_or_a_hanging_call(small_model: str) -> None:
+async def test_close_does_not_wait_for_a_hanging_call(engine: TransformersEngine, twin: TwinProcess) -> None:
+    await twin.start()
+    pid = twin.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    call = asyncio.create_task(twin.log_likelihood(prompts(engine), [ANSWER] * 2))
+    await asyncio.sleep(0.2)
+    await twin.close()
+    with pytest.raises(EngineDeadError, match="closed"):
+        await call
+    assert not is_running(pid)
+
+
+async def test_a_twin_that_hangs_is_ended_after_its_time(
+    engine: TransformersEngine, small_model: str
+) -> None:
+    twin = TwinProcess(small_model, length=4, placement="user_turn_end", timeout_s=0.5)
+    await twin.start()
+    pid = twin.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(EngineDeadError, match="did not answer"):
+        await twin.log_likelihood(prompts(engine), [ANSWER] * 2)
+    assert not is_running(pid)
+    await twin.close()
+
+
+async def test_close_does_not_wait_for_a_start(small_model: str) -> None:
     twin = TwinProcess(small_model, length=4, placement="user_turn_end")
     starting = asyncio.create_task(twin.start())
     await until(lambda: twin.pid is not None)
