@@ -16,7 +16,7 @@ from server.engine.guard import renderer_without_embeds
 logger = logging.getLogger(__name__)
 
 _END_S = 10.0
-"""How long vLLM's processes may take to end by themselves (they need 5 s); killed, they leave shared memory."""
+"""How long processes may take to end by themselves (vLLM needs 5 s); killed, they leave shared memory."""
 
 
 async def start_engine(args: Namespace) -> Any:
