@@ -15,13 +15,14 @@ from cli.failure import USAGE, CommandError
 from cli.gateway import Gateway
 from cli.options import ApiKey, Json, Url, load_settings
 from cli.screen import Screen, printable
+from config.settings import Effort
 
 
 def ask(
     question: Annotated[
         str | None, typer.Argument(help="The question; read from stdin when left out.")
     ] = None,
-    effort: Annotated[str | None, typer.Option("--effort", help="none, low, medium or high.")] = None,
+    effort: Annotated[Effort | None, typer.Option("--effort", help="How much steering may do.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", min=0, help="0: greedy.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,

@@ -20,7 +20,7 @@ from cli.serving.claim import check_port, claim
 from cli.serving.preload import preload
 from cli.serving.readiness import Readiness
 from cli.serving.supervisor import Supervisor
-from config.settings import Settings
+from config.settings import Effort, Settings
 
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # what to connect to when all are listened on
 
@@ -32,8 +32,8 @@ def serve(
     data_dir: DataDir = None,
     cache_dir: CacheDir = None,
     effort: Annotated[
-        str | None,
-        typer.Option("--effort", help="Effort of requests that name none: none, low, medium, high."),
+        Effort | None,
+        typer.Option("--effort", help="Effort of requests that name none."),
     ] = None,
     log_level: Annotated[
         str | None, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")

@@ -60,6 +60,7 @@ class FakeGateway:
     answers: dict[str, str] = field(default_factory=dict)
     """Answer by text that the question holds; otherwise `Business`."""
     mode: str = "recall"
+    refusal: str | None = None
     broken: bool = False
     """Whether answers break off in the middle."""
     nights: list[dict[str, Any]] = field(default_factory=list)
@@ -93,8 +94,8 @@ class FakeGateway:
         async def chat(request: Request) -> Any:
             body = await request.json()
             self.asked.append(body)
-            if body.get("latent", {}).get("effort") not in {None, "none", "low", "medium", "high"}:
-                return error(400, "latent.effort: not an effort", "latent.effort")
+            if self.refusal:
+                return error(400, self.refusal, "messages")
             effort = body.get("latent", {}).get("effort", "low")
             steered = effort != "none"
             headers = {

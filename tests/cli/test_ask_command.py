@@ -66,10 +66,18 @@ def test_json_holds_answer_headers_and_trace(run: Run, gateway: FakeGateway) -> 
     assert document["completion_tokens"] == 3
 
 
-def test_unknown_effort_shows_the_gateways_words(run: Run, gateway: FakeGateway) -> None:
+def test_unknown_effort_is_wrong_usage_and_lists_the_known(run: Run, gateway: FakeGateway) -> None:
     ran = run("ask", "Hi", "--effort", "heroic")
+    assert ran.code == 2
+    assert "'none', 'low', 'medium', 'high'" in ran.err
+    assert gateway.asked == []
+
+
+def test_refused_request_shows_the_gateways_words(run: Run, gateway: FakeGateway) -> None:
+    gateway.refusal = "messages: the prompt is too long"
+    ran = run("ask", "Hi")
     assert ran.code == 1
-    assert "latent.effort" in ran.err
+    assert "Error: messages: the prompt is too long" in ran.err
 
 
 def test_unknown_model_lists_the_served(run: Run, gateway: FakeGateway) -> None:

@@ -37,6 +37,17 @@ def test_answers_never_reach_the_server(run: Run, gateway: FakeGateway, stream: 
     assert "secret" not in json.dumps(gateway.asked)
 
 
+def test_allowed_answers_of_a_stream_become_a_grammar(run: Run, gateway: FakeGateway, tmp_path: Path) -> None:
+    path = tmp_path / "labelled.jsonl"
+    rows = [{"question": f"q{n}", "answer": LABELS[n % 4], "choices": LABELS} for n in range(16)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    gateway.nights = [record("skipped")]
+    run(*options(gateway, path))
+    days, unlike = gateway.asked[:-6], gateway.asked[-6:]
+    assert all(body["structured_outputs"] == {"choice": list(LABELS)} for body in days)
+    assert not any("structured_outputs" in body for body in unlike)
+
+
 def test_day_is_medium_and_the_next_compares_none_with_low(
     run: Run, gateway: FakeGateway, stream: Path
 ) -> None:

@@ -64,7 +64,15 @@ def test_split_says_how_many_questions_are_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["no json", "[]", '{"answer": "World"}', '{"question": "q"}', '{"question": "q", "answer": true}']
+    "line",
+    [
+        "no json",
+        "[]",
+        '{"answer": "World"}',
+        '{"question": "q"}',
+        '{"question": "q", "answer": true}',
+        '{"question": "q", "answer": "a", "choices": "ab"}',
+    ],
 )
 def test_line_that_cannot_be_used_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "stream.jsonl"
