@@ -72,15 +72,14 @@ async def _steered_input(
     token_ids = tuple(plain["prompt_token_ids"])
     sampling = sampling_of(engine, request, len(token_ids))
     room = engine.max_model_len - engine.space.length - len(token_ids)
-    field, asked = asked_length(request)
-    if room < max(asked or 1, 1):
+    if room < 1:  # a longer answer than there is room for is cut short, as vLLM does
         if call.options.effort_source == "default":
             call.outcome = Outcome("plain", "no-room")
             return plain
         raise _rejected(
-            f"the prompt has {len(token_ids)} tokens and {engine.space.length} latents, which leaves "
-            f"{max(room, 0)} of {engine.max_model_len} for the answer, and {asked or 1} are asked for",
-            field or ("input" if hasattr(request, "input") else "messages"),
+            f"the prompt has {len(token_ids)} tokens and {engine.space.length} latents, which leaves no "
+            f"room for an answer within {engine.max_model_len}; shorten it, or ask for effort none",
+            "input" if hasattr(request, "input") else "messages",
         )
     try:
         prompt = rendered_prompt(engine, token_ids, plain.get("prompt"), question, sampling, room)
@@ -120,13 +119,10 @@ def why_untouched(options: SteeringOptions, request: Any, inputs: Sequence[Any])
     return None
 
 
-def asked_length(request: Any) -> tuple[str | None, int | None]:
-    """Return the field that limits the answer's length, and its value in tokens."""
-    fields = vars(request)  # attribute access would warn of fields that OpenAI has deprecated
-    for name in _LENGTH_FIELDS:
-        if fields.get(name) is not None:
-            return name, int(fields[name])
-    return None, None
+def asked_length(request: Any) -> int | None:
+    """Return the most tokens that a request wants of an answer, None when it does not say."""
+    values = (getattr(request, name, None) for name in _LENGTH_FIELDS)
+    return next((int(value) for value in values if value is not None), None)
 
 
 def sampling_of(engine: VLLMEngine, request: Any, prompt_tokens: int) -> Any:
@@ -134,7 +130,7 @@ def sampling_of(engine: VLLMEngine, request: Any, prompt_tokens: int) -> Any:
     config = engine.llm.model_config
     defaults = config.get_diff_sampling_param()
     room = max(1, config.max_model_len - prompt_tokens)
-    _, asked = asked_length(request)
+    asked = asked_length(request)
     wanted = next((n for n in (asked, defaults.get("max_tokens"), room) if n is not None), room)
     return request.to_sampling_params(max(1, min(wanted, room)), defaults)
 

@@ -32,7 +32,6 @@ CASES = [
     (CHAT, {"latent": {"nonsense": 1}}, "latent.nonsense"),
     (CHAT, {"latent": "high"}, "latent"),
     (CHAT, {"latent": {"prior": "v999", "effort": "low"}}, "latent.prior"),
-    (CHAT, {"max_tokens": 1020, "latent": {"effort": "medium"}}, None),
     (CHAT, {"messages": [{"role": "user", "content": "word " * 3000}]}, None),
     (CHAT, {"messages": "Hello"}, "messages"),
     (CHAT, {"model": "no-such-model"}, "model"),
@@ -69,21 +68,19 @@ def test_prompt_with_embedded_part_is_refused(served: Gateway) -> None:
 
 
 def test_latents_count_towards_the_length(served: Gateway) -> None:
-    def status(max_tokens: int, effort: str) -> int:
-        body = {
-            "model": served.model,
-            "messages": HELLO,
-            "max_tokens": max_tokens,
-            "stop": ["e", "a", "i", "o"],
-            "latent": {"effort": effort, "store": False},
-        }
-        return httpx.post(served.url + CHAT, json=body, timeout=120).status_code
-
     usage = served.openai.chat.completions.create(model=served.model, messages=HELLO, max_tokens=1).usage
-    room = 1024 - usage.prompt_tokens
-    assert status(room, "none") == 200
-    assert status(room, "medium") == 400
-    assert status(room + 1, "none") == 400
+    words = " word" * (1024 - 8 - usage.prompt_tokens)
+    nearly_full = [{"role": "user", "content": HELLO[0]["content"] + words}]
+
+    def post(messages: list[dict[str, str]], effort: str) -> httpx.Response:
+        body = {"model": served.model, "messages": messages, "max_tokens": 4, "latent": {"effort": effort}}
+        return httpx.post(served.url + CHAT, json=body, timeout=120)
+
+    assert post(nearly_full, "none").status_code == 200
+    refused = post(nearly_full, "medium")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "messages"
+    assert "latents" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"", b'"text"', b"\xff\xfe"])

@@ -14,6 +14,7 @@ TOOL = {
     "type": "function",
     "function": {
         "name": "get_weather",
+        "strict": True,
         "description": "Weather of a city",
         "parameters": {
             "type": "object",

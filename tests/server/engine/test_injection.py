@@ -214,16 +214,16 @@ async def test_no_room_for_latents_is_a_400_for_a_named_effort_only(
     launched: Launched, http: httpx.AsyncClient, steering: Injecting
 ) -> None:
     sent = body(launched)
-    tokens = len(launched.engine.render(sent["messages"]))
-    sent["max_tokens"] = launched.engine.max_model_len - tokens - 8  # fits without the 16 latents
+    room = launched.engine.max_model_len - len(launched.engine.render(sent["messages"]))
+    sent["messages"][-1]["content"] += " word" * (room - 8)  # fits without the 16 latents
     for stream in (False, True):
         with called():
             response = await http.post(CHAT, json=sent | {"stream": stream})
         assert response.status_code == 400
-        assert response.json()["error"]["param"] == "max_tokens"
+        assert response.json()["error"]["param"] == "messages"
     steering.seen.clear()
     with called(effort_source="default") as call:
-        await answer(http, sent | {"stop": [" "]})
+        await answer(http, sent)
     assert call.outcome is not None
     assert call.outcome.reason == "no-room"
     assert not steering.seen
