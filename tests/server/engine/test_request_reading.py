@@ -53,13 +53,10 @@ def test_effort_none_is_untouched_whatever_the_prompt() -> None:
 
 def test_length_is_read_from_the_field_the_client_used() -> None:
     chat = SimpleNamespace(max_completion_tokens=None, max_tokens=7)
-    assert asked_length(chat) == ("max_tokens", 7)
-    assert asked_length(SimpleNamespace(max_completion_tokens=9, max_tokens=7)) == (
-        "max_completion_tokens",
-        9,
-    )
-    assert asked_length(SimpleNamespace(max_output_tokens=5)) == ("max_output_tokens", 5)
-    assert asked_length(SimpleNamespace(max_output_tokens=None)) == (None, None)
+    assert asked_length(chat) == 7
+    assert asked_length(SimpleNamespace(max_completion_tokens=9, max_tokens=7)) == 9
+    assert asked_length(SimpleNamespace(max_output_tokens=5)) == 5
+    assert asked_length(SimpleNamespace(max_output_tokens=None)) is None
 
 
 def test_rules_follow_from_grammar_and_prompt() -> None:
