@@ -43,6 +43,8 @@ class FrozenModel:
         dtype: of the computation; the checkpoint's own enters the space.
         device: where it runs.
         max_model_len: longest prompt, latents and answer; None: the model's, at most 8192.
+        network: the model itself, ready and frozen, when it is not to be loaded: `dtype` and `device`
+            are then its own.
 
     Raises:
         ModelUnavailableError: the files cannot be read.
@@ -57,6 +59,7 @@ class FrozenModel:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         max_model_len: int | None = None,
+        network: Any | None = None,
     ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
@@ -64,10 +67,12 @@ class FrozenModel:
         logging.disable_progress_bar()
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
-            network = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype)
+            if network is None:
+                network = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype)
+                network = network.eval().requires_grad_(False).to(device)
         except (OSError, ValueError) as error:
             raise ModelUnavailableError(f"cannot load {model_path}: {error}") from error
-        self.network: Any = network.eval().requires_grad_(False).to(device)
+        self.network: Any = network
         self._embed: Any = self.network.get_input_embeddings()
         self._placement = Placement.of(self.tokenizer, placement)
         text_config = self.network.config.get_text_config()

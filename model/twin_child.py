@@ -40,7 +40,7 @@ _ERRORS: dict[str, type[Exception]] = {
         ValueError,
     )
 }
-"""What crosses the pipe under its own name; anything else becomes EngineError."""
+"""What a twin reports under its own name; anything else becomes EngineError."""
 
 
 class Child:
@@ -89,10 +89,7 @@ class Child:
         except (EOFError, OSError) as error:
             raise EngineDeadError(self._obituary()) from error
         if failed:
-            name, message = content
-            if name in _ERRORS:
-                raise _ERRORS[name](message)
-            raise EngineError(f"{name} in the twin process: {message}")
+            raise error_named(*content, where="the twin process")
         return content
 
     def kill(self) -> None:
@@ -109,6 +106,13 @@ class Child:
     def _obituary(self) -> str:
         self._process.join(_DEATH_TIMEOUT_S)
         return f"the twin process died (exit code {self._process.exitcode})"
+
+
+def error_named(name: str, message: str, *, where: str) -> Exception:
+    """Return the error that a twin reported by its name."""
+    if name in _ERRORS:
+        return _ERRORS[name](message)
+    return EngineError(f"{name} in {where}: {message}")
 
 
 def _serve(pipe: "Connection[Any, Any]", parent: int, threads: int, model_arguments: dict[str, Any]) -> None:
@@ -128,7 +132,7 @@ def _serve(pipe: "Connection[Any, Any]", parent: int, threads: int, model_argume
         except EOFError:
             return
         try:
-            reply = (False, _perform(model, method, arguments))
+            reply = (False, perform(model, method, arguments))
         except Exception as error:
             reply = (True, (type(error).__name__, str(error)))
         try:
@@ -137,7 +141,8 @@ def _serve(pipe: "Connection[Any, Any]", parent: int, threads: int, model_argume
             return
 
 
-def _perform(model: FrozenModel, method: str, arguments: tuple[Any, ...]) -> Any:
+def perform(model: FrozenModel, method: str, arguments: tuple[Any, ...]) -> Any:
+    """Return what the model's method gives, as numpy; prompts come as (tokens, latent or None, position)."""
     if method == "raw_states":
         return model.raw_states(*arguments).numpy()
     packed, *others = arguments

@@ -1,9 +1,9 @@
 """The part of us that runs inside vLLM's workers.
 
 Owns the final hidden states of requests that ask for a retrieval key, the model's input embeddings
-and head, and the end of an engine whose front end was killed. Imported by vLLM by name
-(`worker_extension_cls`); its methods are called with `collective_rpc`. Knows nothing of prompts, of how
-keys are centred, or of steering.
+and head, and the end of an engine whose front end was killed; the twin's part comes from `TwinHost`.
+Imported by vLLM by name (`worker_extension_cls`); its methods are called with `collective_rpc`. Knows
+nothing of prompts, of how keys are centred, or of steering.
 
 The states come from between `execute_model` and `sample_tokens` of vLLM's model runner (V1), where
 row i of `sample_hidden_states` belongs to request i of the batch. `compute_logits` would see the same
@@ -21,6 +21,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from server.engine.twin_host import TwinHost
+
 KEY_REQUEST = "latentkey."
 """Prefix of the ids of requests whose final hidden state is kept."""
 KEY_ID_LENGTH = len(KEY_REQUEST) + 32
@@ -30,7 +32,7 @@ MAX_STATES = 1024
 _WATCH_S = 1.0
 
 
-class StateCatcher:
+class StateCatcher(TwinHost):
     """Mixed into vLLM's worker class; every name must be one the worker does not have."""
 
     model_runner: Any

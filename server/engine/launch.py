@@ -18,11 +18,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from config.settings import Settings
-from model.engine import EngineDeadError
+from model.engine import EngineDeadError, EngineError
 from model.twin import TwinProcess
 from server.engine.guard import close_client_embeds, hide_placeholders
 from server.engine.process import start_engine, stop_engine
 from server.engine.vllm import VLLMEngine
+from server.engine.worker_twin import WorkerTwin, why_not_shared
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +55,26 @@ async def launch(settings: Settings, model_path: str) -> AsyncIterator[Launched]
     args = await asyncio.to_thread(parse_arguments, settings, model_path)
     async with AsyncExitStack() as stack:
         stack.enter_context(_socket_folder())
-        # Beside vLLM's own start, most of which is one thread's work.
-        twin, twin_started = await stack.enter_async_context(_twin(settings, model_path))
+        twin: TwinProcess | WorkerTwin | None = None
+        twin_started: Awaitable[None] | None = None
+        on_gpu = runs_on_cuda()
+        if settings.twin and not on_gpu:
+            # Beside vLLM's own start, most of which is one thread's work.
+            twin, twin_started = await stack.enter_async_context(_twin_process(settings, model_path))
         llm = await start_engine(args)
         stack.push_async_callback(stop_engine, llm)
         close_client_embeds(llm)
         hide_placeholders(llm)
+        if settings.twin and on_gpu:
+            twin = await worker_twin(llm, settings, model_path)
+            if twin is None:
+                twin, twin_started = await stack.enter_async_context(_twin_process(settings, model_path))
+            else:
+                stack.push_async_callback(twin.close)
         app = await _build_app(args, llm)
         engine = await VLLMEngine.create(llm, model_path, settings, twin)
-        await twin_started
+        if twin_started is not None:
+            await twin_started
         await stack.enter_async_context(app.router.lifespan_context(app))
         yield Launched(engine, app, args)
 
@@ -91,16 +103,28 @@ async def _build_app(args: Namespace, llm: Any) -> Any:
     return app
 
 
+async def worker_twin(llm: Any, settings: Settings, model_path: str) -> WorkerTwin | None:
+    """Return a started twin on the weights of `llm`, None where that cannot be; the log says why."""
+    reason = why_not_shared(llm.vllm_config)
+    if reason is None:
+        twin = WorkerTwin(llm, model_path, length=settings.latent_length, placement=settings.placement)
+        try:
+            await twin.start()
+            logger.info("the twin shares vLLM's weights")
+            return twin
+        except EngineDeadError:
+            raise
+        except EngineError as error:
+            reason = str(error)
+    logger.warning("the twin becomes a process on the CPU, with a copy of the model: %s", reason)
+    return None
+
+
 @asynccontextmanager
-async def _twin(
+async def _twin_process(
     settings: Settings, model_path: str
-) -> AsyncIterator[tuple[TwinProcess | None, Awaitable[None]]]:
-    """Yield the twin, if the settings want one, and what to await until it has started or failed to."""
-    if not settings.twin:
-        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        started.set_result(None)
-        yield None, started
-        return
+) -> AsyncIterator[tuple[TwinProcess, Awaitable[None]]]:
+    """Yield the twin and what to await until it has started or failed to."""
     twin = TwinProcess(model_path, length=settings.latent_length, placement=settings.placement)
 
     async def start() -> None:
@@ -115,6 +139,13 @@ async def _twin(
     finally:
         await twin.close()
         await starting
+
+
+def runs_on_cuda() -> bool:
+    """Return whether vLLM computes on a GPU of NVIDIA's."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cuda())
 
 
 def prepare_environment(settings: Settings, model_path: str) -> None:
