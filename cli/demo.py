@@ -44,9 +44,9 @@ def demo(
     data: Annotated[
         Path, typer.Option("--data", help="JSONL file with `question` and `answer` on each line.")
     ] = EXAMPLES / "topics.jsonl",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of day 1.")] = 96,
-    held_out: Annotated[int, typer.Option("--held-out", min=2, help="New questions of day 2.")] = 64,
-    unrelated: Annotated[int, typer.Option("--unrelated", min=1, help="Prompts unlike the stream.")] = 24,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of day 1.")] = 72,
+    held_out: Annotated[int, typer.Option("--held-out", min=2, help="New questions of day 2.")] = 48,
+    unrelated: Annotated[int, typer.Option("--unrelated", min=1, help="Prompts unlike the stream.")] = 12,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 8,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests at a time.")] = 4,
     seed: Annotated[int, typer.Option("--seed", help="Which questions are held out.")] = 0,
