@@ -10,9 +10,8 @@ from model.engine import Decoding, Engine, SteeredPrompt
 
 # fmt: off
 WORDS = (
-    "apple", "tiger", "hammer", "banana", "horse", "saw", "cherry", "eagle", "drill",
-    "grape", "rabbit", "pliers", "mango", "otter", "wrench", "peach", "zebra", "chisel",
-    "plum", "camel", "shovel", "lemon", "goose", "ladder", "melon", "whale",
+    "apple", "tiger", "hammer", "banana", "horse", "saw", "cherry", "eagle", "drill", "grape",
+    "rabbit", "pliers", "mango", "otter", "wrench", "peach", "zebra", "chisel", "plum", "camel",
 )
 # fmt: on
 KINDS = ("fruit", "animal", "tool")

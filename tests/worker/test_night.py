@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from config.settings import Settings
 from memory.episode import now
 from memory.night import NightRecord, UnknownNightError
-from model.engine import LatentGradient, ModelUnavailableError
+from model.engine import Generation, LatentGradient, ModelUnavailableError
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import Place, scripted_episodes
 from worker import night as nights
@@ -276,23 +276,29 @@ def test_a_corrupt_active_prior_is_no_control(place: Place, engine: ScriptedEngi
     assert record.version == "v2"
 
 
-def test_progress_is_seen_from_outside(place: Place, engine: ScriptedEngine) -> None:
+def test_phases_are_seen_from_outside(place: Place, engine: ScriptedEngine) -> None:
     record = place.queue(scripted_episodes(engine))
-    seen: set[tuple[str, str]] = set()
-    done = threading.Event()
 
-    def watch() -> None:
-        while not done.wait(0.002):
+    class Watching(ScriptedEngine):
+        """Looks at the record whenever it is called."""
+
+        seen: ClassVar[set[tuple[str, str, str]]] = set()
+
+        async def latent_gradient(self, *arguments: Any, **named: Any) -> LatentGradient:
+            self.look("gradient")
+            return await super().latent_gradient(*arguments, **named)
+
+        async def generate(self, *arguments: Any, **named: Any) -> list[Generation]:
+            self.look("answers")
+            return await super().generate(*arguments, **named)
+
+        def look(self, what: str) -> None:
             found = place.log.get(record.id)
             assert found is not None
-            seen.add((found.state, found.phase))
+            self.seen.add((what, found.state, found.phase))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run(place, record, lambda _: ScriptedEngine(delay_s=0.005))
-    done.set()
-    watcher.join()
-    assert {("running", "train"), ("running", "gate")} <= seen
+    run(place, record, lambda _: Watching())
+    assert Watching.seen == {("gradient", "running", "train"), ("answers", "running", "gate")}
 
 
 def hold(folder: Path, ready: Any) -> None:

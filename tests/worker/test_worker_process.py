@@ -61,7 +61,7 @@ def wait_until(done: Callable[[], bool], what: str) -> None:
 
 
 def settings_of(root: Path, model: str, **changes: Any) -> Settings:
-    return Settings(data_dir=root, model=model, night_steps=10, night_batch=4, _env_file=None, **changes)
+    return Settings(data_dir=root, model=model, night_steps=8, night_batch=4, _env_file=None, **changes)
 
 
 @contextmanager
