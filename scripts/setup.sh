@@ -38,10 +38,18 @@ for lock in "$@"; do
     {
         "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-deps \
             -r "locks/$lock.txt" 2>&1 || echo "setup failed"
-    } | tee "$log" | awk -v count="$count" '
-        /^Collecting / { n++; if (n % 20 == 0) print "setup: fetched " n " of " count " packages" }
-        /^Installing collected/ { print "setup: unpacking them" }
-        { fflush() }'
+    } | tee "$log" | {
+        fetched=0
+        while IFS= read -r line; do
+            case $line in
+            Collecting*)
+                fetched=$((fetched + 1))
+                [ $((fetched % 20)) -ne 0 ] || echo "setup: fetched $fetched of $count packages"
+                ;;
+            "Installing collected"*) echo "setup: unpacking them" ;;
+            esac
+        done
+    }
     if grep -q '^setup failed$' "$log"; then
         grep -v -e '^WARNING' -e '^setup failed' "$log" | tail -n 4 >&2
         fail "pip could not install locks/$lock.txt (all of its output: $log). If torch==...+cpu was \

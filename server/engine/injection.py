@@ -121,7 +121,8 @@ def why_untouched(options: SteeringOptions, request: Any, inputs: Sequence[Any])
 
 def asked_length(request: Any) -> int | None:
     """Return the most tokens that a request wants of an answer, None when it does not say."""
-    values = (getattr(request, name, None) for name in _LENGTH_FIELDS)
+    fields = vars(request)  # attribute access would warn of fields that OpenAI has deprecated
+    values = (fields.get(name) for name in _LENGTH_FIELDS)
     return next((int(value) for value in values if value is not None), None)
 
 
