@@ -16,7 +16,7 @@ import httpx
 import openai
 
 ROOT = Path(__file__).parents[2]
-READY_S = 240
+READY_S = 400
 
 
 def free_port() -> int:
@@ -106,19 +106,19 @@ class Gateway:
 
     @cached_property
     def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300)
 
     @cached_property
     def model(self) -> str:
         return str(self.openai.models.list().data[0].id)
 
     def get(self, path: str, status: int = 200) -> dict:
-        answer = httpx.get(self.url + path, timeout=60)
+        answer = httpx.get(self.url + path, timeout=120)
         assert answer.status_code == status, answer.text
         return answer.json()
 
     def post(self, path: str, body: object = None, status: int = 200) -> dict:
-        answer = httpx.post(self.url + path, json=body, timeout=60)
+        answer = httpx.post(self.url + path, json=body, timeout=120)
         assert answer.status_code == status, answer.text
         return answer.json()
 
@@ -141,7 +141,7 @@ class Gateway:
     def trace(self, headers: httpx.Headers) -> dict:
         return self.get(f"/v1/latent/traces/{headers['x-latent-trace']}")
 
-    def settled_trace(self, headers: httpx.Headers, seconds: float = 20) -> dict:
+    def settled_trace(self, headers: httpx.Headers, seconds: float = 60) -> dict:
         """Return the trace once its episode is stored, or it is known that none will be."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -151,7 +151,7 @@ class Gateway:
             time.sleep(0.05)
         raise TimeoutError(f"still pending: {trace}")
 
-    def night(self, seconds: float = 280) -> dict:
+    def night(self, seconds: float = 600) -> dict:
         """Run a night and return its record once it has ended."""
         record = self.post("/v1/consolidations", {"trigger": "api"}, status=202)
         deadline = time.monotonic() + seconds

@@ -48,7 +48,7 @@ def test_refused_naming_the_field(
 ) -> None:
     before = served.get("/v1/memory/stats")
     body = {"model": served.model, "messages": HELLO, "max_tokens": 4, "stream": stream} | change
-    answer = httpx.post(served.url + path, json={k: v for k, v in body.items() if v is not None}, timeout=60)
+    answer = httpx.post(served.url + path, json={k: v for k, v in body.items() if v is not None}, timeout=120)
     assert 400 <= answer.status_code < 500, answer.text
     error = answer.json()["error"]
     assert error["message"]
@@ -62,7 +62,7 @@ def test_refused_naming_the_field(
 def test_prompt_with_embedded_part_is_refused(served: Gateway) -> None:
     part = {"type": "prompt_embeds", "prompt_embeds": embeds()}
     body = {"model": served.model, "messages": [{"role": "user", "content": [part]}], "max_tokens": 4}
-    answer = httpx.post(served.url + CHAT, json=body, timeout=60)
+    answer = httpx.post(served.url + CHAT, json=body, timeout=120)
     assert answer.status_code == 400, answer.text
     assert "prompt_embeds" in answer.text
 
