@@ -1,12 +1,19 @@
 """What tests of several packages share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from config.settings import DEFAULT_MODEL
 from model.pull import resolve_model
+
+
+def pytest_configure() -> None:
+    """Let children be interrupted: a shell that runs the tests in the background ignores SIGINT for all."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
