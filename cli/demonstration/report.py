@@ -4,6 +4,7 @@ Owns the numbers of the report and how they are shown. Nothing is left out when 
 steering: a night that was refused, a lower accuracy and a changed answer are shown like the rest.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,23 @@ from cli.demonstration.stream import Item
 from cli.screen import Screen, printable
 
 EXAMPLES_SHOWN = 6
+ANSWERS_SHOWN = 5
+"""Most frequent answers of a pass: whether steering answers everything alike shows there."""
 WIDTH = 44
 
 
 def accuracy(tally: Tally, items: Sequence[Item], scorer: Scorer) -> dict[str, Any]:
-    """Return the counts of one day with how many of its answers are right."""
+    """Return the counts of one day with how many of its answers, and of those remembered, are right."""
     right = right_ones(tally, items, scorer)
-    return {**tally.summary(), "right": sum(right), "accuracy": sum(right) / len(right)}
+    stored = [reply.trace.get("remembered") == "stored" for reply in tally.replies]
+    return {
+        **tally.summary(),
+        "right": sum(right),
+        "accuracy": sum(right) / len(right),
+        "stored": sum(stored),
+        "stored_right": sum(good for good, kept in zip(right, stored, strict=True) if kept),
+        "answers": dict(Counter(short(reply.text, 16) for reply in tally.replies).most_common(ANSWERS_SHOWN)),
+    }
 
 
 def right_ones(tally: Tally, items: Sequence[Item], scorer: Scorer) -> list[bool]:
@@ -69,6 +80,8 @@ def show_day(screen: Screen, day: dict[str, Any]) -> None:
             f"{shown(day['reward_before_mean'])} → {shown(day['reward_after_mean'])}",
         ),
         ("right answers", f"{day['right']} of {day['questions']} ({100 * day['accuracy']:.1f} %)"),
+        ("right among the stored", f"{day['stored_right']} of {day['stored']}"),
+        ("frequent answers", counts(day["answers"])),
         ("tokens", counts(day["tokens"])),
         ("median latency", f"{day['latency_median_s']:.2f} s"),
     ]
@@ -82,6 +95,7 @@ def show_second_day(screen: Screen, passes: dict[str, dict[str, Any]], compared:
         (name, *(cell(found) for found in (plain, steered)))
         for name, cell in (
             ("right answers", lambda f: f"{f['right']} of {f['questions']} ({100 * f['accuracy']:.1f} %)"),
+            ("frequent answers", lambda f: counts(f["answers"])),
             ("what ran", lambda f: counts(f["by_mode"])),
             ("recalled something", lambda f: f["recalled"]),
             ("mean similarity", lambda f: shown(f["similarity_mean"])),
@@ -132,10 +146,11 @@ def show_summary(screen: Screen, report: dict[str, Any]) -> None:
     """Write the whole demo in a few lines."""
     day, night, compared = report["day_1"], report["night"], report["day_2"]["comparison"]
     passes = report["day_2"]["passes"]
-    stored = day["remembered"].get("stored", 0)
     screen.line()
     screen.line("Summary", "bold")
-    screen.line(f"remembered {stored} of {day['questions']} answers on day 1")
+    screen.line(
+        f"remembered {day['stored']} of {day['questions']} answers on day 1, {day['stored_right']} of them right"
+    )
     version = f" {night['version']}" if night.get("version") else ""
     screen.line(f"night: {night['state']}{version}")
     screen.line(

@@ -7,7 +7,7 @@ import pytest
 
 from cli.chat import Answer
 from cli.demonstration.day import Reply, Tally
-from cli.demonstration.report import comparison, harm
+from cli.demonstration.report import accuracy, comparison, harm
 from cli.demonstration.score import Scorer, paired_interval
 from cli.demonstration.stream import EXAMPLES, Item, read_items, read_prompts, split
 from cli.failure import CommandError
@@ -123,6 +123,15 @@ def test_reasons_are_counted_together_whatever_the_reward() -> None:
 
 def test_empty_day_has_no_rewards() -> None:
     assert Tally().rewards() == (None, None)
+
+
+def test_day_tells_what_was_remembered_right_and_what_was_answered_most() -> None:
+    items = [Item("q", label) for label in ("World", "Sports", "Business")]
+    tally = Tally([reply("World"), reply("World"), reply("Business")])
+    tally.replies[2].trace["remembered"] = "no"
+    found = accuracy(tally, items, TOPICS)
+    assert (found["right"], found["stored"], found["stored_right"]) == (2, 2, 1)
+    assert found["answers"] == {"World": 2, "Business": 1}
 
 
 def test_comparison_counts_both_directions() -> None:
