@@ -149,7 +149,8 @@ def show_summary(screen: Screen, report: dict[str, Any]) -> None:
     screen.line()
     screen.line("Summary", "bold")
     screen.line(
-        f"remembered {day['stored']} of {day['questions']} answers on day 1, {day['stored_right']} of them right"
+        f"remembered {day['stored']} of {day['questions']} answers on day 1,"
+        f" {day['stored_right']} of them right"
     )
     version = f" {night['version']}" if night.get("version") else ""
     screen.line(f"night: {night['state']}{version}")
