@@ -53,6 +53,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         night_steps=24,
         max_model_len=1024,
         prior_poll_s=0.2,
+        vllm_args="--dtype float32",  # as the bare vLLM of test_plain_path
     ) as gateway:
         yield gateway
 

@@ -51,7 +51,7 @@ def bare(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     # What `vllm serve` runs; the command itself does not find its version in the CPU package.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", small_model]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    command += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8"]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8"]
     process = start(command, env, folder / "vllm.log")
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process)
