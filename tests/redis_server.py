@@ -2,12 +2,13 @@
 
 import importlib.util
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import redis
+
+from tests.cli.ports import free_port
 
 
 def redis_server() -> str:
@@ -20,12 +21,6 @@ def redis_server() -> str:
         assert wheel.origin is not None
         found = str(Path(wheel.origin).parent / "bin" / "redis-server")
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class RedisServer:
