@@ -1,11 +1,12 @@
 """The `latentevolve` command.
 
 Owns the list of commands and the way from an error to a message and an exit code. Each command
-is a module of its own, imported here and nowhere else.
+is a module of its own, imported here and nowhere else. Groups of other packages, such as `bench`, come in
+through the entry points `latentevolve.commands`.
 """
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Annotated
 
 import typer
@@ -29,6 +30,8 @@ app.command("night")(night.night)
 app.add_typer(priors.app, name="priors")
 app.command("stats")(stats.stats)
 app.command("demo")(demo.demo)
+for _group in entry_points(group="latentevolve.commands"):
+    app.add_typer(_group.load(), name=_group.name)
 
 
 def _show_version(wanted: bool) -> None:

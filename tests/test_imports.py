@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = {"cli", "config", "memory", "model", "server", "worker"}
+OURS = {"bench", "cli", "config", "memory", "model", "server", "worker"}
 
 MAY_IMPORT = {
     "config": set(),
@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "server": {"config", "memory", "model"},
     "worker": {"config", "memory", "model"},
     "cli": {"config", "memory", "model", "server", "worker"},
+    "bench": {"cli", "config", "memory", "model", "server", "worker"},
 }
 
 

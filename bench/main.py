@@ -1,0 +1,9 @@
+"""`latentevolve bench`: the list of benchmarks.
+
+Owns the names. The command line finds this through the entry point `latentevolve.commands`, so that
+nothing imports `bench`; each benchmark is a module of its own, and heavy imports wait until it runs.
+"""
+
+import typer
+
+app = typer.Typer(help="Benchmarks: what steering gains and what it costs.", no_args_is_help=True)
