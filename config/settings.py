@@ -7,8 +7,9 @@ compares both.
 
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Effort = Literal["none", "low", "medium", "high"]
@@ -103,7 +104,18 @@ class Settings(BaseSettings):
     )
     rewards: str = Field(
         "consistency=0.5,confidence=0.3,format=0.2",
-        description="Reward signals and weights: judge, consistency, confidence, format.",
+        description="Reward signals and weights: judge, consistency, confidence, format, verifier.",
+    )
+    verifier_url: str | None = Field(
+        None,
+        validate_default=True,
+        description="Where the signal `verifier` posts answers to be scored (docs/api.md); empty: nowhere.",
+    )
+    verifier_timeout_s: float = Field(
+        5.0, gt=0, description="Longest time one try to ask the verifier takes."
+    )
+    verifier_retries: int = Field(
+        2, ge=0, le=10, description="Further tries when the verifier is not reached, or busy (429, 5xx)."
     )
     remember_threshold: float = Field(
         0.5, ge=0, le=1, description="Least reward of an answer that is remembered."
@@ -146,6 +158,19 @@ class Settings(BaseSettings):
         if self.population % 2:
             raise ValueError("population must be even: evolution draws antithetic pairs")
         return self
+
+    @field_validator("verifier_url")
+    @classmethod
+    def _verifier_can_be_asked(cls, value: str | None, info: ValidationInfo) -> str | None:
+        named = {part.partition("=")[0].strip() for part in info.data.get("rewards", "").split(",")}
+        if value is None:
+            if "verifier" in named:
+                raise ValueError("rewards name the verifier, which needs LATENTEVOLVE_VERIFIER_URL")
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError("not an http:// or https:// URL")
+        return value
 
     @field_validator("night_cron")
     @classmethod

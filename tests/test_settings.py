@@ -45,6 +45,9 @@ def test_every_line_of_the_example_can_be_set(tmp_path: Path) -> None:
         ("recall_floor", 1.5),
         ("night_holdout", 1.0),
         ("refiner", "x"),
+        ("verifier_url", "ftp://host/score"),
+        ("verifier_url", "http://"),
+        ("verifier_url", "http://host:99999/"),
         ("night_cron", "at 3"),
         ("night_cron", "99 * * * *"),
     ],
@@ -52,3 +55,11 @@ def test_every_line_of_the_example_can_be_set(tmp_path: Path) -> None:
 def test_value_out_of_range_is_refused_naming_the_setting(name: str, value: object) -> None:
     with pytest.raises(ValidationError, match=name):
         Settings.model_validate({name: value})
+
+
+def test_verifier_that_is_named_needs_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENTEVOLVE_REWARDS", "confidence=0.5, verifier = 0.5")
+    with pytest.raises(ValidationError, match="needs LATENTEVOLVE_VERIFIER_URL"):
+        Settings(_env_file=None)
+    monkeypatch.setenv("LATENTEVOLVE_VERIFIER_URL", "http://127.0.0.1:9/score")
+    assert Settings(_env_file=None).verifier_url == "http://127.0.0.1:9/score"

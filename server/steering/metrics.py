@@ -59,6 +59,13 @@ class Metrics:
             "Tokens that refining generated.",
             registry=registry,
         )
+        self.verifier_calls = Counter(
+            "latentevolve_verifier_calls_total",
+            "Calls of the verifier by result: scored, timeout, unreachable, status (not 200), bad-reply, or "
+            "not-asked while it is left alone after failures.",
+            ["result"],
+            registry=registry,
+        )
         self.episodes = Counter(
             "latentevolve_episodes_total",
             "Episodes by fate: stored, dropped when the queue was full, failed when the store refused.",

@@ -10,6 +10,10 @@ from model.engine import Generation
 from server.steering.call import RenderedPrompt
 
 
+class SignalUnavailableError(Exception):
+    """The signal of this name would apply, but cannot be had right now."""
+
+
 class Reward(Protocol):
     """One named signal of how good an answer is, without labels."""
 
@@ -32,5 +36,9 @@ class Reward(Protocol):
             prompt: What was asked.
             answers: The answers to score.
             pool: Answers of the unsteered model to the same prompt.
+
+        Raises:
+            SignalUnavailableError: nothing can be said of any of them; the reason was logged.
+            EngineError: the signal asked the model, and the engine failed.
         """
         ...

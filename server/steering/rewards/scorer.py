@@ -4,7 +4,7 @@ Owns the weights and their spelling in the settings. Knows nothing of what the s
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from model.engine import Engine, Generation
@@ -13,7 +13,10 @@ from server.steering.rewards.confidence import Confidence
 from server.steering.rewards.consistency import Consistency
 from server.steering.rewards.format import Format
 from server.steering.rewards.judge import Judge
-from server.steering.rewards.reward import Reward
+from server.steering.rewards.reward import Reward, SignalUnavailableError
+
+VERIFIER = "verifier"
+"""Name of the signal that is not made here: it needs more than an engine."""
 
 _MAKERS: Mapping[str, Callable[[Engine], Reward]] = {
     "judge": Judge,
@@ -21,6 +24,7 @@ _MAKERS: Mapping[str, Callable[[Engine], Reward]] = {
     "confidence": lambda engine: Confidence(),
     "format": lambda engine: Format(),
 }
+SIGNALS = (*_MAKERS, VERIFIER)
 
 
 class RewardSettingsError(ValueError):
@@ -33,6 +37,8 @@ class Scored:
 
     reward: float
     signals: Mapping[str, float] = field(default_factory=dict)
+    unavailable: tuple[str, ...] = ()
+    """Signals that would have applied and could not be had: rewards with and without them do not compare."""
 
 
 class Scorer:
@@ -42,13 +48,24 @@ class Scorer:
         self._rewards = tuple(rewards)
 
     @classmethod
-    def of(cls, setting: str, engine: Engine) -> "Scorer":
+    def of(cls, setting: str, engine: Engine, verifier: Reward | None = None) -> "Scorer":
         """Return the scorer that a setting such as `consistency=0.7,format=0.3` asks for.
+
+        Args:
+            verifier: The signal of that name; None: the setting may not name it.
 
         Raises:
             RewardSettingsError: naming the part that is wrong.
         """
-        return cls([(_MAKERS[name](engine), weight) for name, weight in parse_weights(setting).items()])
+
+        def make(name: str) -> Reward:
+            if name != VERIFIER:
+                return _MAKERS[name](engine)
+            if verifier is None:
+                raise RewardSettingsError("rewards: 'verifier' needs LATENTEVOLVE_VERIFIER_URL")
+            return verifier
+
+        return cls([(make(name), weight) for name, weight in parse_weights(setting).items()])
 
     @property
     def tokens_per_answer(self) -> int:
@@ -56,25 +73,50 @@ class Scorer:
         return sum(reward.tokens_per_answer for reward, _ in self._rewards)
 
     async def score(
-        self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
+        self,
+        prompt: RenderedPrompt,
+        answers: Sequence[Generation],
+        pool: Sequence[Generation],
+        *,
+        without: Collection[str] = (),
     ) -> list[Scored]:
-        """Return one score per answer. `pool` holds the plain rollouts that vote.
+        """Return one score per answer. A signal that is unavailable does not apply, and no error.
+
+        Args:
+            prompt: What was asked.
+            answers: The answers to score.
+            pool: The plain rollouts that vote.
+            without: Signals to leave out, as if they were unavailable.
 
         Raises:
             EngineError: a signal asked the model and the engine failed.
         """
         totals, weights = [0.0] * len(answers), [0.0] * len(answers)
         signals: list[dict[str, float]] = [{} for _ in answers]
+        unavailable = []
         for reward, weight in self._rewards:
-            for index, value in enumerate(await reward.score(prompt, answers, pool)):
+            values = None if reward.name in without else await _values(reward, prompt, answers, pool)
+            if values is None:
+                unavailable.append(reward.name)
+                continue
+            for index, value in enumerate(values):
                 if value is not None:
                     totals[index] += weight * value
                     weights[index] += weight
                     signals[index][reward.name] = value
         return [
-            Scored(min(1.0, total / weight) if weight else 0.0, named)
+            Scored(min(1.0, total / weight) if weight else 0.0, named, tuple(unavailable))
             for total, weight, named in zip(totals, weights, signals, strict=True)
         ]
+
+
+async def _values(
+    reward: Reward, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
+) -> list[float | None] | None:
+    try:
+        return await reward.score(prompt, answers, pool)
+    except SignalUnavailableError:
+        return None
 
 
 def parse_weights(setting: str) -> dict[str, float]:
@@ -86,9 +128,9 @@ def parse_weights(setting: str) -> dict[str, float]:
     weights: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in setting.split(","))):
         name, equals, number = (piece.strip() for piece in part.partition("="))
-        if name not in _MAKERS:
+        if name not in SIGNALS:
             raise RewardSettingsError(
-                f"rewards: unknown signal {name!r} in {part!r}; known are {', '.join(_MAKERS)}"
+                f"rewards: unknown signal {name!r} in {part!r}; known are {', '.join(SIGNALS)}"
             )
         if name in weights:
             raise RewardSettingsError(f"rewards: {name!r} is named twice")
