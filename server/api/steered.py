@@ -2,7 +2,7 @@
 
 Owns what happens to a request between the client and vLLM's handlers: its options are read and
 stripped, the call travels in a context variable, and every answer says in its headers what ran and
-why. Knows nothing of how steering decides, and never holds back an answer's body.
+why. Knows nothing of how steering decides, and never holds back a streamed answer.
 """
 
 import json
@@ -14,8 +14,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from model.engine import Usage
 from server.api.errors import response_of
-from server.api.options import COMPLETIONS, STEERED_PATHS, read_options
+from server.api.options import CHAT, COMPLETIONS, RESPONSES, STEERED_PATHS, read_options
+from server.api.usage import with_usage
 from server.errors import BodyRejectedError, BodyTooLargeError, GatewayError
 from server.gateway import Readiness
 from server.steering.call import Outcome, SteeringCall, SteeringRejectedError, current_call
@@ -62,6 +64,8 @@ class SteeredRoutes:
             return await response_of(error)(scope, receive, _with_headers(send, None, describe))
         call = SteeringCall(options)
         raw = body.raw if rewritten is body.parsed else json.dumps(rewritten).encode()
+        if path in (CHAT, RESPONSES):
+            send = with_usage(send, lambda: _spent(call))
         # Completions have no chat to steer, so that vLLM's hook does not get to see the call.
         token = current_call.set(None if path == COMPLETIONS else call)
         try:
@@ -133,6 +137,12 @@ def _outcome(status: int, call: SteeringCall | None, path: str) -> Outcome:
     if path == COMPLETIONS:
         return NOT_STEERED
     return EFFORT_NONE if call.options.effort == "none" else NOT_REACHED
+
+
+def _spent(call: SteeringCall) -> Usage | None:
+    """Return what refining spent, None when there was none."""
+    usage = call.outcome.usage if call.outcome is not None else Usage()
+    return None if usage == Usage() else usage
 
 
 def _with_headers(send: Send, call: SteeringCall | None, describe: Callable[[int], Outcome]) -> Send:

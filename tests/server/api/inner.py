@@ -1,6 +1,7 @@
 """Stand-in for vLLM's app: a few of its routes on a scripted engine, steered as the real hook does."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -39,9 +40,13 @@ def inner_app(engine: ScriptedEngine) -> FastAPI:
         if body.get("break") == "before":
             raise RuntimeError("secret of the inside")
         text = await _answered(engine, app, body)
+        usage = _usage(request.url.path, text)
         if not body.get("stream"):
-            return {"seen": body, "length": request.headers["content-length"], "text": text}
-        return StreamingResponse(_stream(app, body, text), media_type="text/event-stream")
+            said = {"seen": body, "length": request.headers["content-length"], "text": text}
+            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+            return said | {"object": "chat.completion", "choices": [choice], "usage": usage}
+        stream = _stream(app, body, text, request.url.path, usage)
+        return StreamingResponse(stream, media_type="text/event-stream")
 
     async def complete(request: Request) -> Any:
         return {"seen": await request.json(), "call": current_call.get() is not None}
@@ -69,9 +74,27 @@ async def _answered(engine: ScriptedEngine, app: FastAPI, body: dict[str, Any]) 
     return generation.text
 
 
-async def _stream(app: FastAPI, body: dict[str, Any], text: str) -> AsyncIterator[str]:
-    yield f"data: {text}\n\n"
+def _usage(path: str, text: str) -> dict[str, int]:
+    names = ("prompt", "completion") if path.endswith("/completions") else ("input", "output")
+    counts = dict(zip((f"{name}_tokens" for name in names), (7, len(text)), strict=True))
+    return counts | {"total_tokens": 7 + len(text)}
+
+
+async def _stream(
+    app: FastAPI, body: dict[str, Any], text: str, path: str, usage: dict[str, int]
+) -> AsyncIterator[str]:
+    yield _event({"choices": [{"index": 0, "delta": {"content": text}}]})
     await app.state.release.wait()
     if body.get("break") == "after":
         raise RuntimeError("secret of the inside")
+    if path == "/v1/responses":
+        completed = {"type": "response.completed", "response": {"output": [], "usage": usage}}
+        yield f"event: response.completed\n{_event(completed)}"
+        return
+    if body.get("stream_options", {}).get("include_usage"):
+        yield _event({"choices": [], "usage": usage})
     yield "data: [DONE]\n\n"
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
