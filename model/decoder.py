@@ -11,6 +11,7 @@ import torch
 from model.choice_trie import ChoiceTrie
 from model.engine import Decoding, Generation
 from model.prefill import Row, positions, prefill
+from model.prefixes import Prefixes
 
 
 class Draft:
@@ -96,9 +97,12 @@ class Draft:
 
 
 @torch.no_grad()
-def decode(network: Any, rows: Sequence[Row], drafts: Sequence[Draft]) -> None:
-    """Decode until every draft is finished; rows whose draft is finished leave the batch."""
-    state = prefill(network, rows)
+def decode(network: Any, rows: Sequence[Row], drafts: Sequence[Draft], kept: Prefixes | None = None) -> None:
+    """Decode until every draft is finished; rows whose draft is finished leave the batch.
+
+    `kept` as for `prefill`.
+    """
+    state = prefill(network, rows, kept=kept)
     logits = state.logits[:, -1]
     going = list(range(len(rows)))
     while True:

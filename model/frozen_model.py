@@ -25,6 +25,7 @@ from model.engine import (
 from model.fingerprint import checkpoint_dtype, space_of
 from model.placement import Placement, PlacementKind, render_chat
 from model.prefill import Row, batches, last_states, prefill
+from model.prefixes import Prefixes
 
 _FORWARD_COLUMNS = 8192
 """Most padded columns of one batch without gradient: about 0.4 GB of KV cache for the default model."""
@@ -34,7 +35,7 @@ _LONGEST = 8192
 
 
 class FrozenModel:
-    """A causal language model whose weights never change.
+    """A causal language model whose weights never change. For one thread at a time.
 
     Args:
         model_path: Hugging Face folder or hub id.
@@ -73,6 +74,7 @@ class FrozenModel:
         except (OSError, ValueError) as error:
             raise ModelUnavailableError(f"cannot load {model_path}: {error}") from error
         self.network: Any = network
+        self._prefixes = Prefixes()
         self._embed: Any = self.network.get_input_embeddings()
         self._placement = Placement.of(self.tokenizer, placement)
         text_config = self.network.config.get_text_config()
@@ -134,7 +136,8 @@ class FrozenModel:
             for prompt, row, how in zip(prompts, rows, decodings, strict=True)
         ]
         for group in batches(sizes, _FORWARD_COLUMNS, lambda index: _neighbourhood(rows[index])):
-            decode(self.network, [rows[index] for index in group], [drafts[index] for index in group])
+            chosen, written = [rows[index] for index in group], [drafts[index] for index in group]
+            decode(self.network, chosen, written, self._prefixes)
         return [draft.generation() for draft in drafts]
 
     def log_likelihood(
@@ -194,7 +197,7 @@ class FrozenModel:
     def _scores(self, rows: Sequence[Row], answers: Sequence[Sequence[int]]) -> torch.Tensor:
         """Mean log-probability of answers, (B,), for rows that end before the answers' last tokens."""
         longest = max(len(answer) for answer in answers)
-        logits = prefill(self.network, rows, keep=longest).logits  # (B, longest, V)
+        logits = prefill(self.network, rows, longest, self._prefixes).logits  # (B, longest, V)
         values = []
         for row, answer in zip(logits, answers, strict=True):
             targets = torch.tensor(list(answer), device=logits.device)

@@ -2,7 +2,8 @@
 
 Owns batching, padding and the reuse of what prompts have in common: the tokens before a latent do not
 depend on it, so each distinct prefix runs once, without gradient, and its KV cache is handed to every
-row that starts with it. Knows nothing of decoding or of likelihoods.
+row that starts with it. What outlives a call is `model/prefixes.py`'s. Knows nothing of decoding or of
+likelihoods.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from model.prefixes import Prefixes
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,17 +42,23 @@ class Prefilled:
         self.mask = self.mask[chosen]
 
 
-def prefill(network: Any, rows: Sequence[Row], keep: int = 1) -> Prefilled:
+def prefill(network: Any, rows: Sequence[Row], keep: int = 1, kept: Prefixes | None = None) -> Prefilled:
     """Run rows as one batch and return logits of their last `keep` columns with the KV cache.
 
     Rows are padded on the left, so that all of them end in the last column.
+
+    Args:
+        network: A causal language model of transformers.
+        rows: The batch.
+        keep: Columns whose logits are returned.
+        kept: Of earlier calls: a prefix that all rows have in common is looked up there.
     """
     device, dtype = network.device, network.dtype
     prefixes = list(dict.fromkeys(row.prefix for row in rows))
     mask = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
     cache = None
     if any(prefixes):
-        cache, prefix_mask = _prefix_cache(network, prefixes)
+        cache, prefix_mask = _prefix_cache(network, prefixes, kept)
         chosen = torch.tensor([prefixes.index(row.prefix) for row in rows], device=device)
         if not torch.equal(chosen, torch.arange(len(prefixes), device=device)):
             cache.batch_select_indices(chosen)
@@ -108,13 +117,23 @@ def batches(sizes: Sequence[int], budget: int, order: Callable[[int], Any]) -> I
         yield group
 
 
-def _prefix_cache(network: Any, prefixes: Sequence[tuple[int, ...]]) -> tuple[Any, torch.Tensor]:
+def _prefix_cache(
+    network: Any, prefixes: Sequence[tuple[int, ...]], kept: Prefixes | None
+) -> tuple[Any, torch.Tensor]:
+    """Return the KV cache of prefixes, one row each, and its mask."""
     tokens, mask = _left_padded(prefixes, network.device)
-    with torch.no_grad():
-        output = network.base_model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions(mask), use_cache=True
-        )
-    return output.past_key_values, mask
+
+    def compute() -> Any:
+        with torch.no_grad():
+            output = network.base_model(
+                input_ids=tokens, attention_mask=mask, position_ids=positions(mask), use_cache=True
+            )
+        return output.past_key_values
+
+    # Padded rows are no good for other batches, and only training has batches of several prompts.
+    if kept is None or len(prefixes) > 1:
+        return compute(), mask
+    return kept.cache(prefixes[0], compute), mask
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
