@@ -97,12 +97,14 @@ class Draft:
 
 
 @torch.no_grad()
-def decode(network: Any, rows: Sequence[Row], drafts: Sequence[Draft], kept: Prefixes | None = None) -> None:
+def decode(
+    network: Any, rows: Sequence[Row], drafts: Sequence[Draft], prefixes: Prefixes | None = None
+) -> None:
     """Decode until every draft is finished; rows whose draft is finished leave the batch.
 
-    `kept` as for `prefill`.
+    `prefixes` as `kept` of `prefill`.
     """
-    state = prefill(network, rows, kept=kept)
+    state = prefill(network, rows, kept=prefixes)
     logits = state.logits[:, -1]
     going = list(range(len(rows)))
     while True:

@@ -12,8 +12,9 @@ import torch
 from model.engine import Generation, Usage
 from server.steering.call import RenderedPrompt
 
-Stopped = Literal["steps", "perfect", "plateau", "budget", "deadline", "engine-error"]
-"""Why refining ended: all steps done, reward 1, no better in a while, tokens or time spent, or a failure."""
+Stopped = Literal["steps", "perfect", "plateau", "budget", "deadline", "engine-error", "signal-lost"]
+"""Why refining ended: all steps done, reward 1, no better in a while, tokens or time spent, a failure, or a
+signal that scored the first answers and cannot be had any more."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class RefineResult:
     """The best latent is the one that refining started from."""
     steps: tuple[RefineStep, ...] = ()
     usage: Usage = field(default_factory=Usage)
+    unavailable: tuple[str, ...] = ()
+    """Reward signals that should have applied and could not be had."""
 
 
 class Refiner(Protocol):

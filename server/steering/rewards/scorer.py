@@ -68,6 +68,11 @@ class Scorer:
         return cls([(make(name), weight) for name, weight in parse_weights(setting).items()])
 
     @property
+    def rewards(self) -> Sequence[tuple[Reward, float]]:
+        """The signals and their weights."""
+        return self._rewards
+
+    @property
     def tokens_per_answer(self) -> int:
         """Most tokens the model generates to score one answer."""
         return sum(reward.tokens_per_answer for reward, _ in self._rewards)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from config.settings import Settings
 from model.engine import Generation
 from server.steering.call import RenderedPrompt
 from server.steering.metrics import Metrics
@@ -78,6 +79,18 @@ class Verifier:
             follow_redirects=False,
             limits=httpx.Limits(max_keepalive_connections=0),
             headers={"accept": "application/json", "accept-encoding": "identity"},
+        )
+
+    @classmethod
+    def of(cls, settings: Settings, metrics: Metrics) -> "Verifier | None":
+        """Return the verifier of the settings; None when they give no URL."""
+        if settings.verifier_url is None:
+            return None
+        return cls(
+            settings.verifier_url,
+            timeout_s=settings.verifier_timeout_s,
+            retries=settings.verifier_retries,
+            metrics=metrics,
         )
 
     async def score(

@@ -1,0 +1,45 @@
+"""Rewards of one refinement that can be compared with each other.
+
+Owns what becomes of a signal that cannot be had all the way: Q without a verifier that had said 0 would
+look like an improvement. Knows nothing of which signals there are.
+"""
+
+from collections.abc import Collection, Sequence
+
+from model.engine import Generation
+from server.steering.call import RenderedPrompt
+from server.steering.refiners.trial import TrialEndedError
+from server.steering.rewards.scorer import Scored, Scorer
+
+
+class SteadyScorer(Scorer):
+    """A scorer for one refinement, of which every score is made of the signals of the first ones."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__(scorer.rewards)
+        self._scored = False
+        self.unavailable: tuple[str, ...] = ()
+        """Signals that should have applied and could not be had, in the end or all along."""
+
+    async def score(
+        self,
+        prompt: RenderedPrompt,
+        answers: Sequence[Generation],
+        pool: Sequence[Generation],
+        *,
+        without: Collection[str] = (),
+    ) -> list[Scored]:
+        """Return scores; a signal that was not there at first is left out from then on.
+
+        Raises:
+            EngineError: a signal asked the model and the engine failed.
+            TrialEndedError: a signal of the first scores cannot be had any more.
+        """
+        known = {*self.unavailable, *without}
+        scores = await super().score(prompt, answers, pool, without=known)
+        missing = tuple(dict.fromkeys(name for scored in scores for name in scored.unavailable))
+        lost = self._scored and not known.issuperset(missing)
+        self.unavailable, self._scored = missing, self._scored or bool(scores)
+        if lost:
+            raise TrialEndedError("signal-lost")
+        return scores
