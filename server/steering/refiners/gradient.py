@@ -40,7 +40,7 @@ class GradientRefiner:
         scorer = SteadyScorer(self._scorer)
         trial = Trial(self._engine, scorer, prompt, position, limits)
         result = await trial.run(start, lambda: self._search(trial, start, limits))
-        return replace(result, unavailable=scorer.unavailable)
+        return replace(result, usage=result.usage + scorer.usage, unavailable=scorer.unavailable)
 
     async def _search(self, trial: Trial, start: torch.Tensor, limits: Limits) -> None:
         latent = start

@@ -1,12 +1,13 @@
 """Rewards of one refinement that can be compared with each other.
 
 Owns what becomes of a signal that cannot be had all the way: Q without a verifier that had said 0 would
-look like an improvement. Knows nothing of which signals there are.
+look like an improvement. And what the model read to score, for the account. Knows nothing of which
+signals there are.
 """
 
 from collections.abc import Collection, Sequence
 
-from model.engine import Generation
+from model.engine import Generation, Usage
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.trial import TrialEndedError
 from server.steering.rewards.scorer import Scored, Scorer
@@ -20,6 +21,8 @@ class SteadyScorer(Scorer):
         self._scored = False
         self.unavailable: tuple[str, ...] = ()
         """Signals that should have applied and could not be had, in the end or all along."""
+        self.usage = Usage()
+        """Prompts of the signals that ask the model; what those generate is `tokens_per_answer`."""
 
     async def score(
         self,
@@ -36,6 +39,8 @@ class SteadyScorer(Scorer):
             TrialEndedError: a signal of the first scores cannot be had any more.
         """
         known = {*self.unavailable, *without}
+        read = self.prompt_tokens(prompt, answers, known)
+        self.usage += Usage(prompt_tokens=read, forward_tokens=read)
         scores = await super().score(prompt, answers, pool, without=known)
         missing = tuple(dict.fromkeys(name for scored in scores for name in scored.unavailable))
         lost = self._scored and not known.issuperset(missing)

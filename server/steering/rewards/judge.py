@@ -29,6 +29,10 @@ class Judge:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    def prompt_tokens(self, prompt: RenderedPrompt, answers: Sequence[Generation]) -> int:
+        """Return the tokens of all questions about these answers."""
+        return sum(len(question) for answer in answers for question in self._questions(prompt, answer) or ())
+
     async def score(
         self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
     ) -> list[float | None]:
@@ -37,27 +41,25 @@ class Judge:
         Raises:
             EngineError: the engine failed.
         """
-        rendered = [self._questions(prompt.question, answer.text) for answer in answers]
-        fits = [all(len(question) < self._engine.max_model_len for question in one) for one in rendered]
-        batch = [
-            SteeredPrompt(question)
-            for one, fit in zip(rendered, fits, strict=True)
-            for question in one
-            if fit
-        ]
+        asked = [self._questions(prompt, answer) for answer in answers]
+        batch = [SteeredPrompt(question) for questions in asked if questions for question in questions]
         if not batch:
             return [None] * len(answers)
         grades = await self._engine.generate(batch, Decoding(max_tokens=1, choices=GRADES))
         values = iter(_value(grade.text) for grade in grades)
-        return [sum(next(values) for _ in CRITERIA) / len(CRITERIA) if fit else None for fit in fits]
-
-    def _questions(self, question: str, answer: str) -> list[tuple[int, ...]]:
         return [
+            sum(next(values) for _ in questions) / len(questions) if questions else None
+            for questions in asked
+        ]
+
+    def _questions(self, prompt: RenderedPrompt, answer: Generation) -> list[tuple[int, ...]] | None:
+        """Return one prompt per criterion, None when one of them is too long for the model."""
+        questions = [
             self._engine.render(
                 [
                     {
                         "role": "user",
-                        "content": f"Question:\n{question}\n\nAnswer:\n{answer}\n\n{criterion} "
+                        "content": f"Question:\n{prompt.question}\n\nAnswer:\n{answer.text}\n\n{criterion} "
                         f"Grade it from {GRADES[0]} (not at all) to {GRADES[-1]} (fully). "
                         "Reply with the digit only.",
                     }
@@ -65,6 +67,7 @@ class Judge:
             )
             for criterion in CRITERIA.values()
         ]
+        return questions if max(map(len, questions)) < self._engine.max_model_len else None
 
 
 def _value(text: str) -> float:

@@ -4,7 +4,7 @@ Owns the protocol. Knows nothing of how signals are weighed or what their scores
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from model.engine import Generation
 from server.steering.call import RenderedPrompt
@@ -41,4 +41,13 @@ class Reward(Protocol):
             SignalUnavailableError: nothing can be said of any of them; the reason was logged.
             EngineError: the signal asked the model, and the engine failed.
         """
+        ...
+
+
+@runtime_checkable
+class AsksModel(Protocol):
+    """A reward that asks the model, and so reads prompts of its own."""
+
+    def prompt_tokens(self, prompt: RenderedPrompt, answers: Sequence[Generation]) -> int:
+        """Return how many tokens the model reads to score these answers."""
         ...

@@ -13,7 +13,7 @@ from server.steering.rewards.confidence import Confidence
 from server.steering.rewards.consistency import Consistency
 from server.steering.rewards.format import Format
 from server.steering.rewards.judge import Judge
-from server.steering.rewards.reward import Reward, SignalUnavailableError
+from server.steering.rewards.reward import AsksModel, Reward, SignalUnavailableError
 
 VERIFIER = "verifier"
 """Name of the signal that is not made here: it needs more than an engine."""
@@ -76,6 +76,16 @@ class Scorer:
     def tokens_per_answer(self) -> int:
         """Most tokens the model generates to score one answer."""
         return sum(reward.tokens_per_answer for reward, _ in self._rewards)
+
+    def prompt_tokens(
+        self, prompt: RenderedPrompt, answers: Sequence[Generation], without: Collection[str] = ()
+    ) -> int:
+        """Return how many tokens the model reads to score these answers."""
+        return sum(
+            reward.prompt_tokens(prompt, answers)
+            for reward, _ in self._rewards
+            if isinstance(reward, AsksModel) and reward.name not in without
+        )
 
     async def score(
         self,

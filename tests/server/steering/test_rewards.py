@@ -143,6 +143,16 @@ async def test_judge_grades_every_criterion_in_one_batch() -> None:
     assert [len(call.prompts) for call in engine.calls] == [2 * len(CRITERIA)]
 
 
+async def test_judge_says_how_much_the_model_reads_to_grade() -> None:
+    engine = ScriptedEngine(max_model_len=512)
+    judge, given = Judge(engine), [answer("x" * 600), answer("fine"), answer("well")]
+    await judge.score(rendered(engine), given, [])
+    read = sum(len(prompt) for call in engine.calls for prompt in call.prompts)
+    assert judge.prompt_tokens(rendered(engine), given) == read > 0
+    assert Scorer.of("judge=1,format=1", engine).prompt_tokens(rendered(engine), given) == read
+    assert Scorer.of("confidence=1,format=1", engine).prompt_tokens(rendered(engine), given) == 0
+
+
 async def test_judge_does_not_apply_to_an_answer_too_long_to_grade() -> None:
     engine = ScriptedEngine(max_model_len=512)
     scores = await Judge(engine).score(rendered(engine), [answer("x" * 600), answer("fine")], [])

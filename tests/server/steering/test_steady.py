@@ -85,3 +85,18 @@ async def test_steady_scorer_scores_as_the_one_it_is_made_of() -> None:
     prompt = rendered(engine)
     assert await SteadyScorer(plain).score(prompt, given, []) == await plain.score(prompt, given, [])
     assert SteadyScorer(plain).tokens_per_answer == plain.tokens_per_answer
+
+
+@both
+async def test_usage_counts_what_the_judge_reads(make: type) -> None:
+    engine = ScriptedEngine(steepness=1.0, hidden_size=16)
+    prompt = rendered(engine)
+    limits = Limits(steps=1, population=2, max_tokens=8, seed=0, deadline_s=60.0)
+    refiner = make(engine, Scorer.of("judge=0.5,confidence=0.5", engine))
+    result = await refiner.refine(prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits)
+    lengths = [
+        len(tokens) + (0 if latent is None else len(latent))
+        for call in engine.calls
+        for tokens, latent in zip(call.prompts, call.latents, strict=True)
+    ]
+    assert result.usage.prompt_tokens == sum(lengths)
