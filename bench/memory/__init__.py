@@ -1,0 +1,1 @@
+"""`latentevolve bench memory`: what remembering costs at growing sizes."""

@@ -1,0 +1,134 @@
+"""`latentevolve bench memory`: recall latency and insert rate of the embedded store.
+
+Owns the options, the folder and the table.
+"""
+
+import contextlib
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.result import Output, Report
+from cli.failure import INTERRUPTED, USAGE, CommandError
+from cli.options import Json, load_settings
+from cli.progress import PhaseProgress
+from cli.screen import Screen
+
+SPACE = "bench"
+BYTES_PER_EPISODE = 64 * 1024
+"""What an episode of 16 × 576 takes on disk, its log and indices included: 51 KiB were seen."""
+
+
+def memory(
+    sizes: Annotated[
+        str, typer.Option("--sizes", help="Episodes to measure at, rising.", metavar="N,N,…")
+    ] = "1000,10000,100000",
+    queries: Annotated[int, typer.Option("--queries", min=1, help="Timed recalls at each size.")] = 500,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Episodes per insert.")] = 64,
+    hidden_size: Annotated[int, typer.Option("--hidden-size", min=8, help="d, length of a key.")] = 576,
+    length: Annotated[int, typer.Option("--length", min=1, help="L, vectors per latent.")] = 16,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of episodes and queries.")] = 0,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", help="Where the store grows; it is removed afterwards.", metavar="DIR"),
+    ] = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Time recall and insertion of the embedded store as it grows."""
+    screen = Screen(as_json)
+    wanted = parse_sizes(sizes)
+    from bench.memory.growth import Plan, grow
+    from bench.memory.workload import Workload
+    from memory.open import open_store
+
+    settings = load_settings(memory_url="")
+    plan = Plan(wanted, queries, batch, settings.recall_k, settings.recall_floor)
+    options = {**asdict(plan), "hidden_size": hidden_size, "length": length, "seed": seed}
+    report = Report(screen, "memory", options, output)
+    try:
+        with own_folder(folder, wanted[-1]) as data_dir, PhaseProgress(screen) as progress:
+            here = load_settings(memory_url="", data_dir=data_dir)
+            rows = grow(
+                lambda: open_store(here, SPACE, length, hidden_size),
+                data_dir,
+                Workload(SPACE, hidden_size, length, seed),
+                plan,
+                progress.update,
+            )
+            progress.finish()
+    except KeyboardInterrupt:
+        screen.note("interrupted", "yellow")
+        raise typer.Exit(INTERRUPTED) from None
+    show(screen, rows)
+    report.publish({"sizes": rows})
+
+
+def parse_sizes(text: str) -> list[int]:
+    """Return rising sizes.
+
+    Raises:
+        CommandError: exit code 2.
+    """
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or sizes[0] < 1 or any(b <= a for a, b in itertools.pairwise(sizes)):
+        raise CommandError(f"--sizes {text}: not rising numbers", "such as --sizes 1000,10000", USAGE)
+    return sizes
+
+
+@contextlib.contextmanager
+def own_folder(parent: Path | None, episodes: int) -> Iterator[Path]:
+    """Yield a new folder, in `parent` or among the temporary ones, and remove it.
+
+    Raises:
+        CommandError: it cannot be made, or has no room for so many episodes.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(prefix="latentevolve-bench-", dir=parent)
+    except OSError as error:
+        raise CommandError(f"cannot make a folder: {error}", "choose another with --folder", USAGE) from error
+    with made as name:
+        free = shutil.disk_usage(name).free
+        if free < episodes * BYTES_PER_EPISODE:
+            raise CommandError(
+                f"{episodes} episodes need up to {episodes * BYTES_PER_EPISODE >> 30} GiB,"
+                f" {free >> 30} GiB are free in {Path(name).parent}",
+                "choose another folder with --folder, or smaller --sizes",
+            )
+        yield Path(name)
+
+
+def show(screen: Screen, rows: list[dict[str, Any]]) -> None:
+    """Show a row per size."""
+    screen.table(
+        ["episodes", "inserts/s", "grown: p50 / p95 / p99 ms", "open s", "reopened: p50 / p95 / p99 ms",
+         "found", "same", "disk MiB", "process MiB"],
+        [
+            [
+                row["episodes"],
+                f"{row['insert_per_s']:.0f}",
+                _times(row["grown"]),
+                f"{row['open_s']:.1f}",
+                _times(row["reopened"]),
+                f"{row['recalled_mean']:.1f}",
+                "–" if row["same_as_grown"] is None else f"{row['same_as_grown']:.1%}",
+                row["disk_mib"],
+                row["process_mib"],
+            ]
+            for row in rows
+        ],
+        title="Recall and insertion of the embedded store",
+    )  # fmt: skip
+
+
+def _times(found: dict[str, float]) -> str:
+    return f"{found['median_ms']:.2f} / {found['p95_ms']:.2f} / {found['p99_ms']:.2f}"

@@ -1,0 +1,123 @@
+"""A store that grows, measured at each size.
+
+Owns what is timed: adding batches, opening, and recall. Knows nothing of what is shown.
+
+Two recalls at each size. `grown`: the store has been open since the last size, so that everything added
+since then is scanned. `reopened`: closed and opened again, as after a restart of the server; that is when
+the embedded store builds its graph.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.memory.workload import Workload
+from bench.processes import resident_mib
+from bench.result import quantiles_ms
+from memory.episode import Array
+from memory.store import EpisodeStore, Recalled
+
+TENANT = "default"
+WARM_UP = 20
+"""Queries before those that are timed."""
+
+Progress = Callable[[str, int, int], None]
+"""Told the phase, what is done of it and what there is to do."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured."""
+
+    sizes: Sequence[int]
+    """Episodes, rising."""
+    queries: int
+    batch: int
+    """Episodes per `add`."""
+    k: int
+    floor: float
+
+
+def grow(
+    open_store: Callable[[], EpisodeStore], folder: Path, workload: Workload, plan: Plan, progress: Progress
+) -> list[dict[str, Any]]:
+    """Return one row per size. `open_store` opens the same, at first empty, store in `folder`."""
+    rows = []
+    store = open_store()
+    try:
+        held = 0
+        for size in plan.sizes:
+            inserting_s = _fill(store, workload, size - held, plan.batch, progress, f"insert to {size}")
+            queries = workload.keys(WARM_UP + plan.queries)
+            grown_s, grown = _recall(store, queries, plan, progress, f"recall at {size}")
+            store.close()
+            begun = time.perf_counter()
+            progress(f"reopen at {size}", 0, 1)
+            store = open_store()
+            opening_s = time.perf_counter() - begun
+            progress(f"reopen at {size}", 1, 1)
+            reopened_s, reopened = _recall(store, queries, plan, progress, f"again at {size}")
+            rows.append(
+                {
+                    "episodes": store.count(tenant=TENANT),
+                    "inserted": size - held,
+                    "insert_per_s": round((size - held) / inserting_s, 1),
+                    "grown": quantiles_ms(grown_s),
+                    "open_s": round(opening_s, 3),
+                    "reopened": quantiles_ms(reopened_s),
+                    "recalled_mean": round(sum(map(len, reopened)) / len(reopened), 2),
+                    "same_as_grown": _overlap(grown, reopened),
+                    "disk_mib": _disk(folder) >> 20,
+                    "process_mib": resident_mib(),
+                }
+            )
+            held = size
+    finally:
+        store.close()
+    return rows
+
+
+def _fill(
+    store: EpisodeStore, workload: Workload, count: int, batch: int, progress: Progress, phase: str
+) -> float:
+    """Add `count` episodes and return the seconds spent in the store."""
+    spent, done = 0.0, 0
+    for episodes in workload.episodes(count, batch):
+        begun = time.perf_counter()
+        store.add(episodes)
+        spent += time.perf_counter() - begun
+        done += len(episodes)
+        progress(phase, done, count)
+    return spent
+
+
+def _recall(
+    store: EpisodeStore, queries: Array, plan: Plan, progress: Progress, phase: str
+) -> tuple[list[float], list[list[Recalled]]]:
+    seconds, found = [], []
+    for at, key in enumerate(queries, start=1):
+        begun = time.perf_counter()
+        recalled = store.recall(key, tenant=TENANT, k=plan.k, floor=plan.floor)
+        took = time.perf_counter() - begun
+        if at > WARM_UP:
+            seconds.append(took)
+            found.append(recalled)
+        progress(phase, at, len(queries))
+    return seconds, found
+
+
+def _overlap(before: Sequence[Sequence[Recalled]], after: Sequence[Sequence[Recalled]]) -> float | None:
+    """Return which share of the episodes recalled before is recalled after; None when there were none."""
+    pairs = [
+        ({near.episode.id for near in a}, {near.episode.id for near in b})
+        for a, b in zip(before, after, strict=True)
+    ]
+    wanted = sum(len(a) for a, _ in pairs)
+    return round(sum(len(a & b) for a, b in pairs) / wanted, 4) if wanted else None
+
+
+def _disk(folder: Path) -> int:
+    """Return the bytes that the files of a folder really take."""
+    return sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file())

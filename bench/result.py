@@ -1,0 +1,91 @@
+"""What a benchmark found, on its way out.
+
+Owns the JSON document (machine, settings, results), the file it goes to, and the statistics that several
+benchmarks share: quantiles of times, and paired ratios. Knows nothing of what was measured.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.machine import describe, machine
+from cli.failure import USAGE, CommandError
+from cli.screen import Screen
+from memory.atomic import write_json
+
+Output = Annotated[
+    Path | None, typer.Option("--output", help="Write the JSON document to this file.", metavar="FILE")
+]
+
+
+class Report:
+    """The document of one run: opened before it, so that a date and a load of before stand in it."""
+
+    def __init__(
+        self, screen: Screen, benchmark: str, settings: Mapping[str, Any], output: Path | None
+    ) -> None:
+        if output is not None and not output.absolute().parent.is_dir():
+            raise CommandError(f"no folder {output.absolute().parent}", "make it, or choose --output", USAGE)
+        self._screen, self._output = screen, output
+        self._head = {"benchmark": benchmark, **machine(), "settings": dict(settings)}
+        screen.line(describe(self._head))
+
+    def publish(self, results: Mapping[str, Any]) -> None:
+        """Write the document: to the file, and to stdout with --json."""
+        document = finite({**self._head, "results": dict(results)})
+        self._screen.document(document)
+        if self._output is not None:
+            write_json(self._output, document)
+            self._screen.note(f"report: {self._output}")
+
+
+def finite(value: Any) -> Any:
+    """Return `value` with None for every number that JSON cannot hold, such as an interval of one."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return value
+
+
+def quantiles_ms(seconds: Sequence[float]) -> dict[str, float]:
+    """Return median, 95th and 99th percentile in milliseconds, with the number of times."""
+    import numpy as np
+
+    median, p95, p99 = np.quantile(np.asarray(seconds, dtype=np.float64), [0.5, 0.95, 0.99]) * 1e3
+    return {
+        "n": len(seconds),
+        "median_ms": round(float(median), 3),
+        "p95_ms": round(float(p95), 3),
+        "p99_ms": round(float(p99), 3),
+    }
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float | int]:
+    """Return the geometric mean of paired ratios with its 95 % bootstrap interval.
+
+    Logarithms are averaged, so that a/b and b/a say the same. `n` pairs; one pair has no interval.
+    """
+    import numpy as np
+
+    from worker.bootstrap import interval
+
+    found = interval(np.log(np.asarray(above, dtype=np.float64) / np.asarray(below, dtype=np.float64)))
+    return {
+        "ratio": math.exp(found.mean),
+        "low": math.exp(found.low) if math.isfinite(found.low) else -math.inf,
+        "high": math.exp(found.high) if math.isfinite(found.high) else math.inf,
+        "n": len(above),
+    }
+
+
+def ratio_text(found: Mapping[str, float | int]) -> str:
+    """Return `1.02 (0.98–1.06)`, without brackets where there is no interval."""
+    if not math.isfinite(found["high"]):
+        return f"{found['ratio']:.2f}"
+    return f"{found['ratio']:.2f} ({found['low']:.2f}–{found['high']:.2f})"

@@ -1,0 +1,1 @@
+"""`latentevolve bench serve`: the steered server beside bare vLLM."""

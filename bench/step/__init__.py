@@ -1,0 +1,1 @@
+"""`latentevolve bench step`: what one optimisation step costs, beside LatentSeek's."""
