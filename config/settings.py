@@ -123,6 +123,20 @@ class Settings(BaseSettings):
     remember_queue: int = Field(
         1024, ge=1, description="Episodes waiting to be written; more are dropped and counted."
     )
+    explore_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of low-effort requests to which several answers are sampled afterwards.",
+    )
+    explore_rollouts: int = Field(
+        8, ge=2, description="Answers sampled to one explored request; they vote on the best."
+    )
+    vote_tokens: int = Field(
+        0,
+        ge=0,
+        description="Longest plain rollout that votes, when that is more than the answer may have.",
+    )
     trace_limit: int = Field(10_000, ge=1, description="Traces kept on disk; older ones are deleted.")
 
     # Memory

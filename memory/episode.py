@@ -44,7 +44,7 @@ def now() -> datetime:
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One remembered success: DESIGN section 2.
+    """One remembered success.
 
     Latents are absolute (`z*`), not deltas, so that a swapped prior leaves nothing stale behind.
     """
@@ -54,7 +54,7 @@ class Episode:
     key: Array
     """(d,) norm 1."""
     latent: Array
-    """(L, d) the refined latent z*; kept as float16."""
+    """(L, d) the refined latent z*; kept as float16. Where no latent earned its place: the start."""
     reward: float
     """Q of the answer, in [0, 1]."""
     signals: dict[str, float]
@@ -65,6 +65,14 @@ class Episode:
     """Best answer, with its end-of-sequence token when the model ended it."""
     prompt_text: str
     answer_text: str
+    latent_earned: bool = True
+    """Whether the latent beat the unsteered answer. If not, the answer is replayed at night, and the latent
+    is never recalled."""
+    start_lift: float | None = None
+    """Q of the answer to what recall and prior would have served, less Q of the unsteered one; None when
+    they would have served nothing. Measures whether steering helps in this neighbourhood."""
+    choices: tuple[str, ...] = ()
+    """What a grammar held the answer to, when it was one of a few strings."""
     tenant: str = "default"
     plain_reward: float = 0.0
     """Q of the unsteered answer to the same prompt."""
@@ -88,6 +96,8 @@ class Episode:
                 raise EpisodeRejectedError(f"{name} holds NaN or infinity")
         if not 0.0 <= self.reward <= 1.0:
             raise EpisodeRejectedError(f"reward is {self.reward}, expected 0 to 1")
+        if self.start_lift is not None and not -1.0 <= self.start_lift <= 1.0:
+            raise EpisodeRejectedError(f"start_lift is {self.start_lift}, expected -1 to 1")
         if not self.answer_token_ids:
             raise EpisodeRejectedError("answer_token_ids is empty")
 
@@ -100,6 +110,9 @@ class Episode:
             "reward": self.reward,
             "plain_reward": self.plain_reward,
             "signals": self.signals,
+            "latent_earned": self.latent_earned,
+            "start_lift": self.start_lift,
+            "choices": list(self.choices),
             "prompt_text": self.prompt_text,
             "answer_text": self.answer_text,
             "prompt_token_ids": list(self.prompt_token_ids),

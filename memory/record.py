@@ -57,6 +57,7 @@ def payload_of(episode: Episode) -> dict[str, Any]:
     del payload["id"]
     payload["reward"] = float(episode.reward)
     payload["plain_reward"] = float(episode.plain_reward)
+    payload["start_lift"] = None if episode.start_lift is None else float(episode.start_lift)
     payload["signals"] = {name: float(value) for name, value in episode.signals.items()}
     payload["prompt_token_ids"] = [int(token) for token in episode.prompt_token_ids]
     payload["answer_token_ids"] = [int(token) for token in episode.answer_token_ids]
@@ -76,6 +77,7 @@ def episode_of(episode_id: str, payload: Mapping[str, Any], key: ArrayLike, late
     fields = dict(payload)
     fields["prompt_token_ids"] = tuple(fields["prompt_token_ids"])
     fields["answer_token_ids"] = tuple(fields["answer_token_ids"])
+    fields["choices"] = tuple(fields.get("choices", ()))
     fields["created_at"] = datetime.fromisoformat(fields["created_at"])
     return Episode(id=episode_id, key=_array(key), latent=_array(latent), **fields)
 

@@ -118,6 +118,7 @@ async def assemble(
         remember.start()
         stack.push_async_callback(remember.close, DRAIN_S)
         steering = Steering(engine, store, prior, remember, traces, settings, metrics=metrics)
+        stack.push_async_callback(steering.explorer.close)
         for check in checks:
             if not check.ok:
                 steering.disable(check.name)

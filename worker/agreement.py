@@ -16,7 +16,7 @@ from model.engine import Decoding, Engine, SteeredPrompt, UnsupportedError
 from worker.bootstrap import grouped_means, interval
 from worker.contestants import Latents
 
-MAX_EPISODES = 16
+MAX_EPISODES = 32
 """Decoding is the slow part of a gate."""
 MAX_TOKENS = 64
 _SPARE_TOKENS = 8
@@ -49,20 +49,26 @@ async def measure_agreement(
 ) -> Agreement | None:
     """Decode hold-out prompts greedily with and without `latents` and compare with what was remembered.
 
+    Answers that were one of a few choices are held to them here too.
+
     None when the engine does not generate.
     """
     episodes = list(holdout)[:MAX_EPISODES]
     longest = max(len(episode.answer_token_ids) for episode in episodes)
-    decoding = Decoding(max_tokens=min(MAX_TOKENS, longest + _SPARE_TOKENS))
-    plain = [SteeredPrompt(episode.prompt_token_ids) for episode in episodes]
-    pairs = zip(episodes, latents, strict=False)
-    steered = [SteeredPrompt(e.prompt_token_ids, z) for e, z in pairs if z is not None]
+    tokens = min(MAX_TOKENS, longest + _SPARE_TOKENS)
+    pairs = list(zip(episodes, latents, strict=False))
+    asked = [(SteeredPrompt(e.prompt_token_ids), e) for e in episodes]
+    plain = len(asked)
+    asked += [(SteeredPrompt(e.prompt_token_ids, z), e) for e, z in pairs if z is not None]
     try:
-        answers = await engine.generate([*plain, *steered], decoding)
+        answers = await engine.generate(
+            [prompt for prompt, _ in asked],
+            [Decoding(max_tokens=tokens, choices=episode.choices or None) for _, episode in asked],
+        )
     except UnsupportedError:
         return None
     texts = [generation.text for generation in answers]
-    after = iter(texts[len(plain) :])
+    after = iter(texts[plain:])
     none, candidate = [], []
     for episode, latent, text in zip(episodes, latents, texts, strict=False):
         none.append(word_overlap(text, episode.answer_text))

@@ -68,22 +68,25 @@ def contestants(
     Args:
         candidate: who wants to be promoted.
         active: the prior that serves now, silent outside its region; None leaves `active` out.
-        train: episodes the candidate learned from; the mean and the neighbours come from them.
+        train: episodes the candidate learned from; the mean and the neighbours come from those whose latent
+            earned its place, and `mean` is left out when there are none.
         holdout: episodes to compare on.
         neutral: (L, d) base of the neighbours when there is no prior.
         recall: k, floor and temperature of serving.
         seed: of the random latents.
     """
     proposed = candidate.predict(holdout)  # (N, L, d)
-    mean = torch.from_numpy(np.mean([e.latent.astype(np.float32) for e in train], axis=0))  # (L, d)
+    earned = [episode for episode in train if episode.latent_earned]
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, Latents] = {
         "candidate": list(proposed),
         "none": [None] * len(holdout),
         "knn": _neighbours(train, holdout, neutral, recall),
-        "mean": [mean] * len(holdout),
         "random": [_same_norms(latent, generator) for latent in proposed],
     }
+    if earned:
+        mean = torch.from_numpy(np.mean([e.latent.astype(np.float32) for e in earned], axis=0))  # (L, d)
+        found["mean"] = [mean] * len(holdout)
     if active is not None:
         found["active"] = _as_served(active, holdout)
     return found
@@ -102,13 +105,16 @@ def _neighbours(
     found: Latents = []
     for row in similarities:
         nearest = np.argsort(-row)[: recall.k]
-        nearest = nearest[row[nearest] >= recall.floor]
+        nearest = np.array(
+            [index for index in nearest if row[index] >= recall.floor and train[index].latent_earned],
+            dtype=int,
+        )
         if not len(nearest):
             found.append(None)
             continue
         moved = momentum_transfer(
             base,
-            np.stack([train[int(index)].latent for index in nearest]),
+            np.stack([train[index].latent for index in nearest]),
             base,
             row[nearest],
             temperature=recall.temperature,

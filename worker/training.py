@@ -9,7 +9,8 @@ With keys e_b, remembered answers y_b, remembered latents z*_b and weights w_b, 
     regress   mean_b w_b · ‖W(e_b) − z*_b‖² / spread
 
 where the spread is the mean of ‖z* − z_neutral‖² over the training episodes, which makes the second
-term 1 at the neutral start, whatever the scale of the model's embeddings.
+term 1 at the neutral start, whatever the scale of the model's embeddings. Only latents that earned their
+place are regressed on; the other episodes are replayed.
 """
 
 import hashlib
@@ -163,8 +164,9 @@ class _Batches:
         self.keys = torch.from_numpy(stack_keys(episodes))  # (N, d)
         self.latents = torch.from_numpy(np.stack([e.latent for e in episodes]).astype(np.float32))
         self.weights = episode_weights(episodes)
-        offsets = self.latents - engine.neutral_latent()
-        self.spread = max(float(offsets.square().sum(dim=(1, 2)).mean()), 1e-12)
+        self.earned = torch.tensor([float(episode.latent_earned) for episode in episodes])  # (N,)
+        offsets = (self.latents - engine.neutral_latent())[self.earned > 0]
+        self.spread = max(float(offsets.square().sum(dim=(1, 2)).mean()), 1e-12) if len(offsets) else 1.0
 
     def indices(self, step: int) -> list[int]:
         size = min(self.recipe.batch, len(self.episodes))
@@ -193,7 +195,8 @@ async def _step(
     if objective != "replay":
         share = 1.0 if objective == "regress" else REGRESS_SHARE
         error = latents.detach() - batches.latents[chosen]
-        slope += share * 2 * weights[:, None, None] * error / (batches.spread * len(chosen))
+        pull = weights * batches.earned[chosen]  # (B,)
+        slope += share * 2 * pull[:, None, None] * error / (batches.spread * len(chosen))
     if not bool(torch.isfinite(slope).all()):
         counters.skipped += 1
         logger.warning("step %d gave a gradient that is not finite and is left out", counters.step)

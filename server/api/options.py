@@ -49,6 +49,7 @@ class LatentObject(BaseModel):
     deadline_s: float | None = Field(None, gt=0, le=3600)
     prior: PriorName | None = None
     store: bool | None = None
+    explore: bool | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)
 
 
@@ -86,6 +87,7 @@ def read_options(
         deadline_s=latent.deadline_s,
         prior=latent.prior,
         store=latent.store is not False,
+        explore=latent.explore,
         seed=latent.seed,
     )
     if "latent" not in body and suffix is None:

@@ -46,6 +46,8 @@ class SteeringOptions:
     prior: str | None = None
     """Version of the prior to use, `none` for no prior."""
     store: bool = True
+    explore: bool | None = None
+    """Whether several answers are sampled after this one was given; None: the server's share decides."""
     seed: int | None = None
 
 

@@ -7,6 +7,7 @@ asked leaves here as an error: whatever fails, there is an answer, and the outco
 
 import hashlib
 import logging
+import random
 from dataclasses import replace
 
 import torch
@@ -19,6 +20,8 @@ from memory.store import EpisodeStore
 from model.engine import Engine, EngineError, PlacementError, PromptTooLongError, UnsupportedError
 from model.space import LatentRejectedError
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions, SteeringRejectedError
+from server.steering.explore import Exploration, Explorer
+from server.steering.lift import lift_nearby
 from server.steering.metrics import Metrics
 from server.steering.priors import ActivePrior
 from server.steering.recall import TENANT, Recall
@@ -32,6 +35,9 @@ from server.steering.transfer import base_of, transfer
 from server.steering.work import RequestCounts, Work, episode_of
 
 logger = logging.getLogger(__name__)
+
+EXPLORE_DEADLINE_S = 600.0
+"""Nobody waits for an exploration; this ends one whose engine hangs."""
 
 _REASONS: dict[Mode, str] = {
     "recall": "recalled",
@@ -57,7 +63,9 @@ class Steering:
         self._engine, self._priors = engine, priors
         self._remember, self._traces, self._settings, self._metrics = remember, traces, settings, metrics
         scorer = Scorer.of(settings.rewards, engine)
-        self._refiners: dict[RefinerName, Refiner] = {"evolution": EvolutionRefiner(engine, scorer)}
+        evolution = EvolutionRefiner(engine, scorer)
+        self._refiners: dict[RefinerName, Refiner] = {"evolution": evolution}
+        self.explorer = Explorer(evolution, remember, traces.change, threshold=settings.remember_threshold)
         if settings.twin:
             self._refiners["gradient"] = GradientRefiner(engine, scorer)
         self._neutral = engine.neutral_latent()
@@ -133,18 +141,22 @@ class Steering:
             return work.plain(f"self-check-failed:{self._disabled}")
         position = self._engine.position(prompt.token_ids)
         refines = options.effort in ("medium", "high")
+        explores = options.effort == "low" and self._explores(options)
         remembers = await self._recall.is_filled(work)
-        if not (remembers or refines or work.prior):
+        if not (remembers or refines or explores or work.prior):
             return work.plain("memory-empty" if work.store_answers else "store-unavailable")
 
         with work.stage("key"):
             key: Array = (await self._engine.keys([prompt.token_ids]))[0].numpy()
-        recalled = await self._recall.near(work, key) if remembers else []
+        near = await self._recall.near(work, key) if remembers else []
         covered = work.prior is not None and work.prior.covers(key)
-        if not (recalled or covered or refines):
-            return work.plain("nothing-recalled" if work.store_answers else "store-unavailable")
+        recalled = [found for found in near if found.episode.latent_earned]
+        nothing = "nothing-recalled" if work.store_answers else "store-unavailable"
+        if not (recalled or covered or refines or explores):
+            return work.plain(nothing)
 
-        self._demand_room(prompt)
+        if recalled or covered or refines:
+            self._demand_room(prompt)
         with work.stage("transfer"):
             start = transfer(
                 key,
@@ -155,10 +167,29 @@ class Steering:
             )
             start = self._engine.space.check(start, work.prior.space if work.prior and covered else None)
         outcome = work.steered(start, position, recalled, covered)
-        if not refines:
-            reason = _REASONS[outcome.mode] if work.store_answers else "store-unavailable"
-            return replace(outcome, reason=reason)
-        return await self._refine(work, key, start, outcome)
+        lift = lift_nearby(near, outcome.prior_version) if outcome.mode != "plain" else None
+        if refines:
+            return await self._refine(work, key, start, outcome, helps=lift is None or lift > 0)
+        if explores:
+            self._explore(work, key, start, position, served=outcome.mode != "plain")
+        if outcome.mode == "plain":
+            return work.plain(nothing)
+        if lift is not None and lift <= 0:
+            return work.plain("no-lift-nearby")
+        return replace(outcome, reason=_REASONS[outcome.mode] if work.store_answers else "store-unavailable")
+
+    def _explores(self, options: SteeringOptions) -> bool:
+        if options.explore is not None:
+            return options.explore
+        return random.random() < self._settings.explore_share
+
+    def _explore(self, work: Work, key: Array, start: torch.Tensor, position: int, *, served: bool) -> None:
+        limits = self._limits(work, start, served=served)
+        if limits.max_tokens >= 1:
+            space = self._engine.space.id
+            work.explores = self.explorer.submit(
+                Exploration(work, key, start, position, limits, space, TENANT)
+            )
 
     def _demand_room(self, prompt: RenderedPrompt) -> None:
         needed = len(prompt.token_ids) + self._engine.space.length + 1
@@ -170,14 +201,17 @@ class Steering:
                 "messages",
             )
 
-    async def _refine(self, work: Work, key: Array, start: torch.Tensor, recalled: Outcome) -> Outcome:
+    async def _refine(
+        self, work: Work, key: Array, start: torch.Tensor, recalled: Outcome, *, helps: bool
+    ) -> Outcome:
         """Return the best of doing nothing, what was recalled (`recalled`, with `start`) and refining."""
         assert recalled.position is not None
-        without = recalled if recalled.mode != "plain" else work.plain("")
+        served = recalled.mode != "plain"
+        without = recalled if served and helps else work.plain("")
         try:
             with work.stage("refine"):
                 result = await work.refiner.refine(
-                    work.prompt, start, recalled.position, self._limits(work, start)
+                    work.prompt, start, recalled.position, self._limits(work, start, served=served)
                 )
         except UnsupportedError as error:
             self._refiners.pop("gradient", None)
@@ -198,11 +232,14 @@ class Steering:
             reward_after=result.reward_after,
             usage=result.usage,
         )
+        work.episode = episode_of(work, key, self._engine.space.id, TENANT, start, served, result)
         if result.latent is None:
             return self._unimproved(work, measured, result, work.noting(f"not-improved{early}"))
-        work.episode = episode_of(work, key, self._engine.space.id, TENANT, result)
-        if result.from_start and recalled.mode != "plain":
-            return replace(measured, reason=work.noting(f"start-is-best{early}"))
+        if result.from_start and served:
+            best = replace(recalled, reward_before=result.reward_before, usage=result.usage)
+            return replace(
+                best, reward_after=result.reward_after, reason=work.noting(f"start-is-best{early}")
+            )
         return replace(
             measured,
             mode="refined",
@@ -227,18 +264,22 @@ class Steering:
             similarities=(),
         )
 
-    def _limits(self, work: Work, start: torch.Tensor) -> Limits:
+    def _limits(self, work: Work, start: torch.Tensor, *, served: bool) -> Limits:
+        """Return how far refining may go; an exploration takes no steps and samples more."""
         options, settings, prompt = work.options, self._settings, work.prompt
         room = self._engine.max_model_len - len(prompt.token_ids) - len(start)
-        steps = settings.medium_steps if options.effort == "medium" else settings.high_steps
+        steps = {"low": 0, "medium": settings.medium_steps, "high": settings.high_steps}[options.effort]
+        explores = options.effort == "low"
         work.seed = _seed(work.prompt, options)
         return Limits(
-            steps=options.steps or steps,
-            population=settings.population,
+            steps=0 if explores else options.steps or steps,
+            population=settings.explore_rollouts if explores else settings.population,
             max_tokens=min(prompt.decoding.max_tokens, settings.refine_max_tokens, room),
             seed=work.seed,
-            deadline_s=options.deadline_s or settings.refine_deadline_s,
-            budget_tokens=options.budget_tokens,
+            deadline_s=EXPLORE_DEADLINE_S if explores else options.deadline_s or settings.refine_deadline_s,
+            budget_tokens=None if explores else options.budget_tokens,
+            vote_tokens=min(settings.vote_tokens, room),
+            start_is_served=served,
         )
 
     def _finish(self, work: Work, outcome: Outcome) -> None:
@@ -248,7 +289,7 @@ class Steering:
         logger.info(
             "trace %s: %s, %s, prior %s", work.trace_id, outcome.mode, outcome.reason, outcome.prior_version
         )
-        why_not = work.why_not_remembered(self._settings.remember_threshold)
+        why_not = None if work.explores else work.why_not_remembered(self._settings.remember_threshold)
         self._traces.record(work.trace(outcome, self._engine.space.id, why_not))
         if why_not is None and work.episode is not None:
             self._remember.submit(work.episode)

@@ -60,6 +60,7 @@ class Trace:
                 "deadline_s": options.deadline_s,
                 "prior": options.prior,
                 "store": options.store,
+                "explore": options.explore,
                 "seed": self.seed if self.seed is not None else options.seed,
             },
             "mode": outcome.mode,

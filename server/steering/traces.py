@@ -71,7 +71,11 @@ class TraceLog:
                 "dropped": "too many episodes were waiting",
                 "failed": "the store refused it",
             }[fate]
-        self._changes[episode.trace_id] = changes
+        self.change(episode.trace_id, changes)
+
+    def change(self, trace_id: str, changes: dict[str, Any]) -> None:
+        """Write fields into a trace that was recorded before."""
+        self._changes[trace_id] = self._changes.get(trace_id, {}) | changes
         self._wake()
 
     async def get(self, trace_id: str, *, include_latent: bool = False) -> dict[str, Any] | None:

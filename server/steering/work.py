@@ -62,6 +62,8 @@ class Work:
     refiner: Refiner
     metrics: Metrics
     store_answers: bool = True
+    explores: bool = False
+    """Whether answers to it are sampled in the background."""
     seed: int | None = None
     result: RefineResult | None = None
     episode: Episode | None = None
@@ -109,16 +111,14 @@ class Work:
     def why_not_remembered(self, threshold: float) -> str | None:
         """Return why nothing of this request is remembered; None when its episode is."""
         result = self.result
-        if result is None or result.reward_after is None:
+        if result is None or result.reward_before is None:
             return "nothing was refined"
-        if self.episode is None:
-            return "no better than the unsteered answer"
         if not self.options.store:
             return "the request asked for it not to be"
-        if not self.episode.answer_token_ids:
+        if self.episode is None:
+            return "no answer was finished"
+        if not self.episode.answer_text.strip():
             return "the best answer is empty"
-        if result.answer is not None and result.answer.finish_reason == "length":
-            return "the best answer was cut off"
         if self.episode.reward < threshold:
             return f"its reward {self.episode.reward:.3f} is below {threshold:g}"
         return None
@@ -144,24 +144,57 @@ class Work:
         )
 
 
-def episode_of(work: Work, key: Array, space: str, tenant: str, result: RefineResult) -> Episode | None:
-    """Return the episode of a refinement that beat the unsteered answer, None for any other."""
-    if result.latent is None or result.answer is None:
+def episode_of(
+    work: Work, key: Array, space: str, tenant: str, start: torch.Tensor, served: bool, result: RefineResult
+) -> Episode | None:
+    """Return what a refinement leaves to remember; None when no answer was finished.
+
+    A latent that beat the unsteered answer is remembered with its answer. Where none did, the best answer
+    is remembered all the same, for the night to replay: a memory of nothing but what a latent made the
+    model say more surely would be a biased sample.
+
+    Args:
+        work: The request.
+        key: (d,) of its prompt.
+        space: Id of the latent space.
+        tenant: Whose memory it is.
+        start: (L, d) where refining began.
+        served: Whether the start would have been served without refining.
+        result: What refining found.
+    """
+    if result.reward_before is None or result.reward_start is None:
         return None
-    if result.reward_after is None or result.reward_before is None:
-        return None
-    if result.reward_after <= result.reward_before + MARGIN:
+    earned = (
+        result.latent is not None
+        and result.answer is not None
+        and result.reward_after is not None
+        and result.reward_after > result.reward_before + MARGIN
+        and result.answer.finish_reason == "stop"
+    )
+    if earned:
+        assert result.latent is not None
+        assert result.answer is not None
+        assert result.reward_after is not None
+        latent, answer = result.latent, result.answer
+        reward, signals = result.reward_after, result.signals_after
+    elif result.agreed is not None:
+        latent, answer = start, result.agreed[0]
+        reward, signals = result.agreed[1].reward, result.agreed[1].signals
+    else:
         return None
     return Episode(
         space=space,
         key=key,
-        latent=result.latent.numpy(),
-        reward=result.reward_after,
-        signals=dict(result.signals_after),
+        latent=latent.numpy(),
+        reward=reward,
+        signals=dict(signals),
         prompt_token_ids=work.prompt.token_ids,
-        answer_token_ids=result.answer.token_ids,
+        answer_token_ids=answer.token_ids,
         prompt_text=work.prompt.text,
-        answer_text=result.answer.text,
+        answer_text=answer.text,
+        latent_earned=earned,
+        start_lift=result.reward_start - result.reward_before if served else None,
+        choices=work.prompt.decoding.choices or (),
         tenant=tenant,
         plain_reward=result.reward_before,
         effort=work.options.effort,

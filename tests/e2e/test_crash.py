@@ -14,7 +14,7 @@ from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC
 from tests.e2e.processes import GATEWAY, Gateway, environment, free_port, start, wait_for
 from tests.redis_server import RedisServer
 
-KILLS = 3
+KILLS = 2
 ENOUGH_FOR_A_NIGHT = 14
 
 

@@ -7,10 +7,11 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.conftest import HEADLINES, TOPIC, UNRELATED
+from tests.e2e.conftest import TOPIC, UNRELATED
 from tests.e2e.processes import Gateway, environment, free_port, start, wait_for
 
-QUESTIONS = [TOPIC.format(HEADLINES[0]), *UNRELATED]
+# A headline that no other test has asked about: recall would find it, however high the floor.
+QUESTIONS = [TOPIC.format("Lighthouse keepers retire after forty years at sea"), *UNRELATED]
 
 
 def messages(question: str) -> list[dict[str, str]]:

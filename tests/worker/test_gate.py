@@ -37,6 +37,21 @@ class Contrary(ScriptedEngine):
         super().__init__(answer=lambda prompt, latent, how: "Answer: 1" if latent is None else "no idea")
 
 
+class Choosing(ScriptedEngine):
+    """Notes what answers are held to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[str, ...] | None] = set()
+
+    async def generate(
+        self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
+    ) -> list[Generation]:
+        decodings = [decoding] if isinstance(decoding, Decoding) else decoding
+        self.seen |= {how.choices for how in decodings}
+        return await super().generate(prompts, decoding)
+
+
 @pytest.fixture
 def sides(engine: ScriptedEngine) -> Split:
     return split(scripted_episodes(engine), holdout_share=0.25, seed=0)
@@ -170,6 +185,29 @@ def test_too_small_a_holdout_promotes_nothing(engine: ScriptedEngine, sides: Spl
     report = judged(engine, small, learned(engine, sides))
     assert not report.promoted
     assert "4 held-out neighbourhoods" in report.reason
+
+
+def test_without_a_latent_that_earned_its_place_there_is_no_mean_and_no_recall(
+    engine: ScriptedEngine, sides: Split
+) -> None:
+    answers_only = replace(
+        sides,
+        train=tuple(replace(e, latent_earned=False) for e in sides.train),
+        holdout=tuple(replace(e, latent_earned=False) for e in sides.holdout),
+    )
+    report = judged(engine, answers_only, learned(engine, sides))
+    rows = {row.control: row for row in report.controls}
+    assert rows["mean"].note == "no latent has earned its place yet"
+    assert rows["knn"].mean == pytest.approx(rows["none"].mean)
+    assert report.latent_error == {}
+    assert report.promoted, report.reason
+
+
+def test_answers_are_decoded_under_the_choices_they_were_given(sides: Split) -> None:
+    engine = Choosing()
+    held = replace(sides, holdout=tuple(replace(e, choices=("yes", "no")) for e in sides.holdout))
+    judged(engine, held, learned(engine, sides))
+    assert engine.seen == {("yes", "no")}
 
 
 def test_answers_that_agree_clearly_less_are_refused(sides: Split) -> None:

@@ -137,6 +137,18 @@ def test_training_stops_when_nothing_is_gained_and_keeps_the_best(engine: Script
     assert asyncio.run(mean_likelihood(engine, network, sides.validation)) == pytest.approx(best, abs=1e-6)
 
 
+def test_latents_that_did_not_earn_their_place_are_not_regressed_on(engine: ScriptedEngine) -> None:
+    sides = sides_of(engine)
+    recipe = replace(RECIPE, objective="regress")
+    wild = [replace(e, latent=e.latent * 50, latent_earned=False) for e in sides.train[::2]]
+    network, alone = fresh(engine), fresh(engine)
+    before = [value.clone() for value in network.parameters()]
+    trained(engine, replace(sides, train=tuple(wild)), network, recipe)
+    assert all(torch.equal(one, other) for one, other in zip(before, network.parameters(), strict=True))
+    trained(engine, replace(sides, train=(*wild, *sides.train[1::2])), alone, recipe)
+    assert float(alone.base.detach().norm()) < 2 * float(before[0].detach().norm())
+
+
 def test_weights_follow_reward_and_what_it_gained(engine: ScriptedEngine) -> None:
     base = scripted_episodes(engine, 3)
     episodes = [

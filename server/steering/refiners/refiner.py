@@ -11,6 +11,7 @@ import torch
 
 from model.engine import Generation, Usage
 from server.steering.call import RenderedPrompt
+from server.steering.rewards.scorer import Scored
 
 Stopped = Literal["steps", "perfect", "plateau", "budget", "deadline", "engine-error", "signal-lost"]
 """Why refining ended: all steps done, reward 1, no better in a while, tokens or time spent, a failure, or a
@@ -22,15 +23,20 @@ class Limits:
     """How far one refinement may go."""
 
     steps: int
+    """Most optimisation steps; 0 only samples and votes."""
     population: int
-    """Candidates (evolution, even) or rollouts (gradient) per step; also the plain rollouts that vote."""
+    """Candidates (evolution, even) or rollouts (gradient) per step; also the sampled rollouts that vote."""
     max_tokens: int
-    """Longest answer that is decoded."""
+    """Longest answer that may be kept."""
     seed: int
     deadline_s: float
     """Time from the start of refining after which it ends with its best."""
     budget_tokens: int | None = None
     """Most tokens that may be generated, those of rewards included; None: no limit but the steps."""
+    vote_tokens: int = 0
+    """Longest plain rollout, where that is more than `max_tokens`: a vote may think longer than an answer."""
+    start_is_served: bool = False
+    """Whether the start would be served without refining; then half of the rollouts come from it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class RefineResult:
     signals_after: Mapping[str, float] = field(default_factory=dict)
     from_start: bool = False
     """The best latent is the one that refining started from."""
+    agreed: tuple[Generation, Scored] | None = None
+    """Best finished answer of all that were decoded, rollouts included, whatever latent it came from."""
     steps: tuple[RefineStep, ...] = ()
     usage: Usage = field(default_factory=Usage)
     unavailable: tuple[str, ...] = ()

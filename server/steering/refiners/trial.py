@@ -59,6 +59,7 @@ class Trial:
         self._plain: Scored | None = None
         self._start: Scored | None = None
         self._best: tuple[torch.Tensor | None, Generation, Scored] | None = None
+        self._agreed: tuple[Generation, Scored] | None = None
         self._best_is_start = False
         self._since_better = 0
         self._steps: list[RefineStep] = []
@@ -71,7 +72,10 @@ class Trial:
         return self._best[2].reward if self._best else 0.0
 
     async def open(self, start: torch.Tensor) -> None:
-        """Decode and score the unsteered answer and the start's, with plain rollouts that vote.
+        """Decode and score the unsteered answer and the start's, with sampled rollouts that vote.
+
+        Rollouts come from the unsteered model, or half of them from the start when that is what would be
+        served: what the model says today shall have a vote, and shall not be the only one to have it.
 
         Raises:
             TrialEndedError: no budget or time for it, or already perfect.
@@ -82,21 +86,37 @@ class Trial:
             self._length = min(self._length, left // 2 - overhead)
         if self._length < 1:
             raise TrialEndedError("budget")
-        rollouts = self._limits.population
-        if left is not None:
-            rollouts = min(rollouts, (left - 2 * (self._length + overhead)) // self._length)
-        greedy = self._greedy()
-        prompts = [self._steered(None), self._steered(start), *[self._steered(None)] * rollouts]
-        decodings = [greedy, greedy, *(self._sampled() for _ in range(rollouts))]
-        answers = await self._generate(prompts, decodings, scored=2)
+        voters = self._voters(start, left)
+        prompts = [self._steered(None), self._steered(start), *(prompt for prompt, _ in voters)]
+        decodings = [self._greedy(), self._greedy(), *(decoding for _, decoding in voters)]
+        answers = await self._generate(prompts, decodings, scored=len(prompts))
         self._pool = [answers[0], *answers[2:]]
-        self._plain, self._start = await self._score(answers[:2])
+        self._plain, self._start, *sampled = await self._score(answers)
+        for answer, scored in zip(answers, (self._plain, self._start, *sampled), strict=True):
+            self._note(answer, scored)
         self._best = (None, answers[0], self._plain)
         if self._start.reward > self._plain.reward + MARGIN:
             self._best, self._best_is_start = (start.clone(), answers[1], self._start), True
         self._steps.append(RefineStep(0, (self._plain.reward, self._start.reward), self.best))
         if self.best >= 1.0 - MARGIN:
             raise TrialEndedError("perfect")
+
+    def _voters(self, start: torch.Tensor, left: int | None) -> list[tuple[SteeredPrompt, Decoding]]:
+        """Return the rollouts that vote; fewer when the budget, of which `left` is left, pays for fewer."""
+        overhead, length = self._scorer.tokens_per_answer, self._length
+        longer = max(length, self._limits.vote_tokens)
+        left = None if left is None else left - 2 * (length + overhead)
+        voters: list[tuple[SteeredPrompt, Decoding]] = []
+        for index in range(self._limits.population):
+            steered = self._limits.start_is_served and index % 2 == 1
+            tokens = length if steered else longer
+            if left is not None:
+                left -= tokens + overhead
+                if left < 0:
+                    break
+            prompt = self._steered(start if steered else None)
+            voters.append((prompt, replace(self._sampled(), max_tokens=tokens)))
+        return voters
 
     async def candidates(self, latents: Sequence[torch.Tensor]) -> list[Scored]:
         """Decode and score the greedy answer to each latent; the best is kept.
@@ -109,11 +129,12 @@ class Trial:
         )
         scores = await self._score(answers)
         for latent, answer, scored in zip(latents, answers, scores, strict=True):
+            self._note(answer, scored)
             self._keep(latent, answer, scored)
         return scores
 
     async def rollouts(self, latent: torch.Tensor, count: int) -> tuple[list[Generation], list[Scored]]:
-        """Sample and score `count` answers to one latent. They are luck, so none is kept as the best.
+        """Sample and score `count` answers to one latent. They are luck, so none makes it the best latent.
 
         Raises:
             TrialEndedError: no time for it. The caller has asked `affordable` before.
@@ -121,7 +142,10 @@ class Trial:
         answers = await self._generate(
             [self._steered(latent)] * count, [self._sampled() for _ in range(count)], count
         )
-        return answers, await self._score(answers)
+        scores = await self._score(answers)
+        for answer, scored in zip(answers, scores, strict=True):
+            self._note(answer, scored)
+        return answers, scores
 
     async def gradient(
         self, latent: torch.Tensor, answers: Sequence[Generation], weights: Sequence[float]
@@ -200,9 +224,17 @@ class Trial:
             signals_before=self._plain.signals,
             signals_after=scored.signals,
             from_start=self._best_is_start,
+            agreed=self._agreed,
             steps=tuple(self._steps),
             usage=self._usage,
         )
+
+    def _note(self, answer: Generation, scored: Scored) -> None:
+        """Keep the best finished answer that the request itself could have been given."""
+        if answer.finish_reason == "length" or len(answer.token_ids) > self._length:
+            return
+        if self._agreed is None or scored.reward > self._agreed[1].reward + MARGIN:
+            self._agreed = answer, scored
 
     def _keep(self, latent: torch.Tensor, answer: Generation, scored: Scored) -> None:
         if scored.reward > self.best + MARGIN:
@@ -212,11 +244,12 @@ class Trial:
         self, prompts: Sequence[SteeredPrompt], decodings: Sequence[Decoding], scored: int
     ) -> list[Generation]:
         # Booked in full before the call: a batch that is cut short may have generated all of it.
-        self._spent += self._length * len(prompts)
+        booked = sum(decoding.max_tokens for decoding in decodings)
+        self._spent += booked
         answers = await self._within_deadline(self._engine.generate(prompts, decodings))
         generated = sum(len(answer.token_ids) for answer in answers)
         judged = scored * self._scorer.tokens_per_answer
-        self._spent += generated + judged - self._length * len(prompts)
+        self._spent += generated + judged - booked
         asked = sum(self._prompt_length(prompt) for prompt in prompts)
         self._usage += Usage(asked, generated + judged, asked + generated + judged)
         return answers

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -248,15 +249,46 @@ async def test_episode_of_another_space_is_not_used(day: Day) -> None:
     assert (await day.ask())[0].reason == "nothing-recalled"
 
 
-async def test_answer_that_does_not_improve_gets_no_latent_and_no_episode(make_day: MakeDay) -> None:
+async def test_answer_that_no_latent_improves_is_remembered_without_one(make_day: MakeDay) -> None:
     engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "the same")
-    day = await make_day(engine, rewards="format=1")
+    day = await make_day(engine, rewards="consistency=1")
     outcome, trace = await day.ask(effort="medium")
     assert (outcome.mode, outcome.reason, outcome.latent) == ("plain", "not-improved", None)
-    assert (outcome.reward_before, outcome.reward_after) == (0.0, 0.0)
-    assert trace["remembered"] == "no"
-    assert trace["why_not_remembered"] == "no better than the unsteered answer"
-    assert day.store.episodes == []
+    assert (outcome.reward_before, outcome.reward_after) == (1.0, 1.0)
+    assert trace["remembered"] == "pending"
+    assert await day.remember.drain()
+    (episode,) = day.store.episodes
+    assert (episode.latent_earned, episode.answer_text, episode.reward) == (False, "the same", 1.0)
+    later, _ = await day.ask()
+    assert (later.mode, later.reason) == ("plain", "nothing-recalled")
+    assert later.episode_ids == ()
+
+
+async def test_answer_that_was_cut_off_is_not_remembered(make_day: MakeDay) -> None:
+    engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "far too long for that")
+    day = await make_day(engine)
+    prompt = rendered(engine, "apples How many?")
+    _, trace = await day.ask(replace(prompt, decoding=Decoding(max_tokens=4)), "medium")
+    assert trace["why_not_remembered"] == "no answer was finished"
+
+
+async def test_steering_that_did_not_pay_nearby_falls_back_to_plain(day: Day) -> None:
+    await day.learn("apples How many?")
+    (first,) = day.store.episodes
+    day.store.add([replace(first, id=new_id(), start_lift=lift) for lift in (-0.2, 0.05, -0.1)])
+    outcome, _ = await day.ask()
+    assert (outcome.mode, outcome.reason, outcome.latent) == ("plain", "no-lift-nearby", None)
+    day.store.add([replace(first, id=new_id(), start_lift=0.9)])
+    assert (await day.ask(k=8))[0].mode == "recall"
+
+
+async def test_refining_measures_the_lift_of_what_would_be_served(day: Day) -> None:
+    await day.learn("apples How many?")
+    await day.learn("apples How many are left?")
+    await day.learn("sonnets Write one.")
+    first, second, third = day.store.episodes
+    assert (first.start_lift, third.start_lift) == (None, None)
+    assert second.start_lift > 0
 
 
 async def test_recall_that_harms_is_dropped_by_refining(day: Day) -> None:

@@ -1,0 +1,134 @@
+"""Sampling several answers to a request that was already answered.
+
+Owns the background queue of explorations: on the slice of traffic that the operator allows, the model's
+own rollouts vote, the best answer is remembered for the night to replay, and what recall and prior served
+is measured against the unsteered answer. No client waits for any of it. Knows nothing of how answers are
+decoded or scored.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from memory.episode import Array
+from model.engine import EngineError
+from model.space import LatentRejectedError
+from server.steering.refiners.refiner import Limits, Refiner
+from server.steering.remember import Remember
+from server.steering.work import Work, episode_of
+
+logger = logging.getLogger(__name__)
+
+CONCURRENT = 2
+"""Explorations that the engine works on at a time, beside the requests that somebody waits for."""
+MAX_WAITING = 256
+"""More are dropped: a server that is busy has better things to do."""
+
+Report = Callable[[str, dict[str, Any]], None]
+"""Told (trace id, fields of the trace that changed)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exploration:
+    """A request to sample answers to."""
+
+    work: Work
+    key: Array
+    """(d,) of its prompt."""
+    start: torch.Tensor
+    """(L, d) that recall and prior lead to."""
+    position: int
+    limits: Limits
+    space: str
+    tenant: str
+
+
+class Explorer:
+    """Explores in the background, oldest first.
+
+    Args:
+        refiner: Samples and votes, in no optimisation steps.
+        remember: Where episodes go.
+        report: Told what came of an exploration.
+        threshold: Least reward of an answer that is remembered.
+    """
+
+    def __init__(self, refiner: Refiner, remember: Remember, report: Report, *, threshold: float) -> None:
+        self._refiner, self._remember, self._report, self._threshold = refiner, remember, report, threshold
+        self._waiting: deque[Exploration] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+
+    @property
+    def pending(self) -> int:
+        """Explorations that have not ended."""
+        return len(self._waiting) + len(self._running)
+
+    def submit(self, exploration: Exploration) -> bool:
+        """Take an exploration and return at once; False when too many wait."""
+        if len(self._waiting) >= MAX_WAITING:
+            return False
+        self._waiting.append(exploration)
+        self._next()
+        return True
+
+    async def drain(self) -> None:
+        """Wait until nothing is pending."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    async def close(self) -> None:
+        """Stop; what is pending is lost, and nobody waits for it."""
+        self._waiting.clear()
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _next(self) -> None:
+        while self._waiting and len(self._running) < CONCURRENT:
+            task = asyncio.create_task(self._explore(self._waiting.popleft()), name="explore")
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            self._next()
+
+    async def _explore(self, exploration: Exploration) -> None:
+        work = exploration.work
+        try:
+            result = await self._refiner.refine(
+                work.prompt, exploration.start, exploration.position, exploration.limits
+            )
+        except (EngineError, LatentRejectedError) as error:
+            logger.warning("trace %s: exploring failed: %s: %s", work.trace_id, type(error).__name__, error)
+            self._report(work.trace_id, {"remembered": "no", "why_not_remembered": "exploring failed"})
+            return
+        except Exception:
+            logger.exception("trace %s: exploring failed", work.trace_id)
+            self._report(work.trace_id, {"remembered": "no", "why_not_remembered": "exploring failed"})
+            return
+        work.result = result
+        work.episode = episode_of(
+            work, exploration.key, exploration.space, exploration.tenant, exploration.start,
+            exploration.limits.start_is_served, result,
+        )  # fmt: skip
+        why_not = work.why_not_remembered(self._threshold)
+        explored = {
+            "reward_plain": result.reward_before,
+            "reward_start": result.reward_start,
+            "generated_tokens": result.usage.generated_tokens,
+            "forward_tokens": result.usage.forward_tokens,
+        }
+        if why_not is not None or work.episode is None:
+            changes = {"explored": explored, "remembered": "no", "why_not_remembered": why_not}
+            self._report(work.trace_id, changes)
+            return
+        self._report(work.trace_id, {"explored": explored, "episode_id": work.episode.id})
+        self._remember.submit(work.episode)

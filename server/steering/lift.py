@@ -1,0 +1,30 @@
+"""Whether steering has helped in a neighbourhood.
+
+Owns the rule by which requests fall back to plain where steering was measured and did not pay. Knows
+nothing of how lifts are measured: refining and exploring write them into episodes.
+"""
+
+from collections.abc import Sequence
+
+from memory.store import Recalled
+
+MIN_MEASURED = 3
+"""Fewer neighbours say too little: the gate's verdict on the prior stands."""
+
+
+def lift_nearby(near: Sequence[Recalled], prior_version: str | None) -> float | None:
+    """Return the mean rise of the reward that neighbours saw from being steered, in [−1, 1].
+
+    Only lifts that were measured under the same prior count, for another one would have started them
+    elsewhere. None: fewer than `MIN_MEASURED` were.
+
+    Args:
+        near: Neighbours of the request, those included whose latent is never recalled.
+        prior_version: Version that serves the request; None: no prior.
+    """
+    lifts = [
+        found.episode.start_lift
+        for found in near
+        if found.episode.start_lift is not None and found.episode.prior_version == prior_version
+    ]
+    return sum(lifts) / len(lifts) if len(lifts) >= MIN_MEASURED else None

@@ -1,0 +1,89 @@
+"""Answers sampled after the client has its own."""
+
+from model.engine import EngineDeadError
+from model.scripted_engine import ScriptedEngine
+from tests.server.steering.conftest import Day, MakeDay
+from tests.server.steering.fakes import rendered
+
+
+def once_wrong(prompt, latent, decoding) -> str:
+    """Seven of eight samples agree, and the greedy answer is not among them."""
+    if decoding.temperature == 0 or (decoding.seed or 0) % 8 == 0:
+        return "no"
+    return "yes"
+
+
+async def test_vote_of_samples_is_remembered_and_nobody_waits(make_day: MakeDay) -> None:
+    day = await make_day(ScriptedEngine(answer=once_wrong), rewards="consistency=1")
+    outcome, trace = await day.ask(explore=True)
+    assert (outcome.mode, outcome.reason, outcome.usage.generated_tokens) == ("plain", "nothing-recalled", 0)
+    assert trace["remembered"] == "pending"
+    assert day.store.episodes == []
+    await day.steering.explorer.drain()
+    assert await day.remember.drain()
+    (episode,) = day.store.episodes
+    assert (episode.answer_text, episode.latent_earned, episode.start_lift) == ("yes", False, None)
+    settled = await day.traces.get(episode.trace_id)
+    assert (settled["remembered"], settled["episode_id"]) == ("stored", episode.id)
+    assert settled["explored"]["generated_tokens"] > 0
+
+
+async def test_what_would_be_served_has_half_the_votes_and_its_lift_is_measured(day: Day) -> None:
+    version = await day.publish()
+    asked = []
+    generate = day.engine.generate
+
+    async def watched(prompts, decoding):
+        asked.extend(prompts)
+        return await generate(prompts, decoding)
+
+    day.engine.generate = watched
+    outcome, _ = await day.ask(explore=True)
+    assert outcome.mode == "prior"
+    await day.steering.explorer.drain()
+    assert await day.remember.drain()
+    (episode,) = day.store.episodes
+    assert episode.start_lift > 0
+    assert episode.prior_version == version
+    steered = [prompt for prompt in asked if prompt.latent is not None]
+    assert (len(asked), len(steered)) == (10, 5)  # two greedy answers, eight rollouts
+
+
+async def test_share_of_the_server_decides_for_requests_that_say_nothing(make_day: MakeDay) -> None:
+    always = await make_day(explore_share=1.0)
+    assert (await always.ask())[1]["remembered"] == "pending"
+    assert (await always.ask(explore=False))[1]["remembered"] == "no"
+    assert (await always.ask(effort="none"))[1]["remembered"] == "no"
+    await always.steering.explorer.drain()
+
+
+async def test_rollouts_may_think_longer_than_the_answer(make_day: MakeDay) -> None:
+    engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "x" * 30 if decoding.seed else "no")
+    day = await make_day(engine, rewards="consistency=1", vote_tokens=64, remember_threshold=0)
+    lengths = []
+    generate = engine.generate
+
+    async def watched(prompts, decodings):
+        lengths.extend(decoding.max_tokens for decoding in decodings)
+        return await generate(prompts, decodings)
+
+    engine.generate = watched
+    prompt = rendered(engine, "apples How many?", max_tokens=8)
+    await day.ask(prompt, explore=True)
+    await day.steering.explorer.drain()
+    assert sorted(lengths) == [8, 8, *[64] * 8]
+    assert await day.remember.drain()
+    assert [episode.answer_text for episode in day.store.episodes] == [
+        "no"
+    ]  # the others are too long to give
+
+
+async def test_engine_that_fails_is_told_in_the_trace(day: Day) -> None:
+    async def dead(prompts, decoding):
+        raise EngineDeadError("gone")
+
+    day.engine.generate = dead
+    _, trace = await day.ask(explore=True)
+    await day.steering.explorer.drain()
+    settled = await day.traces.get(trace["id"])
+    assert (settled["remembered"], settled["why_not_remembered"]) == ("no", "exploring failed")
