@@ -8,7 +8,7 @@ import torch
 
 from model.engine import EngineDeadError, UnsupportedError
 from model.scripted_engine import GOOD, ScriptedEngine
-from server.steering.refiners.evolution import EvolutionRefiner, rank_weights
+from server.steering.refiners.evolution import NOISE, EvolutionRefiner, rank_weights
 from server.steering.refiners.gradient import Adam, GradientRefiner, advantages
 from server.steering.refiners.refiner import Limits, RefineResult
 from server.steering.refiners.trial import PATIENCE, Trial
@@ -262,6 +262,18 @@ async def test_candidates_are_judged_greedily_and_rollouts_sampled_with_own_seed
     assert [how.temperature for how in opening] == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
     seeds = [how.seed for batch in decodings for how in batch if how.temperature]
     assert len(set(seeds)) == len(seeds)
+
+
+async def test_candidates_are_mirrored_pairs_at_one_distance() -> None:
+    engine = hopeful()
+    start = engine.neutral_latent()
+    await refine(EvolutionRefiner, engine, steps=1, population=6)
+    candidates = engine.calls[-1].latents
+    assert len(candidates) == 6
+    for one, other in zip(candidates[:3], candidates[3:], strict=True):
+        assert torch.allclose(one + other, 2 * start, atol=1e-5)
+    distances = [float((latent - start).norm() / start.norm()) for latent in candidates]
+    assert distances == pytest.approx([NOISE] * 6, rel=1e-4)
 
 
 async def test_start_that_is_the_best_is_told_from_one_that_was_found() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,10 +22,11 @@ def scores(*values: Any) -> bytes:
 
 
 class Service:
-    """Replies in the order given, the last one for ever; keeps what it was asked."""
+    """Replies in the order given, the last one for ever, or as `judge` says; keeps what it was asked."""
 
     def __init__(self) -> None:
         self.replies: list[bytes] = [scores(1.0)]
+        self.judge: Callable[[list[str]], list[float]] | None = None
         self.asked: list[dict[str, Any]] = []
         self.requests: list[bytes] = []
         self.port = 0
@@ -43,6 +44,8 @@ class Service:
             self.requests.append(head)
             self.asked.append(json.loads(await reader.readexactly(length)))
             answer = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+            if self.judge is not None:
+                answer = scores(*self.judge(self.asked[-1]["answers"]))
             if answer == HANG:
                 await reader.read()  # until the client gives up
             writer.write(answer)
