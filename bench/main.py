@@ -9,8 +9,10 @@ import typer
 from bench.memory.command import memory
 from bench.serve.command import serve
 from bench.step.command import step
+from bench.stream.command import stream
 
 app = typer.Typer(help="Benchmarks: what steering gains and what it costs.", no_args_is_help=True)
 app.command("memory")(memory)
 app.command("serve")(serve)
 app.command("step")(step)
+app.command("stream")(stream)

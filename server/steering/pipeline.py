@@ -30,6 +30,7 @@ from server.steering.refiners.gradient import GradientRefiner
 from server.steering.refiners.refiner import Limits, Refiner, RefineResult
 from server.steering.remember import Remember
 from server.steering.rewards.scorer import Scorer
+from server.steering.rewards.verifier import Verifier
 from server.steering.traces import TraceLog
 from server.steering.transfer import base_of, transfer
 from server.steering.work import RequestCounts, Work, episode_of
@@ -62,7 +63,7 @@ class Steering:
     ) -> None:
         self._engine, self._priors = engine, priors
         self._remember, self._traces, self._settings, self._metrics = remember, traces, settings, metrics
-        scorer = Scorer.of(settings.rewards, engine)
+        scorer = Scorer.of(settings.rewards, engine, Verifier.of(settings, metrics))
         evolution = EvolutionRefiner(engine, scorer)
         self._refiners: dict[RefinerName, Refiner] = {"evolution": evolution}
         self.explorer = Explorer(evolution, remember, traces.change, threshold=settings.remember_threshold)
@@ -223,7 +224,11 @@ class Steering:
             logger.error("trace %s: refining failed: %s: %s", work.trace_id, type(error).__name__, error)
             return replace(without, reason=work.noting("refining-failed"))
         work.result = result
-        early = f"-until-{result.stopped}" if result.stopped in ("budget", "deadline", "engine-error") else ""
+        early = (
+            f"-until-{result.stopped}"
+            if result.stopped in ("budget", "deadline", "engine-error", "signal-lost")
+            else ""
+        )
         if result.reward_before is None:
             return replace(without, reason=work.noting(result.stopped), usage=result.usage)
         measured = replace(

@@ -33,6 +33,8 @@ class Trace:
     """Why refining ended."""
     signals_before: dict[str, float] = field(default_factory=dict)
     signals_after: dict[str, float] = field(default_factory=dict)
+    signals_unavailable: tuple[str, ...] = ()
+    """Reward signals that should have applied and could not be had."""
     steps: tuple[RefineStep, ...] = ()
     timings_s: dict[str, float] = field(default_factory=dict)
     """Seconds per stage that ran, and `total`."""
@@ -74,6 +76,7 @@ class Trace:
             "reward_after": outcome.reward_after,
             "signals": self.signals_after,
             "signals_before": self.signals_before,
+            "signals_unavailable": list(self.signals_unavailable),
             "steps": [
                 {"step": step.step, "rewards": list(step.rewards), "best": step.best} for step in self.steps
             ],

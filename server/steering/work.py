@@ -81,8 +81,10 @@ class Work:
             self.metrics.stage_seconds.labels(name).observe(self.timings_s[name])
 
     def noting(self, reason: str) -> str:
-        """Return the reason, and that the store did not answer when it did not."""
-        return reason if self.store_answers else f"{reason}+store-unavailable"
+        """Return the reason, and what did not answer: the store, or a reward signal."""
+        missing = [] if self.store_answers else ["store"]
+        missing += self.result.unavailable if self.result else ()
+        return "+".join((reason, *(f"{name}-unavailable" for name in missing)))
 
     def plain(self, reason: str) -> Outcome:
         """Return the outcome without a latent. Its prior version tells only of a prior that was asked."""
@@ -136,6 +138,7 @@ class Work:
             stopped=result.stopped if result else None,
             signals_before=dict(result.signals_before) if result else {},
             signals_after=dict(result.signals_after) if result else {},
+            signals_unavailable=result.unavailable if result else (),
             steps=result.steps if result else (),
             timings_s={**self.timings_s, "total": time.perf_counter() - self.started},
             remembered="pending" if why_not is None else "no",

@@ -158,7 +158,9 @@ class Trial:
         prompts = [self._steered(latent)] * len(answers)
         tokens = [answer.token_ids for answer in answers]
         result = await self._within_deadline(self._engine.latent_gradient(prompts, tokens, weights))
-        passed = sum(self._prompt_length(prompt) for prompt in prompts) + sum(map(len, tokens))
+        # What stands before the latent runs once, forward only, and its KV cache is there already.
+        behind = len(self._prompt.token_ids) - self._position + len(latent)
+        passed = behind * len(answers) + sum(map(len, tokens))
         self._usage += Usage(forward_tokens=3 * passed)
         return result.gradient.sum(dim=0)
 

@@ -1,0 +1,249 @@
+"""The ways to answer that are compared.
+
+Owns each arm: what goes into the prompt, how many answers are decoded, and what that cost. Knows no
+labels, so that no arm can use them.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from bench.stream.loop import Loop
+from memory.episode import Episode
+from model.engine import Generation, SteeredPrompt
+from server.steering.call import RenderedPrompt
+from server.steering.refiners.evolution import NOISE
+from server.steering.refiners.trust import RADIUS, project
+from server.steering.rewards.final_answer import final_answer
+from server.steering.rewards.scorer import Scorer
+
+FIFO = 32
+"""Latents that the `fifo` baseline remembers."""
+EMA = 0.9
+"""Decay of the `ema` baseline per episode."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer of an arm, and what it cost."""
+
+    text: str
+    tokens: int
+    """Of the answer alone."""
+    finished: bool
+    generated: int
+    """Tokens generated for it in all: rollouts, candidates and rewards included."""
+    forward: int
+    """Forward-equivalent tokens: a token of a forward pass counts 1, of forward and backward 3."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    """Texts of the answers that it was chosen from."""
+
+
+Answer = Callable[[Loop, Sequence[RenderedPrompt], int], Awaitable[list[Reply]]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to answer."""
+
+    answer: Answer
+    when: Literal["once", "nightly"]
+    """`once`: does not depend on memory or prior."""
+    refines: bool = False
+    """Costs so much that it answers fewer questions."""
+
+
+async def decoded(
+    loop: Loop,
+    prompts: Sequence[RenderedPrompt],
+    latents: Sequence[torch.Tensor | None],
+    facts: Sequence[Mapping[str, Any]] | None = None,
+) -> list[Reply]:
+    """Decode greedily, one answer per prompt."""
+    asked = [SteeredPrompt(p.token_ids, z) for p, z in zip(prompts, latents, strict=True)]
+    answers = await loop.engine.generate(asked, [prompt.decoding for prompt in prompts])
+    return [
+        _reply(answer, prompt, given)
+        for answer, prompt, given in zip(answers, asked, facts or [{}] * len(asked), strict=True)
+    ]
+
+
+async def plain(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
+    """The model alone, greedy."""
+    return await decoded(loop, prompts, [None] * len(prompts))
+
+
+async def sampled(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
+    """The model alone, one sample at temperature 1."""
+    return [_reply(found[0], SteeredPrompt(prompt.token_ids)) for prompt, found in
+            zip(prompts, await _samples(loop, prompts, 1, seed), strict=True)]  # fmt: skip
+
+
+async def majority(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
+    """The answer that most of n samples give; cut-off ones have no vote."""
+    replies = []
+    for prompt, found in zip(prompts, await _samples(loop, prompts, loop.plan.samples, seed), strict=True):
+        votes = [final_answer(one.text) if one.finish_reason == "stop" else None for one in found]
+        counted = Counter(vote for vote in votes if vote is not None)
+        chosen = votes.index(counted.most_common(1)[0][0]) if counted else 0
+        replies.append(
+            _chosen(prompt, found, chosen, {"share": max(counted.values(), default=0) / len(found)})
+        )
+    return replies
+
+
+async def best_of(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
+    """The one of n samples that the server's own reward likes best."""
+    scorer = Scorer.of(loop.settings.rewards, loop.engine)
+    replies = []
+    for prompt, found in zip(prompts, await _samples(loop, prompts, loop.plan.samples, seed), strict=True):
+        scores = [scored.reward for scored in await scorer.score(prompt, found, found)]
+        chosen = int(np.argmax(scores))
+        reply = _chosen(prompt, found, chosen, {"reward": scores[chosen]})
+        judged = scorer.tokens_per_answer * len(found)
+        replies.append(replace(reply, generated=reply.generated + judged, forward=reply.forward + judged))
+    return replies
+
+
+def steered(**options: Any) -> Answer:
+    """What the server serves under these options."""
+
+    async def answer(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
+        outcomes = [await loop.steer(prompt, seed=seed, **options) for prompt in prompts]
+        facts = [
+            {"mode": outcome.mode, "reason": outcome.reason, "norm": _norm(outcome.latent)}
+            for outcome in outcomes
+        ]
+        replies = await decoded(loop, prompts, [outcome.latent for outcome in outcomes], facts)
+        return [
+            replace(
+                reply,
+                generated=reply.generated + outcome.usage.generated_tokens,
+                forward=reply.forward + outcome.usage.forward_tokens,
+            )
+            for reply, outcome in zip(replies, outcomes, strict=True)
+        ]
+
+    return answer
+
+
+async def random_latent(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
+    """Random directions with the norms of what `low` injects; the neutral latent's where that is nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    neutral = loop.engine.neutral_latent()
+    latents: list[torch.Tensor | None] = []
+    for prompt in prompts:
+        outcome = await loop.steer(prompt)
+        like = neutral if outcome.latent is None else outcome.latent
+        drawn = torch.randn(like.shape, generator=generator)
+        latents.append(drawn / drawn.norm(dim=1, keepdim=True) * like.norm(dim=1, keepdim=True))
+    return await decoded(loop, prompts, latents)
+
+
+async def random_walk(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
+    """As many steps as effort high, as long as the evolution refiner's, in random directions."""
+    generator = torch.Generator().manual_seed(seed)
+    latents: list[torch.Tensor | None] = []
+    for prompt in prompts:
+        outcome = await loop.steer(prompt)
+        start = loop.engine.neutral_latent() if outcome.latent is None else outcome.latent
+        latent = start
+        for _ in range(loop.settings.high_steps):
+            step = torch.randn(start.shape, generator=generator)
+            latent = project(latent + step * (NOISE * start.norm() / step.norm()), start, RADIUS)
+        latents.append(latent)
+    return await decoded(loop, prompts, latents)
+
+
+def remembered(combine: Callable[[list[Episode]], np.ndarray[Any, Any]]) -> Answer:
+    """One latent for all, made of those that earned their place; plain while there are none."""
+
+    async def answer(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
+        earned = [episode for episode in loop.gateway.store.scroll() if episode.latent_earned]
+        earned.sort(key=lambda episode: episode.created_at)
+        latent = torch.from_numpy(combine(earned).astype(np.float32)) if earned else None
+        return await decoded(loop, prompts, [latent] * len(prompts), [{"of": len(earned)}] * len(prompts))
+
+    return answer
+
+
+def _mean(episodes: list[Episode]) -> np.ndarray[Any, Any]:
+    return np.asarray(np.mean([episode.latent for episode in episodes], axis=0))
+
+
+def _fifo(episodes: list[Episode]) -> np.ndarray[Any, Any]:
+    return _mean(episodes[-FIFO:])
+
+
+def _ema(episodes: list[Episode]) -> np.ndarray[Any, Any]:
+    found = episodes[0].latent
+    for episode in episodes[1:]:
+        found = EMA * found + (1 - EMA) * episode.latent
+    return found
+
+
+ARMS: Mapping[str, Arm] = {
+    "plain": Arm(plain, "once"),
+    "sampled": Arm(sampled, "once"),
+    "majority": Arm(majority, "once"),
+    "best-of": Arm(best_of, "once"),
+    "random": Arm(random_latent, "nightly"),
+    "low": Arm(steered(effort="low"), "nightly"),
+    "recall": Arm(steered(effort="low", prior="none"), "nightly"),
+    "prior": Arm(steered(effort="low", floor=1.0), "nightly"),
+    "mean": Arm(remembered(_mean), "nightly"),
+    "ema": Arm(remembered(_ema), "nightly"),
+    "fifo": Arm(remembered(_fifo), "nightly"),
+    "walk": Arm(random_walk, "nightly"),
+    "evolution": Arm(steered(effort="high", refiner="evolution"), "nightly", refines=True),
+    "gradient": Arm(steered(effort="high", refiner="gradient"), "nightly", refines=True),
+}
+
+
+async def _samples(
+    loop: Loop, prompts: Sequence[RenderedPrompt], count: int, seed: int
+) -> list[list[Generation]]:
+    """Return `count` samples per prompt at temperature 1."""
+    asked, decodings = [], []
+    for number, prompt in enumerate(prompts):
+        for sample in range(count):
+            asked.append(SteeredPrompt(prompt.token_ids))
+            drawn = (seed * 1_000_003 + number * 1_009 + sample) % 2**32
+            decodings.append(replace(prompt.decoding, temperature=1.0, seed=drawn, logprobs=True))
+    answers = await loop.engine.generate(asked, decodings)
+    return [answers[start : start + count] for start in range(0, len(answers), count)]
+
+
+def _chosen(
+    prompt: RenderedPrompt, found: Sequence[Generation], chosen: int, facts: Mapping[str, Any]
+) -> Reply:
+    generated = sum(len(one.token_ids) for one in found)
+    reply = _reply(found[chosen], SteeredPrompt(prompt.token_ids), facts)
+    return replace(
+        reply,
+        generated=generated,
+        forward=generated + len(prompt.token_ids),
+        others=tuple(one.text for one in found),
+    )
+
+
+def _reply(answer: Generation, prompt: SteeredPrompt, facts: Mapping[str, Any] | None = None) -> Reply:
+    generated = len(answer.token_ids)
+    latents = 0 if prompt.latent is None else len(prompt.latent)
+    return Reply(
+        text=answer.text,
+        tokens=generated,
+        finished=answer.finish_reason == "stop",
+        generated=generated,
+        forward=len(prompt.token_ids) + latents + generated,
+        facts=dict(facts or {}),
+    )
+
+
+def _norm(latent: torch.Tensor | None) -> float | None:
+    return None if latent is None else round(float(latent.norm()), 3)

@@ -1,0 +1,46 @@
+"""Rows of results on disk, so that a run that was killed goes on where it stopped.
+
+Owns the file of JSON lines and which rows are there already. Knows nothing of what they say.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """One file of rows. A row is known by its seed, stage, arm and question.
+
+    A last line that was cut short by a kill is dropped when the file is opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.rows: list[dict[str, Any]] = []
+        whole = 0
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break
+                self.rows.append(json.loads(line))
+                whole += len(line)
+            with path.open("r+b") as file:
+                file.truncate(whole)
+        self._known = {_identity(row) for row in self.rows}
+
+    def has(self, seed: int, stage: str, arm: str, question: str) -> bool:
+        """Return whether this row was written before."""
+        return (seed, stage, arm, question) in self._known
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append rows; they are on disk when this returns."""
+        new = list(rows)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+        self.rows += new
+        self._known |= {_identity(row) for row in new}
+
+
+def _identity(row: dict[str, Any]) -> tuple[int, str, str, str]:
+    return row["seed"], row["stage"], row["arm"], row["question"]

@@ -1,0 +1,117 @@
+"""The server's own loop in this process: steering, memory and nights around one engine.
+
+Owns how a day and a night of the benchmark run. They are the gateway's parts as `server/wiring.py` puts
+them together, without HTTP. Knows nothing of arms, labels or files of results.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from bench.stream.plan import Plan
+from cli.demonstration.stream import Item
+from cli.failure import CommandError
+from config.settings import Settings
+from memory.episode import new_id
+from memory.night import NightLog, NightRecord
+from model.engine import Decoding, Engine
+from server.gateway import Gateway
+from server.steering.call import Outcome, RenderedPrompt, SteeringOptions
+from server.wiring import assemble
+from worker.night import run_night
+
+
+class Loop:
+    """One memory and its priors, around an engine that is shared with other loops."""
+
+    def __init__(self, engine: Engine, gateway: Gateway, plan: Plan) -> None:
+        self.engine, self.gateway, self.plan = engine, gateway, plan
+
+    @property
+    def settings(self) -> Settings:
+        """The server's settings."""
+        return self.gateway.settings
+
+    def render(self, item: Item) -> RenderedPrompt:
+        """Return a question as the gateway would see it."""
+        question = f"{item.question}\n\n{self.plan.instruction}" if self.plan.instruction else item.question
+        messages = [{"role": "system", "content": self.plan.system}] if self.plan.system else []
+        tokens = self.engine.render([*messages, {"role": "user", "content": question}])
+        decoding = Decoding(max_tokens=self.plan.max_tokens, choices=item.choices or None)
+        rules: dict[str, Any] = {"boxed": True} if "\\boxed" in question else {}
+        return RenderedPrompt(tokens, self.engine.decode(tokens), question, decoding, rules)
+
+    async def steer(self, prompt: RenderedPrompt, **options: Any) -> Outcome:
+        """Return what the server would inject; nothing is remembered unless `store` says so."""
+        chosen: dict[str, Any] = {"effort": "low", "store": False, "explore": False} | options
+        return await self.gateway.steering.steer(prompt, SteeringOptions(**chosen), new_id())
+
+    async def live(self, items: Sequence[Item], seed: int) -> list[Outcome]:
+        """Serve some of a day's requests; what is worth it is remembered when this returns."""
+        effort = self.plan.day_effort
+        outcomes = [
+            await self.steer(
+                self.render(item), effort=effort, store=True, explore=effort == "low", seed=seed + number
+            )
+            for number, item in enumerate(items)
+        ]
+        await self.gateway.steering.explorer.drain()
+        if not await self.gateway.remember.drain(60.0):
+            raise CommandError("the memory does not take episodes", "see the log above")
+        return outcomes
+
+    async def night(self, progress: Callable[[NightRecord], None]) -> NightRecord:
+        """Consolidate as the worker does, or go on with a stopped night, and serve what was promoted."""
+        log = NightLog(self.settings.data_dir / "nights")
+        record = log.running(self.gateway.space) or await self.gateway.nights.start("cli")
+        if not record.ended:
+            watching = asyncio.create_task(_watch(log, record.id, progress))
+            record = await run_night(record.id, self.settings, lambda settings: _Shared(self.engine))
+            watching.cancel()
+            await self.gateway.prior.refresh()
+        return record
+
+
+@asynccontextmanager
+async def open_loop(engine: Engine, settings: Settings, plan: Plan) -> AsyncIterator[Loop]:
+    """Open the memory in the settings' data folder around an engine."""
+    registry = CollectorRegistry()
+
+    async def answers() -> bool:
+        return True
+
+    async with assemble(
+        settings,
+        registry,
+        engine=engine,
+        inner=None,
+        served=tuple,
+        engine_answers=answers,
+        checks=(),
+        send_night=lambda night_id: None,  # run here, at once
+    ) as gateway:
+        yield Loop(engine, gateway, plan)
+
+
+async def _watch(log: NightLog, night_id: str, progress: Callable[[NightRecord], None]) -> None:
+    while True:
+        await asyncio.sleep(1)
+        record = log.get(night_id)
+        if record is not None:
+            progress(record)
+
+
+class _Shared:
+    """An engine that the night may not close."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def close(self) -> None:
+        """Leave it open."""

@@ -1,0 +1,209 @@
+"""One run: seeds, days, nights and arms in their order.
+
+Owns what is done next and what is skipped because its rows are there already. Knows nothing of how arms
+answer or what reports look like.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from bench.stream.arms import ARMS, Reply
+from bench.stream.journal import Journal
+from bench.stream.loop import Loop
+from bench.stream.plan import Plan
+from bench.stream.score import Scorer
+from cli.demonstration.stream import Item
+
+CHUNK = 16
+"""Questions that are answered between two writes of rows."""
+START = "start"
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with (phase, done, total, what is going on)."""
+OpenLoop = Callable[[int], AbstractAsyncContextManager[Loop]]
+"""Opens the loop of a seed."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Held-out questions of one file, with the rule that scores them."""
+
+    name: str
+    items: Sequence[Item]
+    scorer: Scorer
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs a plan; everything that is done is in the journal."""
+
+    plan: Plan
+    journal: Journal
+    arms: Sequence[str]
+    stream: Callable[[int], tuple[list[Questions], list[list[Item]], Scorer]]
+    """Held-out questions, the days, and the scorer of the stream's file, for a seed."""
+    unlike: Sequence[str]
+    """Prompts unlike the stream, whose answers must stay what they are."""
+    open_loop: OpenLoop
+    progress: Progress
+    stage_ended: Callable[[], None]
+
+    async def run(self, seeds: Sequence[int]) -> None:
+        """Run all seeds, one after the other."""
+        for seed in seeds:
+            held_out, days, scorer = self.stream(seed)
+            async with self.open_loop(seed) as loop:
+                await self._judge(loop, seed, START, held_out)
+                for number, items in enumerate(days, start=1):
+                    await self._day(loop, seed, f"day-{number}", items, scorer)
+                    await self._night(loop, seed, f"night-{number}")
+                    await self._judge(loop, seed, f"night-{number}", held_out)
+
+    async def _day(self, loop: Loop, seed: int, stage: str, items: Sequence[Item], scorer: Scorer) -> None:
+        todo = [item for item in items if not self.journal.has(seed, stage, "served", item.question)]
+        for start in range(0, len(todo), CHUNK):
+            chunk = todo[start : start + CHUNK]
+            done = len(items) - len(todo) + start
+            self.progress(stage, done, len(items), "answering and exploring")
+            began = time.monotonic()
+            outcomes = await loop.live(chunk, seed)
+            wall_s = (time.monotonic() - began) / len(chunk)
+            prompts = {loop.render(item).token_ids: item for item in chunk}
+            best = {
+                item.question: episode
+                for episode in loop.gateway.store.scroll()
+                if (item := prompts.get(tuple(episode.prompt_token_ids))) is not None
+            }
+            rows = []
+            for item, outcome in zip(chunk, outcomes, strict=True):
+                row = {"seed": seed, "stage": stage, "set": "stream", "arm": "served"}
+                row |= {"question": item.question, "mode": outcome.mode, "wall_s": round(wall_s, 3)}
+                episode = best.get(item.question)
+                if episode is not None:
+                    row["remembered"] = {
+                        "reward": round(episode.reward, 4),
+                        "signals": {name: round(value, 4) for name, value in episode.signals.items()},
+                        "latent_earned": episode.latent_earned,
+                        "start_lift": episode.start_lift,
+                        "tokens": len(episode.answer_token_ids),
+                        "text": episode.answer_text,
+                        "correct": scorer.correct(episode.answer_text, item),
+                    }
+                rows.append(row)
+            self.journal.add(rows)
+        self.progress(stage, len(items), len(items), "")
+
+    async def _night(self, loop: Loop, seed: int, stage: str) -> None:
+        if self.journal.has(seed, stage, "night", ""):
+            return
+        self.progress(stage, 0, 1, "consolidating")
+        began = time.monotonic()
+        record = await loop.night(
+            lambda found: self.progress(f"{stage} {found.phase}", found.done, found.total, found.message)
+        )
+        self.journal.add(
+            [
+                {
+                    "seed": seed,
+                    "stage": stage,
+                    "arm": "night",
+                    "question": "",
+                    "wall_s": round(time.monotonic() - began, 1),
+                    "state": record.state,
+                    "message": record.error or record.message,
+                    "episodes": record.episodes,
+                    "version": record.version,
+                    "gate": record.gate,
+                }
+            ]
+        )
+        self.progress(stage, 1, 1, record.state)
+
+    async def _judge(self, loop: Loop, seed: int, stage: str, held_out: Sequence[Questions]) -> None:
+        for name in self.arms:
+            arm = ARMS[name]
+            if stage == START and arm.when == "nightly" and name != "random":
+                continue
+            if stage != START and arm.when == "once":
+                continue
+            for questions in held_out:
+                items = questions.items[: self.plan.refined] if arm.refines else questions.items
+                await self._answer(loop, seed, stage, name, arm.answer, questions, items)
+        await self._unlike(loop, seed, stage)
+        self.stage_ended()
+
+    async def _answer(
+        self,
+        loop: Loop,
+        seed: int,
+        stage: str,
+        name: str,
+        answer: Callable[..., Awaitable[list[Reply]]],
+        questions: Questions,
+        items: Sequence[Item],
+    ) -> None:
+        phase = f"{stage} {name}"
+        arm = name if questions.name == "stream" else f"{name}@{questions.name}"
+        todo = [item for item in items if not self.journal.has(seed, stage, arm, item.question)]
+        for start in range(0, len(todo), CHUNK):
+            chunk = todo[start : start + CHUNK]
+            self.progress(phase, len(items) - len(todo) + start, len(items), questions.name)
+            began = time.monotonic()
+            replies = await answer(loop, [loop.render(item) for item in chunk], seed)
+            wall_s = (time.monotonic() - began) / len(chunk)
+            self.journal.add(
+                _row(seed, stage, questions, arm, item, reply, wall_s)
+                for item, reply in zip(chunk, replies, strict=True)
+            )
+        if todo:
+            self.progress(phase, len(items), len(items), questions.name)
+
+    async def _unlike(self, loop: Loop, seed: int, stage: str) -> None:
+        """Compare plain and `low` token by token where nothing was learned."""
+        todo = [text for text in self.unlike if not self.journal.has(seed, stage, "unlike", text)]
+        if stage == START or not todo:
+            return
+        self.progress(f"{stage} unlike", 0, len(todo), "prompts unlike the stream")
+        prompts = [loop.render(Item(text, "")) for text in todo]
+        before = await ARMS["plain"].answer(loop, prompts, seed)
+        after = await ARMS["low"].answer(loop, prompts, seed)
+        self.journal.add(
+            {
+                "seed": seed,
+                "stage": stage,
+                "set": "unlike",
+                "arm": "unlike",
+                "question": text,
+                "correct": one.text == other.text,
+                **other.facts,
+            }
+            for text, one, other in zip(todo, before, after, strict=True)
+        )
+
+
+def _row(
+    seed: int, stage: str, questions: Questions, arm: str, item: Item, reply: Reply, wall_s: float
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "seed": seed,
+        "stage": stage,
+        "set": questions.name,
+        "arm": arm,
+        "question": item.question,
+        "correct": questions.scorer.correct(reply.text, item),
+        "tokens": reply.tokens,
+        "finished": reply.finished,
+        "generated": reply.generated,
+        "forward": reply.forward,
+        "wall_s": round(wall_s, 3),
+        "text": reply.text,
+        **reply.facts,
+    }
+    if reply.others:
+        right = [questions.scorer.correct(text, item) for text in reply.others]
+        row["any_correct"] = any(right)
+        row["mean_correct"] = sum(right) / len(right)
+    return row
