@@ -63,4 +63,4 @@ def _name(process: Any) -> str:
     words = process.cmdline()
     if len(words) > 2 and words[1] in ("-m", "-c"):
         words = words[2:]
-    return " ".join(words)[:60] or str(process.name())
+    return " ".join(words).strip()[:60] or str(process.name())

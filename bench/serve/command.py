@@ -15,7 +15,6 @@ from bench.result import Output, Report, ratio_text
 from bench.serve.arms import parse_arms, parse_levels
 from cli.demonstration.stream import EXAMPLES, read_items
 from cli.failure import INTERRUPTED, CommandError
-from cli.gateway import Gateway
 from cli.options import CacheDir, Json, Model, given, load_settings
 from cli.progress import PhaseProgress
 from cli.screen import Screen
@@ -37,7 +36,7 @@ def serve(
     ] = 2,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=2, help="Length of every answer.")] = 64,
     remembered: Annotated[
-        int, typer.Option("--remembered", min=1, help="Episodes remembered before measuring begins.")
+        int, typer.Option("--remembered", min=1, help="Questions that recall something, to measure with.")
     ] = 8,
     data: Annotated[
         Path, typer.Option("--data", help="JSONL file with `question` and `answer` on each line.")
@@ -95,11 +94,8 @@ def _measure(screen: Screen, plan: Any, texts: list[str], overrides: dict[str, A
         busy = dict(zip(pids, idle_cores(list(pids.values()), IDLE_S), strict=True))
         before = {name: memory(pid) for name, pid in pids.items()}
         at = Addresses(bare.url, steered.url, settings.api_key)
-        with (
-            Gateway(load_settings(**overrides, gateway_url=steered.url)) as gateway,
-            PhaseProgress(screen) as progress,
-        ):
-            measured = run(at, gateway, plan, texts, progress.update)
+        with PhaseProgress(screen) as progress:
+            measured = run(at, plan, texts, progress.update)
             progress.finish()
         after = {name: memory(pid) for name, pid in pids.items()}
     return {
@@ -148,7 +144,7 @@ def show(screen: Screen, found: dict[str, Any]) -> None:
                         ratio_text(ratios[name]) if name in ratios else ""
                         for name in ("throughput", "first_token", "between_tokens")
                     ),
-                    " ".join(f"{mode} {count}" for mode, count in figures["modes"].items()),
+                    ", ".join(f"{count} {mode}" for mode, count in figures["modes"].items()),
                 ]
             )
     screen.table(

@@ -30,7 +30,7 @@ class Reply:
     """When the last piece of text came."""
     tokens: int
     mode: str
-    """Header x-latent-mode; `bare` where there is none."""
+    """What ran: header x-latent-mode, with the reason when it was plain; `bare` where there is none."""
 
     @property
     def gap_s(self) -> float | None:
@@ -133,4 +133,7 @@ async def _ask(
             tokens = chunk.usage.completion_tokens
     if not tokens or not first:
         raise CommandError("an answer broke off before its end", "see the server's log")
-    return Reply(first, last, tokens, raw.headers.get("x-latent-mode", "bare"))
+    mode = raw.headers.get("x-latent-mode", "bare")
+    if mode == "plain":
+        mode = f"plain: {raw.headers.get('x-latent-reason', 'unknown')}"
+    return Reply(first, last, tokens, mode)

@@ -4,19 +4,24 @@ Owns what is asked of which server, in which order.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
+
+from openai import AsyncOpenAI
 
 from bench.serve.arms import BARE, body, order, questions
 from bench.serve.load import Round, client_of, load
 from cli.failure import CommandError
-from cli.gateway import Gateway
 
 Progress = Callable[[str, int, int, str], None]
 REMEMBER_TOKENS = 8
-MOST_TRIES = 8
-"""Requests per episode that is to be remembered, after which it is given up."""
+TOGETHER = 4
+"""Questions that are asked at a time so that they are remembered."""
+FIRST_LABEL = 10_000
+"""Prompts that are remembered have labels below, those that look whether they were from here on, and those
+that are measured from twice as many."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Plan:
     """Requests per client and round; at least 4 per round."""
     max_tokens: int
     remembered: int
-    """Episodes before measuring begins."""
+    """Questions that recall something before measuring begins; all arms are asked these."""
 
     def requests_at(self, level: int) -> int:
         """Return the requests of one round."""
@@ -48,18 +53,18 @@ class Addresses:
 
 
 def run(
-    at: Addresses, gateway: Gateway, plan: Plan, texts: Sequence[str], progress: Progress
+    at: Addresses, plan: Plan, texts: Sequence[str], progress: Progress
 ) -> dict[int, dict[str, list[Round]]]:
     """Return the rounds of each arm by concurrency.
 
     Raises:
         CommandError: a request failed, or nothing was remembered.
     """
-    return asyncio.run(_run(at, gateway, plan, texts, progress))
+    return asyncio.run(_run(at, plan, texts, progress))
 
 
 async def _run(
-    at: Addresses, gateway: Gateway, plan: Plan, texts: Sequence[str], progress: Progress
+    at: Addresses, plan: Plan, texts: Sequence[str], progress: Progress
 ) -> dict[int, dict[str, list[Round]]]:
     async with AsyncExitStack() as stack:
         bare = await stack.enter_async_context(client_of(at.bare))
@@ -74,27 +79,13 @@ async def _run(
             )
 
         if any(arm not in (BARE, "none") for arm in plan.arms):
-            progress("remember", 0, plan.remembered, "")
-            tried = 0
-            while (held := _episodes(gateway)) < plan.remembered:
-                if tried >= MOST_TRIES * plan.remembered:
-                    raise CommandError(
-                        f"after {tried} requests {held} answers are remembered, none would recall"
-                    )
-                asked = [texts[(tried + n) % len(texts)] for n in range(4)]
-                remembering = {"latent": {"effort": "medium"}}
-                await load(
-                    steered, models[steered], asked, remembering, concurrency=4, max_tokens=REMEMBER_TOKENS
-                )
-                tried += len(asked)
-                await asyncio.sleep(0.5)  # episodes are written after the answers
-                progress("remember", min(_episodes(gateway), plan.remembered), plan.remembered, "")
-        label = 0
-        for arm in plan.arms:  # the first requests allocate, compile and connect
-            progress("warm up", label, len(plan.arms), arm)
+            texts = await _remember(steered, models[steered], plan, texts, progress)
+        label = 2 * FIRST_LABEL
+        for number, arm in enumerate(plan.arms):  # the first requests allocate, compile and connect
+            progress("warm up", number, len(plan.arms), arm)
             label += 1
             await measure(arm, 2, questions(texts, label, 2), min(8, plan.max_tokens))
-        progress("warm up", label, len(plan.arms), "")
+        progress("warm up", len(plan.arms), len(plan.arms), "")
         found: dict[int, dict[str, list[Round]]] = {}
         for level in plan.levels:
             found[level] = {arm: [] for arm in plan.arms}
@@ -109,5 +100,32 @@ async def _run(
         return found
 
 
-def _episodes(gateway: Gateway) -> int:
-    return sum(int(space["episodes"]) for space in gateway.get("/v1/memory/stats")["spaces"].values())
+async def _remember(
+    client: AsyncOpenAI, model: str, plan: Plan, texts: Sequence[str], progress: Progress
+) -> list[str]:
+    """Have questions remembered and return those whose like recalls something, `plan.remembered` of them.
+
+    Raises:
+        CommandError: there are not so many.
+    """
+    found: list[str] = []
+    progress("remember", 0, plan.remembered, "")
+    for label, at in enumerate(range(0, len(texts), TOGETHER), start=1):
+        some = texts[at : at + TOGETHER]
+        await _probe(client, model, questions(some, label, len(some)), {"latent": {"effort": "medium"}})
+        await asyncio.sleep(0.5)  # episodes are written after the answers
+        for place, text in enumerate(some):
+            asked = questions([text], FIRST_LABEL + label, place + 1)[-1:]
+            answered = await _probe(client, model, asked, body("low"))
+            found += [text] * any("recall" in mode for mode in answered.modes)
+        progress("remember", min(len(found), plan.remembered), plan.remembered, f"{at + len(some)} asked")
+        if len(found) >= plan.remembered:
+            return found
+    raise CommandError(
+        f"{len(found)} of {len(texts)} questions recall something",
+        "choose others with --data, or --remembered",
+    )
+
+
+async def _probe(client: AsyncOpenAI, model: str, asked: Sequence[str], extra: Mapping[str, Any]) -> Round:
+    return await load(client, model, asked, extra, concurrency=4, max_tokens=REMEMBER_TOKENS)

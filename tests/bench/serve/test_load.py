@@ -23,9 +23,13 @@ async def test_every_question_is_asked_once_as_its_arm_says(gateway: FakeGateway
         assert sent["stream"] is True
         assert sent["ignore_eos"] is True
         assert sent["max_tokens"] == 7
-        assert sent["latent"] == {"effort": "low", "store": False}
+        assert sent["latent"] == body("low")["latent"]
     assert found.modes == {"recall": 9}
     assert [reply.tokens for reply in found.replies] == [3] * 9  # what the server says, not pieces of text
+
+
+async def test_plain_answers_say_why(gateway: FakeGateway) -> None:
+    assert (await ask(gateway.url, ["one"], "none", 1)).modes == {"plain: effort-none": 1}
 
 
 async def test_times_are_in_order(gateway: FakeGateway) -> None:
