@@ -13,6 +13,7 @@ RUN python -m venv /venv
 COPY locks/${LOCK}.txt lock.txt
 RUN PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL}" /venv/bin/pip install --no-deps -r lock.txt
 COPY pyproject.toml README.md LICENSE ./
+COPY bench bench
 COPY cli cli
 COPY config config
 COPY memory memory

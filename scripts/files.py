@@ -9,7 +9,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("config", "memory", "model", "server", "worker", "cli")
+PACKAGES = ("config", "memory", "model", "server", "worker", "cli", "bench")
 
 
 def page() -> str:

@@ -20,7 +20,8 @@ class Consistency:
     different steps can be compared, and latents cannot vote for themselves.
 
     An answer that was cut off, or says nothing to compare (empty, or free text without a number), has
-    no vote and scores 0. With fewer than two votes there is no majority: the signal does not apply.
+    no vote and scores 0. One vote among several rollouts agrees with nothing: all score 0. Without any
+    vote, or with a single rollout, the signal does not apply.
     """
 
     name = "consistency"
@@ -31,8 +32,10 @@ class Consistency:
     ) -> list[float | None]:
         """Return one share per answer, or None for all of them."""
         votes = Counter(vote for rollout in pool if (vote := _vote(rollout)) is not None)
-        if votes.total() < 2:
+        if not votes or len(pool) < 2:
             return [None] * len(answers)
+        if votes.total() < 2:
+            return [0.0] * len(answers)
         most = max(votes.values())
         shares = {answer: count / votes.total() for answer, count in votes.items() if count == most}
         return [shares.get(_vote(answer) or "", 0.0) for answer in answers]

@@ -73,9 +73,14 @@ async def test_cut_off_answers_neither_vote_nor_score() -> None:
     assert await Consistency().score(PROMPT, [answer("8"), answer("8", cut=True)], pool) == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("pool", [[], [answer("3")], [answer("3"), answer(""), answer("4", cut=True)]])
-async def test_consistency_does_not_apply_without_two_votes(pool: list) -> None:
+@pytest.mark.parametrize("pool", [[], [answer("3")], [answer(""), answer("4", cut=True)]])
+async def test_consistency_does_not_apply_where_nobody_can_agree(pool: list) -> None:
     assert await Consistency().score(PROMPT, [answer("3")], pool) == [None]
+
+
+async def test_one_vote_among_several_rollouts_agrees_with_nothing() -> None:
+    pool = [answer("3"), answer(""), answer("4", cut=True)]
+    assert await Consistency().score(PROMPT, [answer("3"), answer("4")], pool) == [0.0, 0.0]
 
 
 async def test_confidence_is_the_geometric_mean_probability() -> None:
