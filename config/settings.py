@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     delta_norm_clamp: float = Field(
         1.0, gt=0, description="Longest transferred delta, relative to the norm of the base latent."
     )
+    lift_fallback: bool = Field(
+        True, description="Answer plainly where steering's measured lift nearby is not positive."
+    )
     refiner: RefinerName = Field("evolution", description="Refiner of requests that name none.")
     medium_steps: int = Field(2, ge=1, description="Optimisation steps at effort medium.")
     high_steps: int = Field(10, ge=1, description="Optimisation steps at effort high.")

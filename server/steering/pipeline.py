@@ -168,7 +168,9 @@ class Steering:
             )
             start = self._engine.space.check(start, work.prior.space if work.prior and covered else None)
         outcome = work.steered(start, position, recalled, covered)
-        lift = lift_nearby(near, outcome.prior_version) if outcome.mode != "plain" else None
+        lift = None
+        if outcome.mode != "plain" and self._settings.lift_fallback:
+            lift = lift_nearby(near, outcome.prior_version)
         if refines:
             return await self._refine(work, key, start, outcome, helps=lift is None or lift > 0)
         if explores:

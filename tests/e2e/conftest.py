@@ -53,6 +53,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         night_steps=24,
         max_model_len=1024,
         prior_poll_s=0.2,
+        lift_fallback=False,  # whether steering pays on a 135M model is not what is tested here
         vllm_args="--dtype float32",  # as the bare vLLM of test_plain_path
     ) as gateway:
         yield gateway
@@ -60,12 +61,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="session")
 def remembering(served: Gateway) -> Gateway:
-    """The tree after a day of refined topic questions; at least eight were remembered."""
-    stored = 0
+    """The tree after a day of refined topic questions, with answers to replay and latents to recall."""
+    stored = earned = 0
     for headline in HEADLINES:
         _, headers = served.ask(TOPIC.format(headline), choices=CHOICES, effort="medium", seed=1)
-        stored += served.settled_trace(headers)["remembered"] == "stored"
-        if stored >= 12:
+        trace = served.settled_trace(headers)
+        if trace["remembered"] == "stored":
+            stored += 1
+            earned += served.get(f"/v1/memory/episodes/{trace['episode_id']}")["latent_earned"]
+        if stored >= 12 and earned >= 4:
             break
     assert stored >= 8, f"only {stored} answers were remembered"
+    assert earned >= 4, f"only {earned} latents earned their place"
     return served

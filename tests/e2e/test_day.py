@@ -29,8 +29,8 @@ def test_refining_keeps_the_best_and_says_what_it_cost(remembering: Gateway) -> 
     assert trace["steps"]
     assert trace["usage"]["generated_tokens"] > 0
     if trace["remembered"] == "stored":
-        assert trace["reward_after"] > trace["reward_before"]
-        assert trace["episode_id"]
+        episode = remembering.get(f"/v1/memory/episodes/{trace['episode_id']}")
+        assert episode["latent_earned"] == (trace["reward_after"] > trace["reward_before"])
     else:
         assert trace["why_not_remembered"]
 

@@ -282,6 +282,14 @@ async def test_steering_that_did_not_pay_nearby_falls_back_to_plain(day: Day) ->
     assert (await day.ask(k=8))[0].mode == "recall"
 
 
+async def test_fallback_can_be_switched_off(make_day: MakeDay) -> None:
+    day = await make_day(lift_fallback=False)
+    await day.learn("apples How many?")
+    (first,) = day.store.episodes
+    day.store.add([replace(first, id=new_id(), start_lift=-0.5) for _ in range(3)])
+    assert (await day.ask())[0].mode == "recall"
+
+
 async def test_refining_measures_the_lift_of_what_would_be_served(day: Day) -> None:
     await day.learn("apples How many?")
     await day.learn("apples How many are left?")
