@@ -11,15 +11,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from prometheus_client import CollectorRegistry
 
+from bench.asking import first_seed, samples
 from bench.stream.loop import Loop
 from memory.episode import Episode
 from model.engine import Generation, SteeredPrompt
 from server.steering.call import RenderedPrompt
+from server.steering.metrics import Metrics
 from server.steering.refiners.evolution import NOISE
 from server.steering.refiners.trust import RADIUS, project
 from server.steering.rewards.final_answer import final_answer
 from server.steering.rewards.scorer import Scorer
+from server.steering.rewards.verifier import Verifier
 
 FIFO = 32
 """Latents that the `fifo` baseline remembers."""
@@ -80,8 +84,10 @@ async def plain(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> lis
 
 async def sampled(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
     """The model alone, one sample at temperature 1."""
-    return [_reply(found[0], SteeredPrompt(prompt.token_ids)) for prompt, found in
-            zip(prompts, await _samples(loop, prompts, 1, seed), strict=True)]  # fmt: skip
+    return [
+        _reply(found[0], SteeredPrompt(prompt.token_ids))
+        for prompt, found in zip(prompts, await _samples(loop, prompts, 1, seed), strict=True)
+    ]
 
 
 async def majority(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
@@ -99,14 +105,18 @@ async def majority(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> 
 
 async def best_of(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
     """The one of n samples that the server's own reward likes best."""
-    scorer = Scorer.of(loop.settings.rewards, loop.engine)
+    verifier = Verifier.of(loop.settings, Metrics(CollectorRegistry()))
+    scorer = Scorer.of(loop.settings.rewards, loop.engine, verifier)
     replies = []
     for prompt, found in zip(prompts, await _samples(loop, prompts, loop.plan.samples, seed), strict=True):
         scores = [scored.reward for scored in await scorer.score(prompt, found, found)]
         chosen = int(np.argmax(scores))
         reply = _chosen(prompt, found, chosen, {"reward": scores[chosen]})
         judged = scorer.tokens_per_answer * len(found)
-        replies.append(replace(reply, generated=reply.generated + judged, forward=reply.forward + judged))
+        read = scorer.prompt_tokens(prompt, found)
+        replies.append(
+            replace(reply, generated=reply.generated + judged, forward=reply.forward + judged + read)
+        )
     return replies
 
 
@@ -208,15 +218,8 @@ ARMS: Mapping[str, Arm] = {
 async def _samples(
     loop: Loop, prompts: Sequence[RenderedPrompt], count: int, seed: int
 ) -> list[list[Generation]]:
-    """Return `count` samples per prompt at temperature 1."""
-    asked, decodings = [], []
-    for number, prompt in enumerate(prompts):
-        for sample in range(count):
-            asked.append(SteeredPrompt(prompt.token_ids))
-            drawn = (seed * 1_000_003 + number * 1_009 + sample) % 2**32
-            decodings.append(replace(prompt.decoding, temperature=1.0, seed=drawn, logprobs=True))
-    answers = await loop.engine.generate(asked, decodings)
-    return [answers[start : start + count] for start in range(0, len(answers), count)]
+    firsts = [first_seed(seed, number) for number in range(len(prompts))]
+    return await samples(loop.engine, prompts, count, firsts)
 
 
 def _chosen(

@@ -36,7 +36,7 @@ class Journal:
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append rows; they are on disk when this returns."""
         new = list(rows)
-        with self._path.open("a", encoding="utf-8") as file:
+        with self._path.open("a", encoding="utf-8", errors="surrogatepass") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
         self.rows += new
         self._known |= {_identity(row) for row in new}

@@ -11,13 +11,14 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from bench.asking import render
 from bench.stream.plan import Plan
 from cli.demonstration.stream import Item
 from cli.failure import CommandError
 from config.settings import Settings
 from memory.episode import new_id
 from memory.night import NightLog, NightRecord
-from model.engine import Decoding, Engine
+from model.engine import Engine
 from server.gateway import Gateway
 from server.steering.call import Outcome, RenderedPrompt, SteeringOptions
 from server.wiring import assemble
@@ -37,12 +38,13 @@ class Loop:
 
     def render(self, item: Item) -> RenderedPrompt:
         """Return a question as the gateway would see it."""
-        question = f"{item.question}\n\n{self.plan.instruction}" if self.plan.instruction else item.question
-        messages = [{"role": "system", "content": self.plan.system}] if self.plan.system else []
-        tokens = self.engine.render([*messages, {"role": "user", "content": question}])
-        decoding = Decoding(max_tokens=self.plan.max_tokens, choices=item.choices or None)
-        rules: dict[str, Any] = {"boxed": True} if "\\boxed" in question else {}
-        return RenderedPrompt(tokens, self.engine.decode(tokens), question, decoding, rules)
+        return render(
+            self.engine,
+            item,
+            instruction=self.plan.instruction,
+            system=self.plan.system,
+            max_tokens=self.plan.max_tokens,
+        )
 
     async def steer(self, prompt: RenderedPrompt, **options: Any) -> Outcome:
         """Return what the server would inject; nothing is remembered unless `store` says so."""
@@ -69,8 +71,10 @@ class Loop:
         record = log.running(self.gateway.space) or await self.gateway.nights.start("cli")
         if not record.ended:
             watching = asyncio.create_task(_watch(log, record.id, progress))
-            record = await run_night(record.id, self.settings, lambda settings: _Shared(self.engine))
-            watching.cancel()
+            try:
+                record = await run_night(record.id, self.settings, lambda settings: _Shared(self.engine))
+            finally:
+                watching.cancel()
             await self.gateway.prior.refresh()
         return record
 

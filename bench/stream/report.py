@@ -148,7 +148,8 @@ def draw(folder: Path, found: Sequence[Score]) -> list[Path]:
 
 def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(headers) + " |", "|" + "---|" * len(headers)]
-    return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
+    return lines + ["| " + " | ".join(row) + " |" for row in cells]
 
 
 def _share(found: Interval, *, sign: bool = False) -> str:

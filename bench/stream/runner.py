@@ -14,6 +14,7 @@ from bench.stream.arms import ARMS, Reply
 from bench.stream.journal import Journal
 from bench.stream.loop import Loop
 from bench.stream.plan import Plan
+from bench.stream.questions import STREAM, Questions
 from bench.stream.score import Scorer
 from cli.demonstration.stream import Item
 
@@ -25,15 +26,6 @@ Progress = Callable[[str, int, int, str], None]
 """Called with (phase, done, total, what is going on)."""
 OpenLoop = Callable[[int], AbstractAsyncContextManager[Loop]]
 """Opens the loop of a seed."""
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Held-out questions of one file, with the rule that scores them."""
-
-    name: str
-    items: Sequence[Item]
-    scorer: Scorer
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ class Runner:
             }
             rows = []
             for item, outcome in zip(chunk, outcomes, strict=True):
-                row = {"seed": seed, "stage": stage, "set": "stream", "arm": "served"}
+                row = {"seed": seed, "stage": stage, "set": STREAM, "arm": "served"}
                 row |= {"question": item.question, "mode": outcome.mode, "wall_s": round(wall_s, 3)}
                 episode = best.get(item.question)
                 if episode is not None:
@@ -146,7 +138,7 @@ class Runner:
         items: Sequence[Item],
     ) -> None:
         phase = f"{stage} {name}"
-        arm = name if questions.name == "stream" else f"{name}@{questions.name}"
+        arm = name if questions.name == STREAM else f"{name}@{questions.name}"
         todo = [item for item in items if not self.journal.has(seed, stage, arm, item.question)]
         for start in range(0, len(todo), CHUNK):
             chunk = todo[start : start + CHUNK]

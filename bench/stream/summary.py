@@ -112,7 +112,8 @@ def unlike(rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
 
 
 def _score(arm: str, stage: str, rows: list[Row], plain: dict[tuple[str, int, str], float]) -> Score:
-    questions = [hash((row["set"], row["question"])) for row in rows]
+    numbers: dict[tuple[str, str], int] = {}
+    questions = [numbers.setdefault((row["set"], row["question"]), len(numbers)) for row in rows]
     correct = np.array([float(row["correct"]) for row in rows])
     base = [plain.get((row["set"], row["seed"], row["question"])) for row in rows]
     against = None

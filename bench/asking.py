@@ -1,0 +1,60 @@
+"""Asking the bare model the questions of a benchmark.
+
+Owns how a question becomes the prompt that the gateway would see, and how samples are drawn. Knows
+nothing of labels or of what samples are for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from cli.demonstration.stream import Item
+from model.engine import Decoding, Engine, Generation, SteeredPrompt
+from server.steering.call import RenderedPrompt
+
+
+def render(engine: Engine, item: Item, *, instruction: str, system: str, max_tokens: int) -> RenderedPrompt:
+    """Return a question as the gateway would see it.
+
+    Args:
+        engine: Whose chat template it is.
+        item: The question; its answer is not read.
+        instruction: Follows the question; empty: none.
+        system: System prompt; empty: the chat template's own.
+        max_tokens: Answer budget.
+    """
+    question = f"{item.question}\n\n{instruction}" if instruction else item.question
+    messages = [{"role": "system", "content": system}] if system else []
+    tokens = engine.render([*messages, {"role": "user", "content": question}])
+    decoding = Decoding(max_tokens=max_tokens, choices=item.choices or None)
+    rules: dict[str, Any] = {"boxed": True} if "\\boxed" in question else {}
+    return RenderedPrompt(tokens, engine.decode(tokens), question, decoding, rules)
+
+
+def first_seed(seed: int, number: int) -> int:
+    """Return the seed of a question's first sample; up to 1,009 samples share none with the next question."""
+    return seed * 1_000_003 + number * 1_009
+
+
+async def samples(
+    engine: Engine, prompts: Sequence[RenderedPrompt], count: int, first_seeds: Sequence[int]
+) -> list[list[Generation]]:
+    """Return `count` unsteered samples per prompt at temperature 1, decoded as one batch.
+
+    Args:
+        engine: The model.
+        prompts: What is asked.
+        count: Samples of each.
+        first_seeds: One per prompt; further samples of it count on from there.
+
+    Raises:
+        EngineError: the engine failed.
+    """
+    asked, decodings = [], []
+    for prompt, first in zip(prompts, first_seeds, strict=True):
+        for sample in range(count):
+            asked.append(SteeredPrompt(prompt.token_ids))
+            seed = (first + sample) % 2**32
+            decodings.append(replace(prompt.decoding, temperature=1.0, seed=seed, logprobs=True))
+    answers = await engine.generate(asked, decodings)
+    return [answers[start : start + count] for start in range(0, len(answers), count)]

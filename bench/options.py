@@ -1,0 +1,54 @@
+"""Options that benchmarks of questions share.
+
+Owns their names and help, and how settings are given as name=value.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from bench.engine import EngineKind
+from cli.demonstration.stream import EXAMPLES
+from cli.failure import USAGE, CommandError
+from config.settings import Settings
+
+TOPICS = EXAMPLES / "topics.jsonl"
+"""The questions of a benchmark that is given no others."""
+
+Data = Annotated[Path, typer.Option("--data", help="JSONL file with `question` and `answer`.")]
+EngineName = Annotated[str, typer.Option("--engine", help="transformers or vllm.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Answer budget.")]
+Instruction = Annotated[str, typer.Option("--instruction", help="Follows each question.")]
+System = Annotated[str, typer.Option("--system", help="System prompt.")]
+SettingPairs = Annotated[
+    list[str] | None,
+    typer.Option("--setting", help="Server setting as name=value, such as recall_k=8; repeatable."),
+]
+
+
+def engine_kind(name: str) -> EngineKind:
+    """Return the kind of engine of that name.
+
+    Raises:
+        CommandError: exit code 2, there is none.
+    """
+    if name not in ("transformers", "vllm"):
+        raise CommandError(f"--engine {name}: not transformers or vllm", None, USAGE)
+    return cast(EngineKind, name)
+
+
+def pairs(settings: Sequence[str] | None) -> dict[str, str]:
+    """Return the values of name=value by name.
+
+    Raises:
+        CommandError: exit code 2, naming the pair that is none of a setting.
+    """
+    found = {}
+    for pair in settings or ():
+        name, equals, value = pair.partition("=")
+        if not equals or name not in Settings.model_fields:
+            raise CommandError(f"--setting {pair}: not name=value of a setting", "see .env.example", USAGE)
+        found[name] = value
+    return found

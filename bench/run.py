@@ -1,0 +1,47 @@
+"""The folder of a run that may be stopped and goes on.
+
+Owns its head, `run.json`: machine, date and options of its beginning. Knows nothing of rows or results.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.machine import machine
+from cli.failure import USAGE, CommandError
+from memory.atomic import write_json
+
+
+def open_run(
+    folder: Path, benchmark: str, options: Mapping[str, Any], *, begun: bool, may_change: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the head of the run, that of its beginning when it goes on.
+
+    Args:
+        folder: Made when it is not there.
+        benchmark: Name of the benchmark.
+        options: Everything that results depend on, by name.
+        begun: Whether results of it are there; the head of a run that came to nothing is replaced.
+        may_change: Options that a run may go on with when they changed.
+
+    Raises:
+        CommandError: exit code 2, the folder holds a run with other options.
+    """
+    path = folder / "run.json"
+    wanted = json.loads(json.dumps(options))
+    if begun and path.exists():
+        head: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        before = head["settings"]
+        changed = [n for n, value in wanted.items() if n not in may_change and before.get(n) != value]
+        if changed:
+            raise CommandError(
+                f"{folder} holds a run with other options: {', '.join(changed)}",
+                "name another folder, or give the options that this run was started with",
+                USAGE,
+            )
+        return head
+    folder.mkdir(parents=True, exist_ok=True)
+    head = {"benchmark": benchmark, **machine(), "settings": wanted}
+    write_json(path, head)
+    return head

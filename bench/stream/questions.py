@@ -1,0 +1,58 @@
+"""The questions of a run, dealt out.
+
+Owns reading a plan's files, which questions are held out and which rule scores them. Knows nothing of
+what is done with them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.stream.plan import Plan
+from bench.stream.score import Scorer
+from cli.demonstration.stream import Item, read_items
+from cli.failure import USAGE, CommandError
+
+STREAM = "stream"
+"""Name of the questions held out of the stream's own file; others have the name of theirs."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Held-out questions of one file, with the rule that scores them."""
+
+    name: str
+    items: Sequence[Item]
+    scorer: Scorer
+
+
+class Files:
+    """The files of a plan, read once.
+
+    Raises:
+        CommandError: exit code 2, a file cannot be read, or two would have one name in the results.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self._box = plan, "\\boxed" in plan.instruction
+        self._items = read_items(Path(plan.data))
+        self._also: dict[str, list[Item]] = {}
+        for path in map(Path, plan.also):
+            if path.stem == STREAM or path.stem in self._also:
+                raise CommandError(
+                    f"--also {path}: the name {path.stem!r} is taken", "give the file another one", USAGE
+                )
+            self._also[path.stem] = list({item.question: item for item in read_items(path)}.values())
+
+    def deal(self, seed: int) -> tuple[list[Questions], list[list[Item]], Scorer]:
+        """Return the held-out questions, those of each day, and the scorer of the stream's file.
+
+        Raises:
+            CommandError: exit code 2, there are too few questions.
+        """
+        scorer = Scorer(self._items, box=self._box)
+        held_out, days = self._plan.parts(self._items, seed)
+        found = [Questions(STREAM, held_out, scorer)]
+        for name, items in self._also.items():
+            found.append(Questions(name, items[: self._plan.held_out], Scorer(items, box=self._box)))
+        return found, days, scorer

@@ -1,0 +1,64 @@
+"""A small stream on the scripted engine."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.stream.loop import Loop, open_loop
+from bench.stream.plan import Plan
+from cli.demonstration.stream import Item
+from config.settings import Settings
+from model.scripted_engine import ScriptedEngine
+
+TOPICS = ("apples", "trains", "poems")
+
+
+def items_of(count: int) -> list[Item]:
+    """Return questions of three topics with numbers as answers."""
+    return [Item(f"{TOPICS[n % 3]} number {n}", n) for n in range(count)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Scripted tensors are tiny: threads that wait for each other cost more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return Plan(
+        model="scripted", data="questions.jsonl", day=12, held_out=4, nights=1, max_tokens=24, samples=5
+    )
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings under which scripted answers are worth remembering."""
+    return Settings(
+        _env_file=None,
+        data_dir=tmp_path / "data",
+        rewards="confidence=1",
+        remember_threshold=0.0,
+        night_min_reward=0.0,
+        night_min_episodes=4,
+        night_steps=4,
+        night_episodes=0,
+        explore_rollouts=2,
+        high_steps=2,
+    )
+
+
+@pytest.fixture
+async def loop(engine: ScriptedEngine, settings: Settings, plan: Plan) -> AsyncIterator[Loop]:
+    async with open_loop(engine, settings, plan) as opened:
+        yield opened

@@ -1,0 +1,61 @@
+"""The page and its pictures."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.stream.report import write_report
+from tests.bench.stream.test_summary import row
+
+HEAD: dict[str, Any] = {
+    "date": "2026-01-01",
+    "hardware": {"cpu": "chip", "cores": 2, "memory_gib": 4, "gpus": [], "load_average": [0.5]},
+    "settings": {"model": "small", "data": "questions.jsonl", "max_tokens": 24, "instruction": ""},
+}
+
+
+def rows() -> list[dict[str, Any]]:
+    found = [row("plain", str(n), n < 2) for n in range(4)]
+    found += [row("majority", str(n), n < 2, any_correct=True) for n in range(4)]
+    for night in ("night-1", "night-2"):
+        found += [row("low", str(n), n < 3, stage=night) for n in range(4)]
+    night = {"seed": 0, "stage": "night-1", "arm": "night", "question": "", "state": "refused"}
+    night |= {"version": "v1", "episodes": 9, "wall_s": 1.0, "message": "no better|than\nplain"}
+    return [*found, night]
+
+
+def pictures(page: str) -> list[str]:
+    return [line.partition("(")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]
+
+
+def test_page_has_a_row_per_arm_and_stage_and_names_its_pictures(tmp_path: Path) -> None:
+    write_report(tmp_path, HEAD, rows())
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| start | plain | 4 | 50.0% (" in page
+    assert "| start | majority (any right 100.0%) | 4 |" in page
+    assert "| night-2 | low | 4 | 75.0% (" in page
+    assert "+25.0% (" in page
+    assert pictures(page) == ["accuracy-by-night.png", "accuracy-against-compute.png"]
+    for name in pictures(page):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_text_of_others_breaks_no_table(tmp_path: Path) -> None:
+    write_report(tmp_path, HEAD, rows())
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| no better\\|than plain |" in page
+
+
+def test_page_comes_without_matplotlib_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    write_report(tmp_path, HEAD, rows())
+    assert pictures((tmp_path / "report.md").read_text(encoding="utf-8")) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_hardly_any_rows_make_a_page(tmp_path: Path, count: int) -> None:
+    write_report(tmp_path, HEAD, rows()[:count])
+    assert (tmp_path / "report.md").exists()

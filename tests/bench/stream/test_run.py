@@ -1,0 +1,139 @@
+"""A whole run, on the scripted engine: stopped, gone on with, refused."""
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bench.main import app
+from bench.run import open_run
+from bench.stream.journal import Journal
+from bench.stream.loop import Loop, open_loop
+from bench.stream.plan import Plan
+from bench.stream.questions import STREAM, Questions
+from bench.stream.runner import Runner
+from bench.stream.score import Scorer
+from cli.demonstration.stream import Item
+from cli.failure import USAGE, CommandError
+from config.settings import Settings
+from model.scripted_engine import ScriptedEngine
+from tests.bench.stream.conftest import items_of
+
+ARMS = ("plain", "random", "low", "evolution")
+UNLIKE = ("weather today", "songs of old")
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+def runner(
+    engine: ScriptedEngine,
+    settings: Settings,
+    plan: Plan,
+    folder: Path,
+    kill: Callable[[tuple[str, int]], bool],
+) -> Runner:
+    items = items_of(plan.held_out + plan.nights * plan.day)
+
+    def deal(seed: int) -> tuple[list[Questions], list[list[Item]], Scorer]:
+        scorer = Scorer(items, box=False)
+        held_out, days = plan.parts(items, seed)
+        return [Questions(STREAM, held_out, scorer)], days, scorer
+
+    @asynccontextmanager
+    async def opened(seed: int) -> AsyncIterator[Loop]:
+        own = settings.model_copy(update={"data_dir": folder / f"seed-{seed}", "night_seed": seed})
+        async with open_loop(engine, own, plan) as loop:
+            yield loop
+
+    def progress(phase: str, done: int, total: int, message: str) -> None:
+        if kill((phase, done)):
+            raise KilledError(phase)
+
+    return Runner(
+        plan=plan,
+        journal=Journal(folder / "rows.jsonl"),
+        arms=ARMS,
+        stream=deal,
+        unlike=UNLIKE,
+        open_loop=opened,
+        progress=progress,
+        stage_ended=lambda: None,
+    )
+
+
+async def test_stopped_run_goes_on_and_gives_each_row_once(
+    engine: ScriptedEngine, settings: Settings, plan: Plan, tmp_path: Path
+) -> None:
+    # Killed before the day's answers are kept, after the night, and between two arms.
+    stops = [("day-1", 0), ("night-1", 1), ("night-1 low", 0)]
+    for stop in stops:
+        killed = runner(engine, settings, plan, tmp_path, stop.__eq__)
+        with pytest.raises(KilledError):
+            await killed.run([0])
+    done = runner(engine, settings, plan, tmp_path, lambda at: False)
+    await done.run([0])
+
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    counts = Counter((row["stage"], row["arm"]) for row in rows)
+    assert counts == {
+        ("start", "plain"): 4,
+        ("start", "random"): 4,
+        ("day-1", "served"): 12,
+        ("night-1", "night"): 1,
+        ("night-1", "random"): 4,
+        ("night-1", "low"): 4,
+        ("night-1", "evolution"): 4,
+        ("night-1", "unlike"): 2,
+    }
+    assert len({(row["stage"], row["arm"], row["question"]) for row in rows}) == len(rows)
+    (night,) = (row for row in rows if row["arm"] == "night")
+    assert night["state"] in ("promoted", "refused")
+    assert night["episodes"] == sum("remembered" in row for row in rows) > 0
+
+    calls = len(engine.calls)
+    await done.run([0])
+    assert len(engine.calls) == calls  # nothing is left to do
+
+
+def test_folder_of_another_plan_is_refused_naming_the_options(tmp_path: Path) -> None:
+    options = {"day": 12, "nights": 1, "settings": {}}
+    head = open_run(tmp_path, "stream", options, begun=False)
+    assert open_run(tmp_path, "stream", options, begun=True) == head
+    assert open_run(tmp_path, "stream", options | {"nights": 2}, begun=True, may_change=("nights",)) == head
+    other = {"day": 13, "nights": 2, "settings": {"recall_k": "8"}}
+    with pytest.raises(CommandError, match="other options: day, settings") as refused:
+        open_run(tmp_path, "stream", other, begun=True, may_change=("nights",))
+    assert refused.value.exit_code == USAGE
+    assert str(tmp_path) in refused.value.message
+
+
+def test_head_of_a_run_that_came_to_nothing_is_replaced(tmp_path: Path) -> None:
+    open_run(tmp_path, "stream", {"model": "no-such-model"}, begun=False)
+    head = open_run(tmp_path, "stream", {"model": "another"}, begun=False)
+    assert head["settings"] == {"model": "another"}
+    assert json.loads((tmp_path / "run.json").read_text()) == head
+
+
+def test_command_refuses_the_folder_of_another_plan(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "seed-0").mkdir(parents=True)
+    head = {"settings": {"model": "small", "day": 40}}
+    (folder / "run.json").write_text(json.dumps(head))
+    ran = CliRunner().invoke(app, ["stream", str(folder), "--model", "small", "--day", "5", "--nights", "1"])
+    assert isinstance(ran.exception, CommandError)
+    named = ran.exception.message.partition(": ")[2].split(", ")
+    assert "day" in named
+    assert not {"model", "nights"} & set(named)
+
+
+def test_too_few_questions_leave_no_run_behind(tmp_path: Path) -> None:
+    ran = CliRunner().invoke(app, ["stream", str(tmp_path / "run"), "--day", "1000"])
+    assert isinstance(ran.exception, CommandError)
+    assert "are needed" in ran.exception.message
+    assert not (tmp_path / "run").exists()

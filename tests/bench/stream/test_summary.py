@@ -1,0 +1,105 @@
+"""What rows say, on examples reckoned by hand."""
+
+from typing import Any
+
+import pytest
+
+from bench.stream.runner import START
+from bench.stream.summary import auc, days, scores, unlike
+
+
+def row(arm: str, question: str, correct: bool, *, stage: str = START, **more: Any) -> dict[str, Any]:
+    return {
+        "seed": 0,
+        "stage": stage,
+        "set": "stream",
+        "arm": arm,
+        "question": question,
+        "correct": correct,
+        "tokens": 4,
+        "finished": True,
+        "generated": 8,
+        "forward": 20,
+        "wall_s": 0.5,
+        **more,
+    }
+
+
+def test_auc_of_a_small_example() -> None:
+    # Right: 0.9, 0.5. Wrong: 0.5, 0.1. Of 4 pairs 3 are in order and one is a tie.
+    assert auc([0.9, 0.5, 0.5, 0.1], [True, True, False, False]) == 3.5 / 4
+    assert auc([0.1, 0.9], [True, False]) == 0.0
+
+
+@pytest.mark.parametrize("right", [[True, True], [False, False], []])
+def test_auc_needs_right_and_wrong_ones(right: list[bool]) -> None:
+    assert auc([0.5] * len(right), right) is None
+
+
+def test_difference_to_plain_is_paired_by_question() -> None:
+    questions = [f"q{n}" for n in range(8)]
+    plain = [row("plain", question, n < 4) for n, question in enumerate(questions)]
+    # The same questions and one more: accuracies vary by half, their difference hardly.
+    low = [row("low", question, n < 5, stage="night-1") for n, question in enumerate(questions)]
+    found = {score.arm: score for score in scores([*plain, *low])}
+    assert found["plain"].against_plain is None
+    assert found["plain"].accuracy.mean == 0.5
+    difference = found["low"].against_plain
+    assert difference is not None
+    assert difference.mean == pytest.approx(1 / 8)
+    assert difference.high - difference.low < found["low"].accuracy.high - found["low"].accuracy.low
+
+
+def test_difference_is_of_the_same_seed_and_file() -> None:
+    rows = [row("plain", "q", True), row("plain@other", "q", False, set="other")]
+    rows += [row("low", "q", True), row("low@other", "q", True, set="other")]
+    found = {score.arm: score.against_plain for score in scores(rows)}
+    assert found["plain@other"] is None
+    assert found["low"] is not None
+    assert found["low"].mean == 0.0
+    assert found["low@other"] is not None
+    assert found["low@other"].mean == 1.0
+
+
+def test_without_plain_there_is_no_difference() -> None:
+    (score,) = scores([row("low", "q", True), row("low", "r", False)])
+    assert score.against_plain is None
+
+
+def test_seeds_of_one_question_are_one_observation() -> None:
+    rows = [row("plain", question, True, seed=seed) for question in "ab" for seed in range(3)]
+    rows += [row("plain", "c", False)]
+    (score,) = scores(rows)
+    assert score.n == 7
+    assert score.accuracy.mean == pytest.approx(2 / 3)
+
+
+def test_any_correct_is_the_share_of_questions_that_some_sample_got_right() -> None:
+    rows = [row("majority", "a", False, any_correct=True), row("majority", "b", False, any_correct=False)]
+    (score,) = scores([*rows, row("majority", "c", True, any_correct=True)])
+    assert score.any_correct == pytest.approx(2 / 3)
+    (other,) = scores([row("plain", "a", True)])
+    assert other.any_correct is None
+
+
+def test_days_tell_what_was_remembered_and_how_well_rewards_knew() -> None:
+    kept = [(0.9, True), (0.8, False), (0.4, False), (0.7, True)]
+    rows: list[dict[str, Any]] = [
+        {
+            "seed": 0,
+            "stage": "day-1",
+            "arm": "served",
+            "question": str(number),
+            "remembered": {"reward": reward, "correct": right, "tokens": 10 * number},
+        }
+        for number, (reward, right) in enumerate(kept)
+    ]
+    rows.append({"seed": 0, "stage": "day-1", "arm": "served", "question": "forgotten"})
+    (day,) = days(rows)
+    assert (day.asked, day.remembered, day.right, day.tokens) == (5, 4, 0.5, 15.0)
+    assert day.auc == 3 / 4
+
+
+def test_unlike_prompts_are_counted_by_stage() -> None:
+    rows = [{"arm": "unlike", "stage": "night-1", "correct": same} for same in (True, True, False)]
+    assert unlike(rows) == {"night-1": (2, 3)}
