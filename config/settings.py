@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         256, ge=1, description="Longest answer decoded while refining; a request's own limit wins."
     )
     rewards: str = Field(
-        "consistency=0.5,confidence=0.3,format=0.2",
+        "consistency=0.7,confidence=0.1,format=0.2",
         description="Reward signals and weights: judge, consistency, confidence, format, verifier.",
     )
     verifier_url: str | None = Field(

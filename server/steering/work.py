@@ -19,8 +19,11 @@ from memory.store import Recalled
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions
 from server.steering.metrics import Metrics
 from server.steering.refiners.refiner import Refiner, RefineResult
-from server.steering.refiners.trial import MARGIN
 from server.steering.trace import Trace
+
+EARNED = 0.02
+"""Least rise of the reward by which a latent earns its place in memory. Less is a shade of confidence: the
+answer to this request is served all the same, but the next one has nothing to learn from it."""
 
 
 @dataclass
@@ -171,7 +174,7 @@ def episode_of(
         result.latent is not None
         and result.answer is not None
         and result.reward_after is not None
-        and result.reward_after > result.reward_before + MARGIN
+        and result.reward_after >= result.reward_before + EARNED
         and result.answer.finish_reason == "stop"
     )
     if earned:
