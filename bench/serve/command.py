@@ -13,7 +13,7 @@ import typer
 
 from bench.result import Output, Report, ratio_text
 from bench.serve.arms import parse_arms, parse_levels
-from cli.demonstration.stream import EXAMPLES, read_items
+from cli.demonstration.stream import EXAMPLES, Item, read_items
 from cli.failure import INTERRUPTED, CommandError
 from cli.options import CacheDir, Json, Model, given, load_settings
 from cli.progress import PhaseProgress
@@ -49,7 +49,7 @@ def serve(
     """Compare the steered server with bare vLLM: both at once, rounds in turn."""
     screen = Screen(as_json)
     chosen, levels = parse_arms(arms), parse_levels(concurrency)
-    texts = [item.question for item in read_items(data)]
+    items = read_items(data)
     overrides = given(model=model, cache_dir=cache_dir)
     settings = load_settings(**overrides)
     from bench.serve.rounds import Plan
@@ -59,7 +59,7 @@ def serve(
     options = {**asdict(plan), **{name: getattr(settings, name) for name in engine}, "data": str(data)}
     report = Report(screen, "serve", options, output)
     try:
-        found = _measure(screen, plan, texts, overrides)
+        found = _measure(screen, plan, items, overrides)
     except KeyboardInterrupt:
         screen.note("interrupted", "yellow")
         raise typer.Exit(INTERRUPTED) from None
@@ -67,7 +67,7 @@ def serve(
     report.publish(found)
 
 
-def _measure(screen: Screen, plan: Any, texts: list[str], overrides: dict[str, Any]) -> dict[str, Any]:
+def _measure(screen: Screen, plan: Any, items: list[Item], overrides: dict[str, Any]) -> dict[str, Any]:
     from bench.processes import idle_cores, memory
     from bench.serve.rounds import Addresses, run
     from bench.serve.servers import bare_server, steered_server
@@ -95,7 +95,7 @@ def _measure(screen: Screen, plan: Any, texts: list[str], overrides: dict[str, A
         before = {name: memory(pid) for name, pid in pids.items()}
         at = Addresses(bare.url, steered.url, settings.api_key)
         with PhaseProgress(screen) as progress:
-            measured = run(at, plan, texts, progress.update)
+            measured = run(at, plan, items, progress.update)
             progress.finish()
         after = {name: memory(pid) for name, pid in pids.items()}
     return {

@@ -13,6 +13,7 @@ from openai import AsyncOpenAI
 
 from bench.serve.arms import BARE, body, order, questions
 from bench.serve.load import Round, client_of, load
+from cli.demonstration.stream import Item
 from cli.failure import CommandError
 
 Progress = Callable[[str, int, int, str], None]
@@ -53,18 +54,18 @@ class Addresses:
 
 
 def run(
-    at: Addresses, plan: Plan, texts: Sequence[str], progress: Progress
+    at: Addresses, plan: Plan, items: Sequence[Item], progress: Progress
 ) -> dict[int, dict[str, list[Round]]]:
     """Return the rounds of each arm by concurrency.
 
     Raises:
         CommandError: a request failed, or nothing was remembered.
     """
-    return asyncio.run(_run(at, plan, texts, progress))
+    return asyncio.run(_run(at, plan, items, progress))
 
 
 async def _run(
-    at: Addresses, plan: Plan, texts: Sequence[str], progress: Progress
+    at: Addresses, plan: Plan, items: Sequence[Item], progress: Progress
 ) -> dict[int, dict[str, list[Round]]]:
     async with AsyncExitStack() as stack:
         bare = await stack.enter_async_context(client_of(at.bare))
@@ -78,8 +79,9 @@ async def _run(
                 client, models[client], asked, body(arm), concurrency=level, max_tokens=max_tokens
             )
 
+        texts = [item.question for item in items]
         if any(arm not in (BARE, "none") for arm in plan.arms):
-            texts = await _remember(steered, models[steered], plan, texts, progress)
+            texts = await _remember(steered, models[steered], plan, items, progress)
         label = 2 * FIRST_LABEL
         for number, arm in enumerate(plan.arms):  # the first requests allocate, compile and connect
             progress("warm up", number, len(plan.arms), arm)
@@ -101,7 +103,7 @@ async def _run(
 
 
 async def _remember(
-    client: AsyncOpenAI, model: str, plan: Plan, texts: Sequence[str], progress: Progress
+    client: AsyncOpenAI, model: str, plan: Plan, items: Sequence[Item], progress: Progress
 ) -> list[str]:
     """Have questions remembered and return those whose like recalls something, `plan.remembered` of them.
 
@@ -110,22 +112,29 @@ async def _remember(
     """
     found: list[str] = []
     progress("remember", 0, plan.remembered, "")
-    for label, at in enumerate(range(0, len(texts), TOGETHER), start=1):
-        some = texts[at : at + TOGETHER]
-        await _probe(client, model, questions(some, label, len(some)), {"latent": {"effort": "medium"}})
+    for label, at in enumerate(range(0, len(items), TOGETHER), start=1):
+        some = items[at : at + TOGETHER]
+        await asyncio.gather(*(_teach(client, model, item, label, place) for place, item in enumerate(some)))
         await asyncio.sleep(0.5)  # episodes are written after the answers
-        for place, text in enumerate(some):
-            asked = questions([text], FIRST_LABEL + label, place + 1)[-1:]
-            answered = await _probe(client, model, asked, body("low"))
-            found += [text] * any("recall" in mode for mode in answered.modes)
+        asked = questions([item.question for item in some], FIRST_LABEL + label, len(some))
+        for item, question in zip(some, asked, strict=True):
+            answered = await _probe(client, model, question, body("low"))
+            found += [item.question] * any(mode.startswith("recall") for mode in answered.modes)
         progress("remember", min(len(found), plan.remembered), plan.remembered, f"{at + len(some)} asked")
         if len(found) >= plan.remembered:
             return found
     raise CommandError(
-        f"{len(found)} of {len(texts)} questions recall something",
+        f"{len(found)} of {len(items)} questions recall something",
         "choose others with --data, or --remembered",
     )
 
 
-async def _probe(client: AsyncOpenAI, model: str, asked: Sequence[str], extra: Mapping[str, Any]) -> Round:
-    return await load(client, model, asked, extra, concurrency=4, max_tokens=REMEMBER_TOKENS)
+async def _teach(client: AsyncOpenAI, model: str, item: Item, label: int, place: int) -> None:
+    """Ask so that the answer may be remembered; of few allowed answers, samples can agree on one."""
+    allowed = {"structured_outputs": {"choice": list(item.choices)}} if item.choices else {}
+    question = questions([item.question], label, place + 1)[-1]
+    await _probe(client, model, question, {"latent": {"effort": "medium"}, **allowed})
+
+
+async def _probe(client: AsyncOpenAI, model: str, question: str, extra: Mapping[str, Any]) -> Round:
+    return await load(client, model, [question], extra, concurrency=1, max_tokens=REMEMBER_TOKENS)
