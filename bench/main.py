@@ -7,12 +7,14 @@ nothing imports `bench`; each benchmark is a module of its own, and heavy import
 import typer
 
 from bench.memory.command import memory
+from bench.rewards.command import rewards
 from bench.serve.command import serve
 from bench.step.command import step
 from bench.stream.command import stream
 
 app = typer.Typer(help="Benchmarks: what steering gains and what it costs.", no_args_is_help=True)
 app.command("memory")(memory)
+app.command("rewards")(rewards)
 app.command("serve")(serve)
 app.command("step")(step)
 app.command("stream")(stream)

@@ -1,0 +1,1 @@
+"""How well does each reward signal tell right answers from wrong ones? Measured against labels."""

@@ -1,0 +1,92 @@
+"""The tables of a measurement.
+
+Owns their form. Knows nothing of how results are made.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cli.screen import Screen
+
+SHOWN = 160
+"""Most characters of a question or answer that are shown."""
+
+
+def show(screen: Screen, results: Mapping[str, Any]) -> None:
+    """Show all results for a person."""
+    named = {**results["signals"], "Q": results["quality"]}
+    screen.table(
+        ["signal", "applies", "AUC", "AUC within", "on", "best pick right", "generated", "forward"],
+        [
+            [
+                name,
+                f"{found['applies'] / results['answers']:.0%}",
+                _number(found["auc"]),
+                _number(found["auc_within"]),
+                f"{found['auc_within_questions']}",
+                _share(found["pick"]["right"]),
+                f"{found['generated_per_answer']:.1f}" if "generated_per_answer" in found else "",
+                f"{found['forward_per_answer']:.0f}" if "forward_per_answer" in found else "",
+            ]
+            for name, found in named.items()
+        ],
+        title=f"{results['questions']} questions, {results['answers']} answers, "
+        f"{_share(results['right'])} of them right; compute per answer",
+    )
+    screen.table(
+        ["choice", "right", "against greedy"],
+        [
+            [name, _share(found["right"]), _share(found["against_greedy"], sign=True)]
+            for name, found in (
+                *results["picks"].items(),
+                *((f"best by {name}", found["pick"]) for name, found in named.items()),
+            )
+        ],
+        title="One answer per question, out of its samples",
+    )
+    screen.table(
+        ["answers", "questions", "signal", "AUC", "AUC within", "on"],
+        [
+            [kind, str(found["questions"]), name, _number(each["auc"]), _number(each["auc_within"]),
+             str(each["auc_within_questions"])]
+            for kind, found in results["kinds"].items()
+            for name, each in {**found["signals"], "Q": found["quality"]}.items()
+        ],
+        title="By type of answer",
+    )  # fmt: skip
+    at = results["threshold"]
+    screen.line(
+        f"Q ≥ {at['at']:g}: {at['answers']} answers, {_share(at['right'])} right; the best finished "
+        f"answer of {at['remembered']} questions would be remembered, {_share(at['remembered_right'])} right"
+    )
+    suggestion = results["suggestion"]
+    if suggestion is not None:
+        screen.line(
+            f"suggestion, to be tried on other questions: rewards {suggestion['setting']}; AUC within "
+            f"{suggestion['seen']:.3f} on the rows that chose it, {_number(suggestion['unseen'])} by leaving "
+            f"one question out, now {_number(results['quality']['auc_within'])}"
+        )
+    if results["confident_but_wrong"]:
+        screen.line("confident but wrong:")
+    for case in results["confident_but_wrong"]:
+        signals = ", ".join(f"{name} {value:.2f}" for name, value in case["signals"].items())
+        screen.line(f"  Q {case['quality']:.2f} ({signals})")
+        screen.line(f"    asked:    {_short(case['question'])}")
+        screen.line(f"    answered: {_short(case['answer'])}")
+        screen.line(f"    expected: {_short(str(case['expected']))}")
+
+
+def _number(found: Mapping[str, float] | None) -> str:
+    return "" if found is None else f"{found['mean']:.3f} ({found['low']:.3f} … {found['high']:.3f})"
+
+
+def _share(found: Mapping[str, float] | None, *, sign: bool = False) -> str:
+    plus = "+" if sign else ""
+    if found is None:
+        return "none"
+    return f"{found['mean']:{plus}.1%} ({found['low']:{plus}.1%} … {found['high']:{plus}.1%})"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"

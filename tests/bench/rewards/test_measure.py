@@ -1,0 +1,137 @@
+"""Measuring on the scripted engine."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.rewards.answers import Answers
+from bench.rewards.measure import Measurement, kind_of
+from bench.stream.journal import Journal
+from bench.stream.score import Scorer as Labels
+from cli.demonstration.stream import Item
+from cli.failure import CommandError
+from model.engine import Generation
+from model.scripted_engine import ScriptedEngine
+from server.steering.call import RenderedPrompt
+from server.steering.rewards.judge import CRITERIA
+from server.steering.rewards.reward import SignalUnavailableError
+from server.steering.rewards.scorer import Scorer, parse_weights
+
+SIGNALS = "judge=1,consistency=1,confidence=1,format=1"
+ITEMS = [
+    *(Item(f"apples number {n}", n) for n in range(5)),
+    *(Item(f"trains number {n}", "red", ("red", "blue")) for n in range(5)),
+]
+
+
+def measurement(engine: ScriptedEngine, folder: Path, scorer: Scorer | None = None) -> Measurement:
+    return Measurement(
+        engine=engine,
+        scorer=scorer or Scorer.of(SIGNALS, engine),
+        labels=Labels(ITEMS, box=False),
+        journal=Journal(folder / "rows.jsonl"),
+        count=4,
+        seed=3,
+        max_tokens=24,
+        instruction="Answer in \\boxed{}.",
+    )
+
+
+def quiet(phase: str, done: int, total: int, message: str) -> None:
+    """Show nothing."""
+
+
+def settled(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows without their times."""
+    return [{name: value for name, value in row.items() if name != "wall_s"} for row in rows]
+
+
+async def test_each_answer_has_its_signals_and_label(tmp_path: Path) -> None:
+    rows = await measurement(ScriptedEngine(), tmp_path).run(ITEMS, quiet)
+    assert [row["question"] for row in rows] == [item.question for item in ITEMS]
+    labels = Labels(ITEMS, box=False)
+    for row, item in zip(rows, ITEMS, strict=True):
+        assert len(row["answers"]) == 5
+        assert row["kind"] == kind_of(item)
+        for answer in row["answers"]:
+            assert answer["correct"] == labels.correct(answer["text"], item)
+            assert {"judge", "confidence", "format"} <= set(answer["signals"])
+    assert any("consistency" in answer["signals"] for row in rows for answer in row["answers"])
+
+
+async def test_quality_is_that_of_the_server(tmp_path: Path) -> None:
+    engine, weights = ScriptedEngine(), "judge=0.5,consistency=0.7,format=0.2"
+    scorer = Scorer.of(weights, engine)
+    seen: list[float] = []
+
+    class Watched(Scorer):
+        async def score(self, *given: Any, **named: Any) -> Any:
+            seen.extend(scored.reward for scored in await scorer.score(*given, **named))
+            return await super().score(*given, **named)
+
+    watched = Watched(Scorer.of(SIGNALS, engine).rewards)
+    rows = await measurement(engine, tmp_path, watched).run(ITEMS, quiet)
+    answers = Answers.of(rows, list(parse_weights(SIGNALS)))
+    assert answers.quality(parse_weights(weights)).tolist() == pytest.approx(seen, abs=1e-5)
+
+
+async def test_compute_is_what_the_engine_was_asked_for(tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    rows = await measurement(engine, tmp_path).run(ITEMS[:3], quiet)
+    judged = [call for call in engine.calls if call.method == "generate"][2:]  # greedy, samples, then grades
+    assert len(judged) == 3
+    for row, call in zip(rows, judged, strict=True):
+        spent = row["spent"]
+        assert spent["judge"]["generated"] == len(CRITERIA) * 5 == len(call.prompts)
+        assert spent["judge"]["forward"] == spent["judge"]["generated"] + sum(map(len, call.prompts))
+        assert spent["consistency"]["generated"] == sum(one["tokens"] for one in row["answers"][1:])
+        assert spent["consistency"]["forward"] > spent["consistency"]["generated"]
+        assert spent["confidence"] == spent["format"] == {"generated": 0, "forward": 0}
+
+
+async def test_killed_run_goes_on_with_the_same_samples(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole = await measurement(ScriptedEngine(), tmp_path / "whole").run(ITEMS, quiet)
+    path = tmp_path / "killed" / "rows.jsonl"
+    await measurement(ScriptedEngine(), path.parent).run(ITEMS[:3], quiet)
+    path.write_bytes(path.read_bytes()[:-5])  # in the middle of the third row
+    assert settled(await measurement(ScriptedEngine(), path.parent).run(ITEMS, quiet)) == settled(whole)
+    assert len(path.read_text().splitlines()) == len(ITEMS)
+    engine = ScriptedEngine()
+    assert settled(await measurement(engine, path.parent).run(ITEMS[:4], quiet)) == settled(whole[:4])
+    assert engine.calls == []
+
+
+class Away:
+    """A signal that cannot be had."""
+
+    name = "verifier"
+    tokens_per_answer = 0
+
+    async def score(
+        self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
+    ) -> list[float | None]:
+        raise SignalUnavailableError(self.name)
+
+
+async def test_signal_that_cannot_be_had_ends_the_run_and_leaves_no_rows(tmp_path: Path) -> None:
+    found = measurement(ScriptedEngine(), tmp_path, Scorer([(Away(), 1.0)]))
+    with pytest.raises(CommandError, match="verifier"):
+        await found.run(ITEMS, quiet)
+    assert found.journal.rows == []
+
+
+@pytest.mark.parametrize(
+    ("item", "kind"),
+    [
+        (Item("q", 7), "number"),
+        (Item("q", "1,000.5"), "number"),
+        (Item("q", "seven"), "text"),
+        (Item("q", "7", ("7", "8")), "choice"),
+    ],
+)
+def test_types_of_answers(item: Item, kind: str) -> None:
+    assert kind_of(item) == kind

@@ -1,0 +1,113 @@
+"""What a measurement reports, on rows made by hand."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.result import finite
+from bench.rewards.answers import Answers
+from bench.rewards.pictures import draw, reliability, roc
+from bench.rewards.show import show
+from bench.rewards.summary import summarise
+from cli.screen import Screen
+from tests.bench.rewards.conftest import row
+
+NAMES = ["judge", "confidence"]
+ROWS = [
+    row(
+        "one",
+        [
+            ("5", False, {"judge": 0.2, "confidence": 0.9}),
+            ("1", True, {"judge": 0.8, "confidence": 0.7}),
+            ("7", False, {"judge": 0.4, "confidence": 0.2}),
+        ],
+    ),
+    row(
+        "two",
+        [
+            ("1", True, {"judge": 1.0, "confidence": 0.8}),
+            ("2", False, {"confidence": 0.95}),
+            ("1", True, {"judge": 0.6, "confidence": 0.6}),
+        ],
+        kind="choice",
+        cut=(1,),
+    ),
+]
+
+
+def results(threshold: float = 0.5) -> dict[str, object]:
+    return summarise(ROWS, {"judge": 0.5, "confidence": 0.5}, NAMES, threshold)
+
+
+def test_threshold_counts_answers_and_what_would_be_remembered() -> None:
+    found = results(0.55)["threshold"]
+    # Q: 0.55, 0.75, 0.3; 0.9, 0.95 (judge does not apply), 0.6. The one of 0.95 was cut off.
+    assert isinstance(found, dict)
+    assert (found["answers"], found["remembered"]) == (5, 2)
+    assert found["right"]["mean"] == pytest.approx(3 / 5)
+    assert found["remembered_right"]["mean"] == 1.0
+
+
+def test_confident_but_wrong_answers_are_the_highest_of_each_question() -> None:
+    cases = results()["confident_but_wrong"]
+    assert isinstance(cases, list)
+    assert [(case["question"], case["answer"], case["quality"]) for case in cases] == [
+        ("two", "2", 0.95),
+        ("one", "5", 0.55),
+    ]
+    assert cases[0]["signals"] == {"confidence": 0.95}
+
+
+def test_types_of_answers_are_reported_apart() -> None:
+    kinds = results()["kinds"]
+    assert isinstance(kinds, dict)
+    assert {kind: found["questions"] for kind, found in kinds.items()} == {"choice": 1, "number": 1}
+    assert kinds["number"]["signals"]["judge"]["auc"]["mean"] == 1.0
+    assert kinds["choice"]["signals"]["confidence"]["auc"]["mean"] == 0.0
+    assert kinds["choice"]["signals"]["judge"]["auc"] is None  # does not apply to the wrong one
+
+
+def test_compute_is_per_answer() -> None:
+    signals = results()["signals"]
+    assert isinstance(signals, dict)
+    assert signals["judge"]["generated_per_answer"] == pytest.approx(16 / 6)
+    assert signals["judge"]["forward_per_answer"] == pytest.approx(80 / 6)
+    assert (signals["judge"]["applies"], signals["confidence"]["applies"]) == (5, 6)
+
+
+def test_tables_are_shown_with_and_without_results(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Screen(), results())
+    text = capsys.readouterr().out
+    assert "best by judge" in text
+    assert "suggestion, to be tried on other questions" in text
+    assert "asked:    two" in text
+    right = [row("q", [("1", True, {}), ("1", True, {})])]
+    show(Screen(), summarise(right, {"judge": 1.0}, NAMES, 0.5))
+    assert "suggestion" not in capsys.readouterr().out
+
+
+def test_document_is_json_also_of_one_question() -> None:
+    json.dumps(finite(summarise(ROWS[:1], {"judge": 1.0}, NAMES, 0.5)), allow_nan=False)
+
+
+def test_reliability_and_roc_by_hand() -> None:
+    values, right = np.array([0.05, 0.06, 0.95, 1.0]), np.array([False, True, True, True])
+    x, y = reliability(values, right)
+    assert x.tolist() == pytest.approx([0.055, 0.975])
+    assert y.tolist() == [0.5, 1.0]
+    x, y = roc(values, right)
+    assert x.tolist() == [0, 0, 0, 0, 1]
+    assert y.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1, 1])
+    assert len(roc(values, np.ones(4, dtype=bool))[0]) == 0
+
+
+def test_pictures_come_with_matplotlib_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = Answers.of(ROWS, NAMES)
+    drawn = draw(tmp_path, answers, answers.quality({"judge": 1.0}))
+    assert [path.name for path in drawn] == ["reliability.png", "roc.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert draw(tmp_path, answers, answers.quality({"judge": 1.0})) == []
