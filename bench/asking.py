@@ -4,6 +4,7 @@ Owns how a question becomes the prompt that the gateway would see, and how sampl
 nothing of labels or of what samples are for.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,11 @@ def render(engine: Engine, item: Item, *, instruction: str, system: str, max_tok
     decoding = Decoding(max_tokens=max_tokens, choices=item.choices or None)
     rules: dict[str, Any] = {"boxed": True} if "\\boxed" in question else {}
     return RenderedPrompt(tokens, engine.decode(tokens), question, decoding, rules)
+
+
+def seed_of(prompt: RenderedPrompt, seed: int) -> int:
+    """Return a seed that a question has in every batch, and shares with no other but by chance."""
+    return zlib.crc32(f"{seed} {prompt.token_ids}".encode())
 
 
 def first_seed(seed: int, number: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
 
-from bench.asking import first_seed, samples
+from bench.asking import samples, seed_of
 from bench.stream.loop import Loop
 from memory.episode import Episode
 from model.engine import Generation, SteeredPrompt
@@ -144,10 +144,10 @@ def steered(**options: Any) -> Answer:
 
 async def random_latent(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
     """Random directions with the norms of what `low` injects; the neutral latent's where that is nothing."""
-    generator = torch.Generator().manual_seed(seed)
     neutral = loop.engine.neutral_latent()
     latents: list[torch.Tensor | None] = []
     for prompt in prompts:
+        generator = torch.Generator().manual_seed(seed_of(prompt, seed))
         outcome = await loop.steer(prompt)
         like = neutral if outcome.latent is None else outcome.latent
         drawn = torch.randn(like.shape, generator=generator)
@@ -157,9 +157,9 @@ async def random_latent(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int
 
 async def random_walk(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
     """As many steps as effort high, as long as the evolution refiner's, in random directions."""
-    generator = torch.Generator().manual_seed(seed)
     latents: list[torch.Tensor | None] = []
     for prompt in prompts:
+        generator = torch.Generator().manual_seed(seed_of(prompt, seed))
         outcome = await loop.steer(prompt)
         start = loop.engine.neutral_latent() if outcome.latent is None else outcome.latent
         latent = start
@@ -218,7 +218,7 @@ ARMS: Mapping[str, Arm] = {
 async def _samples(
     loop: Loop, prompts: Sequence[RenderedPrompt], count: int, seed: int
 ) -> list[list[Generation]]:
-    firsts = [first_seed(seed, number) for number in range(len(prompts))]
+    firsts = [seed_of(prompt, seed) for prompt in prompts]
     return await samples(loop.engine, prompts, count, firsts)
 
 

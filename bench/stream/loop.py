@@ -11,7 +11,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from bench.asking import render
+from bench.asking import render, seed_of
 from bench.stream.plan import Plan
 from cli.demonstration.stream import Item
 from cli.failure import CommandError
@@ -54,11 +54,12 @@ class Loop:
     async def live(self, items: Sequence[Item], seed: int) -> list[Outcome]:
         """Serve some of a day's requests; what is worth it is remembered when this returns."""
         effort = self.plan.day_effort
+        prompts = [self.render(item) for item in items]
         outcomes = [
             await self.steer(
-                self.render(item), effort=effort, store=True, explore=effort == "low", seed=seed + number
+                prompt, effort=effort, store=True, explore=effort == "low", seed=seed_of(prompt, seed)
             )
-            for number, item in enumerate(items)
+            for prompt in prompts
         ]
         await self.gateway.steering.explorer.drain()
         if not await self.gateway.remember.drain(60.0):
