@@ -7,7 +7,6 @@ are found or of HTTP. Requests without a call, such as those of `/tokenize`, pas
 
 import json
 import logging
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -171,7 +170,8 @@ def format_rules(grammar: Any, text: str) -> Mapping[str, Any]:
     r"""Return the checks that a request implies about its answer.
 
     Keys: `json_schema` (a JSON schema as a dict), `json_object` (True), `regex` (a pattern that the
-    whole answer matches), `boxed` (True: the prompt mentions `\boxed`).
+    whole answer matches), `boxed` (True: the prompt mentions `\boxed`). Choices are no check: an answer
+    that is held to them and was not cut off always passes, which would only raise every reward.
     """
     rules: dict[str, Any] = {}
     if grammar is not None:
@@ -181,8 +181,6 @@ def format_rules(grammar: Any, text: str) -> Mapping[str, Any]:
             rules["json_object"] = True
         if grammar.regex is not None:
             rules["regex"] = grammar.regex
-        if grammar.choice:
-            rules["regex"] = "|".join(re.escape(choice) for choice in grammar.choice)
     if "\\boxed" in text:
         rules["boxed"] = True
     return rules

@@ -53,6 +53,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         night_steps=24,
         max_model_len=1024,
         prior_poll_s=0.2,
+        rewards="consistency=0.5,confidence=0.5",  # so that latents can earn their place by confidence
+        remember_threshold=0.2,
+        night_min_reward=0.2,
         lift_fallback=False,  # whether steering pays on a 135M model is not what is tested here
         vllm_args="--dtype float32",  # as the bare vLLM of test_plain_path
     ) as gateway:

@@ -1,7 +1,6 @@
 """What the injection reads out of a request."""
 
 import json
-import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,10 +68,8 @@ def test_rules_follow_from_grammar_and_prompt() -> None:
     assert format_rules(None, r"Put the answer in \boxed{}.") == {"boxed": True}
 
 
-def test_choices_become_a_pattern_that_takes_them_literally() -> None:
-    pattern = format_rules(grammar(choice=["a.b", "c"]), "")["regex"]
-    assert re.fullmatch(pattern, "a.b")
-    assert not re.fullmatch(pattern, "axb")
+def test_choices_are_no_check_for_they_always_hold() -> None:
+    assert format_rules(grammar(choice=["a.b", "c"]), "") == {}
 
 
 def test_placeholders_are_no_tokens_of_the_client() -> None:
