@@ -9,8 +9,6 @@ from typing import Any
 from cli.failure import USAGE, CommandError
 
 BARE = "bare"
-FEW = 2
-"""Neighbours that `low` recalls: fewer than `server/steering/lift.py` asks before it falls back to plain."""
 EFFORTS = ("none", "low", "medium", "high")
 
 
@@ -55,13 +53,11 @@ def order(arms: Sequence[str], turn: int) -> tuple[str, ...]:
 def body(arm: str) -> dict[str, Any]:
     """Return what a request of this arm carries beside OpenAI's fields.
 
-    `ignore_eos` makes all final answers equally long; `store` false keeps memory as it was. `low` is here to
-    show what recalling costs: of two neighbours, for from three on their lift may speak against it.
+    `ignore_eos` makes all final answers equally long; `store` false keeps memory as it was.
     """
     if arm == BARE:
         return {"ignore_eos": True}
-    few = {"k": FEW} if arm == "low" else {}
-    return {"ignore_eos": True, "latent": {"effort": arm, "store": False, **few}}
+    return {"ignore_eos": True, "latent": {"effort": arm, "store": False}}
 
 
 def questions(texts: Sequence[str], label: int, count: int) -> list[str]:

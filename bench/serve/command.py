@@ -3,6 +3,7 @@
 Owns the options, the order of the parts, and the tables.
 """
 
+import asyncio
 import contextlib
 import tempfile
 from dataclasses import asdict
@@ -13,7 +14,7 @@ import typer
 
 from bench.result import Output, Report, ratio_text
 from bench.serve.arms import parse_arms, parse_levels
-from cli.demonstration.stream import EXAMPLES, Item, read_items
+from cli.demonstration.stream import EXAMPLES, read_prompts
 from cli.failure import INTERRUPTED, CommandError
 from cli.options import CacheDir, Json, Model, given, load_settings
 from cli.progress import PhaseProgress
@@ -36,11 +37,10 @@ def serve(
     ] = 2,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=2, help="Length of every answer.")] = 64,
     remembered: Annotated[
-        int, typer.Option("--remembered", min=1, help="Questions that recall something, to measure with.")
-    ] = 8,
-    data: Annotated[
-        Path, typer.Option("--data", help="JSONL file with `question` and `answer` on each line.")
-    ] = EXAMPLES / "topics.jsonl",
+        int, typer.Option("--remembered", min=1, help="Episodes in memory before the server starts.")
+    ] = 200,
+    data: Annotated[Path, typer.Option("--data", help="JSONL file with `question` on each line.")] = EXAMPLES
+    / "topics.jsonl",
     model: Model = None,
     cache_dir: CacheDir = None,
     output: Output = None,
@@ -49,7 +49,7 @@ def serve(
     """Compare the steered server with bare vLLM: both at once, rounds in turn."""
     screen = Screen(as_json)
     chosen, levels = parse_arms(arms), parse_levels(concurrency)
-    items = read_items(data)
+    texts = read_prompts(data)
     overrides = given(model=model, cache_dir=cache_dir)
     settings = load_settings(**overrides)
     from bench.serve.rounds import Plan
@@ -59,7 +59,7 @@ def serve(
     options = {**asdict(plan), **{name: getattr(settings, name) for name in engine}, "data": str(data)}
     report = Report(screen, "serve", options, output)
     try:
-        found = _measure(screen, plan, items, overrides)
+        found = _measure(screen, plan, texts, overrides)
     except KeyboardInterrupt:
         screen.note("interrupted", "yellow")
         raise typer.Exit(INTERRUPTED) from None
@@ -67,8 +67,10 @@ def serve(
     report.publish(found)
 
 
-def _measure(screen: Screen, plan: Any, items: list[Item], overrides: dict[str, Any]) -> dict[str, Any]:
+def _measure(screen: Screen, plan: Any, texts: list[str], overrides: dict[str, Any]) -> dict[str, Any]:
     from bench.processes import idle_cores, memory
+    from bench.serve.arms import questions
+    from bench.serve.remembered import remember
     from bench.serve.rounds import Addresses, run
     from bench.serve.servers import bare_server, steered_server
     from bench.serve.statistics import summary
@@ -77,25 +79,26 @@ def _measure(screen: Screen, plan: Any, items: list[Item], overrides: dict[str, 
 
     settings = load_settings(**overrides)
     try:
-        resolve_model(settings.model, settings.cache_dir, screen.note)  # no part of either start
+        path = resolve_model(settings.model, settings.cache_dir, screen.note)  # no part of either start
     except ModelUnavailableError as error:
         raise CommandError(str(error)) from error
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latentevolve-bench-")))
+        own = load_settings(**overrides, data_dir=folder / "data", memory_url="")
+        with screen.busy("remembering"):
+            asyncio.run(remember(own, path, questions(texts, 0, plan.remembered)))
         screen.line("Starting bare vLLM", "bold")
         bare = stack.enter_context(bare_server(screen, folder, overrides))
         screen.line(f"ready after {bare.ready_s:.1f} s")
-        screen.line("Starting LatentEvolve with an empty memory", "bold")
-        # Whatever a medium request improves is remembered, so that there is something to recall.
-        kept = {**overrides, "remember_threshold": 0.0}
-        steered = stack.enter_context(steered_server(screen, folder / "data", kept))
+        screen.line(f"Starting LatentEvolve with {plan.remembered} episodes", "bold")
+        steered = stack.enter_context(steered_server(screen, folder / "data", overrides))
         screen.line(f"ready after {steered.ready_s:.1f} s")
         pids = {"bare": bare.pid, "latentevolve": steered.pid}
         busy = dict(zip(pids, idle_cores(list(pids.values()), IDLE_S), strict=True))
         before = {name: memory(pid) for name, pid in pids.items()}
         at = Addresses(bare.url, steered.url, settings.api_key)
         with PhaseProgress(screen) as progress:
-            measured = run(at, plan, items, progress.update)
+            measured = run(at, plan, texts, progress.update)
             progress.finish()
         after = {name: memory(pid) for name, pid in pids.items()}
     return {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.serve.arms import FEW, body, order, parse_arms, parse_levels, questions
+from bench.serve.arms import body, order, parse_arms, parse_levels, questions
 from bench.serve.bare import without_steering
 from bench.serve.load import Reply, Round
 from bench.serve.rounds import Plan
@@ -10,7 +10,6 @@ from bench.serve.statistics import summary
 from cli.failure import CommandError
 from config.settings import Settings
 from server.engine.launch import engine_arguments
-from server.steering.lift import MIN_MEASURED
 
 
 def test_arms_are_read_in_order() -> None:
@@ -40,11 +39,6 @@ def test_every_arm_is_first_once_in_turn() -> None:
 def test_bare_vllm_is_told_nothing_of_latents_and_memory_stays() -> None:
     assert body("bare") == {"ignore_eos": True}
     assert body("medium") == {"ignore_eos": True, "latent": {"effort": "medium", "store": False}}
-
-
-def test_low_recalls_too_few_neighbours_to_fall_back() -> None:
-    assert body("low")["latent"] == {"effort": "low", "store": False, "k": FEW}
-    assert FEW < MIN_MEASURED
 
 
 def test_prompts_are_never_repeated_and_equally_long() -> None:

@@ -4,13 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.serve.arms import BARE, body
+from bench.serve.arms import BARE
 from bench.serve.rounds import Addresses, Plan, run
-from cli.demonstration.stream import Item
-from cli.failure import CommandError
 from tests.cli.fake_gateway import FakeGateway, Served
 
-ITEMS = [Item(f"Which is number {n}?", "a", ("a", "b")) for n in range(8)]
+TEXTS = [f"Which is number {n}?" for n in range(8)]
 
 
 @pytest.fixture
@@ -23,7 +21,7 @@ def bare() -> Iterator[FakeGateway]:
 
 
 def measure(bare: FakeGateway, gateway: FakeGateway, plan: Plan) -> dict:
-    return run(Addresses(bare.url, gateway.url), plan, ITEMS, lambda *_: None)
+    return run(Addresses(bare.url, gateway.url), plan, TEXTS, lambda *_: None)
 
 
 def plan(**changes: object) -> Plan:
@@ -37,27 +35,7 @@ def test_each_arm_has_each_round_at_its_server(bare: FakeGateway, gateway: FakeG
         level: {BARE: 2, "none": 2, "low": 2} for level in (1, 2)
     }
     assert all(sent.get("latent") is None for sent in bare.asked)
+    assert {sent["latent"]["effort"] for sent in gateway.asked} == {"none", "low"}
     assert len(bare.asked) == 2 + 2 * 2 * 4  # warm-up, then levels, rounds, requests
     asked = [sent["messages"][0]["content"] for sent in bare.asked + gateway.asked]
     assert len(set(asked)) == len(asked)
-
-
-def test_only_what_is_recalled_is_measured(bare: FakeGateway, gateway: FakeGateway) -> None:
-    measure(bare, gateway, plan())
-    taught = [sent for sent in gateway.asked if sent["latent"] == {"effort": "medium"}]
-    assert all(sent["structured_outputs"] == {"choice": ["a", "b"]} for sent in taught)
-    measured = {sent["messages"][0]["content"].split(". ")[1] for sent in bare.asked}
-    assert measured <= {sent["messages"][0]["content"].split(". ")[1] for sent in taught}
-    assert any(sent["latent"] == body("low")["latent"] for sent in gateway.asked)
-
-
-def test_memory_that_recalls_nothing_is_said(bare: FakeGateway, gateway: FakeGateway) -> None:
-    gateway.mode = "plain"  # its reason holds the word: "plain: recalled"
-    with pytest.raises(CommandError, match="0 of 8 questions recall"):
-        measure(bare, gateway, plan())
-    assert not bare.asked
-
-
-def test_without_recall_nothing_is_taught(bare: FakeGateway, gateway: FakeGateway) -> None:
-    measure(bare, gateway, plan(arms=(BARE, "none")))
-    assert {sent["latent"]["effort"] for sent in gateway.asked} == {"none"}
