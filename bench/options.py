@@ -3,6 +3,7 @@
 Owns their names and help, and how settings are given as name=value.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, cast
@@ -37,6 +38,50 @@ def engine_kind(name: str) -> EngineKind:
     if name not in ("transformers", "vllm"):
         raise CommandError(f"--engine {name}: not transformers or vllm", None, USAGE)
     return cast(EngineKind, name)
+
+
+def digest(path: Path) -> str:
+    """Return sixteen hex digits that name the content of a file.
+
+    Raises:
+        CommandError: exit code 2, it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error}", "name a JSONL file", USAGE) from error
+
+
+NO_RESULT = frozenset(
+    {
+        "host",
+        "port",
+        "data_dir",
+        "cache_dir",
+        "gateway_url",
+        "api_key",
+        "log_level",
+        "model",
+        "served_model_name",
+        "memory_url",
+        "memory_api_key",
+        "broker_url",
+        "night_cron",
+        "night_episodes",
+        "trace_limit",
+        "verifier_url",
+    }
+)
+"""Settings that no result depends on, or that are secrets."""
+
+
+def changed(settings: Settings) -> dict[str, str]:
+    """Return the settings that results depend on and that are not the defaults, wherever they were given."""
+    return {
+        name: str(getattr(settings, name))
+        for name, info in Settings.model_fields.items()
+        if name not in NO_RESULT and getattr(settings, name) != info.default
+    }
 
 
 def pairs(settings: Sequence[str] | None) -> dict[str, str]:

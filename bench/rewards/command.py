@@ -21,6 +21,7 @@ from bench.options import (
     MaxTokens,
     SettingPairs,
     System,
+    changed,
     engine_kind,
     pairs,
 )
@@ -81,7 +82,7 @@ def rewards(
         "samples": samples,
         "signals": names,
         "seed": seed,
-        "settings": pairs(setting),
+        "settings": changed(settings),
     }
     with ExitStack() as stack:
         if folder is None:

@@ -23,6 +23,8 @@ from bench.options import (
     MaxTokens,
     SettingPairs,
     System,
+    changed,
+    digest,
     engine_kind,
     pairs,
 )
@@ -92,7 +94,10 @@ def stream(
         day_effort=cast(Literal["low", "medium", "high"], day_effort),
         samples=samples,
         refined=refined,
-        settings=pairs(setting),
+        settings=changed(settings),
+        arms=tuple(chosen),
+        unlike=str(unlike),
+        digests=tuple(digest(path) for path in (data, *(also or []), unlike)),
     )
     wanted = _seeds(seeds)
     files, prompts = Files(plan), list(dict.fromkeys(read_prompts(unlike)))

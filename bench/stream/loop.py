@@ -5,6 +5,7 @@ them together, without HTTP. Knows nothing of arms, labels or files of results.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from bench.stream.plan import Plan
 from cli.demonstration.stream import Item
 from cli.failure import CommandError
 from config.settings import Settings
+from memory.atomic import write_json
 from memory.episode import new_id
 from memory.night import NightLog, NightRecord
 from model.engine import Engine
@@ -23,6 +25,9 @@ from server.gateway import Gateway
 from server.steering.call import Outcome, RenderedPrompt, SteeringOptions
 from server.wiring import assemble
 from worker.night import run_night
+
+DEADLINE_S = 3600.0
+"""Of a refinement: a result must not depend on how busy the machine is."""
 
 
 class Loop:
@@ -48,13 +53,15 @@ class Loop:
 
     async def steer(self, prompt: RenderedPrompt, **options: Any) -> Outcome:
         """Return what the server would inject; nothing is remembered unless `store` says so."""
-        chosen: dict[str, Any] = {"effort": "low", "store": False, "explore": False} | options
+        chosen: dict[str, Any] = {"effort": "low", "store": False, "explore": False, "deadline_s": DEADLINE_S}
+        chosen |= options
         return await self.gateway.steering.steer(prompt, SteeringOptions(**chosen), new_id())
 
     async def live(self, items: Sequence[Item], seed: int) -> list[Outcome]:
         """Serve some of a day's requests; what is worth it is remembered when this returns."""
         effort = self.plan.day_effort
         prompts = [self.render(item) for item in items]
+        self._forget(prompts)
         outcomes = [
             await self.steer(
                 prompt, effort=effort, store=True, explore=effort == "low", seed=seed_of(prompt, seed)
@@ -66,10 +73,24 @@ class Loop:
             raise CommandError("the memory does not take episodes", "see the log above")
         return outcomes
 
-    async def night(self, progress: Callable[[NightRecord], None]) -> NightRecord:
-        """Consolidate as the worker does, or go on with a stopped night, and serve what was promoted."""
+    def _forget(self, prompts: Sequence[RenderedPrompt]) -> None:
+        """Delete what a stopped run remembered of these prompts, which are asked again."""
+        asked = {prompt.token_ids for prompt in prompts}
+        known = [e.id for e in self.gateway.store.scroll() if tuple(e.prompt_token_ids) in asked]
+        if known:
+            self.gateway.store.delete(known)
+
+    async def night(self, name: str, progress: Callable[[NightRecord], None]) -> NightRecord:
+        """Consolidate as the worker does and serve what was promoted; a night of this name is run once.
+
+        A stopped night goes on, and one that had ended before its end was noted is not run again.
+        """
         log = NightLog(self.settings.data_dir / "nights")
-        record = log.running(self.gateway.space) or await self.gateway.nights.start("cli")
+        known = self.settings.data_dir / f"{name}.json"
+        record = log.get(json.loads(known.read_text())["id"]) if known.exists() else None
+        if record is None:
+            record = log.running(self.gateway.space) or await self.gateway.nights.start("cli")
+            write_json(known, {"id": record.id})
         if not record.ended:
             watching = asyncio.create_task(_watch(log, record.id, progress))
             try:

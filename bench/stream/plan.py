@@ -40,7 +40,13 @@ class Plan:
     refined: int = 16
     """Held-out questions of the arms that refine, which cost most."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Settings of the server by name, over the defaults."""
+    """Settings of the server that are not the defaults, by name."""
+    arms: tuple[str, ...] = ()
+    """Arms that answer. One that came later would meet a memory of later nights."""
+    unlike: str = ""
+    """JSONL file of prompts unlike the stream."""
+    digests: tuple[str, ...] = ()
+    """Of the files: data, also, unlike."""
 
     def parts(self, items: Sequence[Item], seed: int) -> tuple[list[Item], list[list[Item]]]:
         """Return the held-out questions and those of each day, no question twice.

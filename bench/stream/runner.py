@@ -94,7 +94,8 @@ class Runner:
         self.progress(stage, 0, 1, "consolidating")
         began = time.monotonic()
         record = await loop.night(
-            lambda found: self.progress(f"{stage} {found.phase}", found.done, found.total, found.message)
+            stage,
+            lambda found: self.progress(f"{stage} {found.phase}", found.done, found.total, found.message),
         )
         self.journal.add(
             [

@@ -71,6 +71,9 @@ class Explorer:
     def submit(self, exploration: Exploration) -> bool:
         """Take an exploration and return at once; False when too many wait."""
         if len(self._waiting) >= MAX_WAITING:
+            logger.warning(
+                "trace %s is not explored: too many requests wait for it", exploration.work.trace_id
+            )
             return False
         self._waiting.append(exploration)
         self._next()
@@ -82,7 +85,9 @@ class Explorer:
             await asyncio.wait(self._running)
 
     async def close(self) -> None:
-        """Stop; what is pending is lost, and nobody waits for it."""
+        """Stop; what is pending is lost, and its traces say so."""
+        for exploration in self._waiting:
+            self._lost(exploration.work.trace_id)
         self._waiting.clear()
         running = list(self._running)
         for task in running:
@@ -100,12 +105,20 @@ class Explorer:
         if not task.cancelled():
             self._next()
 
+    def _lost(self, trace_id: str) -> None:
+        self._report(
+            trace_id, {"remembered": "no", "why_not_remembered": "the server ended before it explored"}
+        )
+
     async def _explore(self, exploration: Exploration) -> None:
         work = exploration.work
         try:
             result = await self._refiner.refine(
                 work.prompt, exploration.start, exploration.position, exploration.limits
             )
+        except asyncio.CancelledError:
+            self._lost(work.trace_id)
+            raise
         except (EngineError, LatentRejectedError) as error:
             logger.warning("trace %s: exploring failed: %s: %s", work.trace_id, type(error).__name__, error)
             self._report(work.trace_id, {"remembered": "no", "why_not_remembered": "exploring failed"})

@@ -1,4 +1,4 @@
-"""The day of one request: key, recall, transfer, refine, remember (DESIGN section 3).
+"""The day of one request: key, recall, transfer, refine, remember (arXiv 2509.24771).
 
 Owns the order of the stages and every decision to do less. Knows neither HTTP nor vLLM; the answer that
 the client gets is decoded elsewhere, from the outcome. Nothing but a request that cannot be served as
@@ -142,16 +142,15 @@ class Steering:
             return work.plain(f"self-check-failed:{self._disabled}")
         position = self._engine.position(prompt.token_ids)
         refines = options.effort in ("medium", "high")
-        explores = options.effort == "low" and self._explores(options)
+        explores = options.effort == "low" and options.store and self._explores(options)
         remembers = await self._recall.is_filled(work)
         if not (remembers or refines or explores or work.prior):
             return work.plain("memory-empty" if work.store_answers else "store-unavailable")
 
         with work.stage("key"):
             key: Array = (await self._engine.keys([prompt.token_ids]))[0].numpy()
-        near = await self._recall.near(work, key) if remembers else []
+        recalled, near = await self._recall.near(work, key) if remembers else ([], [])
         covered = work.prior is not None and work.prior.covers(key)
-        recalled = [found for found in near if found.episode.latent_earned]
         nothing = "nothing-recalled" if work.store_answers else "store-unavailable"
         if not (recalled or covered or refines or explores):
             return work.plain(nothing)
@@ -190,9 +189,8 @@ class Steering:
         limits = self._limits(work, start, served=served)
         if limits.max_tokens >= 1:
             space = self._engine.space.id
-            work.explores = self.explorer.submit(
-                Exploration(work, key, start, position, limits, space, TENANT)
-            )
+            exploration = Exploration(work, key, start, position, limits, space, TENANT)
+            work.explores = self.explorer.submit(exploration)
 
     def _demand_room(self, prompt: RenderedPrompt) -> None:
         needed = len(prompt.token_ids) + self._engine.space.length + 1

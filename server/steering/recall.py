@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 
 TENANT = "default"
 
+REACH = 4
+"""Neighbours that are looked at for each one that is recalled: most memories hold an answer without a latent
+that earned its place."""
+
 
 class Recall:
     """Finds neighbours. A store that is away is noted in the work, counted and logged, never raised."""
@@ -45,28 +49,33 @@ class Recall:
                 self._miss(work, error)
         return self._was_filled
 
-    async def near(self, work: Work, key: Array) -> list[Recalled]:
-        """Return neighbours of `key`, (d,), whose latents fit this engine, nearest first."""
+    async def near(self, work: Work, key: Array) -> tuple[list[Recalled], list[Recalled]]:
+        """Return what is recalled for `key`, (d,), and all neighbours that were looked at, nearest first.
+
+        Recalled are up to k episodes whose latent earned its place; the others tell how steering went.
+        """
         options, settings = work.options, self._settings
+        k = settings.recall_k if options.k is None else options.k
         try:
             with work.stage("recall"):
                 found = await asyncio.to_thread(
                     self._store.recall,
                     key,
                     tenant=TENANT,
-                    k=settings.recall_k if options.k is None else options.k,
+                    k=REACH * k,
                     floor=settings.recall_floor if options.floor is None else options.floor,
                 )
         except StoreUnavailableError as error:
             self._miss(work, error)
-            return []
-        recalled = [near for near in found if self._fits(near)]
+            return [], []
+        neighbours = [near for near in found if self._fits(near)]
+        recalled = [near for near in neighbours if near.episode.latent_earned][:k]
         self._metrics.recalls.labels("hit" if recalled else "miss").inc()
         self._counts.recalls += 1
         if recalled:
             self._counts.hits += 1
             self._metrics.similarity.observe(max(near.similarity for near in recalled))
-        return recalled
+        return recalled, neighbours
 
     def _fits(self, near: Recalled) -> bool:
         try:

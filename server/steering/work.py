@@ -204,7 +204,7 @@ def episode_of(
         tenant=tenant,
         plain_reward=result.reward_before,
         effort=work.options.effort,
-        refiner=work.refiner.name,
+        refiner="none" if work.explores else work.refiner.name,
         prior_version=work.prior.version if work.prior else None,
         trace_id=work.trace_id,
     )

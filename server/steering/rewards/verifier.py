@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from config.loopback import is_loopback
 from config.settings import Settings
 from model.engine import Generation
 from server.steering.call import RenderedPrompt
@@ -77,6 +78,7 @@ class Verifier:
         self._http = httpx.AsyncClient(
             timeout=None,  # each try runs under its own
             follow_redirects=False,
+            trust_env=not is_loopback(url),  # a proxy would look for the service on its own machine
             limits=httpx.Limits(max_keepalive_connections=0),
             headers={"accept": "application/json", "accept-encoding": "identity"},
         )
