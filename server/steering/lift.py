@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from memory.store import Recalled
 
-MIN_MEASURED = 3
-"""Fewer neighbours say too little: the gate's verdict on the prior stands."""
+MIN_MEASURED = 2
+"""Fewer neighbours say too little: then the gate's word on the prior stands, and recall is tried."""
 
 
 def lift_nearby(near: Sequence[Recalled], prior_version: str | None) -> float | None:

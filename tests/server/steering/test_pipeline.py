@@ -282,6 +282,16 @@ async def test_steering_that_did_not_pay_nearby_falls_back_to_plain(day: Day) ->
     assert (await day.ask(k=8))[0].mode == "recall"
 
 
+async def test_latent_behind_many_answers_without_one_is_recalled(day: Day) -> None:
+    await day.learn("apples How many are left?")
+    (earned,) = day.store.episodes
+    key = (await day.engine.keys([rendered(day.engine, "apples How many?").token_ids]))[0].numpy()
+    nearer = [replace(earned, id=new_id(), key=key, latent_earned=False) for _ in range(6)]
+    day.store.add(nearer)
+    outcome, _ = await day.ask()
+    assert (outcome.mode, outcome.episode_ids) == ("recall", (earned.id,))
+
+
 async def test_fallback_can_be_switched_off(make_day: MakeDay) -> None:
     day = await make_day(lift_fallback=False)
     await day.learn("apples How many?")

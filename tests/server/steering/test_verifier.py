@@ -80,6 +80,23 @@ async def test_all_answers_are_scored_by_one_post(bench: Bench) -> None:
     assert bench.count("scored") == 1
 
 
+async def test_verifier_on_this_machine_is_not_asked_through_a_proxy(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running() as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        bench.verifier = bench.make(bench.service.url)
+        assert await bench.ask() == [1.0]
+        assert (len(bench.service.asked), len(proxy.asked)) == (1, 0)
+
+        bench.verifier = bench.make("http://verifier.invalid/score")
+        assert await bench.ask() == [1.0]
+        assert len(proxy.asked) == 1, "one elsewhere is asked as the operator's environment says"
+
+
 async def test_text_without_utf8_bytes_is_asked_about_all_the_same(bench: Bench) -> None:
     prompt = replace(PROMPT, question="half a pair \ud800")
     assert await bench.verifier.score(prompt, [answer("5")], []) == [1.0]
