@@ -12,7 +12,8 @@ from typing import Any
 import openai
 
 from cli.failure import CommandError
-from cli.gateway import is_loopback, refused, stranger, unreachable
+from cli.gateway import refused, stranger, unreachable
+from config.loopback import is_loopback
 from config.settings import Settings
 
 BROKE_OFF = "see the gateway's log in DATA_DIR/logs"

@@ -4,14 +4,13 @@ Owns requests to the gateway's own routes and the translation of everything that
 there into a message with a next step. Knows nothing of what the answers mean.
 """
 
-import ipaddress
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
 from cli.failure import CommandError
+from config.loopback import is_loopback as is_loopback
 from config.settings import Settings
 
 
@@ -93,16 +92,6 @@ def http_client(settings: Settings, timeout_s: float) -> httpx.Client:
         timeout=httpx.Timeout(timeout_s, connect=5.0),
         trust_env=not is_loopback(settings.url),
     )
-
-
-def is_loopback(url: str) -> bool:
-    """Return whether `url` names this machine."""
-    host = urlsplit(url).hostname or ""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    return address.is_loopback or address.is_unspecified
 
 
 def error_body(response: httpx.Response) -> dict[str, Any]:

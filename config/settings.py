@@ -45,7 +45,10 @@ class Settings(BaseSettings):
         None,
         description="Where worker, beat and command line find the gateway; empty: host and port.",
     )
-    api_key: str | None = Field(None, description="Bearer token that /v1 routes ask for; empty: none.")
+    api_key: str | None = Field(
+        None,
+        description="Bearer token that every route but those of health and metrics asks for; empty: none.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe log record that is printed."
     )
@@ -184,8 +187,14 @@ class Settings(BaseSettings):
             if "verifier" in named:
                 raise ValueError("rewards name the verifier, which needs LATENTEVOLVE_VERIFIER_URL")
             return None
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        import httpx
+
+        try:  # both read it later on, and each refuses what the other takes
+            parts, url = urlsplit(value), httpx.URL(value)
+            usable = parts.scheme in ("http", "https") and parts.hostname and url.host and parts.port != 0
+        except (ValueError, httpx.InvalidURL):
+            usable = False
+        if not usable:
             raise ValueError("not an http:// or https:// URL")
         return value
 

@@ -48,6 +48,11 @@ def test_every_line_of_the_example_can_be_set(tmp_path: Path) -> None:
         ("verifier_url", "ftp://host/score"),
         ("verifier_url", "http://"),
         ("verifier_url", "http://host:99999/"),
+        ("verifier_url", "http://host:0/"),
+        ("verifier_url", "http://256.1.1.1/"),  # httpx cannot read this and what follows
+        ("verifier_url", "http://host/\x01"),
+        ("verifier_url", "http://\u2603.net/"),
+        ("verifier_url", "http://xn--a/"),
         ("night_cron", "at 3"),
         ("night_cron", "99 * * * *"),
     ],
@@ -55,6 +60,12 @@ def test_every_line_of_the_example_can_be_set(tmp_path: Path) -> None:
 def test_value_out_of_range_is_refused_naming_the_setting(name: str, value: object) -> None:
     with pytest.raises(ValidationError, match=name):
         Settings.model_validate({name: value})
+
+
+def test_reason_to_refuse_a_verifier_says_nothing_of_its_url() -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings.model_validate({"verifier_url": "http://user:sec/ret@host/"})
+    assert refused.value.errors()[0]["msg"] == "Value error, not an http:// or https:// URL"
 
 
 def test_verifier_that_is_named_needs_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
