@@ -1,22 +1,23 @@
 """The `latentevolve` command.
 
 Owns the list of commands and the way from an error to a message and an exit code. Each command
-is a module of its own, imported here and nowhere else. Groups of other packages, such as `bench`, come in
-through the entry points `latentevolve.commands`.
+is a module of its own, imported here and nowhere else, but for groups of other packages (cli/groups.py).
 """
 
 import sys
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 
 from cli import ask, demo, night, priors, pull, serve, stats
 from cli.failure import INTERRUPTED, CommandError
+from cli.groups import OpenGroup
 from cli.screen import console, write
 
 app = typer.Typer(
     name="latentevolve",
+    cls=OpenGroup,
     help="An OpenAI-compatible server that gets better at its own workload.",
     no_args_is_help=True,
     rich_markup_mode=None,  # help and usage errors are plain lines, also in a pipe
@@ -30,8 +31,6 @@ app.command("night")(night.night)
 app.add_typer(priors.app, name="priors")
 app.command("stats")(stats.stats)
 app.command("demo")(demo.demo)
-for _group in entry_points(group="latentevolve.commands"):
-    app.add_typer(_group.load(), name=_group.name)
 
 
 def _show_version(wanted: bool) -> None:
