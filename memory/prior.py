@@ -1,7 +1,7 @@
 """The consolidated prior: a key in, a latent out, and where that may be trusted.
 
-Owns the network's shape and the region of keys it is competent in (DESIGN section 4). Knows
-nothing of training (`worker/`) or of files (`memory/registry.py`).
+Owns the network's shape and the region of keys it is competent in. Knows nothing of training (`worker/`) or
+of files (`memory/registry.py`).
 """
 
 from collections.abc import Mapping

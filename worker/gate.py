@@ -1,4 +1,4 @@
-"""The gate: whether a trained prior deserves to serve (DESIGN section 4).
+"""The gate: whether a trained prior deserves to serve.
 
 Owns the measurement on the hold-out and the rule of the decision. Knows nothing of training, and
 publishes nothing.

@@ -1,4 +1,4 @@
-"""One night: snapshot → load → train → gate → publish (DESIGN section 4).
+"""One night: snapshot → load → train → gate → publish (ADR 0004).
 
 Owns the order, the states of the record and what happens to errors. Each stage is its own module; this
 one knows no queue, so that a night can be run by anybody who has its id.

@@ -1,4 +1,4 @@
-"""Training of the latent prior (DESIGN section 4).
+"""Training of the latent prior: the nighttime scaling of LatentEvolve (arXiv 2509.24771).
 
 Owns the two objectives, the weights of episodes, batches and early stopping. Knows a model only as an
 `Engine` that gives likelihoods and gradients of latents; knows nothing of gates or registries.

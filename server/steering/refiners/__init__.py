@@ -1,1 +1,1 @@
-"""Two ways to improve a latent for one request, behind one interface (DESIGN section 3)."""
+"""Two ways to improve a latent for one request, behind one interface."""

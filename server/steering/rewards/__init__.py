@@ -1,1 +1,1 @@
-"""Self-supervised reward signals and their weighted mean (DESIGN section 3)."""
+"""Reward signals, which need no labels, and their weighted mean."""

@@ -1,4 +1,4 @@
-"""Agreement with the unsteered model's own rollouts, the signal of TTRL (arXiv 2504.16084).
+"""Agreement with the model's own sampled rollouts, the signal of TTRL (arXiv 2504.16084).
 
 Owns the vote. Knows nothing of how answers are decoded.
 """
@@ -16,8 +16,9 @@ class Consistency:
 
     TTRL gives 1 to the majority however small it is; the share also says how far to trust it, so that a
     threshold of 0.5 means that most rollouts agree. In a tie each leading answer has its share.
-    Only the plain rollouts vote, a set that does not change while a latent is refined: rewards of
-    different steps can be compared, and latents cannot vote for themselves.
+    Those that vote are decoded before refining begins, and the set does not change while a latent is
+    refined: rewards of different steps can be compared, and what is being tried does not vote for itself.
+    They come from the unsteered model, and half of them from the start when that is what would be served.
 
     An answer that was cut off, or says nothing to compare (empty, or free text without a number), has
     no vote and scores 0. One vote among several rollouts agrees with nothing: all score 0. Without any

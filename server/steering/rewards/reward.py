@@ -35,7 +35,8 @@ class Reward(Protocol):
         Args:
             prompt: What was asked.
             answers: The answers to score.
-            pool: Answers of the unsteered model to the same prompt.
+            pool: The rollouts that vote: answers to the same prompt, of the unsteered model or of the latent
+                that would be served without refining.
 
         Raises:
             SignalUnavailableError: nothing can be said of any of them; the reason was logged.

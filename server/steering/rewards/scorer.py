@@ -100,7 +100,7 @@ class Scorer:
         Args:
             prompt: What was asked.
             answers: The answers to score.
-            pool: The plain rollouts that vote.
+            pool: The rollouts that vote.
             without: Signals to leave out, as if they were unavailable.
 
         Raises:
