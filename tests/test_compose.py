@@ -35,7 +35,7 @@ def test_every_service_that_is_waited_for_has_a_health_check() -> None:
 
 def test_image_copies_every_package() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
-    for package in ("cli", "config", "memory", "model", "server", "worker"):
+    for package in ("bench", "cli", "config", "examples", "memory", "model", "server", "worker"):
         assert f"COPY {package} {package}" in dockerfile
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from cli.failure import USAGE, CommandError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+"""In a checkout and installed alike: the folder is packaged beside `cli`, as a namespace without modules."""
 
 
 @dataclass(frozen=True)
