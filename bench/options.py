@@ -67,6 +67,7 @@ NO_RESULT = frozenset(
         "memory_api_key",
         "broker_url",
         "night_cron",
+        "explore_concurrency",
         "night_episodes",
         "trace_limit",
         "verifier_url",

@@ -138,6 +138,9 @@ class Settings(BaseSettings):
     explore_rollouts: int = Field(
         8, ge=2, description="Answers sampled to one explored request; they vote on the best."
     )
+    explore_concurrency: int = Field(
+        2, ge=1, description="Explorations at a time, beside the requests that somebody waits for."
+    )
     vote_tokens: int = Field(
         0,
         ge=0,

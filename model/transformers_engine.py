@@ -6,8 +6,10 @@ without vLLM, and as the reference that vLLM is checked against.
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
 import torch
@@ -20,6 +22,29 @@ from model.space import LatentSpace
 
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
+
+
+@dataclass
+class _Call:
+    """One caller's `generate`, on its way through the worker thread."""
+
+    prompts: list[SteeredPrompt]
+    decodings: list[Decoding]
+    answers: asyncio.Future[list[Generation]]
+
+    def end(self, answers: list[Generation]) -> None:
+        self.answers.get_loop().call_soon_threadsafe(self._settle, answers, None)
+
+    def fail(self, error: Exception) -> None:
+        self.answers.get_loop().call_soon_threadsafe(self._settle, None, error)
+
+    def _settle(self, answers: list[Generation] | None, error: Exception | None) -> None:
+        if self.answers.done():  # the caller was cancelled
+            return
+        if error is not None:
+            self.answers.set_exception(error)
+        else:
+            self.answers.set_result(answers or [])
 
 
 class TransformersEngine:
@@ -45,6 +70,8 @@ class TransformersEngine:
         )
         self._space = self._model.space
         self._centre: torch.Tensor | None = None
+        self._calls: list[_Call] = []
+        self._taking = threading.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers")
 
     @property
@@ -98,7 +125,11 @@ class TransformersEngine:
             UnsupportedError: a JSON schema is asked for.
         """
         decodings = [decoding] * len(prompts) if isinstance(decoding, Decoding) else list(decoding)
-        return await self._run(self.model.generate, prompts, decodings)
+        call = _Call(list(prompts), decodings, asyncio.get_running_loop().create_future())
+        with self._taking:
+            self._calls.append(call)
+        await self._run(self._generate_waiting)
+        return await call.answers
 
     async def log_likelihood(
         self, prompts: Sequence[SteeredPrompt], answers: Sequence[Sequence[int]]
@@ -119,6 +150,32 @@ class TransformersEngine:
         """Wait for the calls under way and release the model."""
         await asyncio.to_thread(self._thread.shutdown)
         self._model = None
+
+    def _generate_waiting(self) -> None:
+        """Decode what all callers wait for as one batch: a large one takes hardly longer than a small one."""
+        with self._taking:
+            calls, self._calls = self._calls, []
+        if not calls:
+            return  # an earlier turn of the thread has taken this call too
+        try:
+            answers = self.model.generate(
+                [prompt for call in calls for prompt in call.prompts],
+                [decoding for call in calls for decoding in call.decodings],
+            )
+        except Exception as error:
+            if len(calls) == 1:
+                calls[0].fail(error)
+                return
+            for call in calls:  # one bad request must not spoil the others'
+                try:
+                    call.end(self.model.generate(call.prompts, call.decodings))
+                except Exception as own:
+                    call.fail(own)
+            return
+        start = 0
+        for call in calls:
+            call.end(answers[start : start + len(call.prompts)])
+            start += len(call.prompts)
 
     def _keys(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         if self._centre is None:

@@ -128,7 +128,7 @@ async def _run(
     from bench.stream.journal import Journal
     from bench.stream.loop import Loop, open_loop
     from bench.stream.report import HEADERS, table, write_report
-    from bench.stream.runner import Runner
+    from bench.stream.runner import CHUNK, Runner
     from bench.stream.summary import scores
 
     journal = Journal(run / "rows.jsonl")
@@ -142,6 +142,7 @@ async def _run(
                         "data_dir": run / f"seed-{seed}",
                         "night_seed": seed,
                         "night_episodes": 0,
+                        "explore_concurrency": CHUNK,  # nobody else waits
                         "memory_url": None,
                         "broker_url": None,
                     }

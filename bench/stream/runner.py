@@ -19,7 +19,9 @@ from bench.stream.score import Scorer
 from cli.demonstration.stream import Item
 
 CHUNK = 16
-"""Questions that are answered between two writes of rows."""
+"""Questions of a day between two writes of rows; each is explored with several rollouts."""
+JUDGED = 64
+"""Held-out questions between two writes of rows."""
 START = "start"
 
 Progress = Callable[[str, int, int, str], None]
@@ -141,8 +143,8 @@ class Runner:
         phase = f"{stage} {name}"
         arm = name if questions.name == STREAM else f"{name}@{questions.name}"
         todo = [item for item in items if not self.journal.has(seed, stage, arm, item.question)]
-        for start in range(0, len(todo), CHUNK):
-            chunk = todo[start : start + CHUNK]
+        for start in range(0, len(todo), JUDGED):
+            chunk = todo[start : start + JUDGED]
             self.progress(phase, len(items) - len(todo) + start, len(items), questions.name)
             began = time.monotonic()
             replies = await answer(loop, [loop.render(item) for item in chunk], seed)

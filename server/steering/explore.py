@@ -24,8 +24,6 @@ from server.steering.work import Work, episode_of
 
 logger = logging.getLogger(__name__)
 
-CONCURRENT = 2
-"""Explorations that the engine works on at a time, beside the requests that somebody waits for."""
 MAX_WAITING = 256
 """More are dropped: a server that is busy has better things to do."""
 
@@ -56,9 +54,13 @@ class Explorer:
         remember: Where episodes go.
         report: Told what came of an exploration.
         threshold: Least reward of an answer that is remembered.
+        concurrency: Explorations that the engine works on at a time.
     """
 
-    def __init__(self, refiner: Refiner, remember: Remember, report: Report, *, threshold: float) -> None:
+    def __init__(
+        self, refiner: Refiner, remember: Remember, report: Report, *, threshold: float, concurrency: int
+    ) -> None:
+        self._concurrency = concurrency
         self._refiner, self._remember, self._report, self._threshold = refiner, remember, report, threshold
         self._waiting: deque[Exploration] = deque()
         self._running: set[asyncio.Task[None]] = set()
@@ -95,7 +97,7 @@ class Explorer:
         await asyncio.gather(*running, return_exceptions=True)
 
     def _next(self) -> None:
-        while self._waiting and len(self._running) < CONCURRENT:
+        while self._waiting and len(self._running) < self._concurrency:
             task = asyncio.create_task(self._explore(self._waiting.popleft()), name="explore")
             self._running.add(task)
             task.add_done_callback(self._ended)

@@ -66,7 +66,13 @@ class Steering:
         scorer = Scorer.of(settings.rewards, engine, Verifier.of(settings, metrics))
         evolution = EvolutionRefiner(engine, scorer)
         self._refiners: dict[RefinerName, Refiner] = {"evolution": evolution}
-        self.explorer = Explorer(evolution, remember, traces.change, threshold=settings.remember_threshold)
+        self.explorer = Explorer(
+            evolution,
+            remember,
+            traces.change,
+            threshold=settings.remember_threshold,
+            concurrency=settings.explore_concurrency,
+        )
         if settings.twin:
             self._refiners["gradient"] = GradientRefiner(engine, scorer)
         self._neutral = engine.neutral_latent()

@@ -96,6 +96,19 @@ async def test_batching_does_not_change_answers(engine: TransformersEngine) -> N
     assert together == alone
 
 
+async def test_callers_that_wait_share_a_batch_and_not_their_errors(engine: TransformersEngine) -> None:
+    prompts = [steered(engine, question, seed) for seed, question in enumerate(QUESTIONS)]
+    wrong = SteeredPrompt(prompts[0].token_ids, torch.full(engine.space.shape, torch.nan))
+    alone = [await engine.generate([prompt], GREEDY) for prompt in prompts]
+    *together, failed = await asyncio.gather(
+        *(engine.generate([prompt], GREEDY) for prompt in prompts),
+        engine.generate([wrong], GREEDY),
+        return_exceptions=True,
+    )
+    assert together == alone
+    assert isinstance(failed, LatentRejectedError)
+
+
 async def test_samples_follow_their_seed(engine: TransformersEngine) -> None:
     prompt = SteeredPrompt(chat(engine, "Make up a name for a cat."))
     seeds = [1, 1, 2, 3, 4]
