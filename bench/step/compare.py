@@ -48,7 +48,8 @@ def compare(
         # The first step of each is another: torch imports and allocates.
         short = prompt_of(engine, question, WARM_UP_TOKENS)
         LatentSeek(network, short.token_ids, WARM_UP_TOKENS).step(PUBLISHED_START)
-        runner.run(refining_step(GradientRefiner, engine, short, population, 0))
+        for refiner in (GradientRefiner, EvolutionRefiner):
+            runner.run(refining_step(refiner, engine, short, population, 0))
         seeking = LatentSeek(network, prompt.token_ids, answer_tokens)
 
         def published(_seed: int) -> Step:

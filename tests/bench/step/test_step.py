@@ -1,13 +1,14 @@
 """The published step and ours: what each really does."""
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench.step.compare import METHODS, summary
+from bench.step.compare import METHODS, compare, summary
 from bench.step.endless import end_tokens, endless
 from bench.step.latentseek import LatentSeek
 from bench.step.refining import Clock, Step, prompt_of, refining_step
@@ -29,7 +30,7 @@ def network() -> Iterator[Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=32,
+        vocab_size=300,
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=2,
@@ -39,6 +40,14 @@ def network() -> Iterator[Any]:
     )
     yield LlamaForCausalLM(config).eval().requires_grad_(False)
     torch.set_num_threads(threads)
+
+
+class Both(ScriptedEngine):
+    """A scripted engine with a real network for the published step."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__(answer=lambda *_: "never done within twenty tokens")
+        self.model = SimpleNamespace(network=network, tokenizer=SimpleNamespace(eos_token_id=END))
 
 
 @pytest.fixture
@@ -106,11 +115,29 @@ def test_all_ends_of_a_model_are_known(network: Any) -> None:
 async def test_one_step_is_counted_without_its_opening(
     refiner: Callable[[Engine, Scorer], Refiner], answers: int
 ) -> None:
-    engine = ScriptedEngine()
+    engine = ScriptedEngine(answer=lambda *_: "never done within twelve tokens")
     step = await refining_step(refiner, engine, prompt_of(engine, "Which?", 12), population=4, seed=1)
     assert step.answers == answers
-    assert step.tokens >= answers
+    assert step.tokens == answers * 12
     assert step.seconds > 0
+
+
+def test_every_method_has_taken_a_step_before_any_is_measured(network: Any) -> None:
+    engine = Both(network)
+    called: list[list[str]] = []
+    found = compare(
+        engine,
+        "Which?",
+        answer_tokens=20,
+        population=2,
+        repetitions=2,
+        progress=lambda *_: called.append([call.method for call in engine.calls]),
+    )
+    evolution = ["generate", "generate"]
+    gradient = ["generate", "generate", "latent_gradient", "generate"]
+    assert called[0] == gradient + evolution
+    assert {name: len(steps) for name, steps in found.items()} == dict.fromkeys(METHODS, 2)
+    assert summary(found)["answer_tokens"] == 20
 
 
 async def test_clock_finds_every_answer_better() -> None:

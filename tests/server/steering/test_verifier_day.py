@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 
 import pytest
+from pydantic import ValidationError
 
-from server.steering.rewards.scorer import RewardSettingsError
 from tests.server.steering.conftest import MakeDay
 from tests.server.steering.verifier_service import Service, reply, running
 
@@ -39,5 +39,5 @@ async def test_verifier_that_is_away_is_told_and_harms_nobody(make_day: MakeDay,
 
 
 async def test_pipeline_does_not_start_with_a_verifier_that_has_no_url(make_day: MakeDay) -> None:
-    with pytest.raises((RewardSettingsError, ValueError), match="LATENTEVOLVE_VERIFIER_URL"):
+    with pytest.raises(ValidationError, match="LATENTEVOLVE_VERIFIER_URL"):
         await make_day(rewards="verifier=1")
