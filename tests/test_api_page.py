@@ -1,0 +1,52 @@
+"""docs/api.md says what the server says."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+from server.api.auth import OPEN_PATHS
+from server.api.options import REASONING_EFFORTS, LatentObject
+from server.steering.refiners.refiner import Stopped
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "api.md").read_text()
+CODED = set(re.findall(r"`([^`\n]+)`", PAGE))
+
+SPOKEN = {
+    "server/steering/pipeline.py": r'(?:plain|noting)\(f?"([a-z-]+)|"(recalled[a-z-]*|prior-covers)"',
+    "server/api/steered.py": r'reason="([a-z-]+)"',
+    "server/engine/injection.py": r'Outcome\("plain", "([a-z-]+)"|return "([a-z-]+)"$',
+}
+"""How reasons are spelt, by file."""
+
+
+def reasons() -> set[str]:
+    found = set()
+    for file, pattern in SPOKEN.items():
+        hits = re.findall(pattern, (ROOT / file).read_text(), re.MULTILINE)
+        here = {part for hit in hits for part in ([hit] if isinstance(hit, str) else hit) if part}
+        assert here, file
+        found |= here
+    return found
+
+
+def test_every_reason_is_listed() -> None:
+    table = PAGE.split("## Reasons")[1].split("\n## ")[0]
+    listed = {name.partition(":")[0] for name in re.findall(r"`([^`\n]+)`", table)}
+    assert {"no-lift-nearby", "improved", "several-prompts", "not-ready"} <= reasons()
+    assert reasons() - listed == set()
+
+
+def test_every_early_end_is_listed() -> None:
+    early = set(get_args(Stopped)) - {"steps", "perfect", "plateau"}
+    assert {f"-until-{stopped}" for stopped in early} <= CODED
+
+
+def test_every_open_route_is_listed() -> None:
+    section = PAGE.split("## The key")[1].split("\n## ")[0]
+    assert set(re.findall(r"`(/\w+)`", section)) == OPEN_PATHS
+
+
+def test_every_option_and_effort_is_listed() -> None:
+    assert set(LatentObject.model_fields) <= CODED
+    assert set(REASONING_EFFORTS) <= CODED
