@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from cli.failure import CommandError
-from config.loopback import is_loopback as is_loopback
+from config.loopback import is_loopback
 from config.settings import Settings
 
 

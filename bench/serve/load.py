@@ -16,7 +16,7 @@ import numpy as np
 import openai
 
 from cli.failure import CommandError
-from cli.gateway import is_loopback
+from config.loopback import is_loopback
 
 TIMEOUT_S = 900.0
 
