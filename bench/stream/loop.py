@@ -62,12 +62,15 @@ class Loop:
         effort = self.plan.day_effort
         prompts = [self.render(item) for item in items]
         self._forget(prompts)
-        outcomes = [
-            await self.steer(
-                prompt, effort=effort, store=True, explore=effort == "low", seed=seed_of(prompt, seed)
+        # All at once, so that what they explore can share the engine's batches.
+        outcomes = await asyncio.gather(
+            *(
+                self.steer(
+                    prompt, effort=effort, store=True, explore=effort == "low", seed=seed_of(prompt, seed)
+                )
+                for prompt in prompts
             )
-            for prompt in prompts
-        ]
+        )
         await self.gateway.steering.explorer.drain()
         if not await self.gateway.remember.drain(60.0):
             raise CommandError("the memory does not take episodes", "see the log above")
