@@ -4,12 +4,35 @@ Owns the rule by which requests fall back to plain where steering was measured a
 nothing of how lifts are measured: refining and exploring write them into episodes.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
+from memory.episode import Episode
 from memory.store import Recalled
 
 MIN_MEASURED = 2
-"""Fewer neighbours say too little: then the gate's word on the prior stands, and recall is tried."""
+"""Fewer neighbours say too little: then all that was measured since the start decides."""
+MIN_OVERALL = 8
+"""Fewer measurements in all say too little: then the gate's word on the prior stands, and recall is tried."""
+
+
+class LiftTally:
+    """Lifts that were remembered since the start, by the prior that was active."""
+
+    def __init__(self) -> None:
+        self._lifts: defaultdict[str | None, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def note(self, episode: Episode, fate: str) -> None:
+        """Count an episode's lift, if it was measured. A listener for `Remember`."""
+        if episode.start_lift is not None:
+            found = self._lifts[episode.prior_version]
+            found[0] += episode.start_lift
+            found[1] += 1
+
+    def mean(self, prior_version: str | None) -> float | None:
+        """Return the mean lift under a prior; None: fewer than `MIN_OVERALL` were measured."""
+        total, count = self._lifts[prior_version]
+        return total / count if count >= MIN_OVERALL else None
 
 
 def lift_nearby(near: Sequence[Recalled], prior_version: str | None) -> float | None:

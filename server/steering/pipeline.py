@@ -21,7 +21,7 @@ from model.engine import Engine, EngineError, PlacementError, PromptTooLongError
 from model.space import LatentRejectedError
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions, SteeringRejectedError
 from server.steering.explore import Exploration, Explorer
-from server.steering.lift import lift_nearby
+from server.steering.lift import LiftTally, lift_nearby
 from server.steering.metrics import Metrics
 from server.steering.priors import ActivePrior
 from server.steering.recall import TENANT, Recall
@@ -75,6 +75,8 @@ class Steering:
         )
         if settings.twin:
             self._refiners["gradient"] = GradientRefiner(engine, scorer)
+        self._lifts = LiftTally()
+        remember.listen(self._lifts.note)
         self._neutral = engine.neutral_latent()
         self._disabled: str | None = None
         self.counts = RequestCounts()
@@ -176,6 +178,8 @@ class Steering:
         lift = None
         if outcome.mode != "plain" and self._settings.lift_fallback:
             lift = lift_nearby(near, outcome.prior_version)
+            if lift is None:
+                lift = self._lifts.mean(outcome.prior_version)
         if refines:
             return await self._refine(work, key, start, outcome, helps=lift is None or lift > 0)
         if explores:

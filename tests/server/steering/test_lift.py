@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from memory.store import Recalled
-from server.steering.lift import lift_nearby
+from server.steering.lift import MIN_OVERALL, LiftTally, lift_nearby
 from tests.worker.conftest import keyed
 
 EPISODE = keyed(np.ones(4, np.float32), (1,))
@@ -28,3 +28,13 @@ def test_mean_of_at_least_two_lifts_under_the_same_prior(lifts: list, version: s
         for lift, prior_version in lifts
     ]
     assert lift_nearby(near, version) == found
+
+
+def test_tally_speaks_after_enough_lifts_under_the_same_prior() -> None:
+    tally = LiftTally()
+    tally.note(replace(EPISODE, start_lift=None), "stored")
+    for number in range(MIN_OVERALL):
+        assert tally.mean("v1") is None
+        tally.note(replace(EPISODE, start_lift=0.5 if number else -0.5, prior_version="v1"), "stored")
+    assert tally.mean("v1") == pytest.approx((0.5 * (MIN_OVERALL - 1) - 0.5) / MIN_OVERALL)
+    assert tally.mean(None) is None

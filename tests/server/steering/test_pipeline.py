@@ -292,6 +292,15 @@ async def test_latent_behind_many_answers_without_one_is_recalled(day: Day) -> N
     assert (outcome.mode, outcome.episode_ids) == ("recall", (earned.id,))
 
 
+async def test_without_measurements_nearby_all_that_was_measured_decides(day: Day) -> None:
+    await day.learn("apples How many?")
+    (first,) = day.store.episodes
+    for _ in range(8):
+        day.remember.submit(replace(first, id=new_id(), key=-first.key, start_lift=-0.1))
+    assert await day.remember.drain()
+    assert (await day.ask())[0].reason == "no-lift-nearby"
+
+
 async def test_fallback_can_be_switched_off(make_day: MakeDay) -> None:
     day = await make_day(lift_fallback=False)
     await day.learn("apples How many?")
