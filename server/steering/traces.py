@@ -86,6 +86,7 @@ class TraceLog:
             known = False
         if not known:
             return None
+        changes = self._changes.get(trace_id, {})  # taken first: they may be written while the file is read
         trace = self._fresh.get(trace_id)
         if trace is not None:
             found: dict[str, Any] | None = trace.to_json()
@@ -94,7 +95,7 @@ class TraceLog:
             found, values = await asyncio.to_thread(self._read, trace_id, include_latent)
         if found is None:
             return None
-        found.update(self._changes.get(trace_id, {}))
+        found.update(changes | self._changes.get(trace_id, {}))
         if include_latent and values is not None:
             found["latent"]["values"] = values.tolist()
         return found

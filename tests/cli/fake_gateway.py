@@ -241,7 +241,7 @@ class Served:
     def __init__(self, fake: FakeGateway) -> None:
         port = free_port()
         fake.url = f"http://127.0.0.1:{port}"
-        config = uvicorn.Config(fake.app(), port=port, log_config=None, access_log=False, lifespan="off")
+        config = uvicorn.Config(fake.app(), port=port, log_config=None, lifespan="off")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()

@@ -1,6 +1,8 @@
 """Traces: found at once, kept on disk, bounded, and settled when the episode is."""
 
+import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +56,31 @@ async def test_trace_without_latent_has_none(log: TraceLog) -> None:
     log.record(one)
     assert await log.drain()
     assert (await log.get(one.id, include_latent=True))["latent"] is None
+
+
+async def test_change_written_while_the_trace_is_read_is_seen(
+    log: TraceLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trace(LATENT)
+    log.record(one)
+    assert await log.drain()
+    read, was_read, written = log._read, threading.Event(), threading.Event()
+
+    def interleaved(trace_id: str, include_latent: bool):
+        if not include_latent:  # the writer comes between this reading and its end
+            was_read.wait(5)
+            return read(trace_id, include_latent)
+        found = read(trace_id, include_latent)
+        was_read.set()
+        written.wait(5)
+        return found
+
+    monkeypatch.setattr(log, "_read", interleaved)
+    log.change(one.id, {"remembered": "stored"})
+    getting = asyncio.create_task(log.get(one.id, include_latent=True))
+    assert await log.drain()
+    written.set()
+    assert (await getting)["remembered"] == "stored"
 
 
 async def test_traces_survive_the_process(log: TraceLog, tmp_path: Path) -> None:
