@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 MAX_WAITING = 256
 """More are dropped: a server that is busy has better things to do."""
 
+ENDED = "the server ended before it explored"
+
 Report = Callable[[str, dict[str, Any]], None]
 """Told (trace id, fields of the trace that changed)."""
 
@@ -65,11 +67,6 @@ class Explorer:
         self._waiting: deque[Exploration] = deque()
         self._running: set[asyncio.Task[None]] = set()
 
-    @property
-    def pending(self) -> int:
-        """Explorations that have not ended."""
-        return len(self._waiting) + len(self._running)
-
     def submit(self, exploration: Exploration) -> bool:
         """Take an exploration and return at once; False when too many wait."""
         if len(self._waiting) >= MAX_WAITING:
@@ -89,7 +86,7 @@ class Explorer:
     async def close(self) -> None:
         """Stop; what is pending is lost, and its traces say so."""
         for exploration in self._waiting:
-            self._lost(exploration.work.trace_id)
+            self._not_remembered(exploration.work.trace_id, ENDED)
         self._waiting.clear()
         running = list(self._running)
         for task in running:
@@ -107,10 +104,8 @@ class Explorer:
         if not task.cancelled():
             self._next()
 
-    def _lost(self, trace_id: str) -> None:
-        self._report(
-            trace_id, {"remembered": "no", "why_not_remembered": "the server ended before it explored"}
-        )
+    def _not_remembered(self, trace_id: str, why: str | None, **found: Any) -> None:
+        self._report(trace_id, {**found, "remembered": "no", "why_not_remembered": why})
 
     async def _explore(self, exploration: Exploration) -> None:
         work = exploration.work
@@ -119,21 +114,27 @@ class Explorer:
                 work.prompt, exploration.start, exploration.position, exploration.limits
             )
         except asyncio.CancelledError:
-            self._lost(work.trace_id)
+            self._not_remembered(work.trace_id, ENDED)
             raise
-        except (EngineError, LatentRejectedError) as error:
-            logger.warning("trace %s: exploring failed: %s: %s", work.trace_id, type(error).__name__, error)
-            self._report(work.trace_id, {"remembered": "no", "why_not_remembered": "exploring failed"})
-            return
-        except Exception:
-            logger.exception("trace %s: exploring failed", work.trace_id)
-            self._report(work.trace_id, {"remembered": "no", "why_not_remembered": "exploring failed"})
+        except Exception as error:
+            if isinstance(error, EngineError | LatentRejectedError):
+                logger.warning(
+                    "trace %s: exploring failed: %s: %s", work.trace_id, type(error).__name__, error
+                )
+            else:
+                logger.exception("trace %s: exploring failed", work.trace_id)
+            self._not_remembered(work.trace_id, "exploring failed")
             return
         work.result = result
         work.episode = episode_of(
-            work, exploration.key, exploration.space, exploration.tenant, exploration.start,
-            exploration.limits.start_is_served, result,
-        )  # fmt: skip
+            work,
+            exploration.key,
+            exploration.space,
+            exploration.tenant,
+            exploration.start,
+            exploration.limits.start_is_served,
+            result,
+        )
         why_not = work.why_not_remembered(self._threshold)
         explored = {
             "reward_plain": result.reward_before,
@@ -142,8 +143,7 @@ class Explorer:
             "forward_tokens": result.usage.forward_tokens,
         }
         if why_not is not None or work.episode is None:
-            changes = {"explored": explored, "remembered": "no", "why_not_remembered": why_not}
-            self._report(work.trace_id, changes)
+            self._not_remembered(work.trace_id, why_not, explored=explored)
             return
         self._report(work.trace_id, {"explored": explored, "episode_id": work.episode.id})
         self._remember.submit(work.episode)

@@ -158,7 +158,7 @@ class Trial:
         prompts = [self._steered(latent)] * len(answers)
         tokens = [answer.token_ids for answer in answers]
         result = await self._within_deadline(self._engine.latent_gradient(prompts, tokens, weights))
-        # What stands before the latent runs once, forward only, and its KV cache is there already.
+        # What stands before the latent runs forward only and once for all steps: decoding has counted it.
         behind = len(self._prompt.token_ids) - self._position + len(latent)
         passed = behind * len(answers) + sum(map(len, tokens))
         self._usage += Usage(forward_tokens=3 * passed)

@@ -1,16 +1,18 @@
 """A small stream on the scripted engine."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from bench.stream.loop import Loop, open_loop
 from bench.stream.plan import Plan
 from cli.demonstration.stream import Item
 from config.settings import Settings
 from model.scripted_engine import ScriptedEngine
+from tests.worker.conftest import one_thread
+
+__all__ = ["one_thread"]  # autouse, here as there
 
 TOPICS = ("apples", "trains", "poems")
 
@@ -18,15 +20,6 @@ TOPICS = ("apples", "trains", "poems")
 def items_of(count: int) -> list[Item]:
     """Return questions of three topics with numbers as answers."""
     return [Item(f"{TOPICS[n % 3]} number {n}", n) for n in range(count)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Scripted tensors are tiny: threads that wait for each other cost more than they bring."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
