@@ -142,6 +142,10 @@ class Engine(Protocol):
         """Return the text of tokens, special tokens left out."""
         ...
 
+    def answer_tokens(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a finished answer: the text's own, then the end of the sequence."""
+        ...
+
     def position(self, token_ids: Sequence[int]) -> int:
         """Return the index before which latents go.
 
@@ -169,12 +173,18 @@ class Engine(Protocol):
         ...
 
     async def log_likelihood(
-        self, prompts: Sequence[SteeredPrompt], answers: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[SteeredPrompt],
+        answers: Sequence[Sequence[int]],
+        choices: Sequence[tuple[str, ...]] | None = None,
     ) -> torch.Tensor:
         """Return the mean log-probability per answer token, (B,).
 
+        Where `choices[b]` is not empty, answer b is one of them, as `answer_tokens` writes it, and its value
+        the log-probability of being decoded under their grammar: tokens that the grammar forces cost nothing.
+
         Raises:
-            UnsupportedError: the engine has no twin.
+            UnsupportedError: the engine has no twin, or it scores no choices.
         """
         ...
 
@@ -183,11 +193,12 @@ class Engine(Protocol):
         prompts: Sequence[SteeredPrompt],
         answers: Sequence[Sequence[int]],
         weights: Sequence[float],
+        choices: Sequence[tuple[str, ...]] | None = None,
     ) -> LatentGradient:
-        """Return log-likelihoods and their weighted gradients with respect to each prompt's latent.
+        """Return values as of `log_likelihood` and their weighted gradients by each prompt's latent.
 
         Raises:
-            UnsupportedError: the engine has no twin.
+            UnsupportedError: the engine has no twin, or it scores no choices.
         """
         ...
 

@@ -26,6 +26,7 @@ from model.fingerprint import checkpoint_dtype, space_of
 from model.placement import Placement, PlacementKind, render_chat
 from model.prefill import Row, batches, last_states, prefill
 from model.prefixes import Prefixes
+from model.target import Target
 
 _FORWARD_COLUMNS = 8192
 """Most padded columns of one batch without gradient: about 0.4 GB of KV cache for the default model."""
@@ -103,6 +104,10 @@ class FrozenModel:
         )
         return str(text)
 
+    def answer_tokens(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a finished answer: the text's own, then the end of the sequence."""
+        return (*self.tokenizer.encode(text, add_special_tokens=False), self._ends[0])
+
     def position(self, token_ids: Sequence[int]) -> int:
         """Return the index before which latents go, or raise PlacementError."""
         return self._placement.position(token_ids)
@@ -141,9 +146,13 @@ class FrozenModel:
         return [draft.generation() for draft in drafts]
 
     def log_likelihood(
-        self, prompts: Sequence[SteeredPrompt], answers: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[SteeredPrompt],
+        answers: Sequence[Sequence[int]],
+        choices: Sequence[tuple[str, ...]] | None = None,
     ) -> torch.Tensor:
-        """Return the mean log-probability per answer token, (B,) float32."""
+        """Return the mean log-probability per answer token, (B,) float32, or that among given choices."""
+        targets = self._targets(answers, choices)
         latents = [self._checked(prompt) for prompt in prompts]
         self._check_answers(prompts, answers)
         rows = [
@@ -154,7 +163,7 @@ class FrozenModel:
         sizes = [len(row.prefix) + len(row.rest) for row in rows]
         for group in batches(sizes, _FORWARD_COLUMNS, lambda index: _neighbourhood(rows[index])):
             with torch.no_grad():
-                scored = self._scores([rows[index] for index in group], [answers[index] for index in group])
+                scored = self._scores([rows[index] for index in group], [targets[index] for index in group])
             values[group] = scored.cpu()
         return values
 
@@ -163,6 +172,7 @@ class FrozenModel:
         prompts: Sequence[SteeredPrompt],
         answers: Sequence[Sequence[int]],
         weights: Sequence[float],
+        choices: Sequence[tuple[str, ...]] | None = None,
     ) -> LatentGradient:
         """Return log-likelihoods, (B,), and their weighted gradients with respect to latents, (B, L, d)."""
         if any(prompt.latent is None for prompt in prompts):
@@ -170,6 +180,7 @@ class FrozenModel:
         if not len(prompts) == len(answers) == len(weights):
             raise ValueError(f"{len(prompts)} prompts, {len(answers)} answers, {len(weights)} weights")
         self._check_answers(prompts, answers)
+        targets = self._targets(answers, choices)
         values = torch.zeros(len(prompts))
         gradients = torch.zeros(len(prompts), *self.space.shape)
         latents = [self.space.check(p.latent) for p in prompts if p.latent is not None]
@@ -187,22 +198,30 @@ class FrozenModel:
             leaf = torch.stack([latents[index] for index in group]).requires_grad_()  # (b, L, d)
             with torch.enable_grad():
                 rows = [self._row(prompts[index], leaf[at], answers[index]) for at, index in enumerate(group)]
-                scored = self._scores(rows, [answers[index] for index in group])
+                scored = self._scores(rows, [targets[index] for index in group])
                 weighted = scored @ torch.tensor([weights[index] for index in group], device=scored.device)
                 (gradient,) = torch.autograd.grad(weighted, leaf)
             values[group] = scored.detach().cpu()
             gradients[group] = gradient
         return LatentGradient(values, gradients)
 
-    def _scores(self, rows: Sequence[Row], answers: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Mean log-probability of answers, (B,), for rows that end before the answers' last tokens."""
-        longest = max(len(answer) for answer in answers)
+    def _scores(self, rows: Sequence[Row], targets: Sequence[Target]) -> torch.Tensor:
+        """Values of answers, (B,), for rows that end before the answers' last tokens."""
+        longest = max(len(target.tokens) for target in targets)
         logits = prefill(self.network, rows, longest, self._prefixes).logits  # (B, longest, V)
-        values = []
-        for row, answer in zip(logits, answers, strict=True):
-            targets = torch.tensor(list(answer), device=logits.device)
-            values.append(-torch.nn.functional.cross_entropy(row[longest - len(answer) :].float(), targets))
-        return torch.stack(values)
+        pairs = zip(logits, targets, strict=True)
+        return torch.stack(
+            [target.value(row[longest - len(target.tokens) :].float()) for row, target in pairs]
+        )
+
+    def _targets(
+        self, answers: Sequence[Sequence[int]], choices: Sequence[tuple[str, ...]] | None
+    ) -> list[Target]:
+        held = [()] * len(answers) if choices is None else choices
+        return [
+            Target(tuple(answer), self._trie(of) if of else None)
+            for answer, of in zip(answers, held, strict=True)
+        ]
 
     def _row(self, prompt: SteeredPrompt, latent: torch.Tensor | None, answer: Sequence[int] = ()) -> Row:
         at = self._place(prompt)

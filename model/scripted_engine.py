@@ -128,6 +128,10 @@ class ScriptedEngine:
         """Return the text of tokens, OPEN and CLOSE left out."""
         return bytes(token for token in token_ids if token < 256).decode(errors="replace")
 
+    def answer_tokens(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a finished answer: the text's own, then the end of the sequence."""
+        return (*self.encode(text), CLOSE)
+
     def position(self, token_ids: Sequence[int]) -> int:
         """Return the index before which latents go.
 
@@ -180,9 +184,12 @@ class ScriptedEngine:
         return [self._generate(prompt, how) for prompt, how in zip(prompts, decodings, strict=True)]
 
     async def log_likelihood(
-        self, prompts: Sequence[SteeredPrompt], answers: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[SteeredPrompt],
+        answers: Sequence[Sequence[int]],
+        choices: Sequence[tuple[str, ...]] | None = None,
     ) -> torch.Tensor:
-        """Return log sigmoid(s) for good answers, log sigmoid(−s) for poor ones, (B,)."""
+        """Return log sigmoid(s) for good answers, log sigmoid(−s) for poor ones, (B,), among choices too."""
         self._demand_gradients()
         await self._enter("log_likelihood", prompts)
         values = [
@@ -196,6 +203,7 @@ class ScriptedEngine:
         prompts: Sequence[SteeredPrompt],
         answers: Sequence[Sequence[int]],
         weights: Sequence[float],
+        choices: Sequence[tuple[str, ...]] | None = None,
     ) -> LatentGradient:
         """Return log-likelihoods and their weighted gradients with respect to each prompt's latent."""
         self._demand_gradients()

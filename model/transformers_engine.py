@@ -99,6 +99,10 @@ class TransformersEngine:
         """Return the text of tokens, special tokens left out."""
         return self.model.decode(token_ids)
 
+    def answer_tokens(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a finished answer: the text's own, then the end of the sequence."""
+        return self.model.answer_tokens(text)
+
     def position(self, token_ids: Sequence[int]) -> int:
         """Return the index before which latents go, or raise PlacementError."""
         return self.model.position(token_ids)
@@ -132,19 +136,23 @@ class TransformersEngine:
         return await call.answers
 
     async def log_likelihood(
-        self, prompts: Sequence[SteeredPrompt], answers: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[SteeredPrompt],
+        answers: Sequence[Sequence[int]],
+        choices: Sequence[tuple[str, ...]] | None = None,
     ) -> torch.Tensor:
-        """Return the mean log-probability per answer token, (B,)."""
-        return await self._run(self.model.log_likelihood, prompts, answers)
+        """Return the mean log-probability per answer token, (B,), or that of an answer among its choices."""
+        return await self._run(self.model.log_likelihood, prompts, answers, choices)
 
     async def latent_gradient(
         self,
         prompts: Sequence[SteeredPrompt],
         answers: Sequence[Sequence[int]],
         weights: Sequence[float],
+        choices: Sequence[tuple[str, ...]] | None = None,
     ) -> LatentGradient:
         """Return log-likelihoods and their weighted gradients with respect to each prompt's latent."""
-        return await self._run(self.model.latent_gradient, prompts, answers, weights)
+        return await self._run(self.model.latent_gradient, prompts, answers, weights, choices)
 
     async def close(self) -> None:
         """Wait for the calls under way and release the model."""

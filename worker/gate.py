@@ -30,10 +30,11 @@ from numpy.typing import NDArray
 
 from memory.episode import Episode
 from memory.prior import Prior
-from model.engine import Engine, SteeredPrompt
+from model.engine import Engine
 from worker.agreement import Agreement, measure_agreement
 from worker.bootstrap import grouped_means, interval
 from worker.contestants import Candidate, Latents, Recall, contestants
+from worker.replay import likelihoods
 from worker.split import MIN_HOLDOUT, Split
 
 CONTROLS: Mapping[str, str] = {
@@ -47,7 +48,7 @@ MUST_EXCLUDE_ZERO = ("none", "active")
 _ABSENT = {"active": "no prior is active yet", "mean": "no latent has earned its place yet"}
 
 TIE = 1e-3
-"""Smaller differences per token are rounding: the same latent in another batch gives another last digit."""
+"""Smaller differences are rounding: the same latent in another batch gives another last digit."""
 
 MAX_HOLDOUT = 96
 """Most episodes that judge; the order is random, so the first ones are a fair sample."""
@@ -59,7 +60,7 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The candidate against one control, in mean log-probability per answer token."""
+    """The candidate against one control, in mean replay likelihood (`worker/replay.py`)."""
 
     control: str
     candidate: float
@@ -169,9 +170,8 @@ async def _scores(
             for index in range(start, min(start + _EPISODES_PER_CALL, len(holdout)))
             for name in latents
         ]
-        values = await engine.log_likelihood(
-            [SteeredPrompt(holdout[index].prompt_token_ids, latents[name][index]) for name, index in rows],
-            [holdout[index].answer_token_ids for _, index in rows],
+        values = await likelihoods(
+            engine, [holdout[index] for _, index in rows], [latents[name][index] for name, index in rows]
         )
         for (name, index), value in zip(rows, values.tolist(), strict=True):
             found[name][index] = value
@@ -213,7 +213,7 @@ def _decide(
             f"{agreement.candidate:.2f} against {agreement.none:.2f}"
         )
     against = {comparison.control: comparison for comparison in comparisons}["none"]
-    return True, f"better than every control, {against.difference:+.3f} per token over no latent"
+    return True, f"better than every control, {against.difference:+.3f} over no latent"
 
 
 def _shortfall(comparison: Comparison) -> str:

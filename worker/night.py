@@ -42,6 +42,7 @@ from worker.journal import Journal
 from worker.lock import lock_folder, night_lock
 from worker.manifest import NIGHT, manifest_of, trained_prompts
 from worker.region import region
+from worker.replay import answer_of
 from worker.split import Split, split
 from worker.training import Recipe, Trained, train
 
@@ -234,7 +235,7 @@ def _check_space(engine: Engine, space: str, episodes: Sequence[Episode]) -> Non
 
 def _fits(engine: Engine, episode: Episode) -> bool:
     """Whether the engine can be asked about this episode."""
-    size = len(episode.prompt_token_ids) + engine.space.length + len(episode.answer_token_ids)
+    size = len(episode.prompt_token_ids) + engine.space.length + len(answer_of(engine, episode))
     try:
         engine.position(episode.prompt_token_ids)
     except PlacementError:

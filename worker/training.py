@@ -5,7 +5,7 @@ Owns the two objectives, the weights of episodes, batches and early stopping. Kn
 
 With keys e_b, remembered answers y_b, remembered latents z*_b and weights w_b, the loss of a batch is
 
-    replay   −mean_b w_b · log p(y_b | prompt_b, W(e_b)) / |y_b|
+    replay   −mean_b w_b · likelihood of y_b under W(e_b), as `worker/replay.py` measures it
     regress   mean_b w_b · ‖W(e_b) − z*_b‖² / spread
 
 where the spread is the mean of ‖z* − z_neutral‖² over the training episodes, which makes the second
@@ -28,11 +28,12 @@ from torch import nn
 
 from config.settings import Settings
 from memory.episode import Episode
-from model.engine import Engine, SteeredPrompt
+from model.engine import Engine
 from worker import checkpoint as checkpoints
 from worker.checkpoint import Counters, Evaluation
 from worker.errors import TrainingDivergedError
 from worker.neighbourhood import prompt_digest, stack_keys
+from worker.replay import gradients, likelihoods
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +45,9 @@ REGRESS_SHARE = 0.1
 harder they hold the prior where the day's search happened to end."""
 
 EVALUATE_EVERY = 5
-PATIENCE = 2
+PATIENCE = 4
 MIN_GAIN = 0.01
-"""Least rise of the log-likelihood per token that counts: less is not worth the next steps."""
+"""Least rise of the mean likelihood that counts: less is not worth the next steps."""
 
 MAX_SKIPPED = 3
 MAX_VALIDATION = 32
@@ -133,7 +134,7 @@ async def train(
                 if checkpoint:
                     checkpoints.save(checkpoint, network, best, adam, counters)
         latest = counters.evaluations[-1].log_likelihood
-        progress(counters.step, recipe.steps, f"validation log-likelihood {latest:.3f} per token")
+        progress(counters.step, recipe.steps, f"validation log-likelihood {latest:.3f}")
         if counters.stopped:
             break
         await _step(engine, network, adam, batches, counters)
@@ -144,7 +145,7 @@ async def train(
 
 
 async def mean_likelihood(engine: Engine, network: nn.Module, episodes: Sequence[Episode]) -> float:
-    """Return the mean over episodes of the log-probability per answer token under `network`."""
+    """Return the mean over episodes of the remembered answer's likelihood under `network`."""
     values: list[torch.Tensor] = []
     for start in range(0, len(episodes), _EVALUATION_BATCH):
         batch = episodes[start : start + _EVALUATION_BATCH]
@@ -152,7 +153,7 @@ async def mean_likelihood(engine: Engine, network: nn.Module, episodes: Sequence
             latents = network(torch.from_numpy(stack_keys(batch)))  # (B, L, d)
         if not bool(torch.isfinite(latents).all()):
             return -math.inf
-        values.append(await engine.log_likelihood(_prompts(batch, latents), _answers(batch)))
+        values.append(await likelihoods(engine, batch, list(latents)))
     return float(torch.cat(values).mean())
 
 
@@ -188,10 +189,8 @@ async def _step(
     latents = network(batches.keys[chosen])  # (B, L, d)
     slope = torch.zeros_like(latents)  # of the loss
     if objective != "regress":
-        replay = await engine.latent_gradient(
-            _prompts(episodes, latents.detach()), _answers(episodes), weights.tolist()
-        )
-        slope -= replay.gradient / len(chosen)
+        rise = await gradients(engine, episodes, latents.detach(), weights)
+        slope -= rise.gradient / len(chosen)
     if objective != "replay":
         share = 1.0 if objective == "regress" else REGRESS_SHARE
         error = latents.detach() - batches.latents[chosen]
@@ -219,14 +218,6 @@ def _note(counters: Counters, log_likelihood: float) -> bool:
     if is_best:
         counters.best_step = counters.step
     return is_best
-
-
-def _prompts(episodes: Sequence[Episode], latents: torch.Tensor) -> list[SteeredPrompt]:
-    return [SteeredPrompt(e.prompt_token_ids, z) for e, z in zip(episodes, latents, strict=True)]
-
-
-def _answers(episodes: Sequence[Episode]) -> list[tuple[int, ...]]:
-    return [episode.answer_token_ids for episode in episodes]
 
 
 def _copy(network: nn.Module) -> dict[str, torch.Tensor]:

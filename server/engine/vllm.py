@@ -108,6 +108,10 @@ class VLLMEngine:
         """Return the text of tokens, special tokens left out."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def answer_tokens(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a finished answer: the text's own, then the end of the sequence."""
+        return (*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id)
+
     def position(self, token_ids: Sequence[int]) -> int:
         """Return the index before which latents go.
 
@@ -211,14 +215,17 @@ class VLLMEngine:
         return await _all([one(prompt, how) for prompt, how in zip(inputs, each, strict=True)])
 
     async def log_likelihood(
-        self, prompts: Sequence[SteeredPrompt], answers: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[SteeredPrompt],
+        answers: Sequence[Sequence[int]],
+        choices: Sequence[tuple[str, ...]] | None = None,
     ) -> torch.Tensor:
         """Return the mean log-probability per answer token, (B,).
 
         Raises:
-            UnsupportedError: the engine has no twin.
+            UnsupportedError: the engine has no twin, or choices are given: only nights score them.
         """
-        values: torch.Tensor = await self._twin().log_likelihood(self._checked(prompts), answers)
+        values: torch.Tensor = await self._twin(choices).log_likelihood(self._checked(prompts), answers)
         return values
 
     async def latent_gradient(
@@ -226,13 +233,14 @@ class VLLMEngine:
         prompts: Sequence[SteeredPrompt],
         answers: Sequence[Sequence[int]],
         weights: Sequence[float],
+        choices: Sequence[tuple[str, ...]] | None = None,
     ) -> LatentGradient:
         """Return log-likelihoods and their weighted gradients with respect to each prompt's latent.
 
         Raises:
-            UnsupportedError: the engine has no twin.
+            UnsupportedError: as `log_likelihood`.
         """
-        gradient: LatentGradient = await self._twin().latent_gradient(
+        gradient: LatentGradient = await self._twin(choices).latent_gradient(
             self._checked(prompts), answers, weights
         )
         return gradient
@@ -240,7 +248,9 @@ class VLLMEngine:
     async def close(self) -> None:
         """Do nothing: vLLM and the twin are ended by `launch`, which started them."""
 
-    def _twin(self) -> Any:
+    def _twin(self, choices: Sequence[tuple[str, ...]] | None = None) -> Any:
+        if any(choices or ()):
+            raise UnsupportedError("the twin scores no answers among choices")
         if self.twin is None:
             raise UnsupportedError("likelihoods and gradients need the twin (LATENTEVOLVE_TWIN)")
         return self.twin

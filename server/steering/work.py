@@ -19,6 +19,7 @@ from memory.store import Recalled
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions
 from server.steering.metrics import Metrics
 from server.steering.refiners.refiner import Refiner, RefineResult
+from server.steering.rewards.format import in_form
 from server.steering.trace import Trace
 
 EARNED = 0.02
@@ -121,7 +122,7 @@ class Work:
         if not self.options.store:
             return "the request asked for it not to be"
         if self.episode is None:
-            return "no answer was finished"
+            return "no answer was finished in the form that was asked for"
         if not self.episode.answer_text.strip():
             return "the best answer is empty"
         if self.episode.reward < threshold:
@@ -153,7 +154,7 @@ class Work:
 def episode_of(
     work: Work, key: Array, space: str, tenant: str, start: torch.Tensor, served: bool, result: RefineResult
 ) -> Episode | None:
-    """Return what a refinement leaves to remember; None when no answer was finished.
+    """Return what a refinement leaves to remember; None when no answer was finished in the form asked for.
 
     A latent that beat the unsteered answer is remembered with its answer. Where none did, the best answer
     is remembered all the same, for the night to replay: a memory of nothing but what a latent made the
@@ -176,6 +177,7 @@ def episode_of(
         and result.reward_after is not None
         and result.reward_after >= result.reward_before + EARNED
         and result.answer.finish_reason == "stop"
+        and in_form(result.signals_after)
     )
     if earned:
         assert result.latent is not None

@@ -276,3 +276,37 @@ async def test_a_closed_engine_says_so(small_model: str) -> None:
     await engine.close()
     with pytest.raises(EngineDeadError):
         await engine.keys([tokens])
+
+
+KINDS = ("fruit", "fruit salad", "animal", "tool")
+
+
+async def test_likelihoods_among_choices_are_the_odds_of_decoding_them(engine: TransformersEngine) -> None:
+    prompt = steered(engine, "Fruit, animal or tool? hammer")
+    answers = [engine.answer_tokens(kind) for kind in KINDS]
+    values = await engine.log_likelihood([prompt] * len(KINDS), answers, [KINDS] * len(KINDS))
+    torch.testing.assert_close(values.exp().sum(), torch.tensor(1.0))
+    greedy = await engine.generate([prompt], Decoding(max_tokens=8, choices=KINDS))
+    assert greedy[0].text == KINDS[int(values.argmax())]
+    free = await engine.log_likelihood([prompt, prompt], answers[:2], [(), KINDS])
+    assert free[0] < values[0]
+    torch.testing.assert_close(free[1], values[1])
+
+
+async def test_gradient_among_choices_takes_from_the_others_what_it_gives_to_one(
+    engine: TransformersEngine,
+) -> None:
+    prompt = steered(engine, "Fruit, animal or tool? hammer")
+    answers = [engine.answer_tokens(kind) for kind in KINDS]
+    prompts, held = [prompt] * len(KINDS), [KINDS] * len(KINDS)
+    odds = (await engine.log_likelihood(prompts, answers, held)).exp()
+    found = await engine.latent_gradient(prompts, answers, odds.tolist(), held)
+    # Probabilities sum to 1 wherever the latent stands.
+    size = found.gradient.norm(dim=(1, 2)).max()
+    assert found.gradient.sum(dim=0).norm() < 1e-3 * size
+
+
+async def test_answer_that_is_none_of_its_choices_is_refused(engine: TransformersEngine) -> None:
+    prompt = steered(engine, "Fruit, animal or tool? hammer")
+    with pytest.raises(ValueError, match="none of its choices"):
+        await engine.log_likelihood([prompt], [engine.answer_tokens("stone")], [KINDS])

@@ -68,7 +68,8 @@ class RefineResult:
     from_start: bool = False
     """The best latent is the one that refining started from."""
     agreed: tuple[Generation, Scored] | None = None
-    """Best finished answer of all that were decoded, rollouts included, whatever latent it came from."""
+    """Best finished answer in the form the request asks for, of all that were decoded, rollouts included,
+    whatever latent it came from."""
     steps: tuple[RefineStep, ...] = ()
     usage: Usage = field(default_factory=Usage)
     unavailable: tuple[str, ...] = ()

@@ -20,6 +20,7 @@ from model.engine import Decoding, Engine, EngineError, Generation, SteeredPromp
 from model.space import LatentRejectedError
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, RefineResult, RefineStep, Stopped
+from server.steering.rewards.format import in_form
 from server.steering.rewards.scorer import Scored, Scorer
 
 logger = logging.getLogger(__name__)
@@ -232,8 +233,12 @@ class Trial:
         )
 
     def _note(self, answer: Generation, scored: Scored) -> None:
-        """Keep the best finished answer that the request itself could have been given."""
-        if answer.finish_reason == "length" or len(answer.token_ids) > self._length:
+        """Keep the best answer that the request itself could have been given, in the form it asks for."""
+        if (
+            answer.finish_reason == "length"
+            or len(answer.token_ids) > self._length
+            or not in_form(scored.signals)
+        ):
             return
         if self._agreed is None or scored.reward > self._agreed[1].reward + MARGIN:
             self._agreed = answer, scored

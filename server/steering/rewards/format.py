@@ -40,6 +40,11 @@ class Format:
         return [sum(check(answer.text) for check in checks) / len(checks) for answer in answers]
 
 
+def in_form(signals: Mapping[str, float]) -> bool:
+    """Return whether a scored answer broke no rule of its request; who did is no example to learn from."""
+    return signals.get(Format.name, 1.0) >= 1.0
+
+
 def _checks(rules: Mapping[str, Any]) -> Iterator[Check]:
     if (schema := rules.get("json_schema")) is not None:
         validator = _validator(schema)

@@ -87,3 +87,15 @@ async def test_engine_that_fails_is_told_in_the_trace(day: Day) -> None:
     await day.steering.explorer.drain()
     settled = await day.traces.get(trace["id"])
     assert (settled["remembered"], settled["why_not_remembered"]) == ("no", "exploring failed")
+
+
+async def test_answer_in_another_form_than_was_asked_for_is_not_remembered(make_day: MakeDay) -> None:
+    engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "so it is 4")
+    day = await make_day(engine, rewards="consistency=0.8,format=0.2")
+    prompt = rendered(engine, "apples How many?", rules={"boxed": True})
+    _, trace = await day.ask(prompt, explore=True)
+    await day.steering.explorer.drain()
+    settled = await day.traces.get(trace["id"])
+    assert settled["why_not_remembered"] == "no answer was finished in the form that was asked for"
+    assert await day.remember.drain()
+    assert day.store.episodes == []

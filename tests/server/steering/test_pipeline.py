@@ -269,7 +269,7 @@ async def test_answer_that_was_cut_off_is_not_remembered(make_day: MakeDay) -> N
     day = await make_day(engine)
     prompt = rendered(engine, "apples How many?")
     _, trace = await day.ask(replace(prompt, decoding=Decoding(max_tokens=4)), "medium")
-    assert trace["why_not_remembered"] == "no answer was finished"
+    assert trace["why_not_remembered"] == "no answer was finished in the form that was asked for"
 
 
 async def test_steering_that_did_not_pay_nearby_falls_back_to_plain(day: Day) -> None:
