@@ -28,7 +28,7 @@ def render(engine: Engine, item: Item, *, instruction: str, system: str, max_tok
     messages = [{"role": "system", "content": system}] if system else []
     tokens = engine.render([*messages, {"role": "user", "content": question}])
     decoding = Decoding(max_tokens=max_tokens, choices=item.choices or None)
-    rules: dict[str, Any] = {"boxed": True} if "\\boxed" in question else {}
+    rules: dict[str, Any] = {"boxed": True} if "\\boxed" in system + question else {}
     return RenderedPrompt(tokens, engine.decode(tokens), question, decoding, rules)
 
 

@@ -28,15 +28,17 @@ from memory.record import (
     CREATED_AT,
     KEY,
     LATENT,
+    NEIGHBOUR_FIELDS,
     REWARD,
     TENANT,
     check_batch,
     episode_of,
     is_id,
+    neighbour_of,
     payload_of,
     vectors_of,
 )
-from memory.store import Recalled, StoreStats
+from memory.store import Neighbour, StoreStats
 from memory.tally import Tally
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,8 @@ class EdgeStore:
         self._space = space
         self._shape = (length, hidden_size)
         self._write = threading.RLock()
+        self._idle = threading.Condition()
+        self._calls = 0
         self._unflushed = 0
         self._version = 0
         self._stats: dict[str | None, tuple[int, StoreStats]] = {}
@@ -92,24 +96,28 @@ class EdgeStore:
         points = [edge.Point(e.id, vectors_of(e), payload_of(e)) for e in episodes]
         self._update(edge.UpdateOperation.upsert_points(points), len(points))
 
-    def recall(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Recalled]:
+    def near(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Neighbour]:
         """Return up to `k` episodes of cosine ≥ `floor`, most similar first. `key` is (d,)."""
         request = edge.QueryRequest(
             limit=k,
             query=edge.Query.Nearest(np.asarray(key, np.float32).tolist(), using=KEY),
             filter=_filter(tenant=tenant),
             score_threshold=floor - COSINE_ROUNDING,
-            with_vector=True,
-            with_payload=True,
+            with_vector=False,
+            with_payload=edge.PayloadSelector.Include(list(NEIGHBOUR_FIELDS)),
         )
-        return [Recalled(_episode(p), float(p.score)) for p in self._call(lambda s: s.query(request))]
+        points = self._call(lambda s: s.query(request))
+        return [neighbour_of(str(point.id), point.payload, float(point.score)) for point in points]
 
     def get(self, episode_id: str) -> Episode | None:
         """Return one episode, vectors included."""
-        if not is_id(episode_id):
-            return None
-        found = self._call(lambda s: s.retrieve([episode_id], True, True))
-        return _episode(found[0]) if found else None
+        found = self.fetch([episode_id])
+        return found[0] if found else None
+
+    def fetch(self, episode_ids: Sequence[str]) -> list[Episode]:
+        """Return those of the episodes that there are, vectors included, in any order."""
+        ids = [i for i in episode_ids if is_id(i)]
+        return [_episode(p) for p in self._call(lambda s: s.retrieve(ids, True, True))] if ids else []
 
     def scroll(
         self, *, tenant: str | None = None, min_reward: float = 0.0, batch: int = 256
@@ -155,7 +163,9 @@ class EdgeStore:
     def close(self) -> None:
         """Flush and release files. May be called again."""
         with self._write:
-            shard, self._shard = self._shard, None
+            with self._idle:
+                shard, self._shard = self._shard, None
+                self._idle.wait_for(lambda: not self._calls)  # Edge closes nothing that is being read
             if shard is not None:
                 try:
                     _translated(self._path, shard.close)
@@ -202,10 +212,17 @@ class EdgeStore:
         return page
 
     def _call(self, action: Callable[[Any], T]) -> T:
-        shard = self._shard
-        if shard is None:
-            raise StoreUnavailableError(f"the episode store {self._path} is closed")
-        return _translated(self._path, lambda: action(shard))
+        with self._idle:
+            shard = self._shard
+            if shard is None:
+                raise StoreUnavailableError(f"the episode store {self._path} is closed")
+            self._calls += 1
+        try:
+            return _translated(self._path, lambda: action(shard))
+        finally:
+            with self._idle:
+                self._calls -= 1
+                self._idle.notify_all()
 
 
 def _lock(path: Path) -> IO[bytes]:

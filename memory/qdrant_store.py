@@ -18,15 +18,17 @@ from memory.record import (
     CREATED_AT,
     KEY,
     LATENT,
+    NEIGHBOUR_FIELDS,
     REWARD,
     TENANT,
     check_batch,
     episode_of,
     is_id,
+    neighbour_of,
     payload_of,
     vectors_of,
 )
-from memory.store import Recalled, StoreStats
+from memory.store import Neighbour, StoreStats
 from memory.tally import Tally
 
 T = TypeVar("T")
@@ -70,7 +72,7 @@ class QdrantStore:
         points = [models.PointStruct(id=e.id, vector=vectors_of(e), payload=payload_of(e)) for e in episodes]
         self._call(lambda c: c.upsert(self._name, points, wait=True))
 
-    def recall(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Recalled]:
+    def near(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Neighbour]:
         """Return up to `k` episodes of cosine ≥ `floor`, most similar first. `key` is (d,)."""
         query = np.asarray(key, np.float32).tolist()
         answer = self._call(
@@ -81,16 +83,20 @@ class QdrantStore:
                 limit=k,
                 query_filter=_filter(tenant=tenant),
                 score_threshold=floor - COSINE_ROUNDING,
-                with_vectors=True,
-                with_payload=True,
+                with_vectors=False,
+                with_payload=list(NEIGHBOUR_FIELDS),
             )
         )
-        return [Recalled(_episode(point), float(point.score)) for point in answer.points]
+        return [neighbour_of(str(p.id), p.payload or {}, float(p.score)) for p in answer.points]
 
     def get(self, episode_id: str) -> Episode | None:
         """Return one episode, vectors included."""
-        found = self._retrieve([episode_id], full=True)
-        return _episode(found[0]) if found else None
+        found = self.fetch([episode_id])
+        return found[0] if found else None
+
+    def fetch(self, episode_ids: Sequence[str]) -> list[Episode]:
+        """Return those of the episodes that there are, vectors included, in any order."""
+        return [_episode(point) for point in self._retrieve(episode_ids, full=True)]
 
     def scroll(
         self, *, tenant: str | None = None, min_reward: float = 0.0, batch: int = 256

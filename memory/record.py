@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from memory.episode import Array, Episode, EpisodeRejectedError
+from memory.store import Neighbour
 
 KEY = "key"
 LATENT = "latent"
 TENANT = "tenant"
 REWARD = "reward"
 CREATED_AT = "created_at"
+EARNED, START_LIFT, PRIOR_VERSION = NEIGHBOUR_FIELDS = ("latent_earned", "start_lift", "prior_version")
 
 COSINE_ROUNDING = 1e-6
 """A float32 cosine of two equal keys comes out as 0.9999999: comparisons with a floor allow this much."""
@@ -80,6 +82,17 @@ def episode_of(episode_id: str, payload: Mapping[str, Any], key: ArrayLike, late
     fields["choices"] = tuple(fields.get("choices", ()))
     fields["created_at"] = datetime.fromisoformat(fields["created_at"])
     return Episode(id=episode_id, key=_array(key), latent=_array(latent), **fields)
+
+
+def neighbour_of(episode_id: str, payload: Mapping[str, Any], similarity: float) -> Neighbour:
+    """Return what `NEIGHBOUR_FIELDS` of a payload tell; an older payload may lack them."""
+    return Neighbour(
+        episode_id,
+        similarity,
+        payload.get(EARNED, True),
+        payload.get(START_LIFT),
+        payload.get(PRIOR_VERSION),
+    )
 
 
 def _array(values: ArrayLike) -> Array:

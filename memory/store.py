@@ -22,6 +22,18 @@ class Recalled:
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """What a similar episode tells without its vectors, which cost ten times more to read than all else."""
+
+    id: str
+    similarity: float
+    """Cosine of its key to the query."""
+    latent_earned: bool
+    start_lift: float | None
+    prior_version: str | None
+
+
+@dataclass(frozen=True)
 class StoreStats:
     """Counts and the reward distribution of one (space, tenant)."""
 
@@ -48,12 +60,16 @@ class EpisodeStore(Protocol):
         """
         ...
 
-    def recall(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Recalled]:
+    def near(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Neighbour]:
         """Return up to `k` episodes of cosine ≥ `floor`, most similar first. `key` is (d,)."""
         ...
 
     def get(self, episode_id: str) -> Episode | None:
         """Return one episode, vectors included."""
+        ...
+
+    def fetch(self, episode_ids: Sequence[str]) -> list[Episode]:
+        """Return those of the episodes that there are, vectors included, in any order."""
         ...
 
     def scroll(
@@ -77,3 +93,17 @@ class EpisodeStore(Protocol):
     def close(self) -> None:
         """Flush and release files or connections."""
         ...
+
+
+def recall(store: EpisodeStore, neighbours: Sequence[Neighbour], k: int) -> list[Recalled]:
+    """Return the up to `k` nearest neighbours whose latent earned its place, with all they hold.
+
+    Raises:
+        StoreUnavailableError: the store failed.
+    """
+    earned = [near for near in neighbours if near.latent_earned][:k]
+    episodes = (
+        {episode.id: episode for episode in store.fetch([near.id for near in earned])} if earned else {}
+    )
+    # One that was deleted a moment ago is left out.
+    return [Recalled(episodes[near.id], near.similarity) for near in earned if near.id in episodes]

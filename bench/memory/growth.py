@@ -17,7 +17,8 @@ from bench.memory.workload import Workload
 from bench.processes import resident_mib
 from bench.result import quantiles_ms
 from memory.episode import Array
-from memory.store import EpisodeStore, Recalled
+from memory.store import EpisodeStore, Recalled, recall
+from server.steering.recall import REACH
 
 TENANT = "default"
 WARM_UP = 20
@@ -99,7 +100,8 @@ def _recall(
     seconds, found = [], []
     for at, key in enumerate(queries, start=1):
         begun = time.perf_counter()
-        recalled = store.recall(key, tenant=TENANT, k=plan.k, floor=plan.floor)
+        near = store.near(key, tenant=TENANT, k=REACH * plan.k, floor=plan.floor)
+        recalled = recall(store, near, plan.k)
         took = time.perf_counter() - begun
         if at > WARM_UP:
             seconds.append(took)

@@ -34,7 +34,7 @@ class Files:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._plan, self._box = plan, "\\boxed" in plan.instruction
+        self._plan, self._box = plan, "\\boxed" in plan.instruction + plan.system
         self._items = read_items(Path(plan.data))
         self._also: dict[str, list[Item]] = {}
         for path in map(Path, plan.also):

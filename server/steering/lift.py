@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from memory.episode import Episode
-from memory.store import Recalled
+from memory.store import Neighbour
 
 MIN_MEASURED = 2
 """Fewer neighbours say too little: then all that was measured since the start decides."""
@@ -35,7 +35,7 @@ class LiftTally:
         return total / count if count >= MIN_OVERALL else None
 
 
-def lift_nearby(near: Sequence[Recalled], prior_version: str | None) -> float | None:
+def lift_nearby(near: Sequence[Neighbour], prior_version: str | None) -> float | None:
     """Return the mean rise of the reward that neighbours saw from being steered, in [−1, 1].
 
     Only lifts that were measured under the same prior count, for another one would have started them
@@ -46,8 +46,8 @@ def lift_nearby(near: Sequence[Recalled], prior_version: str | None) -> float | 
         prior_version: Version that serves the request; None: no prior.
     """
     lifts = [
-        found.episode.start_lift
+        found.start_lift
         for found in near
-        if found.episode.start_lift is not None and found.episode.prior_version == prior_version
+        if found.start_lift is not None and found.prior_version == prior_version
     ]
     return sum(lifts) / len(lifts) if len(lifts) >= MIN_MEASURED else None

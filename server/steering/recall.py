@@ -11,7 +11,7 @@ import torch
 
 from config.settings import Settings
 from memory.episode import Array, StoreUnavailableError
-from memory.store import EpisodeStore, Recalled
+from memory.store import EpisodeStore, Neighbour, Recalled, recall
 from model.space import LatentRejectedError, LatentSpace
 from server.steering.metrics import Metrics
 from server.steering.work import RequestCounts, Work
@@ -49,7 +49,7 @@ class Recall:
                 self._miss(work, error)
         return self._was_filled
 
-    async def near(self, work: Work, key: Array) -> tuple[list[Recalled], list[Recalled]]:
+    async def near(self, work: Work, key: Array) -> tuple[list[Recalled], list[Neighbour]]:
         """Return what is recalled for `key`, (d,), and all neighbours that were looked at, nearest first.
 
         Recalled are up to k episodes whose latent earned its place; the others tell how steering went.
@@ -58,24 +58,22 @@ class Recall:
         k = settings.recall_k if options.k is None else options.k
         try:
             with work.stage("recall"):
-                found = await asyncio.to_thread(
-                    self._store.recall,
-                    key,
-                    tenant=TENANT,
-                    k=REACH * k,
-                    floor=settings.recall_floor if options.floor is None else options.floor,
-                )
+                floor = settings.recall_floor if options.floor is None else options.floor
+                found, neighbours = await asyncio.to_thread(self._look, key, k, floor)
         except StoreUnavailableError as error:
             self._miss(work, error)
             return [], []
-        neighbours = [near for near in found if self._fits(near)]
-        recalled = [near for near in neighbours if near.episode.latent_earned][:k]
+        recalled = [near for near in found if self._fits(near)]
         self._metrics.recalls.labels("hit" if recalled else "miss").inc()
         self._counts.recalls += 1
         if recalled:
             self._counts.hits += 1
             self._metrics.similarity.observe(max(near.similarity for near in recalled))
         return recalled, neighbours
+
+    def _look(self, key: Array, k: int, floor: float) -> tuple[list[Recalled], list[Neighbour]]:
+        neighbours = self._store.near(key, tenant=TENANT, k=REACH * k, floor=floor)
+        return recall(self._store, neighbours, k), neighbours
 
     def _fits(self, near: Recalled) -> bool:
         try:

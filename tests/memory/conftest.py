@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 
 from memory.episode import Array, Episode
+from memory.store import EpisodeStore, Recalled, recall
 
 SPACE = "space-a"
 LENGTH, HIDDEN = 4, 32
+
+
+def recall_from(store: EpisodeStore, key: Array, *, tenant: str, k: int, floor: float) -> list[Recalled]:
+    """Return the up to `k` nearest episodes of cosine ≥ `floor`."""
+    return recall(store, store.near(key, tenant=tenant, k=k, floor=floor), k)
 
 
 @pytest.fixture

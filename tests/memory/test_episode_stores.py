@@ -18,7 +18,8 @@ from qdrant_client import QdrantClient
 from memory.edge_store import EdgeStore
 from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError, new_id
 from memory.qdrant_store import QdrantStore, connect
-from memory.store import EpisodeStore, Recalled
+from memory.store import EpisodeStore, Recalled, recall
+from tests.memory.conftest import recall_from
 
 LENGTH, HIDDEN = 4, 32
 KINDS = ["edge", "local", *(["server"] if os.environ.get("QDRANT_URL") else [])]
@@ -120,19 +121,38 @@ def test_recall_is_ordered_limited_and_at_or_above_the_floor(
     episodes = {c: make(key=near(key, c)) for c in cosines}
     store.add(list(episodes.values()))
 
-    recalled = store.recall(key, tenant="default", k=10, floor=0.6)
+    recalled = recall_from(store, key, tenant="default", k=10, floor=0.6)
     assert ids(recalled) == [episodes[c].id for c in (1.0, 0.95, 0.8, 0.61)]
     assert [r.similarity for r in recalled] == pytest.approx([1.0, 0.95, 0.8, 0.61], abs=1e-5)
     assert all(same(r.episode, episodes[c]) for r, c in zip(recalled, (1.0, 0.95, 0.8, 0.61), strict=True))
-    assert ids(store.recall(key, tenant="default", k=2, floor=0.6)) == ids(recalled)[:2]
-    assert len(store.recall(key, tenant="default", k=10, floor=-1.0)) == len(cosines)
+    assert ids(recall_from(store, key, tenant="default", k=2, floor=0.6)) == ids(recalled)[:2]
+    assert len(recall_from(store, key, tenant="default", k=10, floor=-1.0)) == len(cosines)
+
+
+def test_neighbours_tell_how_steering_went_and_only_earned_latents_are_read(
+    store: EpisodeStore, make: Make, unit: Callable[[], Array]
+) -> None:
+    key = unit()
+    plain = make(key=near(key, 0.95), latent_earned=False, start_lift=-0.25, prior_version="v2")
+    earned = [make(key=near(key, cosine)) for cosine in (0.9, 0.8, 0.7)]
+    store.add([plain, *earned])
+    found = store.near(key, tenant="default", k=4, floor=0.0)
+    assert [one.id for one in found] == [plain.id, *(episode.id for episode in earned)]
+    assert (found[0].latent_earned, found[0].start_lift, found[0].prior_version) == (False, -0.25, "v2")
+    assert (found[1].latent_earned, found[1].start_lift) == (True, None)
+    assert ids(recall(store, found, 2)) == [episode.id for episode in earned[:2]]
+    store.delete([earned[0].id])
+    assert ids(recall(store, found, 2)) == [earned[1].id]
+    assert recall(store, found[:1], 2) == []
+    assert {e.id for e in store.fetch([plain.id, new_id(), "no-uuid"])} == {plain.id}
+    assert store.fetch([]) == []
 
 
 def test_floor_of_one_recalls_the_same_key(store: EpisodeStore, make: Make) -> None:
     episodes = [make() for _ in range(20)]
     store.add(episodes)
     for episode in episodes:
-        assert ids(store.recall(episode.key, tenant="default", k=3, floor=1.0)) == [episode.id]
+        assert ids(recall_from(store, episode.key, tenant="default", k=3, floor=1.0)) == [episode.id]
 
 
 def test_recall_agrees_with_exact_cosines(store: EpisodeStore, make: Make, unit: Callable[[], Array]) -> None:
@@ -143,13 +163,13 @@ def test_recall_agrees_with_exact_cosines(store: EpisodeStore, make: Make, unit:
         key = unit()
         cosines = {e.id: float(e.key @ key) for e in episodes}
         expected = sorted((i for i in cosines if cosines[i] >= 0.1), key=lambda i: -cosines[i])[:8]
-        recalled = store.recall(key, tenant="default", k=8, floor=0.1)
+        recalled = recall_from(store, key, tenant="default", k=8, floor=0.1)
         assert ids(recalled) == expected
         assert [r.similarity for r in recalled] == pytest.approx([cosines[i] for i in expected], abs=1e-5)
 
 
 def test_an_empty_store_recalls_nothing(store: EpisodeStore, unit: Callable[[], Array]) -> None:
-    assert store.recall(unit(), tenant="default", k=4, floor=-1.0) == []
+    assert recall_from(store, unit(), tenant="default", k=4, floor=-1.0) == []
     assert store.count() == 0
     assert list(store.scroll()) == []
     stats = store.stats()
@@ -161,9 +181,9 @@ def test_another_tenant_is_never_recalled(store: EpisodeStore, make: Make) -> No
     mine, theirs = make(tenant="mine"), make(tenant="theirs")
     twin = replace(mine, tenant="theirs", id=new_id())
     store.add([mine, theirs, twin])
-    assert ids(store.recall(mine.key, tenant="mine", k=10, floor=-1.0)) == [mine.id]
-    assert ids(store.recall(mine.key, tenant="theirs", k=1, floor=0.9)) == [twin.id]
-    assert store.recall(mine.key, tenant="nobody", k=10, floor=-1.0) == []
+    assert ids(recall_from(store, mine.key, tenant="mine", k=10, floor=-1.0)) == [mine.id]
+    assert ids(recall_from(store, mine.key, tenant="theirs", k=1, floor=0.9)) == [twin.id]
+    assert recall_from(store, mine.key, tenant="nobody", k=10, floor=-1.0) == []
     assert [e.id for e in store.scroll(tenant="mine")] == [mine.id]
     assert (store.count(tenant="mine"), store.count(tenant="theirs"), store.count()) == (1, 2, 3)
 
@@ -173,7 +193,7 @@ def test_another_space_is_never_recalled(opener: Opener, make_episode: Make) -> 
     first, second = opener(one), opener(other)
     episode = make_episode(space=one)
     first.add([episode])
-    assert second.recall(episode.key, tenant="default", k=4, floor=-1.0) == []
+    assert recall_from(second, episode.key, tenant="default", k=4, floor=-1.0) == []
     assert second.get(episode.id) is None
     assert second.count() == 0
     with pytest.raises(EpisodeRejectedError, match="space"):
@@ -219,7 +239,7 @@ def test_deleted_episodes_are_gone(store: EpisodeStore, make: Make) -> None:
     store.add([kept, gone])
     assert store.delete([gone.id, gone.id, new_id(), "no-uuid"]) == 1
     assert store.get(gone.id) is None
-    assert store.recall(gone.key, tenant="default", k=4, floor=0.9) == []
+    assert recall_from(store, gone.key, tenant="default", k=4, floor=0.9) == []
     assert store.delete([gone.id]) == 0
     assert store.delete([]) == 0
     assert store.stats().episodes == store.count() == 1

@@ -16,6 +16,7 @@ import pytest
 
 from memory.edge_store import EdgeStore
 from memory.episode import Episode, StoreUnavailableError
+from tests.memory.conftest import recall_from
 
 VICTIM = Path(__file__).with_name("store_victim.py")
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ def test_kill_9_loses_no_acknowledged_episode(tmp_path: Path, flush_every: int) 
         newest = max(acknowledged)
         found = store.get(acknowledged[newest])
         assert found is not None
-        assert store.recall(found.key, tenant="default", k=1, floor=0.99)[0].episode.id == found.id
+        assert recall_from(store, found.key, tenant="default", k=1, floor=0.99)[0].episode.id == found.id
         store.close()
     assert len(acknowledged) > 20
 
@@ -144,7 +145,7 @@ def test_threads_add_and_recall_at_once(tmp_path: Path, make_episode: Make) -> N
     def add_and_recall(worker: int) -> None:
         for episode in episodes[worker * 20 : (worker + 1) * 20]:
             store.add([episode])
-            recalled = store.recall(episode.key, tenant=episode.tenant, k=3, floor=0.99)
+            recalled = recall_from(store, episode.key, tenant=episode.tenant, k=3, floor=0.99)
             assert episode.id in [r.episode.id for r in recalled]
             assert {r.episode.tenant for r in recalled} == {episode.tenant}
             store.stats(tenant=episode.tenant)
@@ -166,7 +167,7 @@ def test_closing_while_others_read_ends_them_cleanly(tmp_path: Path, make_episod
     def read() -> None:
         try:
             while True:
-                store.recall(episode.key, tenant="default", k=1, floor=0.5)
+                recall_from(store, episode.key, tenant="default", k=1, floor=0.5)
         except StoreUnavailableError:
             pass
         except BaseException as exc:
@@ -187,12 +188,12 @@ def test_indexing_while_opening_changes_no_answer(tmp_path: Path, make_episode: 
     store = open_edge(tmp_path)
     episodes = [make_episode() for _ in range(300)]
     store.add(episodes)
-    before = [store.recall(e.key, tenant="default", k=4, floor=0.2) for e in episodes[:20]]
+    before = [recall_from(store, e.key, tenant="default", k=4, floor=0.2) for e in episodes[:20]]
     store.close()
     store = open_edge(tmp_path, index_from=100)
     assert store.indexed() >= 300
     store.add([make_episode(tenant="other")])
-    after = [store.recall(e.key, tenant="default", k=4, floor=0.2) for e in episodes[:20]]
+    after = [recall_from(store, e.key, tenant="default", k=4, floor=0.2) for e in episodes[:20]]
     assert [[r.episode.id for r in row] for row in after] == [[r.episode.id for r in row] for row in before]
     assert {e.id for e in store.scroll(tenant="default")} == {e.id for e in episodes}
     store.close()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError
-from memory.store import Recalled, StoreStats
+from memory.store import Neighbour, StoreStats
 from model.engine import Decoding, Generation
 from model.scripted_engine import GOOD, ScriptedEngine
 from server.steering.call import RenderedPrompt
@@ -66,12 +66,18 @@ class ListStore:
                 raise EpisodeRejectedError("latent holds NaN or infinity")
         self.episodes += episodes
 
-    def recall(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Recalled]:
+    def near(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Neighbour]:
         self._enter()
         self.recalls += 1
-        near = [Recalled(episode, float(np.dot(episode.key, key))) for episode in self.episodes]
-        near = [one for one in near if one.similarity >= floor and one.episode.tenant == tenant]
-        return sorted(near, key=lambda one: -one.similarity)[:k]
+        found = [
+            Neighbour(e.id, float(np.dot(e.key, key)), e.latent_earned, e.start_lift, e.prior_version)
+            for e in self.episodes
+            if e.tenant == tenant
+        ]
+        return sorted((one for one in found if one.similarity >= floor), key=lambda one: -one.similarity)[:k]
+
+    def fetch(self, episode_ids: Sequence[str]) -> list[Episode]:
+        return [episode for episode in self.episodes if episode.id in episode_ids]
 
     def get(self, episode_id: str) -> Episode | None:
         return next((episode for episode in self.episodes if episode.id == episode_id), None)

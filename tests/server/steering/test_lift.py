@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from memory.store import Recalled
+from memory.store import Neighbour
 from server.steering.lift import MIN_OVERALL, LiftTally, lift_nearby
 from tests.worker.conftest import keyed
 
@@ -24,7 +24,7 @@ EPISODE = keyed(np.ones(4, np.float32), (1,))
 )
 def test_mean_of_at_least_two_lifts_under_the_same_prior(lifts: list, version: str | None, found) -> None:
     near = [
-        Recalled(replace(EPISODE, start_lift=lift, prior_version=prior_version), 0.9)
+        Neighbour("some", 0.9, latent_earned=False, start_lift=lift, prior_version=prior_version)
         for lift, prior_version in lifts
     ]
     assert lift_nearby(near, version) == found
