@@ -1,8 +1,8 @@
 """What the gate of a night found, as a table.
 
 Owns how the gate's part of a night's record is read: `controls`, one row per control with
-`control`, `candidate`, `mean`, `difference`, `low`, `high` and `win`. Knows nothing of how it was
-measured.
+`control`, `candidate`, `mean`, `difference`, `low`, `high`, `win`, and the same of decoded `answers`. Knows
+nothing of how it was measured.
 """
 
 from collections.abc import Mapping
@@ -21,31 +21,32 @@ WINS = {True: "yes", False: "no"}
 
 
 def show_gate(screen: Screen, gate: Mapping[str, Any]) -> None:
-    """Write the candidate's comparison with each control, in log-probability per answer token."""
-    rows = [
-        (
-            CONTROLS.get(str(row["control"]), row["control"]),
-            number(row.get("candidate")),
-            number(row.get("mean")),
-            signed(row.get("difference")),
-            f"{signed(row.get('low'))} … {signed(row.get('high'))}",
-            WINS.get(row.get("win"), "") or str(row.get("note") or "–"),
-        )
-        for row in gate.get("controls", ())
-    ]
-    if not rows:
+    """Write the candidate's comparison with each control: likelihood, and agreement of decoded answers."""
+    controls = gate.get("controls", ())
+    if not controls:
         return
     headers = ("control", "candidate", "control's", "difference", "95 % interval", "win")
+    rows = [
+        (*_row(row, row), WINS.get(row.get("win"), "") or str(row.get("note") or "–")) for row in controls
+    ]
     screen.table(
-        headers, rows, title=f"Gate on {gate['n']} held-out episodes, log-probability per answer token"
+        headers, rows, title=f"Gate on {gate['n']} held-out episodes, log-likelihood of their answers"
     )
-    if agreement := gate.get("agreement"):
-        screen.line(
-            f"decoded answers agree {number(agreement['candidate'])} with the remembered ones,"
-            f" without latents {number(agreement['none'])}"
-        )
+    decoded = [_row(row, answers) for row in controls if (answers := row.get("answers"))]
+    if decoded:
+        screen.table(headers[:-1], decoded, title="Agreement of decoded answers with the remembered ones")
     if (coverage := gate.get("coverage")) is not None:
         screen.line(f"competent for {100 * coverage:.0f} % of the held-out episodes")
+
+
+def _row(row: Mapping[str, Any], measured: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        CONTROLS.get(str(row["control"]), str(row["control"])),
+        number(measured.get("candidate")),
+        number(measured.get("mean")),
+        signed(measured.get("difference")),
+        f"{signed(measured.get('low'))} … {signed(measured.get('high'))}",
+    )
 
 
 def number(value: object) -> str:

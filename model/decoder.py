@@ -85,8 +85,18 @@ class Draft:
             ordered, tokens = probabilities.sort(descending=True)
             # Keeps the token that crosses top_p, so that at least one is left.
             ordered[ordered.cumsum(dim=-1) - ordered >= self._decoding.top_p] = 0
-            return int(tokens[torch.multinomial(ordered, 1, generator=self._random)])
-        return int(torch.multinomial(probabilities, 1, generator=self._random))
+            return int(tokens[self._draw(ordered)])
+        return self._draw(probabilities)
+
+    def _draw(self, weights: torch.Tensor) -> int:
+        """Return an index with a chance in proportion to its weight, none where that is 0.
+
+        By one number in (0, total]: `torch.multinomial` draws as many as there are tokens, which took a
+        tenth of the time of decoding with a vocabulary of 150,000.
+        """
+        sums = weights.double().cumsum(dim=-1)
+        drawn = (1 - torch.rand(1, generator=self._random, dtype=torch.float64)) * sums[-1]
+        return int(torch.searchsorted(sums, drawn))
 
     def _meets_stop(self) -> bool:
         if self._decoding.stop:

@@ -28,8 +28,11 @@ from model.prefill import Row, batches, last_states, prefill
 from model.prefixes import Prefixes
 from model.target import Target
 
+_DECODING_BYTES = 2**30
+"""Most KV cache of one batch that is decoded. Rows that finish leave it, so it starts with many: few rows
+use a processor badly."""
 _FORWARD_COLUMNS = 8192
-"""Most padded columns of one batch without gradient: about 0.4 GB of KV cache for the default model."""
+"""Most padded columns of one batch whose answers are scored: 0.4 GB of KV cache for the default model."""
 _GRADIENT_COLUMNS = 512
 """Most padded columns after the prefix of one batch with gradient: about 0.5 GB for the default model."""
 _LONGEST = 8192
@@ -140,7 +143,8 @@ class FrozenModel:
             len(prompt.token_ids) + len(row.rest) + how.max_tokens
             for prompt, row, how in zip(prompts, rows, decodings, strict=True)
         ]
-        for group in batches(sizes, _FORWARD_COLUMNS, lambda index: _neighbourhood(rows[index])):
+        columns = _DECODING_BYTES // _bytes_per_column(self.network)
+        for group in batches(sizes, columns, lambda index: _neighbourhood(rows[index])):
             chosen, written = [rows[index] for index in group], [drafts[index] for index in group]
             decode(self.network, chosen, written, self._prefixes)
         return [draft.generation() for draft in drafts]
@@ -281,6 +285,15 @@ class FrozenModel:
 
 def _neighbourhood(row: Row) -> tuple[int, tuple[int, ...], int]:
     return len(row.prefix), row.prefix, len(row.rest)
+
+
+def _bytes_per_column(network: Any) -> int:
+    """Return what one token of one row takes in the KV cache."""
+    config = network.config.get_text_config()
+    heads = int(config.num_attention_heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    kept = int(getattr(config, "num_key_value_heads", None) or heads)
+    return int(config.num_hidden_layers) * 2 * kept * width * network.dtype.itemsize
 
 
 def _end_tokens(network: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -1,38 +1,39 @@
 """How much decoded answers agree with the remembered ones.
 
-Owns the night's live self-reward: word overlap with the best answer that was remembered. It says
-nothing about right or wrong: remembered answers are the model's own.
+Owns the night's live self-reward: whether a greedy answer says in the end what the best remembered one
+says. It tells nothing of right or wrong: remembered answers are the model's own.
 """
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from memory.episode import Episode
 from model.engine import Decoding, Engine, SteeredPrompt, UnsupportedError
-from worker.bootstrap import grouped_means, interval
+from model.final_answer import boxed, final_answer
 from worker.contestants import Latents
 
 MAX_EPISODES = 32
 """Decoding is the slow part of a gate."""
 MAX_TOKENS = 64
 _SPARE_TOKENS = 8
+_EPISODES_PER_CALL = 4
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Mean word overlap with the remembered answers, in [0, 1], and its paired difference."""
+def agreement(answer: str, remembered: str) -> float:
+    """Return 1 for an answer with the final answer of the remembered one, boxed where that is boxed, else 0.
 
-    n: int
-    candidate: float
-    none: float
-    """Without latents."""
-    difference: float
-    low: float | None
-    high: float | None
+    When the remembered one says nothing to compare, such as a long free text, word overlap in [0, 1].
+    """
+    wanted = final_answer(remembered)
+    if wanted is None:
+        return word_overlap(answer, remembered)
+    in_form = boxed(answer) is not None or boxed(remembered) is None
+    return float(in_form and final_answer(answer) == wanted)
 
 
 def word_overlap(answer: str, remembered: str) -> float:
@@ -44,47 +45,52 @@ def word_overlap(answer: str, remembered: str) -> float:
     return 2 * common / (found.total() + wanted.total())
 
 
-async def measure_agreement(
-    engine: Engine, holdout: Sequence[Episode], groups: Sequence[int], latents: Latents, *, seed: int
-) -> Agreement | None:
-    """Decode hold-out prompts greedily with and without `latents` and compare with what was remembered.
+async def agreements(
+    engine: Engine,
+    holdout: Sequence[Episode],
+    latents: Mapping[str, Latents],
+    progress: Callable[[int, int, str], None] = lambda done, total, message: None,
+) -> Mapping[str, NDArray[np.float64]] | None:
+    """Decode hold-out prompts greedily under each contestant's latents and compare with what was remembered.
 
     Answers that were one of a few choices are held to them here too.
 
-    None when the engine does not generate.
+    Returns:
+        Per contestant, (n,) for the first `MAX_EPISODES` of the hold-out; None when the engine does not
+        generate.
     """
     episodes = list(holdout)[:MAX_EPISODES]
+    found = {name: np.zeros(len(episodes)) for name in latents}
+    for start in range(0, len(episodes), _EPISODES_PER_CALL):
+        progress(start, len(episodes), "answers of candidate and controls")
+        rows = [
+            (name, index, latents[name][index])
+            for index in range(start, min(start + _EPISODES_PER_CALL, len(episodes)))
+            for name in latents
+        ]
+        try:
+            texts = await _decoded(engine, episodes, rows)
+        except UnsupportedError:
+            return None
+        for (name, index, _), text in zip(rows, texts, strict=True):
+            found[name][index] = agreement(text, episodes[index].answer_text)
+    progress(len(episodes), len(episodes), "answers of candidate and controls")
+    return found
+
+
+async def _decoded(
+    engine: Engine, episodes: Sequence[Episode], rows: Sequence[tuple[str, int, torch.Tensor | None]]
+) -> list[str]:
+    """Return one text per row; those without a latent are decoded once per episode."""
     longest = max(len(episode.answer_token_ids) for episode in episodes)
     tokens = min(MAX_TOKENS, longest + _SPARE_TOKENS)
-    pairs = list(zip(episodes, latents, strict=False))
-    asked = [(SteeredPrompt(e.prompt_token_ids), e) for e in episodes]
-    plain = len(asked)
-    asked += [(SteeredPrompt(e.prompt_token_ids, z), e) for e, z in pairs if z is not None]
-    try:
-        answers = await engine.generate(
-            [prompt for prompt, _ in asked],
-            [Decoding(max_tokens=tokens, choices=episode.choices or None) for _, episode in asked],
-        )
-    except UnsupportedError:
-        return None
-    texts = [generation.text for generation in answers]
-    after = iter(texts[plain:])
-    none, candidate = [], []
-    for episode, latent, text in zip(episodes, latents, texts, strict=False):
-        none.append(word_overlap(text, episode.answer_text))
-        steered_text = text if latent is None else next(after)
-        candidate.append(word_overlap(steered_text, episode.answer_text))
-    kept = groups[: len(episodes)]
-    before, with_latents = grouped_means(np.array(none), kept), grouped_means(np.array(candidate), kept)
-    found = interval(with_latents - before, seed)
-    return Agreement(
-        n=len(episodes),
-        candidate=float(with_latents.mean()),
-        none=float(before.mean()),
-        difference=found.mean,
-        low=found.low if np.isfinite(found.low) else None,
-        high=found.high if np.isfinite(found.high) else None,
+    asked = {(index, name if latent is not None else "none"): latent for name, index, latent in rows}
+    generations = await engine.generate(
+        [SteeredPrompt(episodes[index].prompt_token_ids, latent) for (index, _), latent in asked.items()],
+        [Decoding(max_tokens=tokens, choices=episodes[index].choices or None) for index, _ in asked],
     )
+    texts = {key: generation.text for key, generation in zip(asked, generations, strict=True)}
+    return [texts[index, name if latent is not None else "none"] for name, index, latent in rows]
 
 
 def _words(text: str) -> Counter[str]:

@@ -6,18 +6,17 @@ publishes nothing.
 The rule, made for hold-outs of a few dozen episodes or fewer, on those inside the candidate's region of
 competence, for outside it says nothing:
 
-1. On average over neighbourhoods the candidate's replay log-likelihood is above every control's,
-   by more than rounding.
-2. Against no latent and against the active prior the 95 % interval of the difference is above zero:
-   these two are what would be served instead. Against kNN-only, the mean and the random latent an
-   average above zero is enough: they show that what was learned matters, not only that something is
-   injected, and demanding five intervals of a small hold-out would refuse nearly every good prior.
-3. Decoded as they were asked for, greedily and under the same choices, answers agree on average no less
-   with the remembered ones than those without latents. Likelihood alone can be won by the form of an
-   answer while its content gets worse.
-4. At least five neighbourhoods judged. With fewer, intervals promise too much.
+1. Decoded as they were asked for, greedily and under the same choices, the candidate's answers agree on
+   average no less with the remembered ones than any control's. Likelihood alone can be won by the form of
+   an answer while its content gets worse.
+2. The candidate is better than every control, in that agreement or in replay likelihood. Against no latent
+   and against the active prior the 95 % interval of the difference is above zero: these two are what would
+   be served instead. Against kNN-only, the mean and the random latent an average above zero is enough: they
+   show that what was learned matters, not only that something is injected, and demanding five intervals of
+   a small hold-out would refuse nearly every good prior.
+3. At least five neighbourhoods judged. With fewer, intervals promise too much.
 
-A tie is a refusal.
+A tie is a refusal. An engine that does not generate leaves likelihood alone to judge by.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +30,8 @@ from numpy.typing import NDArray
 from memory.episode import Episode
 from memory.prior import Prior
 from model.engine import Engine
-from worker.agreement import Agreement, measure_agreement
-from worker.bootstrap import grouped_means, interval
+from worker.agreement import agreements
+from worker.bootstrap import Interval, grouped_means, interval
 from worker.contestants import Candidate, Latents, Recall, contestants
 from worker.replay import likelihoods
 from worker.split import MIN_HOLDOUT, Split
@@ -59,8 +58,20 @@ Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Answers:
+    """Mean agreement of decoded answers with the remembered ones, in [0, 1] (`worker/agreement.py`)."""
+
+    candidate: float
+    mean: float
+    """Of the control."""
+    difference: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """The candidate against one control, in mean replay likelihood (`worker/replay.py`)."""
+    """The candidate against one control, in mean replay likelihood (`worker/replay.py`) and in answers."""
 
     control: str
     candidate: float
@@ -69,6 +80,8 @@ class Comparison:
     difference: float | None = None
     low: float | None = None
     high: float | None = None
+    answers: Answers | None = None
+    """None: there is no such control, or the engine does not generate."""
     win: bool | None = None
     """Whether the rule holds against this control."""
     note: str = ""
@@ -93,8 +106,6 @@ class GateReport:
     """Share of the hold-out inside the candidate's region of competence."""
     threshold: float
     """Cosine to the nearest centroid where that region ends."""
-    agreement: Agreement | None
-    """Of decoded answers with the remembered ones; None: the engine does not generate."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -122,12 +133,11 @@ async def judge(
     proposed = latents["candidate"]
     finite = all(z is not None and bool(torch.isfinite(z).all()) for z in proposed)
     comparisons: list[Comparison] = []
-    agreement = None
     if finite:
         scores = await _scores(engine, holdout, latents, progress)
-        comparisons = [_compare(name, scores, groups, seed) for name in CONTROLS]
-        agreement = await measure_agreement(engine, holdout, groups, proposed, seed=seed)
-    promoted, reason = _decide(finite, covered, comparisons, agreement)
+        decoded = await agreements(engine, holdout, latents, progress)
+        comparisons = [_compare(name, scores, decoded, groups, seed) for name in CONTROLS]
+    promoted, reason = _decide(finite, covered, comparisons)
     return GateReport(
         promoted=promoted,
         reason=reason,
@@ -138,7 +148,6 @@ async def judge(
         latent_error=_latent_errors(holdout, latents, neutral) if finite else {},
         coverage=sum(candidate.competence.covers(e.key) for e in sides.holdout) / len(sides.holdout),
         threshold=candidate.competence.threshold,
-        agreement=agreement,
     )
 
 
@@ -175,31 +184,48 @@ async def _scores(
         )
         for (name, index), value in zip(rows, values.tolist(), strict=True):
             found[name][index] = value
-    progress(len(holdout), len(holdout), "answers under candidate and without")
+    progress(len(holdout), len(holdout), "replay likelihood of candidate and controls")
     return found
 
 
-def _compare(name: str, scores: Mapping[str, Scores], groups: Sequence[int], seed: int) -> Comparison:
+def _compare(
+    name: str,
+    scores: Mapping[str, Scores],
+    decoded: Mapping[str, Scores] | None,
+    groups: Sequence[int],
+    seed: int,
+) -> Comparison:
     candidate = grouped_means(scores["candidate"], groups)
     mean = float(candidate.mean())
     if name not in scores:
         return Comparison(name, mean, None, note=_ABSENT[name])
     control = grouped_means(scores[name], groups)
-    found = interval(candidate - control, seed)
+    likelihood = interval(candidate - control, seed)
+    measured = [likelihood]
+    answers = None
+    if decoded is not None:
+        judged = groups[: len(decoded[name])]
+        ours, theirs = grouped_means(decoded["candidate"], judged), grouped_means(decoded[name], judged)
+        measured.append(interval(ours - theirs, seed))
+        answers = Answers(float(ours.mean()), float(theirs.mean()), *_bounds(measured[-1]))
     return Comparison(
-        control=name,
-        candidate=mean,
-        mean=float(control.mean()),
-        difference=found.mean,
-        low=found.low if np.isfinite(found.low) else None,
-        high=found.high if np.isfinite(found.high) else None,
-        win=found.mean > TIE and (found.low > 0 or name not in MUST_EXCLUDE_ZERO),
+        name,
+        mean,
+        float(control.mean()),
+        *_bounds(likelihood),
+        answers=answers,
+        win=(answers is None or answers.difference >= 0)
+        and any(found.mean > TIE and (found.low > 0 or name not in MUST_EXCLUDE_ZERO) for found in measured),
     )
 
 
-def _decide(
-    finite: bool, covered: int, comparisons: Sequence[Comparison], agreement: Agreement | None
-) -> tuple[bool, str]:
+def _bounds(found: Interval) -> tuple[float, float | None, float | None]:
+    """Return mean, low and high, None where there is no bound: infinity is no JSON."""
+    low, high = (bound if np.isfinite(bound) else None for bound in (found.low, found.high))
+    return found.mean, low, high
+
+
+def _decide(finite: bool, covered: int, comparisons: Sequence[Comparison]) -> tuple[bool, str]:
     if not finite:
         return False, "the candidate's latents are not finite"
     if covered < MIN_HOLDOUT:
@@ -207,20 +233,23 @@ def _decide(
     lost = [comparison for comparison in comparisons if comparison.win is False]
     if lost:
         return False, "not better than " + ", ".join(_shortfall(comparison) for comparison in lost)
-    if agreement is not None and agreement.difference < 0:
-        return False, (
-            f"answers agree less with the remembered ones than without latents: "
-            f"{agreement.candidate:.2f} against {agreement.none:.2f}"
-        )
     against = {comparison.control: comparison for comparison in comparisons}["none"]
-    return True, f"better than every control, {against.difference:+.3f} over no latent"
+    return True, f"better than every control, {_against(against)} over no latent"
 
 
 def _shortfall(comparison: Comparison) -> str:
-    name = CONTROLS[comparison.control]
-    if comparison.difference is not None and comparison.difference > TIE:
-        return f"{name} (the interval of {comparison.difference:+.3f} does not exclude zero)"
-    return f"{name} ({comparison.difference:+.3f})"
+    worse = comparison.answers is not None and comparison.answers.difference < 0
+    doubtful = not worse and comparison.difference is not None and comparison.difference > TIE
+    doubt = ": the interval does not exclude zero" if doubtful else ""
+    return f"{CONTROLS[comparison.control]} ({_against(comparison)}{doubt})"
+
+
+def _against(comparison: Comparison) -> str:
+    found = f"{comparison.difference:+.3f}"
+    if comparison.answers is None:
+        return found
+    candidate, control = comparison.answers.candidate, comparison.answers.mean
+    return f"{found}, answers agree {100 * candidate:.0f} % instead of {100 * control:.0f} %"
 
 
 def _latent_errors(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.steering.rewards.final_answer import final_answer
+from model.final_answer import final_answer
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -17,11 +17,11 @@ from bench.asking import samples, seed_of
 from bench.stream.loop import Loop
 from memory.episode import Episode
 from model.engine import Generation, SteeredPrompt
+from model.final_answer import final_answer
 from server.steering.call import RenderedPrompt
 from server.steering.metrics import Metrics
 from server.steering.refiners.evolution import NOISE
 from server.steering.refiners.trust import RADIUS, project
-from server.steering.rewards.final_answer import final_answer
 from server.steering.rewards.scorer import Scorer
 from server.steering.rewards.verifier import Verifier
 

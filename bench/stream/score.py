@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from cli.demonstration.score import Scorer as Labels
 from cli.demonstration.stream import Item
-from server.steering.rewards.final_answer import boxed
+from model.final_answer import boxed
 
 
 class Scorer:

@@ -24,7 +24,6 @@ GATE = {
     "promoted": True,
     "reason": "better than every control",
     "coverage": 0.75,
-    "agreement": {"n": 12, "candidate": 0.8, "none": 0.5, "difference": 0.3, "low": 0.1, "high": 0.5},
     "controls": [
         {
             "control": name,
@@ -33,6 +32,7 @@ GATE = {
             "difference": 0.5 + step / 10,
             "low": 0.2,
             "high": 0.9,
+            "answers": {"candidate": 0.8, "mean": 0.55, "difference": 0.25, "low": 0.1, "high": 0.5},
             "win": True,
         }
         for step, name in enumerate(("none", "knn", "mean", "random"))

@@ -13,7 +13,7 @@ from memory.prior import Competence, Prior, PriorNetwork
 from model.engine import Decoding, Generation, SteeredPrompt, UnsupportedError
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import scripted_episodes
-from worker.agreement import word_overlap
+from worker.agreement import agreement, word_overlap
 from worker.contestants import Candidate, Recall, contestants
 from worker.gate import CONTROLS, MUST_EXCLUDE_ZERO, GateReport, judge
 from worker.region import region
@@ -35,6 +35,31 @@ class Contrary(ScriptedEngine):
 
     def __init__(self) -> None:
         super().__init__(answer=lambda prompt, latent, how: "Answer: 1" if latent is None else "no idea")
+
+
+class Indifferent(ScriptedEngine):
+    """Gives every answer the same likelihood, and decodes the remembered one under the candidate only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.candidates: list[torch.Tensor] = []
+
+    async def log_likelihood(
+        self,
+        prompts: Sequence[SteeredPrompt],
+        answers: Sequence[Sequence[int]],
+        choices: Sequence[tuple[str, ...]] | None = None,
+    ) -> torch.Tensor:
+        return torch.full((len(prompts),), -1.0)
+
+    async def generate(
+        self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
+    ) -> list[Generation]:
+        def text(latent: torch.Tensor | None) -> str:
+            ours = latent is not None and any(torch.equal(latent, own) for own in self.candidates)
+            return "Answer: 1" if ours else "Let me think"
+
+        return [Generation(text(prompt.latent), (1,), "stop") for prompt in prompts]
 
 
 class Choosing(ScriptedEngine):
@@ -214,16 +239,29 @@ def test_answers_that_agree_clearly_less_are_refused(sides: Split) -> None:
     engine = Contrary()
     report = judged(engine, sides, learned(engine, sides))
     assert not report.promoted
-    assert "agree less" in report.reason
-    assert report.agreement is not None
-    assert report.agreement.none == 1.0
+    assert "no latent (" in report.reason
+    assert "answers agree 0 % instead of 100 %" in report.reason
 
 
 def test_an_engine_without_generation_is_judged_by_likelihood(sides: Split) -> None:
     engine = Mute()
     report = judged(engine, sides, learned(engine, sides))
-    assert report.agreement is None
+    assert all(row.answers is None for row in report.controls)
     assert report.promoted
+
+
+def test_answers_promote_where_likelihood_says_nothing(engine: ScriptedEngine, sides: Split) -> None:
+    candidate = learned(engine, sides)
+    indifferent = Indifferent()
+    remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
+    assert not judged(indifferent, remembered, candidate).promoted
+    indifferent.candidates = list(candidate.predict(remembered.holdout))
+    report = judged(indifferent, remembered, candidate)
+    assert report.promoted, report.reason
+    rows = {row.control: row for row in report.controls}
+    assert rows["none"].difference == 0
+    assert rows["none"].answers is not None
+    assert (rows["none"].answers.candidate, rows["none"].answers.mean) == (1.0, 0.0)
 
 
 def test_report_is_strict_json_with_a_row_per_control(engine: ScriptedEngine, sides: Split) -> None:
@@ -277,3 +315,25 @@ def test_recall_control_injects_nothing_below_the_floor(engine: ScriptedEngine, 
 )
 def test_word_overlap(answer: str, remembered: str, overlap: float) -> None:
     assert word_overlap(answer, remembered) == pytest.approx(overlap)
+
+
+@pytest.mark.parametrize(
+    ("answer", "remembered", "agrees"),
+    [
+        ("5 + 7 = 12, so \\boxed{12}", "It is \\boxed{12.0}", 1.0),
+        ("5 + 7 = 12", "It is \\boxed{12}", 0.0),
+        ("It is \\boxed{12}", "5 + 7 = 12", 1.0),
+        ("The answer is 12", "12", 1.0),
+        ("World", "Sports", 0.0),
+        ("world", "World", 1.0),
+        (
+            "Once there was a fox who lived in the deep dark wood",
+            "Once there was a cat who lived in the deep dark wood",
+            11 / 12,
+        ),
+    ],
+)
+def test_agreement_is_about_the_final_answer_where_there_is_one(
+    answer: str, remembered: str, agrees: float
+) -> None:
+    assert agreement(answer, remembered) == pytest.approx(agrees)

@@ -44,8 +44,9 @@ def test_the_gate_lets_it_pass_and_a_spoilt_copy_not(
 ) -> None:
     report = asyncio.run(judge(real_engine, candidate, None, real_sides, recall=Recall(), seed=0))
     assert report.promoted, report
-    assert report.agreement is not None
-    assert report.agreement.candidate > report.agreement.none
+    answers = next(row.answers for row in report.controls if row.control == "none")
+    assert answers is not None
+    assert answers.candidate > answers.mean
     spoilt = PriorNetwork(576, 16)
     with torch.no_grad():
         for weights, good in zip(spoilt.parameters(), candidate.network.parameters(), strict=True):

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from model.engine import Generation
+from model.final_answer import final_answer
 from server.steering.call import RenderedPrompt
-from server.steering.rewards.final_answer import final_answer
 
 
 class Consistency:

@@ -14,8 +14,8 @@ import regex  # type: ignore[import-untyped]
 from referencing import Registry
 
 from model.engine import Generation
+from model.final_answer import boxed
 from server.steering.call import RenderedPrompt
-from server.steering.rewards.final_answer import boxed
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import math
 import pytest
 
 from model.engine import Decoding
+from model.final_answer import boxed, final_answer
 from model.scripted_engine import ScriptedEngine
 from server.steering.rewards.confidence import Confidence
 from server.steering.rewards.consistency import Consistency
-from server.steering.rewards.final_answer import boxed, final_answer
 from server.steering.rewards.format import Format
 from server.steering.rewards.judge import CRITERIA, Judge
 from server.steering.rewards.scorer import RewardSettingsError, Scorer, parse_weights
