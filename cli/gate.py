@@ -34,7 +34,10 @@ def show_gate(screen: Screen, gate: Mapping[str, Any]) -> None:
     )
     decoded = [_row(row, answers) for row in controls if (answers := row.get("answers"))]
     if decoded:
-        screen.table(headers[:-1], decoded, title="Agreement of decoded answers with the remembered ones")
+        judged = max(row["answers"]["n"] for row in controls if row.get("answers"))
+        screen.table(
+            headers[:-1], decoded, title=f"Agreement of {judged} decoded answers with the remembered ones"
+        )
     if (coverage := gate.get("coverage")) is not None:
         screen.line(f"competent for {100 * coverage:.0f} % of the held-out episodes")
 

@@ -73,6 +73,8 @@ class Episode:
     they would have served nothing. Measures whether steering helps in this neighbourhood."""
     choices: tuple[str, ...] = ()
     """What a grammar held the answer to, when it was one of a few strings."""
+    max_tokens: int | None = None
+    """Most tokens that the request allowed an answer; None: not known."""
     tenant: str = "default"
     plain_reward: float = 0.0
     """Q of the unsteered answer to the same prompt."""
@@ -113,6 +115,7 @@ class Episode:
             "latent_earned": self.latent_earned,
             "start_lift": self.start_lift,
             "choices": list(self.choices),
+            "max_tokens": self.max_tokens,
             "prompt_text": self.prompt_text,
             "answer_text": self.answer_text,
             "prompt_token_ids": list(self.prompt_token_ids),

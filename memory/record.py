@@ -125,6 +125,8 @@ def _check_fields(episode: Episode) -> None:
     for name in _TEXTS:
         if not _is_text(getattr(episode, name)):
             raise EpisodeRejectedError(f"{name} is no text that UTF-8 can hold")
+    if episode.max_tokens is not None and episode.max_tokens < 1:
+        raise EpisodeRejectedError(f"max_tokens is {episode.max_tokens}, expected 1 or more")
     if not episode.tenant:
         raise EpisodeRejectedError("tenant is empty")
 

@@ -95,6 +95,11 @@ class EpisodeStore(Protocol):
         ...
 
 
+REACH = 4
+"""Neighbours that are looked at for each one that is recalled: most memories hold an answer without a latent
+that earned its place."""
+
+
 def recall(store: EpisodeStore, neighbours: Sequence[Neighbour], k: int) -> list[Recalled]:
     """Return the up to `k` nearest neighbours whose latent earned its place, with all they hold.
 

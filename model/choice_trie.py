@@ -11,15 +11,13 @@ class ChoiceTrie:
     """Tokens that continue a partial answer towards one of the choices.
 
     Args:
-        choices: tokens of each choice, not empty.
+        choices: tokens of each choice; none for the empty answer.
         end: token that ends an answer; it may follow a whole choice.
     """
 
     def __init__(self, choices: Iterable[Sequence[int]], end: int) -> None:
         following: defaultdict[tuple[int, ...], set[int]] = defaultdict(set)
         for choice in choices:
-            if not choice:
-                raise ValueError("a choice has no tokens")
             tokens = (*choice, end)
             for at, token in enumerate(tokens):
                 following[tokens[:at]].add(token)

@@ -95,6 +95,8 @@ class Draft:
         tenth of the time of decoding with a vocabulary of 150,000.
         """
         sums = weights.double().cumsum(dim=-1)
+        if not bool(torch.isfinite(sums[-1])):
+            raise RuntimeError("the model's logits are not finite")
         drawn = (1 - torch.rand(1, generator=self._random, dtype=torch.float64)) * sums[-1]
         return int(torch.searchsorted(sums, drawn))
 

@@ -95,7 +95,7 @@ class LatentGradient:
     """Value and gradient of the weighted log-likelihood of answers with respect to latents."""
 
     log_likelihood: torch.Tensor
-    """(B,) mean log-probability per answer token."""
+    """(B,) mean log-probability per answer token, or of an answer among its choices."""
     gradient: torch.Tensor
     """(B, L, d): d(weight_b · log_likelihood_b) / d(latent_b), the direction that raises it."""
 

@@ -13,34 +13,40 @@ import torch
 from numpy.typing import NDArray
 
 from memory.episode import Episode
-from model.engine import Decoding, Engine, SteeredPrompt, UnsupportedError
+from model.engine import Decoding, Engine, Generation, SteeredPrompt, UnsupportedError
 from model.final_answer import boxed, final_answer
 from worker.contestants import Latents
 
 MAX_EPISODES = 32
 """Decoding is the slow part of a gate."""
-MAX_TOKENS = 64
+MAX_TOKENS = 256
+"""Longest answer decoded, unless the remembered one is longer."""
 _SPARE_TOKENS = 8
 _EPISODES_PER_CALL = 4
 
 
-def agreement(answer: str, remembered: str) -> float:
+def agreement(answer: Generation, remembered: Episode) -> float:
     """Return 1 for an answer with the final answer of the remembered one, boxed where that is boxed, else 0.
 
-    When the remembered one says nothing to compare, such as a long free text, word overlap in [0, 1].
+    One that was cut off agrees with nothing. Choices are compared as they stand. Where the remembered answer
+    says nothing to compare, such as a long free text, it is word overlap in [0, 1].
     """
-    wanted = final_answer(remembered)
+    text = remembered.answer_text
+    if text in remembered.choices:
+        return float(answer.text == text)
+    wanted = final_answer(text)
     if wanted is None:
-        return word_overlap(answer, remembered)
-    in_form = boxed(answer) is not None or boxed(remembered) is None
-    return float(in_form and final_answer(answer) == wanted)
+        return word_overlap(answer.text, text)
+    ended = answer.finish_reason != "length"
+    in_form = boxed(answer.text) is not None or boxed(text) is None
+    return float(ended and in_form and final_answer(answer.text) == wanted)
 
 
 def word_overlap(answer: str, remembered: str) -> float:
-    """Return the F1 of the two bags of words, case and punctuation left out; 1 when both are empty."""
+    """Return the F1 of the two bags of words, case and punctuation left out; without words, equality."""
     found, wanted = _words(answer), _words(remembered)
     if not found or not wanted:
-        return float(found == wanted)
+        return float(answer.strip() == remembered.strip())
     common = (found & wanted).total()
     return 2 * common / (found.total() + wanted.total())
 
@@ -53,7 +59,7 @@ async def agreements(
 ) -> Mapping[str, NDArray[np.float64]] | None:
     """Decode hold-out prompts greedily under each contestant's latents and compare with what was remembered.
 
-    Answers that were one of a few choices are held to them here too.
+    Answers that were one of a few choices are held to them here too, and have the tokens that were allowed.
 
     Returns:
         Per contestant, (n,) for the first `MAX_EPISODES` of the hold-out; None when the engine does not
@@ -69,28 +75,35 @@ async def agreements(
             for name in latents
         ]
         try:
-            texts = await _decoded(engine, episodes, rows)
+            answers = await _decoded(engine, episodes, rows)
         except UnsupportedError:
             return None
-        for (name, index, _), text in zip(rows, texts, strict=True):
-            found[name][index] = agreement(text, episodes[index].answer_text)
+        for (name, index, _), answer in zip(rows, answers, strict=True):
+            found[name][index] = agreement(answer, episodes[index])
     progress(len(episodes), len(episodes), "answers of candidate and controls")
     return found
 
 
 async def _decoded(
     engine: Engine, episodes: Sequence[Episode], rows: Sequence[tuple[str, int, torch.Tensor | None]]
-) -> list[str]:
-    """Return one text per row; those without a latent are decoded once per episode."""
-    longest = max(len(episode.answer_token_ids) for episode in episodes)
-    tokens = min(MAX_TOKENS, longest + _SPARE_TOKENS)
+) -> list[Generation]:
+    """Return one answer per row; those without a latent are decoded once per episode."""
     asked = {(index, name if latent is not None else "none"): latent for name, index, latent in rows}
     generations = await engine.generate(
         [SteeredPrompt(episodes[index].prompt_token_ids, latent) for (index, _), latent in asked.items()],
-        [Decoding(max_tokens=tokens, choices=episodes[index].choices or None) for index, _ in asked],
+        [
+            Decoding(max_tokens=_room(episodes[index]), choices=episodes[index].choices or None)
+            for index, _ in asked
+        ],
     )
-    texts = {key: generation.text for key, generation in zip(asked, generations, strict=True)}
-    return [texts[index, name if latent is not None else "none"] for name, index, latent in rows]
+    answers = dict(zip(asked, generations, strict=True))
+    return [answers[index, name if latent is not None else "none"] for name, index, latent in rows]
+
+
+def _room(episode: Episode) -> int:
+    """Tokens of an answer: what was allowed, and where that is not known or large, enough for a like one."""
+    alike = len(episode.answer_token_ids) + _SPARE_TOKENS
+    return alike if episode.max_tokens is None else min(episode.max_tokens, max(MAX_TOKENS, alike))
 
 
 def _words(text: str) -> Counter[str]:

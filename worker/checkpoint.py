@@ -24,7 +24,7 @@ class Evaluation:
 
     step: int
     log_likelihood: float
-    """Mean log-probability per answer token."""
+    """Mean over episodes, as `worker/replay.py` measures it."""
 
 
 @dataclass

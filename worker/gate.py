@@ -19,6 +19,7 @@ competence, for outside it says nothing:
 A tie is a refusal. An engine that does not generate leaves likelihood alone to judge by.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -50,7 +51,7 @@ TIE = 1e-3
 """Smaller differences are rounding: the same latent in another batch gives another last digit."""
 
 MAX_HOLDOUT = 96
-"""Most episodes that judge; the order is random, so the first ones are a fair sample."""
+"""Most episodes that judge."""
 
 _EPISODES_PER_CALL = 4
 
@@ -61,12 +62,19 @@ Scores = NDArray[np.float64]
 class Answers:
     """Mean agreement of decoded answers with the remembered ones, in [0, 1] (`worker/agreement.py`)."""
 
+    n: int
+    """Episodes that were decoded."""
     candidate: float
     mean: float
     """Of the control."""
     difference: float
     low: float | None
     high: float | None
+
+    @property
+    def worse(self) -> bool:
+        """Whether the candidate's answers agree less than the control's, by more than rounding."""
+        return self.difference < -TIE
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,8 @@ async def judge(
     comparisons: list[Comparison] = []
     if finite:
         scores = await _scores(engine, holdout, latents, progress)
+        finite = all(bool(np.isfinite(values).all()) for values in scores.values())
+    if finite:
         decoded = await agreements(engine, holdout, latents, progress)
         comparisons = [_compare(name, scores, decoded, groups, seed) for name in CONTROLS]
     promoted, reason = _decide(finite, covered, comparisons)
@@ -160,8 +170,19 @@ def _judging(candidate: Candidate, sides: Split) -> tuple[tuple[Episode, ...], t
     pairs = list(zip(sides.holdout, sides.holdout_groups, strict=True))
     inside = [(episode, group) for episode, group in pairs if candidate.competence.covers(episode.key)]
     covered = len({group for _, group in inside})
-    chosen = (inside if covered >= MIN_HOLDOUT else pairs)[:MAX_HOLDOUT]
+    chosen = _mixed(inside if covered >= MIN_HOLDOUT else pairs)[:MAX_HOLDOUT]
     return tuple(episode for episode, _ in chosen), tuple(group for _, group in chosen), covered
+
+
+def _mixed(pairs: Sequence[tuple[Episode, int]]) -> list[tuple[Episode, int]]:
+    """Return one episode of each neighbourhood, then a second of each, and so on: any beginning of it holds
+    as many neighbourhoods as it can."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for episode, group in pairs:
+        turns.append((seen[group], episode, group))
+        seen[group] += 1
+    return [(episode, group) for _, episode, group in sorted(turns, key=lambda turn: turn[0])]
 
 
 async def _scores(
@@ -207,14 +228,15 @@ def _compare(
         judged = groups[: len(decoded[name])]
         ours, theirs = grouped_means(decoded["candidate"], judged), grouped_means(decoded[name], judged)
         measured.append(interval(ours - theirs, seed))
-        answers = Answers(float(ours.mean()), float(theirs.mean()), *_bounds(measured[-1]))
+        means = float(ours.mean()), float(theirs.mean())
+        answers = Answers(len(judged), *means, *_bounds(measured[-1]))
     return Comparison(
         name,
         mean,
         float(control.mean()),
         *_bounds(likelihood),
         answers=answers,
-        win=(answers is None or answers.difference >= 0)
+        win=not (answers is not None and answers.worse)
         and any(found.mean > TIE and (found.low > 0 or name not in MUST_EXCLUDE_ZERO) for found in measured),
     )
 
@@ -227,7 +249,7 @@ def _bounds(found: Interval) -> tuple[float, float | None, float | None]:
 
 def _decide(finite: bool, covered: int, comparisons: Sequence[Comparison]) -> tuple[bool, str]:
     if not finite:
-        return False, "the candidate's latents are not finite"
+        return False, "latents or likelihoods are not finite"
     if covered < MIN_HOLDOUT:
         return False, f"it covers {covered} held-out neighbourhoods, {MIN_HOLDOUT} are the fewest to judge by"
     lost = [comparison for comparison in comparisons if comparison.win is False]
@@ -238,8 +260,9 @@ def _decide(finite: bool, covered: int, comparisons: Sequence[Comparison]) -> tu
 
 
 def _shortfall(comparison: Comparison) -> str:
-    worse = comparison.answers is not None and comparison.answers.difference < 0
-    doubtful = not worse and comparison.difference is not None and comparison.difference > TIE
+    answers = comparison.answers
+    better = [comparison.difference or 0.0] + ([answers.difference] if answers else [])
+    doubtful = max(better) > TIE and not (answers and answers.worse)
     doubt = ": the interval does not exclude zero" if doubtful else ""
     return f"{CONTROLS[comparison.control]} ({_against(comparison)}{doubt})"
 

@@ -17,8 +17,7 @@ from bench.memory.workload import Workload
 from bench.processes import resident_mib
 from bench.result import quantiles_ms
 from memory.episode import Array
-from memory.store import EpisodeStore, Recalled, recall
-from server.steering.recall import REACH
+from memory.store import REACH, EpisodeStore, Recalled, recall
 
 TENANT = "default"
 WARM_UP = 20

@@ -11,7 +11,7 @@ import torch
 
 from config.settings import Settings
 from memory.episode import Array, StoreUnavailableError
-from memory.store import EpisodeStore, Neighbour, Recalled, recall
+from memory.store import REACH, EpisodeStore, Neighbour, Recalled, recall
 from model.space import LatentRejectedError, LatentSpace
 from server.steering.metrics import Metrics
 from server.steering.work import RequestCounts, Work
@@ -19,10 +19,6 @@ from server.steering.work import RequestCounts, Work
 logger = logging.getLogger(__name__)
 
 TENANT = "default"
-
-REACH = 4
-"""Neighbours that are looked at for each one that is recalled: most memories hold an answer without a latent
-that earned its place."""
 
 
 class Recall:

@@ -177,7 +177,7 @@ def episode_of(
         and result.reward_after is not None
         and result.reward_after >= result.reward_before + EARNED
         and result.answer.finish_reason == "stop"
-        and in_form(result.signals_after)
+        and in_form(work.prompt, result.answer)
     )
     if earned:
         assert result.latent is not None
@@ -203,6 +203,7 @@ def episode_of(
         latent_earned=earned,
         start_lift=result.reward_start - result.reward_before if served else None,
         choices=work.prompt.decoding.choices or (),
+        max_tokens=work.prompt.decoding.max_tokens,
         tenant=tenant,
         plain_reward=result.reward_before,
         effort=work.options.effort,

@@ -32,7 +32,7 @@ GATE = {
             "difference": 0.5 + step / 10,
             "low": 0.2,
             "high": 0.9,
-            "answers": {"candidate": 0.8, "mean": 0.55, "difference": 0.25, "low": 0.1, "high": 0.5},
+            "answers": {"n": 12, "candidate": 0.8, "mean": 0.55, "difference": 0.25, "low": 0.1, "high": 0.5},
             "win": True,
         }
         for step, name in enumerate(("none", "knn", "mean", "random"))

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -68,12 +69,14 @@ class Choosing(ScriptedEngine):
     def __init__(self) -> None:
         super().__init__()
         self.seen: set[tuple[str, ...] | None] = set()
+        self.lengths: set[int] = set()
 
     async def generate(
         self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
     ) -> list[Generation]:
         decodings = [decoding] if isinstance(decoding, Decoding) else decoding
         self.seen |= {how.choices for how in decodings}
+        self.lengths |= {how.max_tokens for how in decodings}
         return await super().generate(prompts, decoding)
 
 
@@ -317,6 +320,11 @@ def test_word_overlap(answer: str, remembered: str, overlap: float) -> None:
     assert word_overlap(answer, remembered) == pytest.approx(overlap)
 
 
+def remembering(text: str, choices: tuple[str, ...] = ()) -> Episode:
+    (episode,) = scripted_episodes(ScriptedEngine())[:1]
+    return replace(episode, answer_text=text, choices=choices)
+
+
 @pytest.mark.parametrize(
     ("answer", "remembered", "agrees"),
     [
@@ -336,4 +344,42 @@ def test_word_overlap(answer: str, remembered: str, overlap: float) -> None:
 def test_agreement_is_about_the_final_answer_where_there_is_one(
     answer: str, remembered: str, agrees: float
 ) -> None:
-    assert agreement(answer, remembered) == pytest.approx(agrees)
+    assert agreement(Generation(answer, (1,), "stop"), remembering(remembered)) == pytest.approx(agrees)
+
+
+def test_an_answer_that_was_cut_off_agrees_with_none() -> None:
+    assert agreement(Generation("It is 12", (1,), "length"), remembering("12")) == 0.0
+    assert agreement(Generation("It is 12", (1,), "stop"), remembering("12")) == 1.0
+
+
+def test_choices_agree_only_when_they_are_the_same() -> None:
+    plus = remembering("C++", ("C++", "C#", "+", "-"))
+    assert [agreement(Generation(text, (1,), "stop"), plus) for text in ("C++", "C#")] == [1.0, 0.0]
+    assert agreement(Generation("-", (1,), "stop"), remembering("+", ("+", "-"))) == 0.0
+
+
+def test_answers_may_be_as_long_as_the_request_allowed(sides: Split) -> None:
+    engine = Choosing()
+    held = replace(sides, holdout=tuple(replace(e, max_tokens=40) for e in sides.holdout))
+    judged(engine, held, learned(engine, sides))
+    assert engine.lengths == {40}
+
+
+def test_the_first_episodes_judged_are_of_different_neighbourhoods(
+    engine: ScriptedEngine, sides: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.gate.MAX_HOLDOUT", 5)
+    crowded = replace(sides, holdout_groups=(0,) * (len(sides.holdout) - 4) + (1, 2, 3, 4))
+    report = judged(engine, crowded, learned(engine, sides))
+    assert (report.n, report.neighbourhoods) == (5, 5)
+
+
+def test_likelihoods_that_are_not_finite_are_refused(sides: Split) -> None:
+    class Broken(ScriptedEngine):
+        async def log_likelihood(self, *arguments: Any) -> torch.Tensor:
+            return (await super().log_likelihood(*arguments)) * torch.nan
+
+    candidate = learned(ScriptedEngine(), sides)
+    report = judged(Broken(), sides, candidate)
+    assert not report.promoted
+    json.dumps(report.to_json(), allow_nan=False)

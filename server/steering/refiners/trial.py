@@ -237,7 +237,7 @@ class Trial:
         if (
             answer.finish_reason == "length"
             or len(answer.token_ids) > self._length
-            or not in_form(scored.signals)
+            or not in_form(self._prompt, answer)
         ):
             return
         if self._agreed is None or scored.reward > self._agreed[1].reward + MARGIN:

@@ -40,9 +40,9 @@ class Format:
         return [sum(check(answer.text) for check in checks) / len(checks) for answer in answers]
 
 
-def in_form(signals: Mapping[str, float]) -> bool:
-    """Return whether a scored answer broke no rule of its request; who did is no example to learn from."""
-    return signals.get(Format.name, 1.0) >= 1.0
+def in_form(prompt: RenderedPrompt, answer: Generation) -> bool:
+    """Return whether an answer keeps every rule of its request; others are no example to learn from."""
+    return all(check(answer.text) for check in _checks(prompt.format_rules))
 
 
 def _checks(rules: Mapping[str, Any]) -> Iterator[Check]:
@@ -52,7 +52,7 @@ def _checks(rules: Mapping[str, Any]) -> Iterator[Check]:
             yield lambda text: _is_valid(validator, text)
     if rules.get("json_object"):
         yield lambda text: isinstance(_parsed(text), dict)
-    if (pattern := rules.get("regex")) is not None:
+    if (pattern := rules.get("regex")) is not None and _compiles(pattern):
         yield lambda text: _matches(pattern, text.strip(), whole=True)
     if rules.get("boxed"):
         yield lambda text: bool(boxed(text))
@@ -98,6 +98,14 @@ def _is_valid(validator: Any, text: str) -> bool:
 def _check_pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
     if isinstance(instance, str) and not _matches(pattern, instance, whole=False):
         yield jsonschema.ValidationError("does not match the pattern")
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        regex.compile(pattern)
+    except regex.error:
+        return False  # another dialect: it cannot be checked here
+    return True
 
 
 def _matches(pattern: str, text: str, *, whole: bool) -> bool:

@@ -1,5 +1,7 @@
 """Answers sampled after the client has its own."""
 
+import pytest
+
 from model.engine import EngineDeadError
 from model.scripted_engine import ScriptedEngine
 from tests.server.steering.conftest import Day, MakeDay
@@ -89,13 +91,29 @@ async def test_engine_that_fails_is_told_in_the_trace(day: Day) -> None:
     assert (settled["remembered"], settled["why_not_remembered"]) == ("no", "exploring failed")
 
 
-async def test_answer_in_another_form_than_was_asked_for_is_not_remembered(make_day: MakeDay) -> None:
+@pytest.mark.parametrize("rewards", ["consistency=0.8,format=0.2", "consistency=1"])
+async def test_answer_in_another_form_than_was_asked_for_is_not_remembered(
+    make_day: MakeDay, rewards: str
+) -> None:
     engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "so it is 4")
-    day = await make_day(engine, rewards="consistency=0.8,format=0.2")
+    day = await make_day(engine, rewards=rewards)
     prompt = rendered(engine, "apples How many?", rules={"boxed": True})
     _, trace = await day.ask(prompt, explore=True)
     await day.steering.explorer.drain()
     settled = await day.traces.get(trace["id"])
     assert settled["why_not_remembered"] == "no answer was finished in the form that was asked for"
+    assert await day.remember.drain()
+    assert day.store.episodes == []
+
+
+async def test_latent_that_wins_by_breaking_the_form_is_not_remembered(make_day: MakeDay) -> None:
+    def breaks_it(prompt, latent, decoding) -> str:
+        return "\\boxed{5}" if latent is None and decoding.temperature == 0 else "so it is 4"
+
+    engine = ScriptedEngine(answer=breaks_it)
+    day = await make_day(engine, rewards="consistency=1")
+    _, trace = await day.ask(rendered(engine, "apples How many?", rules={"boxed": True}), effort="medium")
+    assert (trace["reward_before"], trace["reward_after"]) == (0.0, 0.8)  # the unsteered answer has a vote too
+    assert trace["why_not_remembered"] == "its reward 0.000 is below 0.5"
     assert await day.remember.drain()
     assert day.store.episodes == []
