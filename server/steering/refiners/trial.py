@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 
 from model.engine import Decoding, Engine, EngineError, Generation, SteeredPrompt, UnsupportedError, Usage
+from model.final_answer import final_answer
 from model.space import LatentRejectedError
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, RefineResult, RefineStep, Stopped
@@ -33,6 +34,10 @@ PATIENCE = 3
 
 MARGIN = 1e-6
 """A reward counts as better from here on: less is the noise of float32 log-probabilities."""
+
+ALIKE = 0.1
+"""Rewards this close together do not tell answers apart that say the same in the end: with the default
+weights, one is said more surely than the other."""
 
 T = TypeVar("T")
 
@@ -60,7 +65,7 @@ class Trial:
         self._plain: Scored | None = None
         self._start: Scored | None = None
         self._best: tuple[torch.Tensor | None, Generation, Scored] | None = None
-        self._agreed: tuple[Generation, Scored] | None = None
+        self._finished: list[tuple[Generation, Scored]] = []
         self._best_is_start = False
         self._since_better = 0
         self._steps: list[RefineStep] = []
@@ -227,21 +232,16 @@ class Trial:
             signals_before=self._plain.signals,
             signals_after=scored.signals,
             from_start=self._best_is_start,
-            agreed=self._agreed,
+            agreed=_shortest_of_the_best(self._finished),
             steps=tuple(self._steps),
             usage=self._usage,
         )
 
     def _note(self, answer: Generation, scored: Scored) -> None:
-        """Keep the best answer that the request itself could have been given, in the form it asks for."""
-        if (
-            answer.finish_reason == "length"
-            or len(answer.token_ids) > self._length
-            or not in_form(self._prompt, answer)
-        ):
-            return
-        if self._agreed is None or scored.reward > self._agreed[1].reward + MARGIN:
-            self._agreed = answer, scored
+        """Keep an answer that the request itself could have been given, in the form it asks for."""
+        ended = answer.finish_reason != "length" and len(answer.token_ids) <= self._length
+        if ended and in_form(self._prompt, answer):
+            self._finished.append((answer, scored))
 
     def _keep(self, latent: torch.Tensor, answer: Generation, scored: Scored) -> None:
         if scored.reward > self.best + MARGIN:
@@ -294,3 +294,23 @@ class Trial:
     def _sampled(self) -> Decoding:
         self._seed = (self._seed + 1) % 2**32
         return replace(self._greedy(), temperature=ROLLOUT_TEMPERATURE, seed=self._seed)
+
+
+def _shortest_of_the_best(finished: Sequence[tuple[Generation, Scored]]) -> tuple[Generation, Scored] | None:
+    """Return the answer of the highest reward, or the shortest that says the same with a reward alike.
+
+    What is remembered is what the night teaches: of two ways to the same result the shorter one costs less
+    to serve, and ends more surely within what requests allow.
+    """
+    if not finished:
+        return None
+    best, scored = max(finished, key=lambda found: found[1].reward)
+    said = final_answer(best.text)
+    if said is None:
+        return best, scored
+    alike = [
+        (answer, other)
+        for answer, other in finished
+        if other.reward >= scored.reward - ALIKE and final_answer(answer.text) == said
+    ]
+    return min(alike, key=lambda found: len(found[0].token_ids))

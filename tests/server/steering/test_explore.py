@@ -113,7 +113,23 @@ async def test_latent_that_wins_by_breaking_the_form_is_not_remembered(make_day:
     engine = ScriptedEngine(answer=breaks_it)
     day = await make_day(engine, rewards="consistency=1")
     _, trace = await day.ask(rendered(engine, "apples How many?", rules={"boxed": True}), effort="medium")
-    assert (trace["reward_before"], trace["reward_after"]) == (0.0, 0.8)  # the unsteered answer has a vote too
+    assert (trace["reward_before"], trace["reward_after"]) == (
+        0.0,
+        0.8,
+    )  # the unsteered answer has a vote too
     assert trace["why_not_remembered"] == "its reward 0.000 is below 0.5"
     assert await day.remember.drain()
     assert day.store.episodes == []
+
+
+async def test_of_answers_that_say_the_same_the_shortest_is_remembered(make_day: MakeDay) -> None:
+    def several(prompt, latent, decoding) -> str:
+        texts = ("It is 5", "After some thought the answer is 4", "That makes 4", "So we have 4", "8 / 2 = 4")
+        return texts[decoding.seed % 5 if decoding.seed else 0]
+
+    day = await make_day(ScriptedEngine(answer=several), rewards="consistency=0.9,confidence=0.1")
+    await day.ask(explore=True)
+    await day.steering.explorer.drain()
+    assert await day.remember.drain()
+    (episode,) = day.store.episodes
+    assert episode.answer_text == "8 / 2 = 4"
