@@ -127,7 +127,6 @@ async def test_format_skips_schemas_it_cannot_check(schema: object) -> None:
     "rules",
     [
         {"regex": r"(a+)+b"},
-        {"regex": "("},
         {"json_schema": {"type": "string", "pattern": r"^(a|aa)+$"}},
         {"json_schema": {"$ref": "http://127.0.0.1:9/schema.json"}},
     ],
@@ -136,6 +135,10 @@ async def test_hostile_rules_cost_no_more_than_their_reward(rules: dict) -> None
     prompt = rendered(ENGINE, rules=rules)
     hostile = answer("a" * 40 + "!") if "regex" in rules else answer(json.dumps("a" * 40 + "!"))
     assert await Format().score(prompt, [hostile], []) == [0.0]
+
+
+async def test_format_skips_a_regex_of_another_dialect() -> None:
+    assert await Format().score(rendered(ENGINE, rules={"regex": "("}), [answer("a")], []) == [None]
 
 
 async def test_judge_grades_every_criterion_in_one_batch() -> None:
