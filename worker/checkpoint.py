@@ -1,6 +1,6 @@
 """Checkpoints of a training, so that a crashed night goes on where it stood.
 
-Owns one safetensors file: weights, best weights, optimiser moments, and the training's counters as
+Owns one safetensors file: weights, kept weights, optimiser moments, and the training's counters as
 JSON in its header, so that one rename replaces all of it. Knows nothing of objectives.
 """
 
@@ -35,8 +35,11 @@ class Counters:
     """Of episodes, recipe and start: another training's checkpoint is not gone on from."""
     step: int = 0
     best_step: int = 0
+    """The latest one that was not clearly worse than the best: its weights are kept."""
+    best_values: list[float] = field(default_factory=list)
+    """Likelihood of each validation episode where their mean was highest."""
     stale: int = 0
-    """Evaluations since the best one."""
+    """Evaluations in a row that were clearly worse than the best."""
     skipped: int = 0
     """Steps in a row whose gradient was not finite."""
     stopped: bool = False
@@ -44,11 +47,11 @@ class Counters:
 
 
 def save(
-    path: Path, network: nn.Module, best: dict[str, torch.Tensor], adam: torch.optim.Adam, counters: Counters
+    path: Path, network: nn.Module, kept: dict[str, torch.Tensor], adam: torch.optim.Adam, counters: Counters
 ) -> None:
     """Write all of it to `path`, atomically."""
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
+    tensors |= {f"kept.{name}": value for name, value in kept.items()}
     for index, moments in adam.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +67,7 @@ def save(
 def restore(
     path: Path, network: nn.Module, adam: torch.optim.Adam, fingerprint: str
 ) -> tuple[Counters, dict[str, torch.Tensor]] | None:
-    """Load `path` into network and optimiser and return counters and best weights.
+    """Load `path` into network and optimiser and return counters and kept weights.
 
     None, with nothing touched, when there is no checkpoint of this training or it cannot be read.
     """
@@ -87,7 +90,7 @@ def restore(
         index, moment = name.split(".", 1)
         state["state"].setdefault(int(index), {})[moment] = value
     adam.load_state_dict(state)
-    return Counters(**raw, evaluations=evaluations), _below("best.", tensors)
+    return Counters(**raw, evaluations=evaluations), _below("kept.", tensors)
 
 
 def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -46,8 +46,9 @@ harder they hold the prior where the day's search happened to end."""
 
 EVALUATE_EVERY = 5
 PATIENCE = 4
-MIN_GAIN = 0.01
-"""Least rise of the mean likelihood that counts: less is not worth the next steps."""
+"""Evaluations in a row that are clearly worse than the best one, after which training stops."""
+ROUNDING = 1e-4
+"""Least fall of the mean likelihood that can count as worse."""
 
 MAX_SKIPPED = 3
 MAX_VALIDATION = 32
@@ -78,10 +79,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training; the network holds the best weights."""
+    """What came of a training; the network holds the weights that were kept."""
 
     steps: int
     best_step: int
+    """Whose weights were kept."""
     evaluations: tuple[Evaluation, ...]
     resumed_at: int
     """Step that a checkpoint let this run begin at; 0: from the start."""
@@ -104,9 +106,10 @@ async def train(
     checkpoint: Path | None = None,
     progress: Progress = lambda done, total, message: None,
 ) -> Trained:
-    """Train `network`, (B, d) → (B, L, d), in place and leave the best weights in it.
+    """Train `network`, (B, d) → (B, L, d), in place and leave the weights in it that are kept.
 
-    Stops early when the likelihood of the validation answers has not risen for some evaluations. With
+    Keeps the latest weights whose validation likelihood is not clearly worse than the best one, by less than
+    one standard error, and stops when it has been clearly worse for some evaluations (ADR 0009). With
     `checkpoint`, goes on from there; the result is that of an uninterrupted run.
 
     Raises:
@@ -116,10 +119,10 @@ async def train(
     adam = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
     batches = _Batches(engine, episodes, recipe)
     counters = Counters(_fingerprint(network, episodes, validation, recipe))
-    best = _copy(network)
+    kept = _copy(network)
     restored = checkpoints.restore(checkpoint, network, adam, counters.fingerprint) if checkpoint else None
     if restored:
-        counters, best = restored
+        counters, kept = restored
         logger.info("training goes on at step %d of %d", counters.step, recipe.steps)
     resumed_at = counters.step
     judged = list(validation)[:MAX_VALIDATION]
@@ -128,11 +131,11 @@ async def train(
         if not counters.stopped and (counters.step % EVALUATE_EVERY == 0 or counters.step == recipe.steps):
             known = counters.evaluations and counters.evaluations[-1].step == counters.step
             if not known:  # a checkpoint is written after the evaluation of its step
-                if _note(counters, await mean_likelihood(engine, network, judged)):
-                    best = _copy(network)
+                if _note(counters, await _likelihoods(engine, network, judged)):
+                    kept = _copy(network)
                 counters.stopped = counters.stale >= PATIENCE or counters.step >= recipe.steps
                 if checkpoint:
-                    checkpoints.save(checkpoint, network, best, adam, counters)
+                    checkpoints.save(checkpoint, network, kept, adam, counters)
         latest = counters.evaluations[-1].log_likelihood
         progress(counters.step, recipe.steps, f"validation log-likelihood {latest:.3f}")
         if counters.stopped:
@@ -140,21 +143,26 @@ async def train(
         await _step(engine, network, adam, batches, counters)
         counters.step += 1
 
-    network.load_state_dict(best)
+    network.load_state_dict(kept)
     return Trained(counters.step, counters.best_step, tuple(counters.evaluations), resumed_at)
 
 
 async def mean_likelihood(engine: Engine, network: nn.Module, episodes: Sequence[Episode]) -> float:
     """Return the mean over episodes of the remembered answer's likelihood under `network`."""
+    return float((await _likelihoods(engine, network, episodes)).mean())
+
+
+async def _likelihoods(engine: Engine, network: nn.Module, episodes: Sequence[Episode]) -> torch.Tensor:
+    """Return the likelihood of each remembered answer, (N,); of latents that are not finite, -inf."""
     values: list[torch.Tensor] = []
     for start in range(0, len(episodes), _EVALUATION_BATCH):
         batch = episodes[start : start + _EVALUATION_BATCH]
         with torch.no_grad():
             latents = network(torch.from_numpy(stack_keys(batch)))  # (B, L, d)
         if not bool(torch.isfinite(latents).all()):
-            return -math.inf
+            return torch.full((len(episodes),), -math.inf)
         values.append(await likelihoods(engine, batch, list(latents)))
-    return float(torch.cat(values).mean())
+    return torch.cat(values)
 
 
 class _Batches:
@@ -208,16 +216,27 @@ async def _step(
     adam.step()
 
 
-def _note(counters: Counters, log_likelihood: float) -> bool:
-    """Record an evaluation and return whether it is the best so far."""
-    best = max((e.log_likelihood for e in counters.evaluations), default=-math.inf)
-    gained = log_likelihood > best + MIN_GAIN
-    counters.stale = 0 if gained or not counters.evaluations else counters.stale + 1
-    is_best = not counters.evaluations or log_likelihood > best
-    counters.evaluations.append(Evaluation(counters.step, log_likelihood))
-    if is_best:
+def _note(counters: Counters, values: torch.Tensor) -> bool:
+    """Record the validation likelihoods, (N,), and return whether to keep these weights.
+
+    They are kept unless they are clearly worse than the best ones: by more than one standard error of the
+    paired difference. A plateau is no reason to stop: it hid the steps in which greedy answers took on their
+    form.
+    """
+    mean = float(values.mean())
+    best = torch.tensor(counters.best_values)
+    worse = not math.isfinite(mean)
+    if len(best) and not worse:
+        difference = values - best
+        error = float(difference.std()) / math.sqrt(len(best)) if len(best) > 1 else math.inf
+        worse = float(difference.mean()) < -max(error, ROUNDING)
+    if not worse and (not len(best) or mean > float(best.mean())):
+        counters.best_values = values.tolist()
+    counters.stale = counters.stale + 1 if worse else 0
+    counters.evaluations.append(Evaluation(counters.step, mean))
+    if not worse:
         counters.best_step = counters.step
-    return is_best
+    return not worse
 
 
 def _copy(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -11,11 +11,12 @@ import torch
 
 from memory.prior import PriorNetwork
 from model.engine import LatentGradient
-from model.scripted_engine import ScriptedEngine
+from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import scripted_episodes
+from worker.checkpoint import Counters
 from worker.errors import TrainingDivergedError
 from worker.split import Split, split
-from worker.training import Recipe, Trained, episode_weights, mean_likelihood, train
+from worker.training import Recipe, Trained, _note, episode_weights, mean_likelihood, train
 
 RECIPE = Recipe(objective="replay", steps=30, batch=4)
 
@@ -129,12 +130,33 @@ def test_gradients_that_stay_not_finite_end_the_training() -> None:
         trained(engine, sides_of(engine), fresh(engine))
 
 
-def test_training_stops_when_nothing_is_gained_and_keeps_the_best(engine: ScriptedEngine) -> None:
+def test_training_stops_when_validation_gets_worse_and_keeps_what_was_good(engine: ScriptedEngine) -> None:
+    """Validation asks for other answers than training teaches."""
     sides, network = sides_of(engine), fresh(engine)
-    found = trained(engine, sides, network, replace(RECIPE, steps=500))
+    good = trained(engine, sides, network, replace(RECIPE, steps=10))
+    assert good.best_step == 10
+    wrong = [replace(e, answer_token_ids=(*f"{POOR}7".encode(), CLOSE)) for e in sides.train]
+    before = asyncio.run(mean_likelihood(engine, network, sides.validation))
+    found = trained(engine, replace(sides, train=tuple(wrong)), network, replace(RECIPE, steps=500))
     assert found.steps < 100
-    best = max(evaluation.log_likelihood for evaluation in found.evaluations)
-    assert asyncio.run(mean_likelihood(engine, network, sides.validation)) == pytest.approx(best, abs=1e-6)
+    assert found.best_step < found.steps
+    after = asyncio.run(mean_likelihood(engine, network, sides.validation))
+    kept = {e.step: e.log_likelihood for e in found.evaluations}[found.best_step]
+    assert after == pytest.approx(kept, abs=1e-6)
+    assert after > before - 1
+
+
+def test_a_plateau_is_trained_through_and_its_last_weights_are_kept(engine: ScriptedEngine) -> None:
+    counters = Counters("")
+    for step, values in enumerate(
+        ([-1.0, -2.0, -3.0], [-0.9, -2.2, -3.0], [-1.1, -1.9, -3.1], [-1.5, -2.5, -3.5])
+    ):
+        counters.step = step
+        kept = _note(counters, torch.tensor(values))
+        assert kept == (step < 3)
+    assert (counters.best_step, counters.stale) == (2, 1)
+    assert counters.best_values == pytest.approx([-1.0, -2.0, -3.0])
+    assert not _note(counters, torch.full((3,), -math.inf))
 
 
 def test_latents_that_did_not_earn_their_place_are_not_regressed_on(engine: ScriptedEngine) -> None:
