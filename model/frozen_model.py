@@ -293,7 +293,7 @@ def _bytes_per_column(network: Any) -> int:
     heads = int(config.num_attention_heads)
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     kept = int(getattr(config, "num_key_value_heads", None) or heads)
-    return int(config.num_hidden_layers) * 2 * kept * width * network.dtype.itemsize
+    return int(config.num_hidden_layers) * 2 * kept * width * int(network.dtype.itemsize)
 
 
 def _end_tokens(network: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -228,8 +228,8 @@ def _compare(
         judged = groups[: len(decoded[name])]
         ours, theirs = grouped_means(decoded["candidate"], judged), grouped_means(decoded[name], judged)
         measured.append(interval(ours - theirs, seed))
-        means = float(ours.mean()), float(theirs.mean())
-        answers = Answers(len(judged), *means, *_bounds(measured[-1]))
+        mean_ours, mean_theirs = float(ours.mean()), float(theirs.mean())
+        answers = Answers(len(judged), mean_ours, mean_theirs, *_bounds(measured[-1]))
     return Comparison(
         name,
         mean,
