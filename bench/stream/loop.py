@@ -41,12 +41,12 @@ class Loop:
         """The server's settings."""
         return self.gateway.settings
 
-    def render(self, item: Item) -> RenderedPrompt:
-        """Return a question as the gateway would see it."""
+    def render(self, item: Item, *, instructed: bool = True) -> RenderedPrompt:
+        """Return a question as the gateway would see it, with the plan's instruction or without."""
         return render(
             self.engine,
             item,
-            instruction=self.plan.instruction,
+            instruction=self.plan.instruction if instructed else "",
             system=self.plan.system,
             max_tokens=self.plan.max_tokens,
         )

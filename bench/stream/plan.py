@@ -44,7 +44,7 @@ class Plan:
     arms: tuple[str, ...] = ()
     """Arms that answer. One that came later would meet a memory of later nights."""
     unlike: str = ""
-    """JSONL file of prompts unlike the stream."""
+    """JSONL file of prompts unlike the stream, asked without the instruction."""
     digests: tuple[str, ...] = ()
     """Of the files: data, also, unlike."""
 

@@ -162,7 +162,7 @@ class Runner:
         if stage == START or not todo:
             return
         self.progress(f"{stage} unlike", 0, len(todo), "prompts unlike the stream")
-        prompts = [loop.render(Item(text, "")) for text in todo]
+        prompts = [loop.render(Item(text, ""), instructed=False) for text in todo]
         before = await ARMS["plain"].answer(loop, prompts, seed)
         after = await ARMS["low"].answer(loop, prompts, seed)
         self.journal.add(
