@@ -18,6 +18,7 @@ import torch
 from memory.episode import Array
 from model.engine import EngineError
 from model.space import LatentRejectedError
+from server.steering.metrics import Metrics
 from server.steering.refiners.refiner import Limits, Refiner
 from server.steering.remember import Remember
 from server.steering.work import Work, episode_of
@@ -55,14 +56,22 @@ class Explorer:
         refiner: Samples and votes, in no optimisation steps.
         remember: Where episodes go.
         report: Told what came of an exploration.
+        metrics: Count explorations and what they generate.
         threshold: Least reward of an answer that is remembered.
         concurrency: Explorations that the engine works on at a time.
     """
 
     def __init__(
-        self, refiner: Refiner, remember: Remember, report: Report, *, threshold: float, concurrency: int
+        self,
+        refiner: Refiner,
+        remember: Remember,
+        report: Report,
+        metrics: Metrics,
+        *,
+        threshold: float,
+        concurrency: int,
     ) -> None:
-        self._concurrency = concurrency
+        self._concurrency, self._metrics = concurrency, metrics
         self._refiner, self._remember, self._report, self._threshold = refiner, remember, report, threshold
         self._waiting: deque[Exploration] = deque()
         self._running: set[asyncio.Task[None]] = set()
@@ -70,6 +79,7 @@ class Explorer:
     def submit(self, exploration: Exploration) -> bool:
         """Take an exploration and return at once; False when too many wait."""
         if len(self._waiting) >= MAX_WAITING:
+            self._metrics.explorations.labels("skipped").inc()
             logger.warning(
                 "trace %s is not explored: too many requests wait for it", exploration.work.trace_id
             )
@@ -123,8 +133,10 @@ class Explorer:
                 )
             else:
                 logger.exception("trace %s: exploring failed", work.trace_id)
+            self._metrics.explorations.labels("failed").inc()
             self._not_remembered(work.trace_id, "exploring failed")
             return
+        self._metrics.explored_tokens.inc(result.usage.generated_tokens)
         work.result = result
         work.episode = episode_of(
             work,
@@ -143,7 +155,9 @@ class Explorer:
             "forward_tokens": result.usage.forward_tokens,
         }
         if why_not is not None or work.episode is None:
+            self._metrics.explorations.labels("discarded").inc()
             self._not_remembered(work.trace_id, why_not, explored=explored)
             return
+        self._metrics.explorations.labels("remembered").inc()
         self._report(work.trace_id, {"explored": explored, "episode_id": work.episode.id})
         self._remember.submit(work.episode)

@@ -59,6 +59,18 @@ class Metrics:
             "Tokens that refining generated.",
             registry=registry,
         )
+        self.explorations = Counter(
+            "latentevolve_explorations_total",
+            "Explorations by result: remembered (given to the memory), discarded (nothing worth it), failed, "
+            "or skipped when too many waited.",
+            ["result"],
+            registry=registry,
+        )
+        self.explored_tokens = Counter(
+            "latentevolve_explore_generated_tokens_total",
+            "Tokens that exploring generated, which are in no answer's usage.",
+            registry=registry,
+        )
         self.verifier_calls = Counter(
             "latentevolve_verifier_calls_total",
             "Calls of the verifier by result: scored, timeout, unreachable, status (not 200), bad-reply, or "

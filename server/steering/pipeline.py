@@ -70,6 +70,7 @@ class Steering:
             evolution,
             remember,
             traces.change,
+            metrics,
             threshold=settings.remember_threshold,
             concurrency=settings.explore_concurrency,
         )

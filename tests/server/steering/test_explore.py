@@ -30,6 +30,29 @@ async def test_vote_of_samples_is_remembered_and_nobody_waits(make_day: MakeDay)
     assert settled["explored"]["generated_tokens"] > 0
 
 
+async def test_explorations_and_their_tokens_are_counted(make_day: MakeDay, monkeypatch) -> None:
+    day = await make_day(ScriptedEngine(answer=once_wrong), rewards="consistency=1")
+
+    def count(result: str) -> float | None:
+        return day.collectors.get_sample_value("latentevolve_explorations_total", {"result": result})
+
+    _, trace = await day.ask(explore=True)
+    await day.steering.explorer.drain()
+    settled = await day.traces.get(trace["id"])
+    spent = day.collectors.get_sample_value("latentevolve_explore_generated_tokens_total")
+    assert (count("remembered"), spent) == (1, settled["explored"]["generated_tokens"])
+    assert day.collectors.get_sample_value("latentevolve_refine_generated_tokens_total") == 0
+
+    picky = await make_day(ScriptedEngine(answer=once_wrong), rewards="consistency=1", remember_threshold=1)
+    await picky.ask(explore=True)
+    await picky.steering.explorer.drain()
+    assert picky.collectors.get_sample_value("latentevolve_explorations_total", {"result": "discarded"}) == 1
+
+    monkeypatch.setattr("server.steering.explore.MAX_WAITING", 0)
+    await day.ask(explore=True)
+    assert count("skipped") == 1
+
+
 async def test_what_would_be_served_has_half_the_votes_and_its_lift_is_measured(day: Day) -> None:
     version = await day.publish()
     asked = []
@@ -89,6 +112,7 @@ async def test_engine_that_fails_is_told_in_the_trace(day: Day) -> None:
     await day.steering.explorer.drain()
     settled = await day.traces.get(trace["id"])
     assert (settled["remembered"], settled["why_not_remembered"]) == ("no", "exploring failed")
+    assert day.collectors.get_sample_value("latentevolve_explorations_total", {"result": "failed"}) == 1
 
 
 @pytest.mark.parametrize("rewards", ["consistency=0.8,format=0.2", "consistency=1"])

@@ -17,6 +17,8 @@ def test_names_are_prefixed_and_stable() -> None:
         "latentevolve_stage_seconds",
         "latentevolve_reward",
         "latentevolve_refine_generated_tokens",
+        "latentevolve_explorations",
+        "latentevolve_explore_generated_tokens",
         "latentevolve_verifier_calls",
         "latentevolve_episodes",
         "latentevolve_prior_swaps",
