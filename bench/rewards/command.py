@@ -22,6 +22,7 @@ from bench.options import (
     SettingPairs,
     System,
     changed,
+    digest,
     engine_kind,
     pairs,
 )
@@ -74,6 +75,7 @@ def rewards(
     options = {
         "model": settings.model,
         "data": str(data),
+        "data_digest": digest(data),
         "engine": kind,
         "max_tokens": max_tokens,
         "instruction": instruction,

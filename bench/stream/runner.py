@@ -5,9 +5,10 @@ answer or what reports look like.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from bench.stream.arms import ARMS, Reply
@@ -17,6 +18,7 @@ from bench.stream.plan import Plan
 from bench.stream.questions import STREAM, Questions
 from bench.stream.score import Scorer
 from cli.demonstration.stream import Item
+from cli.failure import USAGE, CommandError
 
 CHUNK = 16
 """Questions of a day between two writes of rows; each is explored with several rollouts."""
@@ -50,6 +52,7 @@ class Runner:
         for seed in seeds:
             held_out, days, scorer = self.stream(seed)
             async with self.open_loop(seed) as loop:
+                _check_room(loop, chain(*(part.items for part in held_out), *days))
                 await self._judge(loop, seed, START, held_out)
                 for number, items in enumerate(days, start=1):
                     await self._day(loop, seed, f"day-{number}", items, scorer)
@@ -177,6 +180,24 @@ class Runner:
             }
             for text, one, other in zip(todo, before, after, strict=True)
         )
+
+
+def _check_room(loop: Loop, items: Iterable[Item]) -> None:
+    """Say before hours of work that a question is too long for its answer budget.
+
+    Raises:
+        CommandError: exit code 2, naming the first such question.
+    """
+    longest = loop.engine.max_model_len - loop.settings.latent_length - loop.plan.max_tokens
+    for item in items:
+        size = len(loop.render(item).token_ids)
+        if size > longest:
+            raise CommandError(
+                f"a question of {size} tokens leaves no room for {loop.plan.max_tokens} of an answer "
+                f"in {loop.engine.max_model_len}: {item.question[:60]!r}",
+                "raise --setting max_model_len=..., lower --max-tokens, or take the question out",
+                USAGE,
+            )
 
 
 def _row(

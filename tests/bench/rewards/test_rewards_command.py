@@ -67,6 +67,10 @@ def test_document_pictures_and_rows(engine: ScriptedEngine, data: Path, tmp_path
     other = run(data, "--folder", str(folder), "--max-tokens", "5")
     assert isinstance(other.exception, CommandError)
     assert other.exception.message.endswith("other options: max_tokens")
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:8]))
+    shorter = run(data, "--folder", str(folder), "--limit", "6")
+    assert isinstance(shorter.exception, CommandError)
+    assert shorter.exception.message.endswith("other options: data_digest")
 
 
 def test_signals_of_the_setting_are_measured_too(engine: ScriptedEngine, data: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,16 @@ async def test_stopped_run_goes_on_and_gives_each_row_once(
     calls = len(engine.calls)
     await done.run([0])
     assert len(engine.calls) == calls  # nothing is left to do
+
+
+async def test_question_too_long_for_its_answer_is_named_before_anything_is_asked(
+    engine: ScriptedEngine, settings: Settings, plan: Plan, tmp_path: Path
+) -> None:
+    wordy = replace(plan, instruction="at length " * 5000)
+    with pytest.raises(CommandError, match="tokens leaves no room for") as refused:
+        await runner(engine, settings, wordy, tmp_path, lambda at: False).run([0])
+    assert refused.value.exit_code == USAGE
+    assert engine.calls == []
 
 
 def test_folder_of_another_plan_is_refused_naming_the_options(tmp_path: Path) -> None:
