@@ -11,9 +11,11 @@ import torch
 
 from config.settings import Settings
 from memory.episode import Array, StoreUnavailableError
+from memory.prior import Prior
 from memory.store import REACH, EpisodeStore, Neighbour, Recalled, recall
 from model.space import LatentRejectedError, LatentSpace
 from server.steering.metrics import Metrics
+from server.steering.transfer import base_is_known
 from server.steering.work import RequestCounts, Work
 
 logger = logging.getLogger(__name__)
@@ -48,18 +50,19 @@ class Recall:
     async def near(self, work: Work, key: Array) -> tuple[list[Recalled], list[Neighbour]]:
         """Return what is recalled for `key`, (d,), and all neighbours that were looked at, nearest first.
 
-        Recalled are up to k episodes whose latent earned its place; the others tell how steering went.
+        Recalled are up to k episodes whose latent earned its place, and on top of the same prior where one
+        serves this key (ADR 0010); the others tell how steering went.
         """
         options, settings = work.options, self._settings
         k = settings.recall_k if options.k is None else options.k
         try:
             with work.stage("recall"):
                 floor = settings.recall_floor if options.floor is None else options.floor
-                found, neighbours = await asyncio.to_thread(self._look, key, k, floor)
+                found, neighbours = await asyncio.to_thread(self._look, work.prior, key, k, floor)
         except StoreUnavailableError as error:
             self._miss(work, error)
             return [], []
-        recalled = [near for near in found if self._fits(near)]
+        recalled = [near for near in found if self._fits(near) and base_is_known(near.episode, work.prior)]
         self._metrics.recalls.labels("hit" if recalled else "miss").inc()
         self._counts.recalls += 1
         if recalled:
@@ -67,9 +70,14 @@ class Recall:
             self._metrics.similarity.observe(max(near.similarity for near in recalled))
         return recalled, neighbours
 
-    def _look(self, key: Array, k: int, floor: float) -> tuple[list[Recalled], list[Neighbour]]:
+    def _look(
+        self, prior: Prior | None, key: Array, k: int, floor: float
+    ) -> tuple[list[Recalled], list[Neighbour]]:
         neighbours = self._store.near(key, tenant=TENANT, k=REACH * k, floor=floor)
-        return recall(self._store, neighbours, k), neighbours
+        usable = neighbours
+        if prior is not None and prior.covers(key):
+            usable = [near for near in neighbours if near.prior_version == prior.version]
+        return recall(self._store, usable, k), neighbours
 
     def _fits(self, near: Recalled) -> bool:
         try:

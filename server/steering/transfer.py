@@ -1,7 +1,8 @@
 """From what was recalled to where this request's latent starts.
 
-Owns which base each neighbour's delta is taken from: the one that the prior of *now* gives its key, so
-that a swap leaves no stale delta behind. The formula itself is `memory/transfer.py`.
+Owns which base each neighbour's delta is taken from, and which neighbours have none: a latent that was found
+on top of an older prior, less what the prior of now gives, would undo what the night has learned since
+(ADR 0010). The formula itself is `memory/transfer.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from memory.episode import Array
+from memory.episode import Array, Episode
 from memory.prior import Prior
 from memory.store import Recalled
 from memory.transfer import momentum_transfer
@@ -27,6 +28,15 @@ def base_of(prior: Prior | None, neutral: torch.Tensor) -> BaseOf:
         return neutral
 
     return base
+
+
+def base_is_known(episode: Episode, prior: Prior | None) -> bool:
+    """Return whether the prior of now gives the base that the episode's latent was found from.
+
+    It does when it is the same version. Where it does not speak the base is neutral, and the latent counts whole,
+    whatever it was found from.
+    """
+    return prior is None or episode.prior_version == prior.version or not prior.covers(episode.key)
 
 
 def transfer(

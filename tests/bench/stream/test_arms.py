@@ -31,7 +31,7 @@ def prompts_of(loop: Loop, count: int = 3) -> list[RenderedPrompt]:
 
 
 async def remember(loop: Loop, progress: Sequence[float] = (0.5, 0.7), *, earned: bool = True) -> None:
-    """Remember latents that help with questions about apples, oldest first."""
+    """Remember latents that help with questions about apples, oldest first, found under the active prior."""
     engine = loop.engine
     assert isinstance(engine, ScriptedEngine)
     neutral = engine.neutral_latent()
@@ -49,6 +49,7 @@ async def remember(loop: Loop, progress: Sequence[float] = (0.5, 0.7), *, earned
             prompt_text=prompt.text,
             answer_text="",
             latent_earned=earned,
+            prior_version=loop.gateway.registry.active(),
         )
         loop.gateway.store.add([episode])
 
@@ -69,8 +70,8 @@ async def publish(loop: Loop) -> None:
 @pytest.mark.parametrize("learned", [False, True])
 async def test_every_arm_answers_and_pays_at_least_for_its_answer(loop: Loop, learned: bool) -> None:
     if learned:
-        await remember(loop)
         await publish(loop)
+        await remember(loop)
     prompts = prompts_of(loop)
     for name, arm in ARMS.items():
         replies = await arm.answer(loop, prompts, SEED)
@@ -86,8 +87,8 @@ async def test_every_arm_answers_and_pays_at_least_for_its_answer(loop: Loop, le
 
 
 async def test_steered_arms_use_what_they_are_named_for(loop: Loop) -> None:
-    await remember(loop)
     await publish(loop)
+    await remember(loop)
     prompts = prompts_of(loop, 1)
     (plain,) = await ARMS["plain"].answer(loop, prompts, SEED)
     assert plain.text.startswith("Perhaps ")

@@ -54,12 +54,15 @@ class Day:
         assert await self.remember.drain()
         return outcome
 
-    async def publish(self, question: str = "apples How many?", *, active: bool = True) -> str:
-        """Publish a prior that answers this question's topic well, and swap it in."""
+    async def publish(
+        self, question: str = "apples How many?", *, active: bool = True, part: float = 1.0
+    ) -> str:
+        """Publish a prior that goes `part` of the way to this topic's best answers, and swap it in."""
         prompt = rendered(self.engine, question)
         key = (await self.engine.keys([prompt.token_ids])).numpy()
         length, hidden_size = self.engine.space.shape
-        network = PriorNetwork(hidden_size, length, 2, base=self.engine.best_latent(prompt.token_ids))
+        neutral, best = self.engine.neutral_latent(), self.engine.best_latent(prompt.token_ids)
+        network = PriorNetwork(hidden_size, length, 2, base=torch.lerp(neutral, best, part))
         version = self.registry.publish(network, Competence(key, 0.6), {})
         if active:
             self.registry.activate(version)

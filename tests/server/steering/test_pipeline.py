@@ -79,11 +79,39 @@ async def test_prior_serves_its_region_and_no_other(day: Day) -> None:
     )
 
 
-async def test_recall_and_prior_work_together(day: Day) -> None:
-    await day.learn("apples How many are left?")
-    await day.publish("apples How many?")
+async def test_recall_and_prior_work_together(make_day: MakeDay) -> None:
+    day = await make_day(lift_fallback=False)
+    await day.publish("apples How many?", part=0.5)
+    refined = await day.learn("apples How many are left?")
+    assert refined.mode == "refined"
     outcome, _ = await day.ask("apples How many did they sell?")
     assert (outcome.mode, outcome.reason) == ("recall+prior", "recalled-and-prior-covers")
+    assert same(outcome.latent, refined.latent)
+
+
+async def test_latents_of_an_older_prior_do_not_undo_the_newer_one(make_day: MakeDay) -> None:
+    day = await make_day(lift_fallback=False)
+    worse = await day.publish("apples How many?", part=0.5)
+    refined = await day.learn("apples How many are left?")
+    version = await day.publish("apples How many?")
+    question = "apples How many did they sell?"
+    outcome, _ = await day.ask(question)
+    assert (outcome.mode, outcome.prior_version) == ("prior", version)
+    back, _ = await day.ask(question, prior=worse)
+    assert back.mode == "recall+prior"
+    assert same(back.latent, refined.latent)
+    without, _ = await day.ask(question, prior="none")
+    assert without.mode == "recall"
+    assert same(without.latent, refined.latent)
+
+
+async def test_latents_count_whole_where_the_newer_prior_does_not_speak(make_day: MakeDay) -> None:
+    day = await make_day(lift_fallback=False)
+    refined = await day.learn("apples How many are left?")
+    await day.publish("sonnets Write one.")
+    outcome, _ = await day.ask("apples How many did they sell?")
+    assert outcome.mode == "recall"
+    assert same(outcome.latent, refined.latent)
 
 
 async def test_pinned_prior_is_used_and_none_means_none(day: Day) -> None:
