@@ -33,8 +33,8 @@ def base_of(prior: Prior | None, neutral: torch.Tensor) -> BaseOf:
 def base_is_known(episode: Episode, prior: Prior | None) -> bool:
     """Return whether the prior of now gives the base that the episode's latent was found from.
 
-    It does when it is the same version. Where it does not speak the base is neutral, and the latent counts whole,
-    whatever it was found from.
+    It does when it is the same version. Where it does not speak the base is neutral, and the latent counts
+    whole, whatever it was found from.
     """
     return prior is None or episode.prior_version == prior.version or not prior.covers(episode.key)
 
