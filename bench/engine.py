@@ -27,28 +27,18 @@ async def open_engine(settings: Settings, kind: EngineKind) -> AsyncIterator["En
     from model.pull import resolve_model
 
     try:
-        path = resolve_model(settings.model, settings.cache_dir, lambda message: None)
+        if kind == "vllm":
+            from server.engine.launch import launch
+
+            path = resolve_model(settings.model, settings.cache_dir, lambda message: None)
+            async with launch(settings, path) as launched:
+                yield launched.engine
+            return
+        from worker.engine import open_engine as open_transformers
+
+        engine = open_transformers(settings)
     except ModelUnavailableError as error:
         raise CommandError(str(error)) from error
-    if kind == "vllm":
-        from server.engine.launch import launch
-
-        async with launch(settings, path) as launched:
-            yield launched.engine
-        return
-    import torch
-
-    from model.transformers_engine import TransformersEngine
-
-    on_gpu = torch.cuda.is_available()
-    engine = TransformersEngine(
-        path,
-        length=settings.latent_length,
-        placement=settings.placement,
-        max_model_len=settings.max_model_len,
-        device="cuda" if on_gpu else "cpu",
-        dtype=torch.bfloat16 if on_gpu else torch.float32,
-    )
     try:
         yield engine
     finally:

@@ -37,7 +37,7 @@ def ask(
     text = question if question is not None else _from_stdin()
     with Gateway(settings) as gateway:
         served = gateway.models()
-        if model and model.split(":")[0] not in served:
+        if model and not {model, model.rpartition(":")[0]} & set(served):  # name, or name:effort
             raise CommandError(f"model {model} is not served", f"served: {', '.join(served)}")
         with Chat(settings, model or served[0]) as chat:
             answer = chat.ask(

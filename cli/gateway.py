@@ -41,9 +41,12 @@ class Gateway:
         """Return the JSON object behind `path`."""
         return self._call("GET", path, params=params)
 
-    def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Post `body` and return the JSON object that comes back."""
-        return self._call("POST", path, json=body or {})
+    def post(
+        self, path: str, body: dict[str, Any] | None = None, *, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """Post `body` and return the JSON object that comes back; `timeout_s` for calls that take longer."""
+        named = {} if timeout_s is None else {"timeout": timeout_s}
+        return self._call("POST", path, json=body or {}, **named)
 
     def models(self) -> list[str]:
         """Return the ids of the served models; the first is the base model."""

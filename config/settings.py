@@ -94,7 +94,7 @@ class Settings(BaseSettings):
         1.0, gt=0, description="Longest transferred delta, relative to the norm of the base latent."
     )
     lift_fallback: bool = Field(
-        True, description="Answer plainly where steering's measured lift nearby is not positive."
+        True, description="Answer plainly where steering's measured lift, nearby or in all, is not positive."
     )
     refiner: RefinerName = Field("evolution", description="Refiner of requests that name none.")
     medium_steps: int = Field(2, ge=1, description="Optimisation steps at effort medium.")
@@ -106,7 +106,9 @@ class Settings(BaseSettings):
         30.0, gt=0, description="A refinement that takes longer stops and answers with its best."
     )
     refine_max_tokens: int = Field(
-        256, ge=1, description="Longest answer decoded while refining; a request's own limit wins."
+        256,
+        ge=1,
+        description="Longest answer decoded while refining; a smaller limit of the request holds.",
     )
     rewards: str = Field(
         "consistency=0.7,confidence=0.1,format=0.2",

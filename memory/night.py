@@ -160,17 +160,6 @@ class NightLog:
             self._write(written)
         return written
 
-    def touched(self, night_id: str) -> datetime:
-        """Return the last sign of life of whoever works on a night.
-
-        Raises:
-            UnknownNightError: there is no night of that id.
-        """
-        record = self.get(night_id)
-        if record is None:
-            raise UnknownNightError(f"there is no night {night_id!r}")
-        return record.updated_at
-
     def list(self) -> list[NightRecord]:
         """Return all nights, newest first; files that cannot be read are left out."""
         return sorted(self._records(), key=lambda record: (record.created_at, record.id), reverse=True)

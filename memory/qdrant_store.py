@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
 
-from memory.episode import Array, Episode, StoreUnavailableError
+from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError
 from memory.record import (
     COSINE_ROUNDING,
     CREATED_AT,
@@ -35,6 +36,8 @@ T = TypeVar("T")
 
 TIMEOUT_S = 10
 """Longest wait for one answer of the server."""
+REFUSALS = frozenset({400, 413, 422})
+"""Statuses that asking again does not change: malformed, too large, not valid."""
 
 
 def connect(url: str, api_key: str | None = None) -> QdrantClient:
@@ -64,13 +67,22 @@ class QdrantStore:
         """Store episodes; when it returns, the server has applied them.
 
         Raises:
-            EpisodeRejectedError: naming the field; then nothing of the batch is stored.
+            EpisodeRejectedError: naming the field, or with what the server says; then nothing of the batch is
+                stored.
         """
         check_batch(episodes, space=self._space, length=self._shape[0], hidden_size=self._shape[1])
         if not episodes:
             return
         points = [models.PointStruct(id=e.id, vector=vectors_of(e), payload=payload_of(e)) for e in episodes]
-        self._call(lambda c: c.upsert(self._name, points, wait=True))
+        try:
+            self._call(lambda c: c.upsert(self._name, points, wait=True))
+        except StoreUnavailableError as error:
+            refused = error.__cause__
+            if isinstance(refused, UnexpectedResponse) and refused.status_code in REFUSALS:
+                raise EpisodeRejectedError(
+                    f"the Qdrant server refuses {len(points)} episodes: {refused}"
+                ) from error
+            raise
 
     def near(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Neighbour]:
         """Return up to `k` episodes of cosine ≥ `floor`, most similar first. `key` is (d,)."""

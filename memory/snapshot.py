@@ -20,6 +20,9 @@ from memory.record import episode_of
 TEXTS = "episodes.jsonl"
 VECTORS = "vectors.safetensors"
 
+MAX_EPISODES = 10_000
+"""Most episodes of one night, the newest: comparing all pairs of keys takes 100 MB for so many."""
+
 
 class SnapshotError(LatentMemoryError):
     """A snapshot that is missing, changed, or cannot be made."""

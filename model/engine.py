@@ -74,6 +74,8 @@ class Decoding:
     """When given, the answer is one of these strings, held by a grammar."""
     json_schema: str | None = None
     """When given, the answer is JSON of this schema, held by a grammar (ignored without one)."""
+    regex: str | None = None
+    """When given, the whole answer matches this pattern, held by a grammar (ignored beside the other two)."""
     logprobs: bool = False
     """Whether the answer's log-probabilities are asked for."""
 

@@ -265,8 +265,8 @@ class FrozenModel:
         return self.max_model_len - size - latents
 
     def _draft(self, prompt: SteeredPrompt, decoding: Decoding) -> Draft:
-        if decoding.json_schema is not None:
-            raise UnsupportedError("the transformers engine holds choices, but no JSON schema")
+        if decoding.json_schema is not None or decoding.regex is not None:
+            raise UnsupportedError("the transformers engine holds choices, but no JSON schema and no pattern")
         trie = None
         if decoding.choices is not None:
             trie = self._trie(decoding.choices)

@@ -6,16 +6,18 @@ trains; its worker keeps the record from then on.
 """
 
 import asyncio
-import itertools
+import heapq
 import logging
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+
 from memory.episode import Episode, LatentMemoryError, now
 from memory.night import NightLog, NightRecord, Trigger
-from memory.snapshot import write_snapshot
+from memory.snapshot import MAX_EPISODES, write_snapshot
 from memory.store import EpisodeStore
 from server.errors import QueueUnreachableError
 
@@ -121,16 +123,19 @@ class NightCoordinator:
 
     def _prepare(self, record: NightRecord) -> NightRecord:
         """Write the snapshot, or nothing when that is not worth it."""
-        episodes = self._store.scroll(min_reward=self._min_reward)
-        first = list(itertools.islice(episodes, self._min_episodes))
-        if len(first) < self._min_episodes:
+        good = (
+            replace(episode, latent=np.asarray(episode.latent, np.float16))  # as it is written
+            for episode in self._store.scroll(min_reward=self._min_reward)
+        )
+        newest = heapq.nlargest(MAX_EPISODES, good, key=lambda episode: episode.created_at)
+        if len(newest) < self._min_episodes:
             message = (
-                f"{len(first)} episodes of reward {self._min_reward:g} or more;"
+                f"{len(newest)} episodes of reward {self._min_reward:g} or more;"
                 f" a night needs {self._min_episodes}"
             )
-            skipped = replace(record, state="skipped", episodes=len(first), message=message)
+            skipped = replace(record, state="skipped", episodes=len(newest), message=message)
             return self._log.update(skipped)
-        written = write_snapshot(itertools.chain(first, episodes), self._snapshots / record.id)
+        written = write_snapshot(newest, self._snapshots / record.id)
         return self._log.update(replace(record, episodes=written))
 
     async def _fail(self, record: NightRecord, error: str) -> None:
@@ -138,6 +143,7 @@ class NightCoordinator:
         await asyncio.to_thread(self._log.update, replace(record, state="failed", error=error))
 
     def _enough_new(self) -> bool:
+        self._end_stale()
         if self._log.running(self._space) is not None:
             return False
         last = next((night for night in self._log.list() if night.space == self._space), None)

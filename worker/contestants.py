@@ -12,6 +12,7 @@ import torch
 from config.settings import Settings
 from memory.episode import Array, Episode
 from memory.prior import Competence, Prior, PriorNetwork
+from memory.store import REACH
 from memory.transfer import momentum_transfer
 from worker.neighbourhood import stack_keys
 
@@ -104,11 +105,9 @@ def _neighbours(
     base: Array = neutral.numpy()
     found: Latents = []
     for row in similarities:
-        nearest = np.argsort(-row)[: recall.k]
-        nearest = np.array(
-            [index for index in nearest if row[index] >= recall.floor and train[index].latent_earned],
-            dtype=int,
-        )
+        near = np.argsort(-row, kind="stable")[: REACH * recall.k]  # as far as the server looks
+        earned = [index for index in near if row[index] >= recall.floor and train[index].latent_earned]
+        nearest = np.array(earned[: recall.k], dtype=int)
         if not len(nearest):
             found.append(None)
             continue

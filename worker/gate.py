@@ -6,7 +6,8 @@ publishes nothing.
 The rule, made for hold-outs of a few dozen episodes or fewer, on those inside the candidate's region of
 competence, for outside it says nothing:
 
-1. Decoded as they were asked for, greedily and under the same choices, the candidate's answers agree on
+1. Decoded greedily, under the same choices and to the same length (a schema, a pattern or stop words of the
+   request are not kept with an episode and do not hold here), the candidate's answers agree on
    average no less with the remembered ones than any control's. Likelihood alone can be won by the form of
    an answer while its content gets worse.
 2. The candidate is better than every control, in that agreement or in replay likelihood. Against no latent

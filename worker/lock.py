@@ -6,6 +6,7 @@ Knows nothing of nights.
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,10 +30,8 @@ def night_lock(folder: Path, space: str, night_id: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / f"{space}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise NightBusyError(os.pread(descriptor, 256, 0).decode(errors="replace")) from None
+        if not _taken(descriptor):
+            raise NightBusyError(os.pread(descriptor, 256, 0).decode(errors="replace"))
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, night_id.encode(), 0)
         yield
@@ -40,10 +39,28 @@ def night_lock(folder: Path, space: str, night_id: str) -> Iterator[None]:
         os.close(descriptor)  # unlocks
 
 
+def _taken(descriptor: int) -> bool:
+    """Take the lock; a look by `is_locked`, which holds it for an instant, is waited out."""
+    for wait_s in (0.02, 0.1, 0.0):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(wait_s)
+        else:
+            return True
+    return False
+
+
 def is_locked(folder: Path, space: str) -> bool:
     """Return whether a night of `space` is being worked on."""
     try:
-        with night_lock(folder, space, ""):
-            return False
-    except NightBusyError:
+        descriptor = os.open(folder / f"{space}.lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -51,9 +51,6 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 """A night that kills its worker, by memory say, is not tried for ever."""
 
-MAX_EPISODES = 10_000
-"""Most episodes of one night, the newest: comparing all pairs of keys takes 100 MB for so many."""
-
 
 async def run_night(
     night_id: str, settings: Settings, engine_factory: EngineFactory = open_engine
@@ -96,6 +93,11 @@ class _Night:
         return self.settings.data_dir / "nights" / self.journal.record.id
 
     @property
+    def snapshot(self) -> Path:
+        """Where the gateway has put the episodes."""
+        return self.settings.data_dir / "snapshots" / self.journal.record.id
+
+    @property
     def registry(self) -> PriorRegistry:
         return PriorRegistry(self.settings.data_dir / "priors", self.journal.record.space)
 
@@ -118,7 +120,8 @@ async def _attempt(night: _Night) -> None:
             state="failed",
             error=f"unexpected {type(error).__name__} in phase {journal.record.phase}: {error}",
         )
-    shutil.rmtree(night.folder, ignore_errors=True)  # an ended night is never run again
+    for folder in (night.folder, night.snapshot):  # an ended night is never run again
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _consolidate(night: _Night) -> None:
@@ -186,21 +189,34 @@ async def _learn(
 
 
 def _finish(night: _Night, manifest: dict[str, Any]) -> None:
-    """Make the version the active one when the gate says so, and end the night."""
+    """Make the version the active one when the gate says so, and end the night.
+
+    It has won against the prior that was active then. When an operator has activated another one since, or
+    none, that stands.
+    """
     settings, version = night.settings, str(manifest["version"])
-    if manifest["promoted"]:
+    promoted, message = bool(manifest["promoted"]), str(manifest["gate"]["reason"])
+    active = _active(night.registry)
+    now_active = active.version if active else None
+    if promoted and now_active not in (manifest["parent"], version):
+        promoted = False
+        message = (
+            f"{message}; but {now_active or 'no prior'} was made active meanwhile and stays so: "
+            f"`latentevolve priors activate {version}` takes this one"
+        )
+    if promoted:
         night.registry.activate(version)
         if settings.broker_url and settings.broker_url.startswith("redis"):
             announce(settings.broker_url, night.journal.record.space)
     night.journal.change(
-        state="promoted" if manifest["promoted"] else "refused",
+        state="promoted" if promoted else "refused",
         phase="publish",
         done=1,
         total=1,
         version=version,
         parent=manifest["parent"],
         gate=manifest["gate"],
-        message=manifest["gate"]["reason"],
+        message=message,
     )
 
 
@@ -211,15 +227,14 @@ def _published(night: _Night) -> dict[str, Any] | None:
 
 
 def _episodes(night: _Night) -> list[Episode]:
-    settings, record = night.settings, night.journal.record
-    snapshot = read_snapshot(settings.data_dir / "snapshots" / record.id)
+    settings, snapshot = night.settings, read_snapshot(night.snapshot)
     good = [episode for episode in snapshot if episode.reward >= settings.night_min_reward]
     if len(good) < settings.night_min_episodes:
         raise TooFewEpisodesError(
             f"{len(good)} episodes of reward {settings.night_min_reward:g} or more; "
             f"a night needs {settings.night_min_episodes}"
         )
-    return sorted(good, key=lambda episode: episode.created_at)[-MAX_EPISODES:]
+    return sorted(good, key=lambda episode: episode.created_at)
 
 
 def _check_space(engine: Engine, space: str, episodes: Sequence[Episode]) -> None:

@@ -8,11 +8,12 @@ import logging
 
 import httpx
 
+from config.loopback import is_loopback
 from config.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 300.0
 """The gateway writes the snapshot before it answers."""
 
 
@@ -21,7 +22,13 @@ def request_night(settings: Settings) -> bool:
     url = f"{settings.url}/v1/consolidations"
     headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
     try:
-        answer = httpx.post(url, json={"trigger": "schedule"}, headers=headers, timeout=TIMEOUT_S)
+        answer = httpx.post(
+            url,
+            json={"trigger": "schedule"},
+            headers=headers,
+            timeout=TIMEOUT_S,
+            trust_env=not is_loopback(url),  # a proxy would look for the gateway on its own machine
+        )
     except httpx.HTTPError as error:
         logger.warning("no scheduled night: the gateway at %s does not answer (%s)", settings.url, error)
         return False

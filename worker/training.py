@@ -147,11 +147,6 @@ async def train(
     return Trained(counters.step, counters.best_step, tuple(counters.evaluations), resumed_at)
 
 
-async def mean_likelihood(engine: Engine, network: nn.Module, episodes: Sequence[Episode]) -> float:
-    """Return the mean over episodes of the remembered answer's likelihood under `network`."""
-    return float((await _likelihoods(engine, network, episodes)).mean())
-
-
 async def _likelihoods(engine: Engine, network: nn.Module, episodes: Sequence[Episode]) -> torch.Tensor:
     """Return the likelihood of each remembered answer, (N,); of latents that are not finite, -inf."""
     values: list[torch.Tensor] = []

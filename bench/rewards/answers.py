@@ -30,6 +30,8 @@ class Answers:
     """(N,) number of the question."""
     greedy: Bools
     finished: Bools
+    in_form: Bools
+    """Whether it keeps the rules of its request, such as a box."""
     texts: Sequence[str]
     """N texts."""
     votes: Sequence[str | None]
@@ -50,6 +52,7 @@ class Answers:
             question=np.array([number for number, _, _ in flat], dtype=np.int64),
             greedy=np.array([at == 0 for _, at, _ in flat], dtype=np.bool_),
             finished=np.array([one["finished"] for _, _, one in flat], dtype=np.bool_),
+            in_form=np.array([one["in_form"] for _, _, one in flat], dtype=np.bool_),
             texts=texts,
             votes=[
                 final_answer(text) if one["finished"] else None

@@ -140,7 +140,7 @@ async def _measure(
             measurement = Measurement(
                 engine=engine,
                 scorer=Scorer.of(",".join(f"{name}=1" for name in options["signals"]), engine, verifier),
-                labels=Labels(everything, box="\\boxed" in options["instruction"]),
+                labels=Labels(everything, box="\\boxed" in options["instruction"] + options["system"]),
                 journal=Journal(rows),
                 count=options["samples"],
                 seed=options["seed"],

@@ -18,6 +18,7 @@ from cli.failure import CommandError
 from model.engine import Engine, Generation, SteeredPrompt
 from server.steering.call import RenderedPrompt
 from server.steering.rewards.consistency import Consistency
+from server.steering.rewards.format import in_form
 from server.steering.rewards.reward import AsksModel
 from server.steering.rewards.scorer import Scored, Scorer
 
@@ -111,6 +112,7 @@ class Measurement:
                     "text": answer.text,
                     "tokens": len(answer.token_ids),
                     "finished": answer.finish_reason == "stop",
+                    "in_form": in_form(prompt, answer),
                     "correct": self.labels.correct(answer.text, item),
                     "signals": {name: round(value, 6) for name, value in scored.signals.items()},
                 }

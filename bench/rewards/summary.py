@@ -96,7 +96,7 @@ def _threshold(answers: Answers, quality: Floats, threshold: float) -> dict[str,
     """Return what reaches the threshold, and what the server would keep of it: each question's best."""
     reach: Bools = quality >= threshold
     kept = np.zeros_like(reach)
-    says = answers.finished & np.array([bool(text.strip()) for text in answers.texts])
+    says = answers.finished & answers.in_form & np.array([bool(text.strip()) for text in answers.texts])
     for number in range(len(answers.rows)):
         eligible = np.flatnonzero((answers.question == number) & says)
         if len(eligible):

@@ -47,7 +47,7 @@ def stream(
         list[Path] | None, typer.Option("--also", help="JSONL file that no day draws from; repeatable.")
     ] = None,
     engine: EngineName = "transformers",
-    day: Annotated[int, typer.Option("--day", min=1, help="Questions per day.")] = 48,
+    day: Annotated[int, typer.Option("--day", min=1, help="Questions per day.")] = 32,
     held_out: Annotated[int, typer.Option("--held-out", min=2, help="Questions that no day holds.")] = 64,
     nights: Annotated[int, typer.Option("--nights", min=1, help="Days, each with a night.")] = 3,
     seeds: Annotated[str, typer.Option("--seeds", help="Seeds, comma-separated.")] = "0,1,2",

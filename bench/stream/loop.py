@@ -42,12 +42,12 @@ class Loop:
         return self.gateway.settings
 
     def render(self, item: Item, *, instructed: bool = True) -> RenderedPrompt:
-        """Return a question as the gateway would see it, with the plan's instruction or without."""
+        """Return a question as the gateway would see it, with the plan's instruction and system or bare."""
         return render(
             self.engine,
             item,
             instruction=self.plan.instruction if instructed else "",
-            system=self.plan.system,
+            system=self.plan.system if instructed else "",
             max_tokens=self.plan.max_tokens,
         )
 

@@ -22,7 +22,7 @@ class Plan:
     also: tuple[str, ...] = ()
     """JSONL files that no day draws from: generalisation."""
     engine: Literal["transformers", "vllm"] = "transformers"
-    day: int = 48
+    day: int = 32
     """Questions per day."""
     held_out: int = 64
     """Questions that no day holds, of each file."""
@@ -44,7 +44,7 @@ class Plan:
     arms: tuple[str, ...] = ()
     """Arms that answer. One that came later would meet a memory of later nights."""
     unlike: str = ""
-    """JSONL file of prompts unlike the stream, asked without the instruction."""
+    """JSONL file of prompts unlike the stream, asked without instruction and system prompt."""
     digests: tuple[str, ...] = ()
     """Of the files: data, also, unlike."""
 

@@ -160,7 +160,7 @@ class Runner:
             self.progress(phase, len(items), len(items), questions.name)
 
     async def _unlike(self, loop: Loop, seed: int, stage: str) -> None:
-        """Compare plain and `low` token by token where nothing was learned."""
+        """Compare the answers of plain and `low` where nothing was learned."""
         todo = [text for text in self.unlike if not self.journal.has(seed, stage, "unlike", text)]
         if stage == START or not todo:
             return

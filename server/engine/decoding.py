@@ -18,6 +18,8 @@ def sampling_params(decoding: Decoding, room: int) -> Any:
         grammar = StructuredOutputsParams(choice=list(decoding.choices))
     elif decoding.json_schema is not None:
         grammar = StructuredOutputsParams(json=decoding.json_schema)
+    elif decoding.regex is not None:
+        grammar = StructuredOutputsParams(regex=decoding.regex)
     return SamplingParams(
         max_tokens=max(1, min(decoding.max_tokens, room)),
         temperature=decoding.temperature,

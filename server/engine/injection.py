@@ -148,7 +148,7 @@ def rendered_prompt(
     grammar = sampling.structured_outputs
     choices = tuple(grammar.choice) if grammar and grammar.choice else None
     rules = format_rules(grammar, text)
-    schema = rules.get("json_schema")
+    schema = {"type": "object"} if rules.get("json_object") else rules.get("json_schema")
     return RenderedPrompt(
         token_ids=token_ids,
         text=text,
@@ -161,6 +161,7 @@ def rendered_prompt(
             stop=tuple(sampling.stop or ()),
             choices=choices,
             json_schema=None if schema is None else json.dumps(schema),
+            regex=rules.get("regex"),
         ),
         format_rules=rules,
     )

@@ -7,6 +7,7 @@ decoded or scored.
 """
 
 import asyncio
+import contextvars
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -73,7 +74,7 @@ class Explorer:
     ) -> None:
         self._concurrency, self._metrics = concurrency, metrics
         self._refiner, self._remember, self._report, self._threshold = refiner, remember, report, threshold
-        self._waiting: deque[Exploration] = deque()
+        self._waiting: deque[tuple[Exploration, contextvars.Context]] = deque()
         self._running: set[asyncio.Task[None]] = set()
 
     def submit(self, exploration: Exploration) -> bool:
@@ -84,7 +85,8 @@ class Explorer:
                 "trace %s is not explored: too many requests wait for it", exploration.work.trace_id
             )
             return False
-        self._waiting.append(exploration)
+        # Whoever starts it later may be another request's task: prefix caches are parted by this context.
+        self._waiting.append((exploration, contextvars.copy_context()))
         self._next()
         return True
 
@@ -95,7 +97,7 @@ class Explorer:
 
     async def close(self) -> None:
         """Stop; what is pending is lost, and its traces say so."""
-        for exploration in self._waiting:
+        for exploration, _ in self._waiting:
             self._not_remembered(exploration.work.trace_id, ENDED)
         self._waiting.clear()
         running = list(self._running)
@@ -105,7 +107,8 @@ class Explorer:
 
     def _next(self) -> None:
         while self._waiting and len(self._running) < self._concurrency:
-            task = asyncio.create_task(self._explore(self._waiting.popleft()), name="explore")
+            exploration, context = self._waiting.popleft()
+            task = asyncio.create_task(self._explore(exploration), name="explore", context=context)
             self._running.add(task)
             task.add_done_callback(self._ended)
 

@@ -23,8 +23,8 @@ class LiftTally:
         self._lifts: defaultdict[str | None, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def note(self, episode: Episode, fate: str) -> None:
-        """Count an episode's lift, if it was measured. A listener for `Remember`."""
-        if episode.start_lift is not None:
+        """Count a stored episode's lift, if it was measured. A listener for `Remember`."""
+        if fate == "stored" and episode.start_lift is not None:
             found = self._lifts[episode.prior_version]
             found[0] += episode.start_lift
             found[1] += 1

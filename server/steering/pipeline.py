@@ -24,7 +24,7 @@ from server.steering.explore import Exploration, Explorer
 from server.steering.lift import LiftTally, lift_nearby
 from server.steering.metrics import Metrics
 from server.steering.priors import ActivePrior
-from server.steering.recall import TENANT, Recall
+from server.steering.recall import TENANT, Recall, RecallCounts
 from server.steering.refiners.evolution import EvolutionRefiner
 from server.steering.refiners.gradient import GradientRefiner
 from server.steering.refiners.refiner import Limits, Refiner, RefineResult
@@ -33,7 +33,7 @@ from server.steering.rewards.scorer import Scorer
 from server.steering.rewards.verifier import Verifier
 from server.steering.traces import TraceLog
 from server.steering.transfer import base_of, transfer
-from server.steering.work import RequestCounts, Work, episode_of
+from server.steering.work import Work, episode_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Steering:
         remember.listen(self._lifts.note)
         self._neutral = engine.neutral_latent()
         self._disabled: str | None = None
-        self.counts = RequestCounts()
+        self.counts = RecallCounts()
         self._recall = Recall(store, engine.space, settings, metrics, self.counts)
 
     def disable(self, check: str) -> None:
@@ -300,7 +300,6 @@ class Steering:
 
     def _finish(self, work: Work, outcome: Outcome) -> None:
         """Count, log, trace and remember: nothing here waits."""
-        self.counts.count(outcome)
         self._metrics.count(outcome)
         logger.info(
             "trace %s: %s, %s, prior %s", work.trace_id, outcome.mode, outcome.reason, outcome.prior_version

@@ -6,6 +6,7 @@ becomes of recalled latents.
 
 import asyncio
 import logging
+from dataclasses import dataclass
 
 import torch
 
@@ -16,11 +17,26 @@ from memory.store import REACH, EpisodeStore, Neighbour, Recalled, recall
 from model.space import LatentRejectedError, LatentSpace
 from server.steering.metrics import Metrics
 from server.steering.transfer import base_is_known
-from server.steering.work import RequestCounts, Work
+from server.steering.work import Work
 
 logger = logging.getLogger(__name__)
 
 TENANT = "default"
+
+
+@dataclass
+class RecallCounts:
+    """Recalls since the start, for the statistics."""
+
+    recalls: int = 0
+    """Recalls that the store answered."""
+    hits: int = 0
+    """Recalls that found an episode above the floor."""
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of recalls that found something; None before the first."""
+        return self.hits / self.recalls if self.recalls else None
 
 
 class Recall:
@@ -32,7 +48,7 @@ class Recall:
         space: LatentSpace,
         settings: Settings,
         metrics: Metrics,
-        counts: RequestCounts,
+        counts: RecallCounts,
     ) -> None:
         self._store, self._space, self._settings = store, space, settings
         self._metrics, self._counts = metrics, counts

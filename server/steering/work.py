@@ -5,7 +5,6 @@ about latents.
 """
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,33 +24,6 @@ from server.steering.trace import Trace
 EARNED = 0.02
 """Least rise of the reward by which a latent earns its place in memory. Less is a shade of confidence: the
 answer to this request is served all the same, but the next one has nothing to learn from it."""
-
-
-@dataclass
-class RequestCounts:
-    """Requests since the start, for the statistics."""
-
-    total: int = 0
-    by_mode: Counter[Mode] = field(default_factory=Counter)
-    recalls: int = 0
-    """Recalls that the store answered."""
-    hits: int = 0
-    """Recalls that found an episode above the floor."""
-
-    @property
-    def steered(self) -> int:
-        """Requests that a latent went into."""
-        return self.total - self.by_mode["plain"]
-
-    @property
-    def hit_rate(self) -> float | None:
-        """Share of recalls that found something; None before the first."""
-        return self.hits / self.recalls if self.recalls else None
-
-    def count(self, outcome: Outcome) -> None:
-        """Count one request."""
-        self.total += 1
-        self.by_mode[outcome.mode] += 1
 
 
 @dataclass

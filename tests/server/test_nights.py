@@ -86,6 +86,19 @@ async def test_snapshot_holds_what_deserves_it(store: ListedStore, log: NightLog
     assert night.episodes == len(read_snapshot(tmp_path / "snapshots" / night.id)) == 5
 
 
+async def test_snapshot_holds_the_newest_when_there_are_too_many(
+    store: ListedStore, log: NightLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.nights.MAX_EPISODES", 5)
+    store.add(9)
+    store.episodes.reverse()
+    record = await coordinator(store, log, tmp_path).start("api")
+    assert record.episodes == 5
+    newest = sorted(store.episodes, key=lambda episode: episode.created_at)[-5:]
+    written = read_snapshot(tmp_path / "snapshots" / record.id)
+    assert {episode.id for episode in written} == {episode.id for episode in newest}
+
+
 async def test_poor_episodes_do_not_count_as_enough(
     store: ListedStore, log: NightLog, tmp_path: Path
 ) -> None:
@@ -171,3 +184,28 @@ async def test_new_episodes_start_a_night_and_are_new_only_once(
     await asyncio.sleep(0.1)
     assert len(log.list()) == 1
     watching.cancel()
+
+
+async def test_night_whose_worker_is_gone_does_not_keep_new_episodes_waiting(
+    store: ListedStore, log: NightLog, tmp_path: Path
+) -> None:
+    store.add(5)
+    queued: asyncio.Queue[str] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    nights = coordinator(
+        store,
+        log,
+        tmp_path,
+        every=5,
+        send=lambda night_id: loop.call_soon_threadsafe(queued.put_nowait, night_id),
+    )
+    lost = await nights.start("api")
+    assert await asyncio.wait_for(queued.get(), 10) == lost.id
+    silent = replace(lost, updated_at=lost.updated_at - STALE_AFTER - timedelta(seconds=1))
+    write_json(tmp_path / "nights" / f"{lost.id}.json", silent.to_json())
+    watching = asyncio.create_task(nights.watch())
+    store.add(5)
+    nights.remembered(store.episodes[-1], "stored")
+    assert await asyncio.wait_for(queued.get(), 10)
+    watching.cancel()
+    assert {night.state for night in log.list()} == {"failed", "queued"}

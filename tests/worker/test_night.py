@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 
 from config.settings import Settings
@@ -61,6 +60,7 @@ def test_a_night_promotes_what_is_better(place: Place, engine: ScriptedEngine) -
     assert record.gate["decision"] == "promoted"
     assert record.started_at is not None
     assert record.finished_at is not None
+    assert list((place.settings.data_dir / "snapshots").iterdir()) == []
 
 
 def test_the_published_prior_answers_better_than_none(place: Place, engine: ScriptedEngine) -> None:
@@ -112,6 +112,24 @@ def test_a_second_night_starts_from_the_active_prior(place: Place, engine: Scrip
     by_id = {episode.id: episode for episode in first}
     held_out = {prompt_digest(by_id[i]) for i in manifest["holdout_ids"] if i in by_id}
     assert not held_out & before
+
+
+def test_what_an_operator_activates_during_the_night_stands(
+    place: Place, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(place, place.queue(scripted_episodes(engine)))
+    place.registry.activate(None)
+    judge = nights.judge
+
+    async def rolled_back(*arguments: Any, **named: Any) -> Any:
+        place.registry.activate("v1")
+        return await judge(*arguments, **named)
+
+    monkeypatch.setattr(nights, "judge", rolled_back)
+    record = run(place, place.queue(scripted_episodes(engine)))
+    assert place.registry.load("v2").manifest["promoted"] is True
+    assert (record.state, record.version, place.registry.active()) == ("refused", "v2", "v1")
+    assert "v1 was made active meanwhile" in record.message
 
 
 def test_too_few_episodes_skip_the_night(place: Place, engine: ScriptedEngine) -> None:
@@ -325,15 +343,3 @@ def test_the_lock_survives_nobody(tmp_path: Path) -> None:
     with night_lock(tmp_path, "space", "mine"):
         assert is_locked(tmp_path, "space")
     assert not is_locked(tmp_path, "space")
-
-
-def test_ten_thousand_keys_are_the_newest(
-    place: Place, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(nights, "MAX_EPISODES", 30)
-    episodes = scripted_episodes(engine)
-    run(place, place.queue(episodes))
-    manifest = place.registry.load("v1").manifest
-    named = {*manifest["episode_ids"], *manifest["validation_ids"], *manifest["holdout_ids"]}
-    assert named == {episode.id for episode in episodes[-30:]}
-    assert np.isfinite(manifest["metrics"]["coverage"])

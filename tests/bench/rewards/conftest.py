@@ -20,7 +20,12 @@ def one_thread() -> Iterator[None]:
 
 
 def row(
-    question: str, answers: Sequence[Made], *, kind: str = "number", cut: Sequence[int] = ()
+    question: str,
+    answers: Sequence[Made],
+    *,
+    kind: str = "number",
+    cut: Sequence[int] = (),
+    formless: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Return a row; its first answer is the greedy one, those numbered in `cut` were cut off."""
     return {
@@ -35,6 +40,7 @@ def row(
                 "text": text,
                 "tokens": 3,
                 "finished": number not in cut,
+                "in_form": number not in formless,
                 "correct": right,
                 "signals": dict(signals),
             }

@@ -51,6 +51,14 @@ def test_threshold_counts_answers_and_what_would_be_remembered() -> None:
     assert found["remembered_right"]["mean"] == 1.0
 
 
+def test_answers_out_of_form_are_not_counted_as_remembered() -> None:
+    boxless = {**ROWS[0], "answers": [dict(answer) for answer in ROWS[0]["answers"]]}
+    boxless["answers"][1]["in_form"] = False
+    found = summarise([boxless, ROWS[1]], {"judge": 0.5, "confidence": 0.5}, NAMES, 0.55)["threshold"]
+    assert (found["answers"], found["remembered"]) == (5, 2)
+    assert found["remembered_right"]["mean"] == 0.5  # of question one the wrong greedy answer is left
+
+
 def test_confident_but_wrong_answers_are_the_highest_of_each_question() -> None:
     cases = results()["confident_but_wrong"]
     assert isinstance(cases, list)

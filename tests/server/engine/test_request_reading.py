@@ -1,13 +1,21 @@
 """What the injection reads out of a request."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from model.engine import Decoding
 from server.engine.guard import real_tokens
-from server.engine.injection import asked_length, format_rules, question_of, why_untouched
+from server.engine.injection import (
+    asked_length,
+    format_rules,
+    question_of,
+    rendered_prompt,
+    why_untouched,
+)
 from server.steering.call import SteeringOptions
 
 TOKENS = {"type": "token", "prompt_token_ids": [1, 2, 3]}
@@ -66,6 +74,24 @@ def test_rules_follow_from_grammar_and_prompt() -> None:
     assert format_rules(grammar(json_object=True), "") == {"json_object": True}
     assert format_rules(grammar(regex="[0-9]+"), "") == {"regex": "[0-9]+"}
     assert format_rules(None, r"Put the answer in \boxed{}.") == {"boxed": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "held"),
+    [
+        ({"json_object": True}, {"json_schema": '{"type": "object"}'}),
+        ({"json": {"type": "array"}}, {"json_schema": '{"type": "array"}'}),
+        ({"regex": "[0-9]+"}, {"regex": "[0-9]+"}),
+        ({"choice": ["yes", "no"]}, {"choices": ("yes", "no")}),
+    ],
+)
+def test_rollouts_are_held_to_what_the_answer_is(fields: dict[str, Any], held: dict[str, Any]) -> None:
+    sampling = SimpleNamespace(
+        structured_outputs=grammar(**fields), max_tokens=9, temperature=0.5, top_p=0.9, seed=3, stop=["."]
+    )
+    seen = rendered_prompt(None, (1, 2), "Which?", "Which?", sampling, 7)  # type: ignore[arg-type]
+    expected = Decoding(max_tokens=7, temperature=0.5, top_p=0.9, seed=3, stop=(".",))
+    assert seen.decoding == replace(expected, **held)
 
 
 def test_choices_are_no_check_for_they_always_hold() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ async def test_same_seed_same_sample(engine: VLLMEngine) -> None:
     assert first.token_ids != other.token_ids
 
 
-async def test_answers_keep_to_choices_and_schema(engine: VLLMEngine) -> None:
+async def test_answers_keep_to_choices_schema_and_pattern(engine: VLLMEngine) -> None:
     tokens = SteeredPrompt(prompt(engine, "Is the sea salty?"), engine.neutral_latent())
     schema = {
         "type": "object",
@@ -100,12 +101,17 @@ async def test_answers_keep_to_choices_and_schema(engine: VLLMEngine) -> None:
         "required": ["salty"],
         "additionalProperties": False,
     }
-    chosen, made = await engine.generate(
-        [tokens, tokens],
-        [Decoding(8, choices=("perhaps", "never")), Decoding(40, json_schema=json.dumps(schema))],
+    chosen, made, matched = await engine.generate(
+        [tokens] * 3,
+        [
+            Decoding(8, choices=("perhaps", "never")),
+            Decoding(40, json_schema=json.dumps(schema)),
+            Decoding(40, regex="[0-9]{3}-[a-f]{2}"),
+        ],
     )
     assert chosen.text in ("perhaps", "never")
     assert isinstance(json.loads(made.text)["salty"], bool)
+    assert re.fullmatch("[0-9]{3}-[a-f]{2}", matched.text)
 
 
 async def test_logprobs_are_those_of_the_chosen_tokens(engine: VLLMEngine) -> None:

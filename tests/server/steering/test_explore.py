@@ -1,5 +1,7 @@
 """Answers sampled after the client has its own."""
 
+from contextvars import ContextVar
+
 import pytest
 
 from model.engine import EngineDeadError
@@ -72,6 +74,28 @@ async def test_what_would_be_served_has_half_the_votes_and_its_lift_is_measured(
     assert episode.prior_version == version
     steered = [prompt for prompt in asked if prompt.latent is not None]
     assert (len(asked), len(steered)) == (10, 5)  # two greedy answers, eight rollouts
+
+
+async def test_explorations_that_waited_keep_the_context_of_their_own_request(make_day: MakeDay) -> None:
+    """Prefix caches are parted by a context variable; the task that starts a waiting one has its own."""
+    whose: ContextVar[str] = ContextVar("whose")
+    day = await make_day(explore_concurrency=1)
+    found = []
+    generate = day.engine.generate
+
+    async def watched(prompts, decoding):
+        found.append((whose.get(), day.engine.decode(prompts[0].token_ids)))
+        return await generate(prompts, decoding)
+
+    day.engine.generate = watched
+    questions = ["apples How many?", "pears How many?", "plums How many?"]
+    for question in questions:
+        token = whose.set(question)
+        await day.ask(question, explore=True)
+        whose.reset(token)
+    await day.steering.explorer.drain()
+    assert [name for name, _ in found] == questions
+    assert all(name in prompt for name, prompt in found)
 
 
 async def test_share_of_the_server_decides_for_requests_that_say_nothing(make_day: MakeDay) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from prometheus_client import generate_latest
 
 from memory.edge_store import EdgeStore
 from model.engine import Decoding, EngineDeadError
@@ -164,7 +165,7 @@ async def test_rejected_requests_leave_no_trace(make_day: MakeDay, options: dict
     assert caught.value.param == param
     assert await day.traces.get(trace_id) is None
     assert day.store.episodes == []
-    assert day.steering.counts.total == 0
+    assert "latentevolve_requests_total{" not in generate_latest(day.collectors).decode()
 
 
 async def test_gradient_refused_by_the_engine_is_the_named_field_or_a_reason(make_day: MakeDay) -> None:
@@ -455,7 +456,7 @@ async def test_counts_and_metrics_agree(day: Day) -> None:
     await day.ask("apples Which?")
     await day.ask("sonnets Write one.")
     counts = day.steering.counts
-    assert (counts.total, counts.steered, counts.hit_rate) == (3, 2, 0.5)
+    assert (counts.recalls, counts.hits, counts.hit_rate) == (2, 1, 0.5)
     assert day.count("requests_total", mode="recall", reason="recalled") == 1
     assert day.count("recalls_total", result="hit") == 1
     assert day.count("episodes_total", result="stored") == 1
