@@ -1,5 +1,6 @@
 """Answers sampled after the client has its own."""
 
+import asyncio
 from contextvars import ContextVar
 
 import pytest
@@ -80,10 +81,11 @@ async def test_explorations_that_waited_keep_the_context_of_their_own_request(ma
     """Prefix caches are parted by a context variable; the task that starts a waiting one has its own."""
     whose: ContextVar[str] = ContextVar("whose")
     day = await make_day(explore_concurrency=1)
-    found = []
+    found, all_asked = [], asyncio.Event()
     generate = day.engine.generate
 
     async def watched(prompts, decoding):
+        await all_asked.wait()
         found.append((whose.get(), day.engine.decode(prompts[0].token_ids)))
         return await generate(prompts, decoding)
 
@@ -93,6 +95,7 @@ async def test_explorations_that_waited_keep_the_context_of_their_own_request(ma
         token = whose.set(question)
         await day.ask(question, explore=True)
         whose.reset(token)
+    all_asked.set()
     await day.steering.explorer.drain()
     assert [name for name, _ in found] == questions
     assert all(name in prompt for name, prompt in found)
