@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from httpx import Headers
 from qdrant_client import QdrantClient
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from memory.edge_store import EdgeStore
 from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError, new_id
@@ -307,6 +309,26 @@ def test_a_closed_store_says_so(opener: Opener, make: Make, space: str) -> None:
 def test_a_server_that_does_not_answer_is_unavailable() -> None:
     with pytest.raises(StoreUnavailableError, match="latentevolve-space-a"):
         QdrantStore(connect("http://127.0.0.1:1"), space="space-a", length=LENGTH, hidden_size=HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(413, EpisodeRejectedError), (400, EpisodeRejectedError), (503, StoreUnavailableError)],
+)
+def test_a_batch_that_the_server_refuses_is_told_from_a_server_that_is_away(
+    make: Make, monkeypatch: pytest.MonkeyPatch, space: str, status: int, error: type[Exception]
+) -> None:
+    client = QdrantClient(":memory:")
+    store = QdrantStore(client, space=space, length=LENGTH, hidden_size=HIDDEN)
+
+    def answer(*_: Any, **__: Any) -> None:
+        raise UnexpectedResponse(status, "said so", b"too large", Headers())
+
+    monkeypatch.setattr(client, "upsert", answer)
+    with pytest.raises(error, match="too large") as caught:
+        store.add([make()])
+    assert type(caught.value) is error
+    client.close()
 
 
 def test_a_collection_of_another_size_is_refused() -> None:

@@ -293,6 +293,24 @@ def test_random_control_has_the_candidates_norms(engine: ScriptedEngine, sides: 
         assert not torch.allclose(proposed, drawn)
 
 
+def test_recall_control_looks_past_neighbours_without_a_latent(engine: ScriptedEngine, sides: Split) -> None:
+    asked = sides.holdout[0]
+    by_distance = sorted(sides.train, key=lambda episode: -float(episode.key @ asked.key))
+    plain_first = [replace(e, latent_earned=rank >= 2) for rank, e in enumerate(by_distance)]
+    found = contestants(
+        learned(engine, sides),
+        None,
+        plain_first,
+        [asked],
+        neutral=engine.neutral_latent(),
+        recall=Recall(k=1, floor=-1.0),
+        seed=0,
+    )
+    (latent,) = found["knn"]
+    assert latent is not None
+    torch.testing.assert_close(latent, torch.as_tensor(by_distance[2].latent).float())
+
+
 def test_recall_control_injects_nothing_below_the_floor(engine: ScriptedEngine, sides: Split) -> None:
     found = contestants(
         learned(engine, sides),
