@@ -1,4 +1,4 @@
-# LatentEvolve. `make serve` and `make test` need Python 3.11+, make and git, and set up the rest.
+# LatentEvolve. `make serve` and `make test` need Python 3.11 or 3.12, make and git, and set up the rest.
 
 PYTHON ?= python3
 VENV   ?= .venv
