@@ -128,9 +128,9 @@ def episode_of(
 ) -> Episode | None:
     """Return what a refinement leaves to remember; None when no answer was finished in the form asked for.
 
-    A latent that beat the unsteered answer is remembered with its answer. Where none did, the best answer
-    is remembered all the same, for the night to replay: a memory of nothing but what a latent made the
-    model say more surely would be a biased sample.
+    The answer is the best of all that was decoded, for the night to replay: a memory of nothing but what a
+    latent made the model say more surely would be a biased sample. The latent is the one whose own answer
+    beat the unsteered one; where none did, it is the start, and never recalled.
 
     Args:
         work: The request.
@@ -141,8 +141,9 @@ def episode_of(
         served: Whether the start would have been served without refining.
         result: What refining found.
     """
-    if result.reward_before is None or result.reward_start is None:
+    if result.reward_before is None or result.agreed is None:
         return None
+    answer, scored = result.agreed
     earned = (
         result.latent is not None
         and result.answer is not None
@@ -151,29 +152,19 @@ def episode_of(
         and result.answer.finish_reason == "stop"
         and in_form(work.prompt, result.answer)
     )
-    if earned:
-        assert result.latent is not None
-        assert result.answer is not None
-        assert result.reward_after is not None
-        latent, answer = result.latent, result.answer
-        reward, signals = result.reward_after, result.signals_after
-    elif result.agreed is not None:
-        latent, answer = start, result.agreed[0]
-        reward, signals = result.agreed[1].reward, result.agreed[1].signals
-    else:
-        return None
+    lift = None if result.reward_start is None else result.reward_start - result.reward_before
     return Episode(
         space=space,
         key=key,
-        latent=latent.numpy(),
-        reward=reward,
-        signals=dict(signals),
+        latent=(result.latent if earned and result.latent is not None else start).numpy(),
+        reward=scored.reward,
+        signals=dict(scored.signals),
         prompt_token_ids=work.prompt.token_ids,
         answer_token_ids=answer.token_ids,
         prompt_text=work.prompt.text,
         answer_text=answer.text,
         latent_earned=earned,
-        start_lift=result.reward_start - result.reward_before if served else None,
+        start_lift=lift if served else None,
         choices=work.prompt.decoding.choices or (),
         max_tokens=work.prompt.decoding.max_tokens,
         tenant=tenant,

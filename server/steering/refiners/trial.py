@@ -80,6 +80,8 @@ class Trial:
     async def open(self, start: torch.Tensor) -> None:
         """Decode and score the unsteered answer and the start's, with sampled rollouts that vote.
 
+        A start that nobody would be served and no step begins at is left out: untrained latents say odd
+        things.
         Rollouts come from the unsteered model, or half of them from the start when that is what would be
         served: what the model says today shall have a vote, and shall not be the only one to have it.
 
@@ -87,31 +89,45 @@ class Trial:
             TrialEndedError: no budget or time for it, or already perfect.
         """
         overhead = self._scorer.tokens_per_answer
+        greedy = [self._steered(None)]
+        if self._limits.steps or self._limits.start_is_served:
+            greedy.append(self._steered(start))
         left = self._left()
-        if left is not None:  # two scored answers are the least that can be compared
-            self._length = min(self._length, left // 2 - overhead)
+        if left is not None:  # these are the least that can be compared
+            self._length = min(self._length, left // len(greedy) - overhead)
         if self._length < 1:
             raise TrialEndedError("budget")
-        voters = self._voters(start, left)
-        prompts = [self._steered(None), self._steered(start), *(prompt for prompt, _ in voters)]
-        decodings = [self._greedy(), self._greedy(), *(decoding for _, decoding in voters)]
+        voters = self._voters(start, left, len(greedy))
+        prompts = [*greedy, *(prompt for prompt, _ in voters)]
+        decodings = [*(self._greedy() for _ in greedy), *(decoding for _, decoding in voters)]
         answers = await self._generate(prompts, decodings, scored=len(prompts))
-        self._pool = [answers[0], *answers[2:]]
-        self._plain, self._start, *sampled = await self._score(answers)
-        for answer, scored in zip(answers, (self._plain, self._start, *sampled), strict=True):
+        self._pool = [answers[0], *answers[len(greedy) :]]
+        scores = await self._score(answers)
+        for answer, scored in zip(answers, scores, strict=True):
             self._note(answer, scored)
+        self._plain = scores[0]
         self._best = (None, answers[0], self._plain)
-        if self._start.reward > self._plain.reward + MARGIN:
-            self._best, self._best_is_start = (start.clone(), answers[1], self._start), True
-        self._steps.append(RefineStep(0, (self._plain.reward, self._start.reward), self.best))
+        if len(greedy) == 2:
+            self._start = scores[1]
+            if self._start.reward > self._plain.reward + MARGIN:
+                self._best, self._best_is_start = (start.clone(), answers[1], self._start), True
+        self._steps.append(RefineStep(0, tuple(s.reward for s in scores[: len(greedy)]), self.best))
         if self.best >= 1.0 - MARGIN:
             raise TrialEndedError("perfect")
 
-    def _voters(self, start: torch.Tensor, left: int | None) -> list[tuple[SteeredPrompt, Decoding]]:
-        """Return the rollouts that vote; fewer when the budget, of which `left` is left, pays for fewer."""
+    def _voters(
+        self, start: torch.Tensor, left: int | None, greedy: int
+    ) -> list[tuple[SteeredPrompt, Decoding]]:
+        """Return the rollouts that vote; fewer when the budget does not pay for all.
+
+        Args:
+            start: (L, d) that refining begins at.
+            left: Tokens left of the budget; None: no limit.
+            greedy: Answers that are decoded in any case.
+        """
         overhead, length = self._scorer.tokens_per_answer, self._length
         longer = max(length, self._limits.vote_tokens)
-        left = None if left is None else left - 2 * (length + overhead)
+        left = None if left is None else left - greedy * (length + overhead)
         voters: list[tuple[SteeredPrompt, Decoding]] = []
         for index in range(self._limits.population):
             steered = self._limits.start_is_served and index % 2 == 1
@@ -219,7 +235,7 @@ class Trial:
         return self._result(stopped)
 
     def _result(self, stopped: Stopped) -> RefineResult:
-        if self._best is None or self._plain is None or self._start is None:
+        if self._best is None or self._plain is None:
             return RefineResult(stopped=stopped, usage=self._usage)
         latent, answer, scored = self._best
         return RefineResult(
@@ -227,7 +243,7 @@ class Trial:
             latent=latent,
             answer=answer,
             reward_before=self._plain.reward,
-            reward_start=self._start.reward,
+            reward_start=self._start.reward if self._start else None,
             reward_after=scored.reward,
             signals_before=self._plain.signals,
             signals_after=scored.signals,

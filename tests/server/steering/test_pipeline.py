@@ -13,6 +13,7 @@ from memory.edge_store import EdgeStore
 from model.engine import Decoding, EngineDeadError
 from model.scripted_engine import ScriptedEngine
 from server.steering.call import SteeringOptions, SteeringRejectedError, new_id
+from server.steering.refiners.trial import ALIKE
 from tests.server.steering.conftest import Day, MakeDay, same
 from tests.server.steering.fakes import ListStore, rendered
 
@@ -420,10 +421,29 @@ async def test_episode_keeps_what_a_night_needs(day: Day) -> None:
     episode.check(*day.engine.space.shape)
     assert episode.prompt_token_ids == rendered(day.engine).token_ids
     assert day.engine.decode(episode.answer_token_ids) == episode.answer_text
-    assert (episode.plain_reward, episode.reward) == (outcome.reward_before, outcome.reward_after)
+    assert episode.plain_reward == outcome.reward_before
+    assert outcome.reward_after - ALIKE < episode.reward <= outcome.reward_after  # the shortest that says so
     assert episode.signals.keys() == {"confidence"}
     assert (episode.effort, episode.refiner, episode.prior_version) == ("high", "evolution", None)
     assert (await day.traces.get(episode.trace_id))["episode_id"] == episode.id
+
+
+async def test_best_answer_is_remembered_beside_a_latent_that_only_beat_the_plain_one(
+    make_day: MakeDay,
+) -> None:
+    def answer(prompt, latent, decoding) -> str:
+        if decoding.temperature > 0:
+            return "some" if (decoding.seed or 0) % 8 < 2 else "yes"
+        return "none" if latent is None else "some"
+
+    day = await make_day(
+        ScriptedEngine(answer=answer), rewards="consistency=0.8,confidence=0.2", population=8
+    )
+    outcome = await day.learn(refiner="evolution")
+    (episode,) = day.store.episodes
+    assert (episode.answer_text, episode.latent_earned) == ("yes", True)
+    assert same(torch.as_tensor(episode.latent), outcome.latent)
+    assert episode.reward > outcome.reward_after
 
 
 async def test_same_request_gives_the_same_latent(make_day: MakeDay) -> None:
