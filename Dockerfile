@@ -1,6 +1,6 @@
 # One image for gateway, worker and beat; docker-compose.yml's `command` says which it is.
 #   docker build .                                   CPU
-#   docker build --build-arg LOCK=gpu .              GPU: vLLM with CUDA
+#   docker build --build-arg LOCK=gpu --build-arg PYTHON=3.12 .      GPU: vLLM with CUDA
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim-bookworm AS build
 
@@ -34,7 +34,8 @@ RUN useradd --create-home --uid 1000 latentevolve \
 USER latentevolve
 WORKDIR /home/latentevolve
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 \
-    LATENTEVOLVE_HOST=0.0.0.0 LATENTEVOLVE_DATA_DIR=/data LATENTEVOLVE_CACHE_DIR=/cache
+    LATENTEVOLVE_HOST=0.0.0.0 LATENTEVOLVE_DATA_DIR=/data LATENTEVOLVE_CACHE_DIR=/cache \
+    HF_HOME=/cache/huggingface
 VOLUME ["/data", "/cache"]
 EXPOSE 8000
 CMD ["python", "-m", "server"]

@@ -20,9 +20,8 @@ from cli.serving.claim import check_port, claim
 from cli.serving.preload import preload
 from cli.serving.readiness import Readiness
 from cli.serving.supervisor import Supervisor
+from config.loopback import connectable
 from config.settings import Effort, Settings
-
-ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # what to connect to when all are listened on
 
 
 def serve(
@@ -43,7 +42,7 @@ def serve(
     ] = True,
     stop_timeout: Annotated[
         float, typer.Option("--stop-timeout", min=0, help="Seconds that children get to end by themselves.")
-    ] = 40.0,
+    ] = 60.0,
     as_json: Json = False,
 ) -> None:
     """Run gateway, worker and beat until Ctrl-C; restarts worker and beat when they die."""
@@ -57,7 +56,7 @@ def serve(
         log_level=log_level,
     )
     settings = load_settings(**overrides)
-    listens = connectable(settings)
+    listens = connectable(settings.host, settings.port)
     specs = tree(settings, worker=worker)
     check_port(settings.host, settings.port)
     with claim(settings.data_dir, listens) as lock:
@@ -91,12 +90,6 @@ def serve(
         board.say("ended")
         board.event("stopped", code=code)
     raise typer.Exit(code)
-
-
-def connectable(settings: Settings) -> str:
-    """Return the URL at which this machine reaches the gateway."""
-    host = ANY_ADDRESS.get(settings.host, f"[{settings.host}]" if ":" in settings.host else settings.host)
-    return f"http://{host}:{settings.port}"
 
 
 def tree(settings: Settings, *, worker: bool) -> list[ChildSpec]:

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from config.loopback import connectable
+
 Effort = Literal["none", "low", "medium", "high"]
 RefinerName = Literal["evolution", "gradient"]
 Placement = Literal["user_turn_end", "after_header"]
@@ -152,13 +154,13 @@ class Settings(BaseSettings):
 
     # Memory
     memory_url: str | None = Field(
-        None, description="URL of a Qdrant server; empty: Qdrant Edge inside the gateway."
+        None, description="URL of a Qdrant server; empty or `none`: Qdrant Edge inside the gateway."
     )
     memory_api_key: str | None = Field(None, description="API key of the Qdrant server.")
 
     # The night
     broker_url: str | None = Field(
-        None, description="redis:// URL of Celery's broker; empty: Celery's filesystem transport."
+        None, description="redis:// URL of Celery's broker; empty or `none`: Celery's filesystem transport."
     )
     night_cron: str = Field(
         "0 3 * * *", description="When nights start, UTC: cron's five fields, or `never`."
@@ -203,6 +205,12 @@ class Settings(BaseSettings):
             raise ValueError("not an http:// or https:// URL")
         return value
 
+    @field_validator("memory_url", "broker_url")
+    @classmethod
+    def _none_is_none(cls, value: str | None) -> str | None:
+        # An empty variable counts as not set and leaves the word to .env; this one does not.
+        return None if value == "none" else value
+
     @field_validator("night_cron")
     @classmethod
     def _night_cron_is_cron(cls, value: str) -> str:
@@ -217,5 +225,5 @@ class Settings(BaseSettings):
 
     @property
     def url(self) -> str:
-        """Base URL of the gateway, without a trailing slash."""
-        return (self.gateway_url or f"http://{self.host}:{self.port}").rstrip("/")
+        """Base URL of the gateway as this machine reaches it, without a trailing slash."""
+        return (self.gateway_url or connectable(self.host, self.port)).rstrip("/")

@@ -132,8 +132,13 @@ class TransformersEngine:
         call = _Call(list(prompts), decodings, asyncio.get_running_loop().create_future())
         with self._taking:
             self._calls.append(call)
-        await self._run(self._generate_waiting)
-        return await call.answers
+        try:
+            await self._run(self._generate_waiting)
+            return await call.answers
+        except asyncio.CancelledError:
+            with self._taking:  # nobody waits for it any more
+                self._calls = [other for other in self._calls if other is not call]
+            raise
 
     async def log_likelihood(
         self,

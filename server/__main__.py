@@ -53,7 +53,8 @@ def main() -> int:
 
     def fail() -> None:
         nonlocal failed
-        failed = not server.should_exit  # a start that a signal cut short is no failure
+        # A start that a signal cut short is no failure; each request that the engine fails tells of it again.
+        failed = failed or not server.should_exit
         server.should_exit = True
 
     server = _Server(

@@ -135,8 +135,7 @@ async def assemble(
         remember.listen(nights.remembered)
         await _background(stack, nights.watch(), "nights")
         if settings.broker_url and settings.broker_url.startswith("redis"):
-            listener = listen(settings.broker_url, space, prior.poke)
-            stack.push_async_callback(asyncio.to_thread, listener.close)
+            await _background(stack, listen(settings.broker_url, space, prior.poke), "signal")
         tally = RequestTally(registry)
         stack.callback(tally.close)
         logger.info("ready: space %s, steering %s", space, "off" if steering.disabled else "on")

@@ -37,6 +37,28 @@ def test_every_line_of_the_example_can_be_set(tmp_path: Path) -> None:
     assert settings.api_key is None, "an empty value means: not set"
 
 
+def test_none_overrules_what_the_file_says(tmp_path: Path) -> None:
+    env = tmp_path / ".env"
+    env.write_text("LATENTEVOLVE_MEMORY_URL=http://qdrant:6333\nLATENTEVOLVE_BROKER_URL=redis://redis\n")
+    assert Settings(_env_file=env).memory_url == "http://qdrant:6333"
+    settings = Settings(_env_file=env, memory_url="none", broker_url="none")
+    assert (settings.memory_url, settings.broker_url) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("::", "http://[::1]:8000"),
+        ("box.local", "http://box.local:8000"),
+    ],
+)
+def test_url_is_how_this_machine_reaches_the_gateway(host: str, url: str) -> None:
+    assert Settings(_env_file=None, host=host).url == url
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

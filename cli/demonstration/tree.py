@@ -21,11 +21,11 @@ from cli.serving.child import Child, ChildSpec, Ended, LineWritten
 from cli.serving.claim import free_port
 from cli.serving.lifeline import lifeline
 
-STOP_S = 40.0
+STOP_S = 60.0
 ISOLATED = {
     "host": "127.0.0.1",
-    "memory_url": "",  # a Qdrant server or a broker that is used otherwise must not see the demo
-    "broker_url": "",
+    "memory_url": "none",  # a Qdrant server or a broker that is used otherwise must not see the demo
+    "broker_url": "none",
     "night_cron": "never",
     "night_episodes": 0,
 }

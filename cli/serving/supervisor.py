@@ -66,7 +66,7 @@ class Supervisor:
     """Environment of the children."""
     hold_fds: Sequence[int] = ()
     """Descriptors that stay open until nothing is left, such as the lock of the data directory."""
-    stop_s: float = 40.0
+    stop_s: float = 60.0
     """How long children may take to end before they are killed."""
     backoff: Backoff = field(default_factory=Backoff)
     on_line: Callable[[str, str], None] = lambda _name, _text: None

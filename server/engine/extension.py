@@ -10,6 +10,7 @@ row i of `sample_hidden_states` belongs to request i of the batch. `compute_logi
 rows, but also those of prompt log-probabilities, which belong to one request alone.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -111,6 +112,7 @@ def _floats(values: torch.Tensor) -> bytes:
 
 
 def _end_after(process: psutil.Process, pid: int) -> None:
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(_WATCH_S)
+    with contextlib.suppress(psutil.NoSuchProcess):  # it went between the two questions
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(_WATCH_S)
     os.kill(pid, signal.SIGKILL)

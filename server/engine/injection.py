@@ -7,7 +7,7 @@ are found or of HTTP. Requests without a call, such as those of `/tokenize`, pas
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from typing import Any
 
 from model.engine import Decoding, EngineError, PlacementError
@@ -47,7 +47,7 @@ def install(state: Any, engine: VLLMEngine, steer: Steer) -> None:
         call = current_call.get()
         if call is None:
             return inputs
-        reason = why_untouched(call.options, request, inputs)
+        reason = why_untouched(call.options, request, inputs, state.openai_serving_models.lora_requests)
         if reason is not None:
             call.outcome = Outcome("plain", reason)
             return inputs
@@ -103,14 +103,25 @@ async def _steered_input(
     return plain
 
 
-def why_untouched(options: SteeringOptions, request: Any, inputs: Sequence[Any]) -> str | None:
-    """Return why a request passes untouched whatever steering would say, or None."""
+def why_untouched(
+    options: SteeringOptions, request: Any, inputs: Sequence[Any], adapters: Container[str] = ()
+) -> str | None:
+    """Return why a request passes untouched whatever steering would say, or None.
+
+    Args:
+        options: What steering may do.
+        request: vLLM's own object of it.
+        inputs: Its rendered prompts.
+        adapters: Names of LoRA adapters: what is remembered and decoded here is the base model's.
+    """
     if options.effort == "none":
         return "effort-none"
     if len(inputs) != 1:
         return "several-prompts"
     if inputs[0]["type"] != "token":
         return "not-text"
+    if getattr(request, "model", None) in adapters:
+        return "adapter"
     if getattr(request, "use_beam_search", False):
         return "beam-search"
     if getattr(request, "prompt_logprobs", None) is not None:

@@ -125,7 +125,12 @@ async def _twin_process(
     settings: Settings, model_path: str
 ) -> AsyncIterator[tuple[TwinProcess, Awaitable[None]]]:
     """Yield the twin and what to await until it has started or failed to."""
-    twin = TwinProcess(model_path, length=settings.latent_length, placement=settings.placement)
+    twin = TwinProcess(
+        model_path,
+        length=settings.latent_length,
+        placement=settings.placement,
+        max_model_len=settings.max_model_len,
+    )
 
     async def start() -> None:
         try:

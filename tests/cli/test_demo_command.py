@@ -108,3 +108,12 @@ def test_too_short_a_stream_is_wrong_usage_before_anything_starts(
     ran = run("demo", "--data", str(stream), "--limit", "12", "--held-out", "8", "--url", gateway.url)
     assert ran.code == 2
     assert gateway.asked == []
+
+
+def test_report_that_could_not_be_written_is_said_before_anything_starts(
+    run: Run, gateway: FakeGateway, stream: Path, tmp_path: Path
+) -> None:
+    ran = run(*options(gateway, stream), "--report", str(tmp_path / "missing" / "demo.json"))
+    assert ran.code == 2
+    assert f"no folder {tmp_path / 'missing'}" in ran.err
+    assert gateway.asked == []

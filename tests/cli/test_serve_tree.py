@@ -15,6 +15,7 @@ import pytest
 from cli.demonstration.tree import own_tree
 from cli.failure import CommandError
 from cli.screen import Screen
+from config.settings import Settings
 from tests.cli.project import Project, make_project
 from tests.cli.terminal import on_terminal
 
@@ -134,9 +135,14 @@ def test_demo_runs_a_tree_of_its_own_and_ends_it(project: Project, monkeypatch: 
     monkeypatch.chdir(project.folder)
     for name, value in {**project.env, "LATENTEVOLVE_MEMORY_URL": "http://127.0.0.1:1"}.items():
         monkeypatch.setenv(name, value)
+    in_file = "LATENTEVOLVE_MEMORY_URL=http://127.0.0.1:2\nLATENTEVOLVE_BROKER_URL=redis://127.0.0.1:3\n"
+    (project.folder / ".env").write_text(in_file)
     with own_tree(Screen(), project.data) as url:
         env = httpx.get(f"{url}/env").json()
-        assert env["LATENTEVOLVE_MEMORY_URL"] == "", "a memory that is used otherwise is left alone"
+        for name in ("LATENTEVOLVE_MEMORY_URL", "LATENTEVOLVE_BROKER_URL"):
+            monkeypatch.setenv(name, env[name])
+        seen = Settings()  # as the children read it, in the same folder
+        assert (seen.memory_url, seen.broker_url) == (None, None), "what is used otherwise is left alone"
         assert env["LATENTEVOLVE_NIGHT_CRON"] == "never"
         assert set(project.left()) == {"gateway", "worker"}
     assert project.left() == []

@@ -9,6 +9,8 @@ import httpx
 import openai
 import pytest
 
+from memory.registry import PriorRegistry
+from memory.signal import announce
 from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC
 from tests.e2e.processes import GATEWAY, Gateway, environment, free_port, start, wait_for
 from tests.redis_server import RedisServer
@@ -99,7 +101,7 @@ def test_every_acknowledged_episode_survives_kill_nine(restartable: Restartable)
         assert episode["answer_token_ids"]
 
 
-def test_night_and_swap_over_redis(restartable: Restartable) -> None:
+def test_night_and_swap_over_redis(restartable: Restartable, redis_url: str) -> None:
     gateway = restartable.running()
     for headline in HEADLINES:  # a night needs some more episodes than the kills left
         _, headers = gateway.ask(TOPIC.format(headline), choices=CHOICES, effort="medium", seed=2)
@@ -113,8 +115,10 @@ def test_night_and_swap_over_redis(restartable: Restartable) -> None:
     try:
         record = gateway.night()
         assert record["state"] in {"promoted", "refused"}, record
-        gateway.post(f"/v1/priors/{record['version']}/activate")
-        # Polling sleeps for a minute here: only the Redis signal can have told the gateway.
+        # On disk, as a night does it. Polling sleeps for a minute here: only the Redis signal can tell.
+        space = gateway.get("/v1/memory/stats")["space"]
+        PriorRegistry(gateway.data_dir / "priors", space).activate(record["version"])
+        assert announce(redis_url, space)
         for _ in range(50):
             _, headers = gateway.ask(TOPIC.format(HEADLINES[0]), max_tokens=1, effort="low")
             if headers["x-latent-prior"] == record["version"]:

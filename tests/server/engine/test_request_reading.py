@@ -54,6 +54,12 @@ def test_requests_that_latents_cannot_join_say_why(
     assert why_untouched(SteeringOptions("low"), SimpleNamespace(**request_fields), inputs) == reason
 
 
+def test_adapters_are_untouched() -> None:
+    request, options = SimpleNamespace(model="tuned"), SteeringOptions("low")
+    assert why_untouched(options, request, [TOKENS], {"tuned": object()}) == "adapter"
+    assert why_untouched(options, request, [TOKENS], {"other": object()}) is None
+
+
 def test_effort_none_is_untouched_whatever_the_prompt() -> None:
     assert why_untouched(SteeringOptions("none"), SimpleNamespace(), [TOKENS]) == "effort-none"
 

@@ -1,0 +1,56 @@
+"""How the gateway's parts are put together."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from config.settings import Settings
+from memory.prior import Competence, PriorNetwork
+from memory.signal import announce
+from model.scripted_engine import ScriptedEngine
+from server.wiring import assemble
+from tests.redis_server import RedisServer
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server.url
+    server.stop()
+
+
+async def test_announced_prior_is_taken_up_before_the_next_poll(tmp_path: Path, redis_url: str) -> None:
+    engine = ScriptedEngine()
+    settings = Settings(
+        _env_file=None, data_dir=tmp_path / "data", broker_url=redis_url, prior_poll_s=3600, night_episodes=0
+    )
+
+    async def answers() -> bool:
+        return True
+
+    async with assemble(
+        settings,
+        CollectorRegistry(),
+        engine=engine,
+        inner=None,
+        served=tuple,
+        engine_answers=answers,
+        checks=(),
+        send_night=lambda night_id: None,
+    ) as gateway:
+        length, hidden_size = engine.space.shape
+        region = Competence(np.eye(1, hidden_size, dtype=np.float32), 0.6)
+        version = gateway.registry.publish(PriorNetwork(hidden_size, length, 2), region, {})
+        gateway.registry.activate(version)
+        async with asyncio.timeout(20):
+            while gateway.prior.current() is None:  # announced again, for the first may meet no listener yet
+                await asyncio.to_thread(announce, redis_url, gateway.space)
+                await asyncio.sleep(0.1)
+        found = gateway.prior.current()
+        assert found is not None
+        assert found.version == version
