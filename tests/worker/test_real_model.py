@@ -8,11 +8,12 @@ import torch
 from memory.episode import Episode
 from memory.prior import PriorNetwork
 from model.transformers_engine import TransformersEngine
+from tests.worker.likelihood import mean_likelihood
 from worker.contestants import Candidate, Recall
 from worker.gate import judge
 from worker.region import region
 from worker.split import Split, split
-from worker.training import Recipe, mean_likelihood, train
+from worker.training import Recipe, train
 
 
 @pytest.fixture(scope="module")

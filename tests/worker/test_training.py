@@ -13,10 +13,11 @@ from memory.prior import PriorNetwork
 from model.engine import LatentGradient
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import scripted_episodes
+from tests.worker.likelihood import mean_likelihood
 from worker.checkpoint import Counters
 from worker.errors import TrainingDivergedError
 from worker.split import Split, split
-from worker.training import Recipe, Trained, _note, episode_weights, mean_likelihood, train
+from worker.training import Recipe, Trained, _note, episode_weights, train
 
 RECIPE = Recipe(objective="replay", steps=30, batch=4)
 
