@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.serve import connectable, ready_facts, tree
+from cli.serve import ready_facts, tree
 from cli.serving import preload as preloading
 from cli.serving.claim import check_port, claim, free_port
 from cli.serving.preload import preload
@@ -84,14 +84,6 @@ def test_schedule_that_is_none_is_wrong_usage(run: Run, monkeypatch: pytest.Monk
     ran = run("serve", "--port", str(free_port()))
     assert ran.code == 2
     assert "LATENTEVOLVE_NIGHT_CRON" in ran.err
-
-
-@pytest.mark.parametrize(
-    ("host", "url"),
-    [("127.0.0.1", "http://127.0.0.1:1"), ("0.0.0.0", "http://127.0.0.1:1"), ("::", "http://[::1]:1")],
-)
-def test_all_addresses_are_reached_over_loopback(host: str, url: str) -> None:
-    assert connectable(Settings(host=host, port=1)) == url
 
 
 def test_box_says_when_steering_is_off() -> None:

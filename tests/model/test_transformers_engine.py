@@ -1,6 +1,7 @@
 """The reference engine against transformers' own functions, on the real small model."""
 
 import asyncio
+import threading
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from model.engine import (
     Decoding,
     Engine,
     EngineDeadError,
+    Generation,
     PlacementError,
     PromptTooLongError,
     SteeredPrompt,
@@ -107,6 +109,33 @@ async def test_callers_that_wait_share_a_batch_and_not_their_errors(engine: Tran
     )
     assert together == alone
     assert isinstance(failed, LatentRejectedError)
+
+
+async def test_caller_that_gave_up_while_waiting_costs_nothing(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, given_up, later = (SteeredPrompt(chat(engine, question)) for question in QUESTIONS)
+    asked: list[SteeredPrompt] = []
+    under_way, go_on = threading.Event(), threading.Event()
+    generate = engine.model.generate
+
+    def watched(prompts: list[SteeredPrompt], decodings: list[Decoding]) -> list[Generation]:
+        asked.extend(prompts)
+        under_way.set()
+        assert go_on.wait(30)
+        return generate(prompts, decodings)
+
+    monkeypatch.setattr(engine.model, "generate", watched)
+    running = asyncio.create_task(engine.generate([first], GREEDY))
+    assert await asyncio.to_thread(under_way.wait, 30)
+    waiting = asyncio.create_task(engine.generate([given_up], GREEDY))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    go_on.set()
+    await running
+    await engine.generate([later], GREEDY)
+    assert asked == [first, later]
 
 
 async def test_samples_follow_their_seed(engine: TransformersEngine) -> None:
