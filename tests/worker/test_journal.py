@@ -46,9 +46,9 @@ def test_a_silent_phase_gives_signs_of_life(
 ) -> None:
     monkeypatch.setattr(journals, "HEARTBEAT_S", 0.01)
     journal.change(state="running", phase="load")
-    before = log.touched(journal.record.id)
+    before = log.get(journal.record.id).updated_at
     with journal.heartbeat():
-        while log.touched(journal.record.id) == before:
+        while log.get(journal.record.id).updated_at == before:
             pass
     after = log.get(journal.record.id)
     assert after is not None
