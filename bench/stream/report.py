@@ -12,6 +12,7 @@ from bench.stream.runner import START
 from bench.stream.summary import Row, Score, days, scores, unlike
 from worker.bootstrap import Interval
 
+_MARKERS = "os^D"
 HEADERS = ("stage", "arm", "n", "right", "against plain", "tokens", "finished", "generated", "forward", "s")
 
 
@@ -105,7 +106,7 @@ def draw(folder: Path, found: Sequence[Score]) -> list[Path]:
     except ImportError:
         return []
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     stages = list(dict.fromkeys(score.stage for score in found))
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
@@ -130,16 +131,31 @@ def draw(folder: Path, found: Sequence[Score]) -> list[Path]:
     figure.savefig(by_night, dpi=150)
     pyplot.close(figure)
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for score in found:
-        axes.scatter(score.forward, score.accuracy.mean, s=24)
-        axes.annotate(f"{score.arm}, {score.stage}", (score.forward, score.accuracy.mean), fontsize=7)
+    figure, axes = pyplot.subplots(figsize=(8.5, 4.5), layout="constrained")
+    for number, score in enumerate(found):
+        axes.errorbar(
+            score.forward,
+            score.accuracy.mean,
+            yerr=[
+                [max(score.accuracy.mean - score.accuracy.low, 0)],
+                [max(score.accuracy.high - score.accuracy.mean, 0)],
+            ],
+            fmt=_MARKERS[number // 10 % len(_MARKERS)],  # ten colours, then another shape
+            color=f"C{number % 10}",
+            markersize=5,
+            elinewidth=0.8,
+            label=f"{score.arm}, {score.stage}",
+        )
     axes.set(
         xscale="log",
         xlabel="forward-equivalent tokens per question",
         ylabel="share of right answers",
-        title="Accuracy against compute",
+        title="Accuracy against compute (95 % intervals over questions)",
     )
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis(ticker.StrMethodFormatter("{x:.0f}"))
+    if found:
+        figure.legend(loc="outside right upper", fontsize=7)
     by_compute = folder / "accuracy-against-compute.png"
     figure.savefig(by_compute, dpi=150)
     pyplot.close(figure)
