@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.machine import describe, machine
-from cli.failure import USAGE, CommandError
+from cli.options import check_folder
 from cli.screen import Screen
 from memory.atomic import write_json
 
@@ -27,8 +27,7 @@ class Report:
     def __init__(
         self, screen: Screen, benchmark: str, settings: Mapping[str, Any], output: Path | None
     ) -> None:
-        if output is not None and not output.absolute().parent.is_dir():
-            raise CommandError(f"no folder {output.absolute().parent}", "make it, or choose --output", USAGE)
+        check_folder(output, "--output")
         self._screen, self._output = screen, output
         self._head = {"benchmark": benchmark, **machine(), "settings": dict(settings)}
         screen.line(describe(self._head))

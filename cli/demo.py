@@ -29,10 +29,10 @@ from cli.demonstration.report import (
 from cli.demonstration.score import Scorer
 from cli.demonstration.stream import EXAMPLES, Item, read_items, read_prompts, split
 from cli.demonstration.tree import own_tree
-from cli.failure import INTERRUPTED, USAGE, CommandError
+from cli.failure import INTERRUPTED
 from cli.gateway import Gateway
 from cli.night import NightProgress, follow_night, show_night, start_night
-from cli.options import ApiKey, CacheDir, Json, Model, given, load_settings
+from cli.options import ApiKey, CacheDir, Json, Model, check_folder, given, load_settings
 from cli.progress import PhaseProgress
 from cli.screen import Screen
 
@@ -68,8 +68,7 @@ def demo(
     first, second = split(items, limit, held_out, seed)
     prompts = read_prompts(UNRELATED)[:unrelated]
     overrides = given(model=model, cache_dir=cache_dir)
-    if report is not None and not report.absolute().parent.is_dir():
-        raise CommandError(f"no folder {report.absolute().parent}", "make it, or choose --report", USAGE)
+    check_folder(report, "--report")
     load_settings(**overrides)  # what is wrong is said before anything starts
     show = Demonstration(screen, Scorer(item.answer for item in items), max_tokens, concurrency)
     started = time.monotonic()

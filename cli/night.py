@@ -16,11 +16,10 @@ from cli.gateway import Gateway, GatewayError
 from cli.options import ApiKey, Json, Url, load_settings
 from cli.progress import PhaseProgress
 from cli.screen import Screen
+from config.settings import START_NIGHT_TIMEOUT_S
 
 ENDED = {"promoted", "refused", "skipped", "failed"}
 EXIT_CODES = {"promoted": 0, "skipped": 0, "refused": REFUSED, "failed": FAILED}
-SNAPSHOT_TIMEOUT_S = 300.0
-"""The gateway writes the snapshot before it answers."""
 QUIET_S = 30.0
 """A night that waits in the queue for so long probably has no worker."""
 
@@ -52,7 +51,7 @@ def start_night(gateway: Gateway) -> dict[str, Any]:
         CommandError: one is under way, or the queue cannot be reached.
     """
     try:
-        return gateway.post("/v1/consolidations", {"trigger": "cli"}, timeout_s=SNAPSHOT_TIMEOUT_S)
+        return gateway.post("/v1/consolidations", {"trigger": "cli"}, timeout_s=START_NIGHT_TIMEOUT_S)
     except GatewayError as error:
         if error.status == 409:
             running = _running(gateway)

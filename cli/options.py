@@ -55,3 +55,13 @@ def load_settings(**overrides: Any) -> Settings:
 def environment(overrides: dict[str, Any]) -> dict[str, str]:
     """Return settings as the environment variables that hand them to a child process."""
     return {f"LATENTEVOLVE_{name.upper()}": str(value) for name, value in given(**overrides).items()}
+
+
+def check_folder(path: Path | None, option: str) -> None:
+    """Say before a long run that its result could not be written.
+
+    Raises:
+        CommandError: exit code 2, the folder of `path` is not there.
+    """
+    if path is not None and not path.absolute().parent.is_dir():
+        raise CommandError(f"no folder {path.absolute().parent}", f"make it, or choose {option}", USAGE)

@@ -19,7 +19,7 @@ from cli.serving.child import ChildSpec
 from cli.serving.claim import check_port, claim
 from cli.serving.preload import preload
 from cli.serving.readiness import Readiness
-from cli.serving.supervisor import Supervisor
+from cli.serving.supervisor import STOP_S, Supervisor
 from config.loopback import connectable
 from config.settings import Effort, Settings
 
@@ -42,7 +42,7 @@ def serve(
     ] = True,
     stop_timeout: Annotated[
         float, typer.Option("--stop-timeout", min=0, help="Seconds that children get to end by themselves.")
-    ] = 60.0,
+    ] = STOP_S,
     as_json: Json = False,
 ) -> None:
     """Run gateway, worker and beat until Ctrl-C; restarts worker and beat when they die."""
@@ -60,7 +60,6 @@ def serve(
     specs = tree(settings, worker=worker)
     check_port(settings.host, settings.port)
     with claim(settings.data_dir, listens) as lock:
-        (settings.data_dir / "queue").mkdir(exist_ok=True)  # beat keeps its schedule there
         board = Board(Screen(as_json), [spec.name for spec in specs])
         readiness = Readiness(listens, board, worker=worker)
         watch = Watch(settings, listens, board, readiness)

@@ -27,7 +27,7 @@ def make_celery(settings: Settings) -> Celery:
     if settings.broker_url:
         app.conf.broker_url = settings.broker_url
         return app
-    root = settings.data_dir.resolve() / "queue"
+    root = queue_folder(settings)
     app.conf.broker_url = "filesystem://"
     app.conf.broker_transport_options = {
         "data_folder_in": _folder(root / "messages"),
@@ -37,6 +37,11 @@ def make_celery(settings: Settings) -> Celery:
         "store_processed": False,
     }
     return app
+
+
+def queue_folder(settings: Settings) -> Path:
+    """Return the folder of messages and of beat's schedule, made when it is not there."""
+    return Path(_folder(settings.data_dir.resolve() / "queue"))
 
 
 def _folder(path: Path) -> str:

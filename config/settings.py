@@ -14,6 +14,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from config.loopback import connectable
 
+START_NIGHT_TIMEOUT_S = 300.0
+"""For the request that starts a night: the gateway writes the snapshot before it answers."""
+
 Effort = Literal["none", "low", "medium", "high"]
 RefinerName = Literal["evolution", "gradient"]
 Placement = Literal["user_turn_end", "after_header"]

@@ -12,7 +12,7 @@ from celery import Celery
 from celery.schedules import crontab
 from celery.signals import worker_process_init, worker_ready, worker_shutting_down
 
-from config.queue import make_celery
+from config.queue import make_celery, queue_folder
 from config.settings import Settings
 
 NICENESS = 10
@@ -24,8 +24,6 @@ VISIBILITY_TIMEOUT_S = 6 * 3600
 def make_worker(settings: Settings) -> Celery:
     """Return the app of worker and beat."""
     app = make_celery(settings)
-    beat = settings.data_dir.resolve() / "queue" / "beat-schedule"
-    beat.parent.mkdir(parents=True, exist_ok=True)  # with a broker nobody else makes it
     app.conf.update(
         imports=["worker.tasks"],
         worker_pool="prefork",
@@ -36,7 +34,7 @@ def make_worker(settings: Settings) -> Celery:
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        beat_schedule_filename=str(beat),
+        beat_schedule_filename=str(queue_folder(settings) / "beat-schedule"),
     )
     if settings.broker_url and settings.broker_url.startswith("redis"):
         app.conf.broker_transport_options = {"visibility_timeout": VISIBILITY_TIMEOUT_S}

@@ -9,12 +9,9 @@ import logging
 import httpx
 
 from config.loopback import is_loopback
-from config.settings import Settings
+from config.settings import START_NIGHT_TIMEOUT_S, Settings
 
 logger = logging.getLogger(__name__)
-
-TIMEOUT_S = 300.0
-"""The gateway writes the snapshot before it answers."""
 
 
 def request_night(settings: Settings) -> bool:
@@ -26,7 +23,7 @@ def request_night(settings: Settings) -> bool:
             url,
             json={"trigger": "schedule"},
             headers=headers,
-            timeout=TIMEOUT_S,
+            timeout=START_NIGHT_TIMEOUT_S,
             trust_env=not is_loopback(url),  # a proxy would look for the gateway on its own machine
         )
     except httpx.HTTPError as error:

@@ -152,8 +152,8 @@ def draw(folder: Path, found: Sequence[Score]) -> list[Path]:
         ylabel="share of right answers",
         title="Accuracy against compute (95 % intervals over questions)",
     )
-    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis(ticker.StrMethodFormatter("{x:.0f}"))
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:.0f}"))
+    axes.xaxis.set_minor_formatter(ticker.StrMethodFormatter("{x:.0f}"))
     if found:
         figure.legend(loc="outside right upper", fontsize=7)
     by_compute = folder / "accuracy-against-compute.png"

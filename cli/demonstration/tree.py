@@ -20,8 +20,8 @@ from cli.screen import Screen
 from cli.serving.child import Child, ChildSpec, Ended, LineWritten
 from cli.serving.claim import free_port
 from cli.serving.lifeline import lifeline
+from cli.serving.supervisor import STOP_S
 
-STOP_S = 60.0
 ISOLATED = {
     "host": "127.0.0.1",
     "memory_url": "none",  # a Qdrant server or a broker that is used otherwise must not see the demo

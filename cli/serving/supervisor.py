@@ -54,6 +54,10 @@ class Life:
     """When it is to be started again."""
 
 
+STOP_S = 60.0
+"""How long children may take to end; the gateway alone may need 50 s."""
+
+
 @dataclass
 class Supervisor:
     """One tree of children. `run` blocks until all of it has ended."""
@@ -66,7 +70,7 @@ class Supervisor:
     """Environment of the children."""
     hold_fds: Sequence[int] = ()
     """Descriptors that stay open until nothing is left, such as the lock of the data directory."""
-    stop_s: float = 60.0
+    stop_s: float = STOP_S
     """How long children may take to end before they are killed."""
     backoff: Backoff = field(default_factory=Backoff)
     on_line: Callable[[str, str], None] = lambda _name, _text: None

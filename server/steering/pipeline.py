@@ -158,8 +158,8 @@ class Steering:
 
         with work.stage("key"):
             key: Array = (await self._engine.keys([prompt.token_ids]))[0].numpy()
-        recalled, near = await self._recall.near(work, key) if remembers else ([], [])
         covered = work.prior is not None and work.prior.covers(key)
+        recalled, near = await self._recall.near(work, key, covered=covered) if remembers else ([], [])
         nothing = "nothing-recalled" if work.store_answers else "store-unavailable"
         if not (recalled or covered or refines or explores):
             return work.plain(nothing)

@@ -63,18 +63,20 @@ class Recall:
                 self._miss(work, error)
         return self._was_filled
 
-    async def near(self, work: Work, key: Array) -> tuple[list[Recalled], list[Neighbour]]:
+    async def near(self, work: Work, key: Array, *, covered: bool) -> tuple[list[Recalled], list[Neighbour]]:
         """Return what is recalled for `key`, (d,), and all neighbours that were looked at, nearest first.
 
-        Recalled are up to k episodes whose latent earned its place, and on top of the same prior where one
-        serves this key (ADR 0010); the others tell how steering went.
+        Recalled are up to k episodes whose latent earned its place, and on top of the same prior where this
+        key is `covered` by one (ADR 0010); the others tell how steering went.
         """
         options, settings = work.options, self._settings
         k = settings.recall_k if options.k is None else options.k
         try:
             with work.stage("recall"):
                 floor = settings.recall_floor if options.floor is None else options.floor
-                found, neighbours = await asyncio.to_thread(self._look, work.prior, key, k, floor)
+                found, neighbours = await asyncio.to_thread(
+                    self._look, work.prior if covered else None, key, k, floor
+                )
         except StoreUnavailableError as error:
             self._miss(work, error)
             return [], []
@@ -87,12 +89,12 @@ class Recall:
         return recalled, neighbours
 
     def _look(
-        self, prior: Prior | None, key: Array, k: int, floor: float
+        self, serving: Prior | None, key: Array, k: int, floor: float
     ) -> tuple[list[Recalled], list[Neighbour]]:
         neighbours = self._store.near(key, tenant=TENANT, k=REACH * k, floor=floor)
         usable = neighbours
-        if prior is not None and prior.covers(key):
-            usable = [near for near in neighbours if near.prior_version == prior.version]
+        if serving is not None:
+            usable = [near for near in neighbours if near.prior_version == serving.version]
         return recall(self._store, usable, k), neighbours
 
     def _fits(self, near: Recalled) -> bool:

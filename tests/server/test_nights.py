@@ -79,6 +79,19 @@ def coordinator(store: ListedStore, log: NightLog, root: Path, **changes: Any) -
     return NightCoordinator(**(values | changes))
 
 
+def counting(store: ListedStore, log: NightLog, root: Path) -> tuple[NightCoordinator, asyncio.Queue[str]]:
+    """Return a coordinator that starts a night every five episodes, and where the nights' ids arrive."""
+    queued: asyncio.Queue[str] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    return coordinator(
+        store,
+        log,
+        root,
+        every=5,
+        send=lambda night_id: loop.call_soon_threadsafe(queued.put_nowait, night_id),
+    ), queued
+
+
 async def test_snapshot_holds_what_deserves_it(store: ListedStore, log: NightLog, tmp_path: Path) -> None:
     store.add(5)
     store.add(3, reward=0.1)
@@ -159,15 +172,7 @@ async def test_store_that_is_away_fails_the_night(store: ListedStore, log: Night
 async def test_new_episodes_start_a_night_and_are_new_only_once(
     store: ListedStore, log: NightLog, tmp_path: Path
 ) -> None:
-    queued: asyncio.Queue[str] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-    nights = coordinator(
-        store,
-        log,
-        tmp_path,
-        every=5,
-        send=lambda night_id: loop.call_soon_threadsafe(queued.put_nowait, night_id),
-    )
+    nights, queued = counting(store, log, tmp_path)
     watching = asyncio.create_task(nights.watch())
     store.add(4)
     nights.remembered(store.episodes[-1], "stored")
@@ -190,15 +195,7 @@ async def test_night_whose_worker_is_gone_does_not_keep_new_episodes_waiting(
     store: ListedStore, log: NightLog, tmp_path: Path
 ) -> None:
     store.add(5)
-    queued: asyncio.Queue[str] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-    nights = coordinator(
-        store,
-        log,
-        tmp_path,
-        every=5,
-        send=lambda night_id: loop.call_soon_threadsafe(queued.put_nowait, night_id),
-    )
+    nights, queued = counting(store, log, tmp_path)
     lost = await nights.start("api")
     assert await asyncio.wait_for(queued.get(), 10) == lost.id
     silent = replace(lost, updated_at=lost.updated_at - STALE_AFTER - timedelta(seconds=1))

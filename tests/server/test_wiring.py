@@ -1,11 +1,9 @@
 """How the gateway's parts are put together."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
@@ -13,15 +11,6 @@ from memory.prior import Competence, PriorNetwork
 from memory.signal import announce
 from model.scripted_engine import ScriptedEngine
 from server.wiring import assemble
-from tests.redis_server import RedisServer
-
-
-@pytest.fixture
-def redis_url(tmp_path: Path) -> Iterator[str]:
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server.url
-    server.stop()
 
 
 async def test_announced_prior_is_taken_up_before_the_next_poll(tmp_path: Path, redis_url: str) -> None:

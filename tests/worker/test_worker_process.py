@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis
 
 from config.queue import NIGHT_TASK, make_celery
@@ -18,18 +17,9 @@ from config.settings import Settings
 from memory.episode import Episode
 from memory.night import NightRecord
 from model.scripted_engine import ScriptedEngine
-from tests.redis_server import RedisServer
 from tests.worker.conftest import Place, scripted_episodes
 
 PATIENCE_S = 200.0
-
-
-@pytest.fixture
-def redis_url(tmp_path: Path) -> Iterator[str]:
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server.url
-    server.stop()
 
 
 def wait_until(done: Callable[[], bool], what: str) -> None:

@@ -81,9 +81,8 @@ class Trial:
         """Decode and score the unsteered answer and the start's, with sampled rollouts that vote.
 
         A start that nobody would be served and no step begins at is left out: untrained latents say odd
-        things.
-        Rollouts come from the unsteered model, or half of them from the start when that is what would be
-        served: what the model says today shall have a vote, and shall not be the only one to have it.
+        things. Rollouts come from the unsteered model, or half of them from the start when that is what would
+        be served: what the model says today shall have a vote, and shall not be the only one to have it.
 
         Raises:
             TrialEndedError: no budget or time for it, or already perfect.
@@ -97,7 +96,9 @@ class Trial:
             self._length = min(self._length, left // len(greedy) - overhead)
         if self._length < 1:
             raise TrialEndedError("budget")
-        voters = self._voters(start, left, len(greedy))
+        if left is not None:
+            left -= len(greedy) * (self._length + overhead)
+        voters = self._voters(start, left)
         prompts = [*greedy, *(prompt for prompt, _ in voters)]
         decodings = [*(self._greedy() for _ in greedy), *(decoding for _, decoding in voters)]
         answers = await self._generate(prompts, decodings, scored=len(prompts))
@@ -115,19 +116,10 @@ class Trial:
         if self.best >= 1.0 - MARGIN:
             raise TrialEndedError("perfect")
 
-    def _voters(
-        self, start: torch.Tensor, left: int | None, greedy: int
-    ) -> list[tuple[SteeredPrompt, Decoding]]:
-        """Return the rollouts that vote; fewer when the budget does not pay for all.
-
-        Args:
-            start: (L, d) that refining begins at.
-            left: Tokens left of the budget; None: no limit.
-            greedy: Answers that are decoded in any case.
-        """
+    def _voters(self, start: torch.Tensor, left: int | None) -> list[tuple[SteeredPrompt, Decoding]]:
+        """Return the rollouts that vote; fewer when `left`, what the budget has for them, pays for fewer."""
         overhead, length = self._scorer.tokens_per_answer, self._length
         longer = max(length, self._limits.vote_tokens)
-        left = None if left is None else left - greedy * (length + overhead)
         voters: list[tuple[SteeredPrompt, Decoding]] = []
         for index in range(self._limits.population):
             steered = self._limits.start_is_served and index % 2 == 1
