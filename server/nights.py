@@ -8,6 +8,7 @@ trains; its worker keeps the record from then on.
 import asyncio
 import heapq
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -120,6 +121,7 @@ class NightCoordinator:
         if night is not None and now() - night.updated_at > STALE_AFTER:
             logger.warning("night %s gave no sign of life since %s", night.id, night.updated_at)
             self._log.update(replace(night, state="failed", error="its worker gave no sign of life"))
+            self._drop_snapshot(night)
 
     def _prepare(self, record: NightRecord) -> NightRecord:
         """Write the snapshot, or nothing when that is not worth it."""
@@ -141,6 +143,11 @@ class NightCoordinator:
     async def _fail(self, record: NightRecord, error: str) -> None:
         logger.error("night %s failed: %s", record.id, error)
         await asyncio.to_thread(self._log.update, replace(record, state="failed", error=error))
+        await asyncio.to_thread(self._drop_snapshot, record)
+
+    def _drop_snapshot(self, ended: NightRecord) -> None:
+        """Delete what no worker will read; a worker deletes those of the nights that it ends."""
+        shutil.rmtree(self._snapshots / ended.id, ignore_errors=True)
 
     def _enough_new(self) -> bool:
         self._end_stale()

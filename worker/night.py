@@ -66,16 +66,19 @@ async def run_night(
     record = log.get(night_id)
     if record is None:
         raise UnknownNightError(f"there is no night {night_id!r}")
+    journal = Journal(log, record)
+    night = _Night(settings, journal, engine_factory)
     if record.ended:
         logger.info("night %s has already ended as %s", night_id, record.state)
+        night.clear()
         return record
-    journal = Journal(log, record)
     try:
         with night_lock(lock_folder(settings), record.space, night_id), journal.heartbeat():
-            await _attempt(_Night(settings, journal, engine_factory))
+            await _attempt(night)
     except NightBusyError as error:
         if error.holder != night_id:
             journal.change(state="skipped", message=str(error))
+            night.clear()
     except NightOverruledError as error:
         logger.warning("night %s stops: %s", night_id, error)
     return log.get(night_id) or journal.record
@@ -97,6 +100,11 @@ class _Night:
         """Where the gateway has put the episodes."""
         return self.settings.data_dir / "snapshots" / self.journal.record.id
 
+    def clear(self) -> None:
+        """Delete both: a night that has ended is never run again."""
+        for folder in (self.folder, self.snapshot):
+            shutil.rmtree(folder, ignore_errors=True)
+
     @property
     def registry(self) -> PriorRegistry:
         return PriorRegistry(self.settings.data_dir / "priors", self.journal.record.space)
@@ -108,6 +116,7 @@ async def _attempt(night: _Night) -> None:
         _count_attempt(night.folder / "attempts.json")
         await _consolidate(night)
     except NightOverruledError:
+        night.clear()
         raise
     except TooFewEpisodesError as error:
         journal.change(state="skipped", message=str(error))
@@ -120,8 +129,7 @@ async def _attempt(night: _Night) -> None:
             state="failed",
             error=f"unexpected {type(error).__name__} in phase {journal.record.phase}: {error}",
         )
-    for folder in (night.folder, night.snapshot):  # an ended night is never run again
-        shutil.rmtree(folder, ignore_errors=True)
+    night.clear()
 
 
 async def _consolidate(night: _Night) -> None:

@@ -143,6 +143,7 @@ async def test_night_whose_worker_is_gone_makes_room(
     ended = log.get(lost.id)
     assert ended is not None
     assert ended.state == "failed"
+    assert [folder.name for folder in (tmp_path / "snapshots").iterdir()] == [night.id]
 
 
 async def test_queue_that_hangs_fails_the_night(
@@ -160,6 +161,7 @@ async def test_queue_that_hangs_fails_the_night(
         await coordinator(store, log, tmp_path, send=hang).start("api")
     sent.set()
     assert [night.state for night in log.list()] == ["failed"]
+    assert list((tmp_path / "snapshots").iterdir()) == []
 
 
 async def test_store_that_is_away_fails_the_night(store: ListedStore, log: NightLog, tmp_path: Path) -> None:

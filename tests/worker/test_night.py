@@ -267,6 +267,7 @@ def test_a_night_beside_another_one_of_its_space_is_skipped(place: Place, engine
         ended = run(place, record)
     assert ended.state == "skipped"
     assert ended.message == "night another of this space is still running"
+    assert list((place.settings.data_dir / "snapshots").iterdir()) == []
 
 
 def test_a_night_that_was_given_up_by_others_stops(place: Place, engine: ScriptedEngine) -> None:
@@ -280,6 +281,7 @@ def test_a_night_that_was_given_up_by_others_stops(place: Place, engine: Scripte
 
     ended = run(place, record, overruled)
     assert (ended.state, ended.error) == ("failed", "silent for too long")
+    assert list((place.settings.data_dir / "snapshots").iterdir()) == []
     assert place.registry.versions() == []
 
 
