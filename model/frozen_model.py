@@ -23,6 +23,7 @@ from model.engine import (
     UnsupportedError,
 )
 from model.fingerprint import checkpoint_dtype, space_of
+from model.packed_linear import pack
 from model.placement import Placement, PlacementKind, render_chat
 from model.prefill import Row, batches, last_states, prefill
 from model.prefixes import Prefixes
@@ -75,6 +76,7 @@ class FrozenModel:
             if network is None:
                 network = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype)
                 network = network.eval().requires_grad_(False).to(device)
+                pack(network)
         except (OSError, ValueError) as error:
             raise ModelUnavailableError(f"cannot load {model_path}: {error}") from error
         self.network: Any = network
