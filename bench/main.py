@@ -11,6 +11,7 @@ from bench.rewards.command import rewards
 from bench.serve.command import serve
 from bench.step.command import step
 from bench.stream.command import stream
+from bench.sweep.command import sweep
 
 app = typer.Typer(help="Benchmarks: what steering gains and what it costs.", no_args_is_help=True)
 app.command("memory")(memory)
@@ -18,3 +19,4 @@ app.command("rewards")(rewards)
 app.command("serve")(serve)
 app.command("step")(step)
 app.command("stream")(stream)
+app.command("sweep")(sweep)

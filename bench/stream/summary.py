@@ -4,7 +4,7 @@ Owns the statistics: accuracy and compute by arm and stage with intervals over q
 to plain, and how well rewards tell right from wrong. Knows nothing of tables or plots.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,23 +81,28 @@ class Day:
 
 def days(rows: Sequence[Row]) -> list[Day]:
     """Return each day, in order."""
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["arm"] == "served":
-            groups[row["stage"]].append(row)
+    asked = Counter(row["stage"] for row in rows if row["arm"] == "served")
     found = []
-    for stage, group in groups.items():
-        kept = [row["remembered"] for row in group if "remembered" in row]
+    for stage, kept in remembered(rows).items():
         found.append(
             Day(
                 stage,
-                len(group),
+                asked[stage],
                 len(kept),
                 float(np.mean([one["correct"] for one in kept])) if kept else None,
                 float(np.mean([one["tokens"] for one in kept])) if kept else None,
                 auc([one["reward"] for one in kept], [one["correct"] for one in kept]),
             )
         )
+    return found
+
+
+def remembered(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return by day what was worth remembering."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["arm"] == "served":
+            found[row["stage"]] += [row["remembered"]] if "remembered" in row else []
     return found
 
 

@@ -21,6 +21,9 @@ def rows() -> list[dict[str, Any]]:
     found += [row("majority", str(n), n < 2, any_correct=True) for n in range(4)]
     for night in ("night-1", "night-2"):
         found += [row("low", str(n), n < 3, stage=night) for n in range(4)]
+    for n in range(6):
+        day = {"seed": 0, "stage": "day-1", "set": "stream", "arm": "served", "question": f"d{n}"}
+        found.append(day | ({"remembered": {"reward": n / 6, "correct": n > 3, "tokens": 5}} if n else {}))
     night = {"seed": 0, "stage": "night-1", "arm": "night", "question": "", "state": "refused"}
     night |= {"version": "v1", "episodes": 9, "wall_s": 1.0, "message": "no better|than\nplain"}
     return [*found, night]
@@ -37,7 +40,9 @@ def test_page_has_a_row_per_arm_and_stage_and_names_its_pictures(tmp_path: Path)
     assert "| start | majority (any right 100.0%) | 4 |" in page
     assert "| night-2 | low | 4 | 75.0% (" in page
     assert "+25.0% (" in page
-    assert pictures(page) == ["accuracy-by-night.png", "accuracy-against-compute.png"]
+    assert "| day-1 | 6 | 5 | 40% | 5.0 | 1.00 |" in page
+    names = ["accuracy-by-night.png", "accuracy-against-compute.png", "reward-calibration.png"]
+    assert pictures(page) == names
     for name in pictures(page):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 

@@ -1,0 +1,143 @@
+"""Runs of the stream that differ in one option.
+
+Owns which option that is, in which order its values stand, and how runs compare on the same questions.
+Knows nothing of tables or pictures.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.stream.journal import Journal
+from bench.stream.summary import Row, Score, remembered, scores
+from cli.failure import USAGE, CommandError
+from config.settings import Settings
+from worker.bootstrap import Interval, grouped_means, interval
+
+_LEFT_OUT = frozenset({"nights", "arms", "data", "also", "unlike"})
+"""Options that runs may differ in all the same: the digests say whether files do."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One arm of one run, at the last stage that all runs have."""
+
+    value: str
+    """Of the option in which the runs differ."""
+    score: Score
+    against_first: Interval | None
+    """Difference to the run of the first value, paired by question; None for that run itself, and where
+    no question was asked in both."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Runs in the order of the option's values."""
+
+    option: str
+    values: tuple[str, ...]
+    points: tuple[Point, ...]
+    """Arm by arm, in the order of the values."""
+    nights: tuple[tuple[str, ...], ...]
+    """How the nights of each run ended."""
+    remembered: tuple[int, ...]
+    """Answers that the days of each run left."""
+
+
+def read(folders: Sequence[Path]) -> Sweep:
+    """Compare runs of the stream.
+
+    Raises:
+        CommandError: exit code 2, a folder holds no run, or they do not differ in exactly one option.
+    """
+    runs = [(_options(folder), Journal(folder / "rows.jsonl").rows) for folder in folders]
+    option = _differing([options for options, _ in runs])
+    runs.sort(key=lambda run: _order(run[0].get(option, "")))
+    values = tuple(run[0].get(option, "") for run in runs)
+    rows = [run[1] for run in runs]
+    return Sweep(
+        option=option.removeprefix("settings."),
+        values=values,
+        points=tuple(_points(values, rows)),
+        nights=tuple(tuple(row["state"] for row in of if row["arm"] == "night") for of in rows),
+        remembered=tuple(sum(map(len, remembered(of).values())) for of in rows),
+    )
+
+
+def _options(folder: Path) -> dict[str, str]:
+    """Return every option of a run by name, the server's settings under `settings.`, all as text."""
+    try:
+        head: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CommandError(
+            f"{folder} holds no run: {error}", "name folders of `latentevolve bench stream`", USAGE
+        ) from error
+    if head.get("benchmark") != "stream":
+        raise CommandError(f"{folder} holds a run of {head.get('benchmark')}, not of stream", None, USAGE)
+    plan = head["settings"]
+    settings = {
+        f"settings.{name}": str(plan["settings"].get(name, info.default))
+        for name, info in Settings.model_fields.items()
+    }
+    return {
+        name: str(value) for name, value in plan.items() if name not in {"settings", *_LEFT_OUT}
+    } | settings
+
+
+def _differing(runs: Sequence[Mapping[str, str]]) -> str:
+    known = dict.fromkeys(name for options in runs for name in options)
+    names = [name for name in known if len({options.get(name) for options in runs}) > 1]
+    if len(names) != 1 or names == ["digests"]:
+        found = ", ".join(name.removeprefix("settings.") for name in names) or "nothing"
+        raise CommandError(
+            f"the runs differ in {found.replace('digests', 'their data')}; a sweep needs exactly one option",
+            "make runs that are alike but for one --setting or option",
+            USAGE,
+        )
+    (name,) = names
+    values = [options.get(name) for options in runs]
+    if len(set(values)) < len(values):
+        raise CommandError(f"two runs have the same {name.removeprefix('settings.')}", None, USAGE)
+    return name
+
+
+def _order(value: str) -> tuple[float, str]:
+    """Numbers by size, then words."""
+    try:
+        return float(value), value
+    except ValueError:
+        return np.inf, value
+
+
+def _points(values: Sequence[str], runs: Sequence[Sequence[Row]]) -> list[Point]:
+    found = [{(score.arm, score.stage): score for score in scores(rows)} for rows in runs]
+    shared = [key for key in found[0] if all(key in of for of in found)]
+    last = dict(shared)  # by arm; a later stage replaces an earlier one
+    points = []
+    for arm, stage in last.items():
+        for value, of, rows in zip(values, found, runs, strict=True):
+            against = None if rows is runs[0] else _against(rows, runs[0], arm, stage)
+            points.append(Point(value, of[arm, stage], against))
+    return points
+
+
+def _against(rows: Sequence[Row], first: Sequence[Row], arm: str, stage: str) -> Interval | None:
+    here, there = _correct(rows, arm, stage), _correct(first, arm, stage)
+    both = [key for key in here if key in there]
+    if not both:
+        return None
+    numbers: dict[str, int] = {}
+    questions = [numbers.setdefault(question, len(numbers)) for _, question in both]
+    return interval(grouped_means(np.array([here[key] - there[key] for key in both]), questions))
+
+
+def _correct(rows: Sequence[Row], arm: str, stage: str) -> dict[tuple[int, str], float]:
+    return {
+        (row["seed"], row["question"]): float(row["correct"])
+        for row in rows
+        if row["arm"] == arm and row["stage"] == stage and "tokens" in row
+    }
