@@ -186,7 +186,7 @@ class Engine(Protocol):
         the log-probability of being decoded under their grammar: tokens that the grammar forces cost nothing.
 
         Raises:
-            UnsupportedError: the engine has no twin, or it scores no choices.
+            UnsupportedError: the engine has no twin.
         """
         ...
 
@@ -200,7 +200,7 @@ class Engine(Protocol):
         """Return values as of `log_likelihood` and their weighted gradients by each prompt's latent.
 
         Raises:
-            UnsupportedError: the engine has no twin, or it scores no choices.
+            UnsupportedError: the engine has no twin.
         """
         ...
 

@@ -6,6 +6,7 @@ Owns the normalisation of answers. Knows nothing of votes.
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
 
 SHORT_WORDS = 8
 """An answer of at most so many words is its own final answer; a longer one must hold a box or a number."""
@@ -16,11 +17,14 @@ _LABEL = re.compile(r"^[^:]*: ")
 _FENCE = re.compile(r"^```[a-z]*\n(.*?)\n?```$", re.DOTALL)
 
 
-def final_answer(text: str) -> str | None:
+def final_answer(text: str, choices: Sequence[str] | None = None) -> str | None:
     r"""Return the final answer in canonical form, None when the text has none to compare.
 
-    The first that is found counts: JSON, the last `\boxed{}`, the last number, a short text.
+    The first that is found counts: JSON, the last `\boxed{}`, the last number, a short text. An answer that
+    was held to `choices` is compared as it stands: "grade 3, urgent" is not "grade 3, routine".
     """
+    if choices:
+        return text if text in choices else None
     text = unicodedata.normalize("NFKC", text).strip()
     if not text:
         return None
@@ -76,5 +80,6 @@ def _number(text: str) -> str | None:
 def _short(text: str) -> str:
     """Return a short text without case, punctuation and the words that introduce an answer."""
     words = _LEAD_IN.sub("", _LABEL.sub("", " ".join(text.casefold().split())))
-    words = re.sub(r"[^\w\s]", " ", words)
-    return " ".join(word for word in words.split() if word not in {"a", "an", "the"})
+    found = re.sub(r"[^\w\s]", " ", words).split()
+    # "A" may be what a question with letters asks for.
+    return " ".join([word for word in found if word not in {"a", "an", "the"}] or found)

@@ -95,10 +95,13 @@ class TwinProcess:
         return torch.from_numpy(states)
 
     async def log_likelihood(
-        self, prompts: Sequence[SteeredPrompt], answers: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[SteeredPrompt],
+        answers: Sequence[Sequence[int]],
+        choices: Sequence[tuple[str, ...]] | None = None,
     ) -> torch.Tensor:
-        """Return the mean log-probability per answer token, (B,)."""
-        arguments = (_packed(prompts), [tuple(answer) for answer in answers])
+        """Return the mean log-probability per answer token, (B,), or that among given choices."""
+        arguments = (_packed(prompts), [tuple(answer) for answer in answers], choices)
         return torch.from_numpy(await self._run(self._ask, "log_likelihood", arguments))
 
     async def latent_gradient(
@@ -106,12 +109,14 @@ class TwinProcess:
         prompts: Sequence[SteeredPrompt],
         answers: Sequence[Sequence[int]],
         weights: Sequence[float],
+        choices: Sequence[tuple[str, ...]] | None = None,
     ) -> LatentGradient:
         """Return log-likelihoods, (B,), and their weighted gradients with respect to latents, (B, L, d)."""
         arguments = (
             _packed(prompts),
             [tuple(answer) for answer in answers],
             [float(weight) for weight in weights],
+            choices,
         )
         values, gradients = await self._run(self._ask, "latent_gradient", arguments)
         return LatentGradient(torch.from_numpy(values), torch.from_numpy(gradients))

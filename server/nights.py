@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 STALE_AFTER = timedelta(minutes=15)
 """A night without a sign of life for so long has lost its worker."""
+RETRY_AFTER = timedelta(minutes=10)
+"""Of a night by episode count that failed; those by hand and by schedule are not held up."""
 SEND_TIMEOUT_S = 10.0
 
 
@@ -153,6 +155,10 @@ class NightCoordinator:
         self._end_stale()
         if self._log.running(self._space) is not None:
             return False
-        last = next((night for night in self._log.list() if night.space == self._space), None)
+        nights = [night for night in self._log.list() if night.space == self._space]
+        if nights and nights[0].state == "failed" and now() - nights[0].created_at < RETRY_AFTER:
+            return False
+        # What a failed night was to consolidate is still to be consolidated.
+        last = next((night for night in nights if night.state != "failed"), None)
         since = last.created_at if last is not None else datetime.fromtimestamp(0, UTC)
         return self._store.count(since=since) >= self._every

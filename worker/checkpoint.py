@@ -64,6 +64,15 @@ def save(
     os.replace(partial, path)
 
 
+def reached_step(path: Path) -> int:
+    """Return the step of a checkpoint, whatever training it is of; 0 when it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads(file.metadata()["counters"])["step"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return 0
+
+
 def restore(
     path: Path, network: nn.Module, adam: torch.optim.Adam, fingerprint: str
 ) -> tuple[Counters, dict[str, torch.Tensor]] | None:

@@ -27,6 +27,7 @@ from memory.registry import PriorRegistry, RegistryError
 from memory.signal import announce
 from memory.snapshot import read_snapshot
 from model.engine import Engine, EngineError, PlacementError
+from worker.checkpoint import reached_step
 from worker.contestants import Candidate, Recall
 from worker.engine import EngineFactory, open_engine
 from worker.errors import (
@@ -96,6 +97,16 @@ class _Night:
         return self.settings.data_dir / "nights" / self.journal.record.id
 
     @property
+    def attempts(self) -> Path:
+        """How often it was begun since it last got further."""
+        return self.folder / "attempts.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where its training stands."""
+        return self.folder / "checkpoint.safetensors"
+
+    @property
     def snapshot(self) -> Path:
         """Where the gateway has put the episodes."""
         return self.settings.data_dir / "snapshots" / self.journal.record.id
@@ -113,8 +124,11 @@ class _Night:
 async def _attempt(night: _Night) -> None:
     journal = night.journal
     try:
-        _count_attempt(night.folder / "attempts.json")
+        _count_attempt(night)
         await _consolidate(night)
+    except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        night.attempts.unlink(missing_ok=True)  # it was stopped on purpose, and goes on later
+        raise
     except NightOverruledError:
         night.clear()
         raise
@@ -179,7 +193,7 @@ async def _learn(
         sides.train,
         sides.validation,
         recipe,
-        checkpoint=night.folder / "checkpoint.safetensors",
+        checkpoint=night.checkpoint,
         progress=journal.progress,
     )
     candidate = Candidate(network, region(sides.train, sides.holdout, recipe.seed))
@@ -290,9 +304,16 @@ def _network(engine: Engine, start: Prior | None, seed: int) -> PriorNetwork:
     return network
 
 
-def _count_attempt(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    attempts = int(json.loads(path.read_text(encoding="utf-8"))["attempts"]) if path.exists() else 0
+def _count_attempt(night: _Night) -> None:
+    """Note that the night is begun once more; only attempts that get no further count.
+
+    Raises:
+        NightCrashedError: it died too often at the same place.
+    """
+    night.folder.mkdir(parents=True, exist_ok=True)
+    reached = reached_step(night.checkpoint)
+    known = json.loads(night.attempts.read_text(encoding="utf-8")) if night.attempts.exists() else {}
+    attempts = int(known["attempts"]) if known.get("reached") == reached else 0
     if attempts >= MAX_ATTEMPTS:
         raise NightCrashedError(f"the worker died {attempts} times in this night; is there enough memory?")
-    write_json(path, {"attempts": attempts + 1})
+    write_json(night.attempts, {"attempts": attempts + 1, "reached": reached})

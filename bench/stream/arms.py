@@ -94,7 +94,10 @@ async def majority(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> 
     """The answer that most of n samples give; cut-off ones have no vote."""
     replies = []
     for prompt, found in zip(prompts, await _samples(loop, prompts, loop.plan.samples, seed), strict=True):
-        votes = [final_answer(one.text) if one.finish_reason == "stop" else None for one in found]
+        votes = [
+            final_answer(one.text, prompt.decoding.choices) if one.finish_reason == "stop" else None
+            for one in found
+        ]
         counted = Counter(vote for vote in votes if vote is not None)
         chosen = votes.index(counted.most_common(1)[0][0]) if counted else 0
         replies.append(
@@ -124,7 +127,7 @@ def steered(**options: Any) -> Answer:
     """What the server serves under these options."""
 
     async def answer(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
-        outcomes = [await loop.steer(prompt, seed=seed, **options) for prompt in prompts]
+        outcomes = [await loop.steer(prompt, seed=seed_of(prompt, seed), **options) for prompt in prompts]
         facts = [
             {"mode": outcome.mode, "reason": outcome.reason, "norm": _norm(outcome.latent)}
             for outcome in outcomes

@@ -38,6 +38,14 @@ from cli.screen import Screen
 from config.settings import Settings
 
 DEFAULT_ARMS = "plain,majority,random,low"
+SET_BY_STREAM = {
+    "data_dir",
+    "night_seed",
+    "night_episodes",
+    "explore_concurrency",
+    "memory_url",
+    "broker_url",
+}
 
 
 def stream(
@@ -78,7 +86,11 @@ def stream(
             raise CommandError(f"--arms: no arm {name!r}", f"known are {', '.join(ARMS)}", USAGE)
     if day_effort not in ("low", "medium", "high"):
         raise CommandError(f"--day-effort {day_effort}: not low, medium or high", None, USAGE)
-    overrides = given(model=model, cache_dir=cache_dir) | pairs(setting)
+    chosen_settings = pairs(setting)
+    for name in chosen_settings:
+        if name in SET_BY_STREAM:
+            raise CommandError(f"--setting {name}: the stream sets it itself", "leave it out", USAGE)
+    overrides = given(model=model, cache_dir=cache_dir) | chosen_settings
     settings = load_settings(**overrides)
     plan = Plan(
         model=settings.model,

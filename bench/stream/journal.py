@@ -17,14 +17,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.rows: list[dict[str, Any]] = []
-        whole = 0
+        self.rows, whole = _whole_rows(path)
         if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break
-                self.rows.append(json.loads(line))
-                whole += len(line)
             with path.open("r+b") as file:
                 file.truncate(whole)
         self._known = {_identity(row) for row in self.rows}
@@ -40,6 +34,22 @@ class Journal:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
         self.rows += new
         self._known |= {_identity(row) for row in new}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run, which may still be under way; none when there is no file."""
+    return _whole_rows(path)[0]
+
+
+def _whole_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows whose lines are whole, and how many bytes these take."""
+    rows, size = [], 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        if not line.endswith(b"\n"):
+            break
+        rows.append(json.loads(line))
+        size += len(line)
+    return rows, size
 
 
 def _identity(row: dict[str, Any]) -> tuple[int, str, str, str]:

@@ -87,7 +87,9 @@ def _against_compute(axes: Any, found: Sequence[Score]) -> None:
         title="Accuracy against compute (95 % intervals over questions)",
     )
     axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:.0f}"))
-    axes.xaxis.set_minor_formatter(ticker.StrMethodFormatter("{x:.0f}"))
+    low, high = axes.get_xlim()
+    few = high / low < 10  # more minor ticks would write over each other
+    axes.xaxis.set_minor_formatter(ticker.StrMethodFormatter("{x:.0f}" if few else ""))
     if found:
         axes.figure.legend(loc="outside right upper", fontsize=7)
 

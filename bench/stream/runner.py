@@ -5,9 +5,10 @@ answer or what reports look like.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -19,11 +20,14 @@ from bench.stream.questions import STREAM, Questions
 from bench.stream.score import Scorer
 from cli.demonstration.stream import Item
 from cli.failure import USAGE, CommandError
+from server.steering.call import RenderedPrompt
 
 CHUNK = 16
 """Questions of a day between two writes of rows; each is explored with several rollouts."""
 JUDGED = 64
 """Held-out questions between two writes of rows."""
+REFINED = 4
+"""The same of arms that refine, which take minutes per question."""
 START = "start"
 
 Progress = Callable[[str, int, int, str], None]
@@ -52,7 +56,8 @@ class Runner:
         for seed in seeds:
             held_out, days, scorer = self.stream(seed)
             async with self.open_loop(seed) as loop:
-                _check_room(loop, chain(*(part.items for part in held_out), *days))
+                asked = chain(*(part.items for part in held_out), *days)
+                _check_room(loop, chain(map(loop.render, asked), map(partial(_bare, loop), self.unlike)))
                 await self._judge(loop, seed, START, held_out)
                 for number, items in enumerate(days, start=1):
                     await self._day(loop, seed, f"day-{number}", items, scorer)
@@ -129,7 +134,7 @@ class Runner:
                 continue
             for questions in held_out:
                 items = questions.items[: self.plan.refined] if arm.refines else questions.items
-                await self._answer(loop, seed, stage, name, arm.answer, questions, items)
+                await self._answer(loop, seed, stage, name, questions, items)
         await self._unlike(loop, seed, stage)
         self.stage_ended()
 
@@ -139,18 +144,18 @@ class Runner:
         seed: int,
         stage: str,
         name: str,
-        answer: Callable[..., Awaitable[list[Reply]]],
         questions: Questions,
         items: Sequence[Item],
     ) -> None:
+        chunk_size = REFINED if ARMS[name].refines else JUDGED
         phase = f"{stage} {name}"
         arm = name if questions.name == STREAM else f"{name}@{questions.name}"
         todo = [item for item in items if not self.journal.has(seed, stage, arm, item.question)]
-        for start in range(0, len(todo), JUDGED):
-            chunk = todo[start : start + JUDGED]
+        for start in range(0, len(todo), chunk_size):
+            chunk = todo[start : start + chunk_size]
             self.progress(phase, len(items) - len(todo) + start, len(items), questions.name)
             began = time.monotonic()
-            replies = await answer(loop, [loop.render(item) for item in chunk], seed)
+            replies = await ARMS[name].answer(loop, [loop.render(item) for item in chunk], seed)
             wall_s = (time.monotonic() - began) / len(chunk)
             self.journal.add(
                 _row(seed, stage, questions, arm, item, reply, wall_s)
@@ -165,7 +170,7 @@ class Runner:
         if stage == START or not todo:
             return
         self.progress(f"{stage} unlike", 0, len(todo), "prompts unlike the stream")
-        prompts = [loop.render(Item(text, ""), instructed=False) for text in todo]
+        prompts = [_bare(loop, text) for text in todo]
         before = await ARMS["plain"].answer(loop, prompts, seed)
         after = await ARMS["low"].answer(loop, prompts, seed)
         self.journal.add(
@@ -182,19 +187,23 @@ class Runner:
         )
 
 
-def _check_room(loop: Loop, items: Iterable[Item]) -> None:
+def _bare(loop: Loop, text: str) -> RenderedPrompt:
+    return loop.render(Item(text, ""), instructed=False)
+
+
+def _check_room(loop: Loop, prompts: Iterable[RenderedPrompt]) -> None:
     """Say before hours of work that a question is too long for its answer budget.
 
     Raises:
         CommandError: exit code 2, naming the first such question.
     """
     longest = loop.engine.max_model_len - loop.settings.latent_length - loop.plan.max_tokens
-    for item in items:
-        size = len(loop.render(item).token_ids)
+    for prompt in prompts:
+        size = len(prompt.token_ids)
         if size > longest:
             raise CommandError(
                 f"a question of {size} tokens leaves no room for {loop.plan.max_tokens} of an answer "
-                f"in {loop.engine.max_model_len}: {item.question[:60]!r}",
+                f"in {loop.engine.max_model_len}: {prompt.question[:60]!r}",
                 "raise --setting max_model_len=..., lower --max-tokens, or take the question out",
                 USAGE,
             )

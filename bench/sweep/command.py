@@ -41,7 +41,7 @@ def sweep(
             [value, remembered, ", ".join(nights) or "none"]
             for value, remembered, nights in zip(found.values, found.remembered, found.nights, strict=True)
         ],
-        title="What days left and how nights ended",
+        title=f"What days left and how nights ended; seeds {', '.join(map(str, found.seeds))}",
     )
     screen.table(
         ["arm", "stage", found.option, "n", "right", f"against {found.values[0]}", "tokens", "forward"],

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.stream.journal import Journal
+from bench.stream.journal import read_rows
 from bench.stream.summary import Row, Score, remembered, scores
 from cli.failure import USAGE, CommandError
 from config.settings import Settings
@@ -42,30 +42,46 @@ class Sweep:
     values: tuple[str, ...]
     points: tuple[Point, ...]
     """Arm by arm, in the order of the values."""
+    seeds: tuple[int, ...]
+    """That all runs have; others are left out."""
     nights: tuple[tuple[str, ...], ...]
-    """How the nights of each run ended."""
+    """How those nights of each run ended that all have."""
     remembered: tuple[int, ...]
-    """Answers that the days of each run left."""
+    """Answers that those days of each run left that all have."""
 
 
 def read(folders: Sequence[Path]) -> Sweep:
     """Compare runs of the stream.
 
     Raises:
-        CommandError: exit code 2, a folder holds no run, or they do not differ in exactly one option.
+        CommandError: exit code 2, a folder holds no run, they do not differ in exactly one option, or they
+            have no seed in common.
     """
-    runs = [(_options(folder), Journal(folder / "rows.jsonl").rows) for folder in folders]
+    runs = [(_options(folder), read_rows(folder / "rows.jsonl")) for folder in folders]
     option = _differing([options for options, _ in runs])
     runs.sort(key=lambda run: _order(run[0].get(option, "")))
     values = tuple(run[0].get(option, "") for run in runs)
-    rows = [run[1] for run in runs]
+    seeds = set.intersection(*({row["seed"] for row in found} for _, found in runs))
+    if not seeds:
+        raise CommandError("the runs have no seed in common", "let each run finish a stage first", USAGE)
+    rows = [[row for row in found if row["seed"] in seeds] for _, found in runs]
+    days = [remembered(of) for of in rows]
+    nights = [
+        {(row["seed"], row["stage"]): row["state"] for row in of if row["arm"] == "night"} for of in rows
+    ]
     return Sweep(
         option=option.removeprefix("settings."),
         values=values,
         points=tuple(_points(values, rows)),
-        nights=tuple(tuple(row["state"] for row in of if row["arm"] == "night") for of in rows),
-        remembered=tuple(sum(map(len, remembered(of).values())) for of in rows),
+        seeds=tuple(sorted(seeds)),
+        nights=tuple(tuple(of[key] for key in _shared(nights)) for of in nights),
+        remembered=tuple(sum(len(of[stage]) for stage in _shared(days)) for of in days),
     )
+
+
+def _shared(runs: Sequence[Mapping[Any, Any]]) -> list[Any]:
+    """Return the keys that all have, in the order of the first."""
+    return [key for key in runs[0] if all(key in of for of in runs)]
 
 
 def _options(folder: Path) -> dict[str, str]:
@@ -115,8 +131,7 @@ def _order(value: str) -> tuple[float, str]:
 
 def _points(values: Sequence[str], runs: Sequence[Sequence[Row]]) -> list[Point]:
     found = [{(score.arm, score.stage): score for score in scores(rows)} for rows in runs]
-    shared = [key for key in found[0] if all(key in of for of in found)]
-    last = dict(shared)  # by arm; a later stage replaces an earlier one
+    last = dict(_shared(found))  # by arm; a later stage replaces an earlier one
     points = []
     for arm, stage in last.items():
         for value, of, rows in zip(values, found, runs, strict=True):

@@ -74,6 +74,7 @@ class SteeredRoutes:
             )
         finally:
             current_call.reset(token)
+            call.end()
 
 
 class _Body:

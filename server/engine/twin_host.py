@@ -24,7 +24,7 @@ MAX_JOBS = 64
 
 Job = dict[str, Any]
 """`method` of `FrozenModel`; `prompts`, each [tokens, latent as float32 bytes or None, position or
-None]; and where the method takes them `answers` and `weights`."""
+None]; and where the method takes them `answers`, `weights` and `choices`."""
 
 
 class TwinHost:
@@ -132,7 +132,7 @@ class TwinJobs:
             )
             for tokens, latent, position in job["prompts"]
         ]
-        return (prompts, *(job[name] for name in ("answers", "weights") if name in job))
+        return (prompts, *(job[name] for name in ("answers", "weights", "choices") if name in job))
 
 
 def _model(network: Any, model_path: str, length: int, placement: Any, max_model_len: int) -> FrozenModel:

@@ -223,9 +223,9 @@ class VLLMEngine:
         """Return the mean log-probability per answer token, (B,).
 
         Raises:
-            UnsupportedError: the engine has no twin, or choices are given: only nights score them.
+            UnsupportedError: the engine has no twin.
         """
-        values: torch.Tensor = await self._twin(choices).log_likelihood(self._checked(prompts), answers)
+        values: torch.Tensor = await self._twin().log_likelihood(self._checked(prompts), answers, choices)
         return values
 
     async def latent_gradient(
@@ -240,17 +240,15 @@ class VLLMEngine:
         Raises:
             UnsupportedError: as `log_likelihood`.
         """
-        gradient: LatentGradient = await self._twin(choices).latent_gradient(
-            self._checked(prompts), answers, weights
+        gradient: LatentGradient = await self._twin().latent_gradient(
+            self._checked(prompts), answers, weights, choices
         )
         return gradient
 
     async def close(self) -> None:
         """Do nothing: vLLM and the twin are ended by `launch`, which started them."""
 
-    def _twin(self, choices: Sequence[tuple[str, ...]] | None = None) -> Any:
-        if any(choices or ()):
-            raise UnsupportedError("the twin scores no answers among choices")
+    def _twin(self) -> Any:
         if self.twin is None:
             raise UnsupportedError("likelihoods and gradients need the twin (LATENTEVOLVE_TWIN)")
         return self.twin

@@ -81,10 +81,18 @@ class WorkerTwin:
         return states
 
     async def log_likelihood(
-        self, prompts: Sequence[SteeredPrompt], answers: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[SteeredPrompt],
+        answers: Sequence[Sequence[int]],
+        choices: Sequence[tuple[str, ...]] | None = None,
     ) -> torch.Tensor:
-        """Return the mean log-probability per answer token, (B,)."""
-        job = {"method": "log_likelihood", "prompts": _packed(prompts), "answers": _tokens(answers)}
+        """Return the mean log-probability per answer token, (B,), or that among given choices."""
+        job = {
+            "method": "log_likelihood",
+            "prompts": _packed(prompts),
+            "answers": _tokens(answers),
+            "choices": _choices(choices),
+        }
         (values,) = await self._result(job)
         return values
 
@@ -93,6 +101,7 @@ class WorkerTwin:
         prompts: Sequence[SteeredPrompt],
         answers: Sequence[Sequence[int]],
         weights: Sequence[float],
+        choices: Sequence[tuple[str, ...]] | None = None,
     ) -> LatentGradient:
         """Return log-likelihoods, (B,), and their weighted gradients with respect to latents, (B, L, d)."""
         job = {
@@ -100,6 +109,7 @@ class WorkerTwin:
             "prompts": _packed(prompts),
             "answers": _tokens(answers),
             "weights": [float(weight) for weight in weights],
+            "choices": _choices(choices),
         }
         values, gradients = await self._result(job)
         return LatentGradient(values, gradients)
@@ -161,6 +171,10 @@ def _packed(prompts: Sequence[SteeredPrompt]) -> list[list[Any]]:
 
 def _tokens(answers: Sequence[Sequence[int]]) -> list[list[int]]:
     return [[int(token) for token in answer] for answer in answers]
+
+
+def _choices(choices: Sequence[tuple[str, ...]] | None) -> list[list[str]] | None:
+    return None if choices is None else [list(held) for held in choices]
 
 
 def _tensor(shape: Sequence[int], data: bytes) -> torch.Tensor:

@@ -4,7 +4,7 @@ Owns the values that the HTTP layer, the steering pipeline and the vLLM hook han
 the context variable that carries them through vLLM's own serving code. Knows neither HTTP nor vLLM.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -94,6 +94,16 @@ class SteeringCall:
     traced: bool = False
     """Whether steering ran, and so left a trace of this id."""
     outcome: Outcome | None = None
+    answered: bool = False
+    """Whether the answer has been sent, or nobody waits for it any more."""
+    afterwards: list[Callable[[], None]] = field(default_factory=list)
+    """Called once, when it has been."""
+
+    def end(self) -> None:
+        """Note that the answer has been sent."""
+        self.answered = True
+        for todo in self.afterwards:
+            todo()
 
 
 current_call: ContextVar[SteeringCall | None] = ContextVar("current_call", default=None)

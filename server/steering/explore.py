@@ -19,6 +19,7 @@ import torch
 from memory.episode import Array
 from model.engine import EngineError
 from model.space import LatentRejectedError
+from server.steering.call import SteeringCall, current_call
 from server.steering.metrics import Metrics
 from server.steering.refiners.refiner import Limits, Refiner
 from server.steering.remember import Remember
@@ -50,8 +51,21 @@ class Exploration:
     tenant: str
 
 
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    exploration: Exploration
+    context: contextvars.Context
+    """Of its request: whoever starts it later may be another's task, and prefix caches are parted by this."""
+    call: SteeringCall | None
+    """None: there is no answer to wait for."""
+
+    @property
+    def ready(self) -> bool:
+        return self.call is None or self.call.answered
+
+
 class Explorer:
-    """Explores in the background, oldest first.
+    """Explores in the background, oldest first, and no request before its client has its answer.
 
     Args:
         refiner: Samples and votes, in no optimisation steps.
@@ -74,7 +88,7 @@ class Explorer:
     ) -> None:
         self._concurrency, self._metrics = concurrency, metrics
         self._refiner, self._remember, self._report, self._threshold = refiner, remember, report, threshold
-        self._waiting: deque[tuple[Exploration, contextvars.Context]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._running: set[asyncio.Task[None]] = set()
 
     def submit(self, exploration: Exploration) -> bool:
@@ -85,9 +99,12 @@ class Explorer:
                 "trace %s is not explored: too many requests wait for it", exploration.work.trace_id
             )
             return False
-        # Whoever starts it later may be another request's task: prefix caches are parted by this context.
-        self._waiting.append((exploration, contextvars.copy_context()))
-        self._next()
+        call = current_call.get()
+        self._waiting.append(_Waiting(exploration, contextvars.copy_context(), call))
+        if call is None:
+            self._next()
+        else:
+            call.afterwards.append(self._next)
         return True
 
     async def drain(self) -> None:
@@ -97,8 +114,8 @@ class Explorer:
 
     async def close(self) -> None:
         """Stop; what is pending is lost, and its traces say so."""
-        for exploration, _ in self._waiting:
-            self._not_remembered(exploration.work.trace_id, ENDED)
+        for waiting in self._waiting:
+            self._not_remembered(waiting.exploration.work.trace_id, ENDED)
         self._waiting.clear()
         running = list(self._running)
         for task in running:
@@ -106,9 +123,14 @@ class Explorer:
         await asyncio.gather(*running, return_exceptions=True)
 
     def _next(self) -> None:
-        while self._waiting and len(self._running) < self._concurrency:
-            exploration, context = self._waiting.popleft()
-            task = asyncio.create_task(self._explore(exploration), name="explore", context=context)
+        while len(self._running) < self._concurrency:
+            first = next((waiting for waiting in self._waiting if waiting.ready), None)
+            if first is None:
+                return
+            self._waiting.remove(first)
+            task = asyncio.create_task(
+                self._explore(first.exploration), name="explore", context=first.context
+            )
             self._running.add(task)
             task.add_done_callback(self._ended)
 

@@ -292,7 +292,9 @@ class Steering:
             population=settings.explore_rollouts if explores else settings.population,
             max_tokens=min(prompt.decoding.max_tokens, settings.refine_max_tokens, room),
             seed=work.seed,
-            deadline_s=EXPLORE_DEADLINE_S if explores else options.deadline_s or settings.refine_deadline_s,
+            deadline_s=max(EXPLORE_DEADLINE_S, options.deadline_s or 0.0)
+            if explores
+            else options.deadline_s or settings.refine_deadline_s,
             budget_tokens=None if explores else options.budget_tokens,
             vote_tokens=min(settings.vote_tokens, room),
             start_is_served=served,

@@ -75,12 +75,12 @@ class Recall:
             with work.stage("recall"):
                 floor = settings.recall_floor if options.floor is None else options.floor
                 found, neighbours = await asyncio.to_thread(
-                    self._look, work.prior if covered else None, key, k, floor
+                    self._look, work.prior, key, k, floor, covered=covered
                 )
         except StoreUnavailableError as error:
             self._miss(work, error)
             return [], []
-        recalled = [near for near in found if self._fits(near) and base_is_known(near.episode, work.prior)]
+        recalled = [near for near in found if self._fits(near)]
         self._metrics.recalls.labels("hit" if recalled else "miss").inc()
         self._counts.recalls += 1
         if recalled:
@@ -89,13 +89,17 @@ class Recall:
         return recalled, neighbours
 
     def _look(
-        self, serving: Prior | None, key: Array, k: int, floor: float
+        self, prior: Prior | None, key: Array, k: int, floor: float, *, covered: bool
     ) -> tuple[list[Recalled], list[Neighbour]]:
         neighbours = self._store.near(key, tenant=TENANT, k=REACH * k, floor=floor)
-        usable = neighbours
-        if serving is not None:
-            usable = [near for near in neighbours if near.prior_version == serving.version]
-        return recall(self._store, usable, k), neighbours
+        if prior is None:
+            return recall(self._store, neighbours, k), neighbours
+        if covered:
+            same = [near for near in neighbours if near.prior_version == prior.version]
+            return recall(self._store, same, k), neighbours
+        # Which of them lie where the prior speaks is known from their keys only.
+        found = recall(self._store, neighbours, len(neighbours))
+        return [near for near in found if base_is_known(near.episode, prior)][:k], neighbours
 
     def _fits(self, near: Recalled) -> bool:
         try:

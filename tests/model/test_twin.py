@@ -86,6 +86,11 @@ async def test_the_twin_equals_the_engine_and_leaves_no_process(
     assert torch.allclose(ours.log_likelihood, theirs.log_likelihood, atol=1e-4)
     assert torch.allclose(ours.gradient, theirs.gradient, atol=1e-4)
     assert torch.allclose(ours.log_likelihood, await twin.log_likelihood(batch, [ANSWER] * 2), atol=1e-4)
+    held, said = [("Paris", "Rome")] * 2, [engine.answer_tokens(text) for text in ("Paris", "Rome")]
+    of_choices = await twin.latent_gradient(batch, said, [1.0, 2.0], held)
+    expected = await engine.latent_gradient(batch, said, [1.0, 2.0], held)
+    assert torch.allclose(of_choices.log_likelihood, expected.log_likelihood, atol=1e-4)
+    assert torch.allclose(of_choices.gradient, expected.gradient, atol=1e-4)
     tokens = [prompt.token_ids for prompt in batch]
     assert torch.allclose(await engine.raw_states(tokens), await twin.raw_states(tokens), atol=1e-3)
 

@@ -200,7 +200,8 @@ async def test_night_whose_worker_is_gone_does_not_keep_new_episodes_waiting(
     nights, queued = counting(store, log, tmp_path)
     lost = await nights.start("api")
     assert await asyncio.wait_for(queued.get(), 10) == lost.id
-    silent = replace(lost, updated_at=lost.updated_at - STALE_AFTER - timedelta(seconds=1))
+    long_ago = lost.created_at - STALE_AFTER - timedelta(seconds=1)
+    silent = replace(lost, created_at=long_ago, updated_at=long_ago)
     write_json(tmp_path / "nights" / f"{lost.id}.json", silent.to_json())
     watching = asyncio.create_task(nights.watch())
     store.add(5)
@@ -208,3 +209,21 @@ async def test_night_whose_worker_is_gone_does_not_keep_new_episodes_waiting(
     assert await asyncio.wait_for(queued.get(), 10)
     watching.cancel()
     assert {night.state for night in log.list()} == {"failed", "queued"}
+
+
+async def test_what_a_failed_night_should_have_consolidated_starts_another_one_later(
+    store: ListedStore, log: NightLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(5)
+    nights, queued = counting(store, log, tmp_path)
+    failed = await nights.start("api")
+    assert await asyncio.wait_for(queued.get(), 10) == failed.id
+    log.update(replace(failed, state="failed"))
+    watching = asyncio.create_task(nights.watch())
+    nights.remembered(store.episodes[-1], "stored")
+    await asyncio.sleep(0.1)
+    assert len(log.list()) == 1
+    monkeypatch.setattr("server.nights.RETRY_AFTER", timedelta())
+    nights.remembered(store.episodes[-1], "stored")
+    assert await asyncio.wait_for(queued.get(), 10)
+    watching.cancel()

@@ -253,6 +253,26 @@ def test_a_night_that_kills_its_worker_is_given_up(place: Place, engine: Scripte
     assert f"died {MAX_ATTEMPTS} times" in str(ended.error)
 
 
+def test_a_night_that_got_further_each_time_is_not_given_up(place: Place, engine: ScriptedEngine) -> None:
+    record = place.queue(scripted_episodes(engine))
+    for _ in range(MAX_ATTEMPTS + 1):
+        with pytest.raises(Killed):
+            run(place, record, lambda _: type("Tired", (Mortal,), {"gradients_left": 6})())
+    assert run(place, record).state == "promoted"
+
+
+def test_a_night_that_was_stopped_on_purpose_is_not_given_up(place: Place, engine: ScriptedEngine) -> None:
+    record = place.queue(scripted_episodes(engine))
+
+    def stopped(_: Settings) -> ScriptedEngine:
+        raise KeyboardInterrupt
+
+    for _ in range(MAX_ATTEMPTS + 1):
+        with pytest.raises(KeyboardInterrupt):
+            run(place, record, stopped)
+    assert run(place, record).state == "promoted"
+
+
 def test_a_night_delivered_twice_runs_once(place: Place, engine: ScriptedEngine) -> None:
     record = place.queue(scripted_episodes(engine))
     with night_lock(lock_folder(place.settings), place.space, record.id):

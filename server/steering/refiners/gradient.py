@@ -56,10 +56,7 @@ class GradientRefiner:
                 if weight and answer.token_ids
             ]
             if told:
-                mean_length = sum(len(answer.token_ids) for answer, _ in told) / len(told)
-                # The engine's likelihood is a mean per token, REINFORCE's a sum over the answer.
-                weights = [weight * len(answer.token_ids) / mean_length / count for answer, weight in told]
-                gradient = await trial.gradient(latent, [answer for answer, _ in told], weights)
+                gradient = await trial.gradient(latent, [(answer, weight / count) for answer, weight in told])
                 latent = project(latent + climb.step(gradient), start, self._radius)
                 judged = await trial.candidates([latent])
                 rewards.append(judged[0].reward)

@@ -19,6 +19,8 @@ class SteadyScorer(Scorer):
     def __init__(self, scorer: Scorer) -> None:
         super().__init__(scorer.rewards)
         self._scored = False
+        self._applied: frozenset[str] = frozenset()
+        self._silent: frozenset[str] = frozenset()
         self.unavailable: tuple[str, ...] = ()
         """Signals that should have applied and could not be had, in the end or all along."""
         self.usage = Usage()
@@ -31,19 +33,26 @@ class SteadyScorer(Scorer):
         pool: Sequence[Generation],
         *,
         without: Collection[str] = (),
+        applied: Collection[str] = (),
     ) -> list[Scored]:
-        """Return scores; a signal that was not there at first is left out from then on.
+        """Return scores; a signal that was not there or had nothing to say at first is left out from then on.
 
         Raises:
             EngineError: a signal asked the model and the engine failed.
             TrialEndedError: a signal of the first scores cannot be had any more.
         """
         known = {*self.unavailable, *without}
-        read = self.prompt_tokens(prompt, answers, known)
+        read = self.prompt_tokens(prompt, answers, known | self._silent)
         self.usage += Usage(prompt_tokens=read, forward_tokens=read)
-        scores = await super().score(prompt, answers, pool, without=known)
-        missing = tuple(dict.fromkeys(name for scored in scores for name in scored.unavailable))
+        scores = await super().score(
+            prompt, answers, pool, without=known | self._silent, applied=self._applied | {*applied}
+        )
+        named = dict.fromkeys(name for scored in scores for name in scored.unavailable)
+        missing = tuple(name for name in named if name not in self._silent)
         lost = self._scored and not known.issuperset(missing)
+        if scores and not self._scored:
+            self._applied = frozenset(name for scored in scores for name in scored.signals)
+            self._silent = frozenset(r.name for r, _ in self.rewards) - self._applied - {*missing}
         self.unavailable, self._scored = missing, self._scored or bool(scores)
         if lost:
             raise TrialEndedError("signal-lost")

@@ -92,8 +92,9 @@ class Trial:
         if self._limits.steps or self._limits.start_is_served:
             greedy.append(self._steered(start))
         left = self._left()
-        if left is not None:  # these are the least that can be compared
-            self._length = min(self._length, left // len(greedy) - overhead)
+        if left is not None:  # the least that can be compared: one vote would agree with nothing
+            least = len(greedy) + min(2, self._limits.population)
+            self._length = min(self._length, left // least - overhead)
         if self._length < 1:
             raise TrialEndedError("budget")
         if left is not None:
@@ -125,6 +126,8 @@ class Trial:
             steered = self._limits.start_is_served and index % 2 == 1
             tokens = length if steered else longer
             if left is not None:
+                owed = max(0, 2 - len(voters) - 1) * (length + overhead)  # to the second vote
+                tokens = max(length, min(tokens, left - owed - overhead))
                 left -= tokens + overhead
                 if left < 0:
                     break
@@ -161,20 +164,33 @@ class Trial:
             self._note(answer, scored)
         return answers, scores
 
-    async def gradient(
-        self, latent: torch.Tensor, answers: Sequence[Generation], weights: Sequence[float]
-    ) -> torch.Tensor:
-        """Return Σ_b d(weight_b · mean log-likelihood_b)/dz, (L, d).
+    async def gradient(self, latent: torch.Tensor, told: Sequence[tuple[Generation, float]]) -> torch.Tensor:
+        """Return Σ_b d(weight_b · log p_b)/dz, (L, d), for answers and their weights.
+
+        log p is the log-probability of the whole answer: of being the one that is drawn among the request's
+        choices where it has some, otherwise divided by the answers' mean length.
 
         Raises:
             TrialEndedError: no time for it, or the engine failed.
         """
-        prompts = [self._steered(latent)] * len(answers)
-        tokens = [answer.token_ids for answer in answers]
-        result = await self._within_deadline(self._engine.latent_gradient(prompts, tokens, weights))
+        choices = self._prompt.decoding.choices
+        if choices:
+            told = [(answer, weight) for answer, weight in told if answer.text in choices]
+            tokens = [tuple(self._engine.answer_tokens(answer.text)) for answer, _ in told]
+            weights = [weight for _, weight in told]
+        else:
+            tokens = [tuple(answer.token_ids) for answer, _ in told]
+            mean_length = sum(map(len, tokens)) / len(tokens)
+            # The engine's likelihood is a mean per token, REINFORCE's a sum over the answer.
+            weights = [weight * len(answer.token_ids) / mean_length for answer, weight in told]
+        if not told:
+            return torch.zeros_like(latent)
+        prompts = [self._steered(latent)] * len(told)
+        held = [choices] * len(told) if choices else None
+        result = await self._within_deadline(self._engine.latent_gradient(prompts, tokens, weights, held))
         # What stands before the latent runs forward only and once for all steps: decoding has counted it.
         behind = len(self._prompt.token_ids) - self._position + len(latent)
-        passed = behind * len(answers) + sum(map(len, tokens))
+        passed = behind * len(told) + sum(map(len, tokens))
         self._usage += Usage(forward_tokens=3 * passed)
         return result.gradient.sum(dim=0)
 
@@ -260,12 +276,16 @@ class Trial:
     ) -> list[Generation]:
         # Booked in full before the call: a batch that is cut short may have generated all of it.
         booked = sum(decoding.max_tokens for decoding in decodings)
+        asked = sum(self._prompt_length(prompt) for prompt in prompts)
         self._spent += booked
-        answers = await self._within_deadline(self._engine.generate(prompts, decodings))
+        try:
+            answers = await self._within_deadline(self._engine.generate(prompts, decodings))
+        except TrialEndedError:
+            self._usage += Usage(asked, booked, asked + booked)
+            raise
         generated = sum(len(answer.token_ids) for answer in answers)
         judged = scored * self._scorer.tokens_per_answer
         self._spent += generated + judged - booked
-        asked = sum(self._prompt_length(prompt) for prompt in prompts)
         self._usage += Usage(asked, generated + judged, asked + generated + judged)
         return answers
 

@@ -32,15 +32,17 @@ class Consistency:
         self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
     ) -> list[float | None]:
         """Return one share per answer, or None for all of them."""
-        votes = Counter(vote for rollout in pool if (vote := _vote(rollout)) is not None)
+        votes = Counter(vote for rollout in pool if (vote := _vote(prompt, rollout)) is not None)
         if not votes or len(pool) < 2:
             return [None] * len(answers)
         if votes.total() < 2:
             return [0.0] * len(answers)
         most = max(votes.values())
         shares = {answer: count / votes.total() for answer, count in votes.items() if count == most}
-        return [shares.get(_vote(answer) or "", 0.0) for answer in answers]
+        return [shares.get(_vote(prompt, answer) or "", 0.0) for answer in answers]
 
 
-def _vote(answer: Generation) -> str | None:
-    return None if answer.finish_reason == "length" else final_answer(answer.text)
+def _vote(prompt: RenderedPrompt, answer: Generation) -> str | None:
+    if answer.finish_reason == "length":
+        return None
+    return final_answer(answer.text, prompt.decoding.choices)

@@ -94,14 +94,19 @@ class Scorer:
         pool: Sequence[Generation],
         *,
         without: Collection[str] = (),
+        applied: Collection[str] = (),
     ) -> list[Scored]:
         """Return one score per answer. A signal that is unavailable does not apply, and no error.
+
+        A signal that scores some answers and says nothing of others gives those 0: a mean of fewer signals
+        would not compare with theirs.
 
         Args:
             prompt: What was asked.
             answers: The answers to score.
             pool: The rollouts that vote.
             without: Signals to leave out, as if they were unavailable.
+            applied: Signals that scored earlier answers to compare with.
 
         Raises:
             EngineError: a signal asked the model and the engine failed.
@@ -114,11 +119,12 @@ class Scorer:
             if values is None:
                 unavailable.append(reward.name)
                 continue
+            if reward.name not in applied and all(value is None for value in values):
+                continue
             for index, value in enumerate(values):
-                if value is not None:
-                    totals[index] += weight * value
-                    weights[index] += weight
-                    signals[index][reward.name] = value
+                totals[index] += weight * (value or 0.0)
+                weights[index] += weight
+                signals[index][reward.name] = value or 0.0
         return [
             Scored(min(1.0, total / weight) if weight else 0.0, named, tuple(unavailable))
             for total, weight, named in zip(totals, weights, signals, strict=True)

@@ -7,6 +7,7 @@ import pytest
 
 from model.engine import EngineDeadError
 from model.scripted_engine import ScriptedEngine
+from server.steering.call import SteeringCall, SteeringOptions, current_call
 from tests.server.steering.conftest import Day, MakeDay
 from tests.server.steering.fakes import rendered
 
@@ -182,3 +183,20 @@ async def test_of_answers_that_say_the_same_the_shortest_is_remembered(make_day:
     assert await day.remember.drain()
     (episode,) = day.store.episodes
     assert episode.answer_text == "8 / 2 = 4"
+
+
+async def test_exploring_waits_until_the_client_has_its_answer(make_day: MakeDay) -> None:
+    day = await make_day(ScriptedEngine(answer=once_wrong), rewards="consistency=1")
+    call = SteeringCall(SteeringOptions(effort="low"))
+    token = current_call.set(call)
+    await day.ask("apples How many?", explore=True)
+    current_call.reset(token)
+    # Another request's exploration comes and goes meanwhile.
+    await day.ask("pears How many?", explore=True)
+    await day.steering.explorer.drain()
+    assert await day.remember.drain()
+    assert len(day.store.episodes) == 1
+    call.end()
+    await day.steering.explorer.drain()
+    assert await day.remember.drain()
+    assert len(day.store.episodes) == 2

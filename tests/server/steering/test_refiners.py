@@ -1,12 +1,13 @@
 """Refiners: they improve what can be improved, and keep to budget, deadline and seed."""
 
 import asyncio
+from dataclasses import replace
 from statistics import mean
 
 import pytest
 import torch
 
-from model.engine import EngineDeadError, UnsupportedError
+from model.engine import Decoding, EngineDeadError, SteeredPrompt, UnsupportedError
 from model.scripted_engine import GOOD, ScriptedEngine
 from server.steering.refiners.evolution import NOISE, EvolutionRefiner, rank_weights
 from server.steering.refiners.gradient import Adam, GradientRefiner, advantages
@@ -140,7 +141,7 @@ async def test_budget_is_never_exceeded(make: type, cost: int) -> None:
             limits(budget_tokens=budget, max_tokens=20),
         )
         assert result.usage.generated_tokens <= budget
-        if budget >= 16:
+        if budget >= 4 * (1 + cost):  # unsteered, start, and two that vote
             assert result.answer is not None
         if budget <= 333:
             assert result.stopped == "budget"
@@ -334,3 +335,49 @@ async def test_many_refinements_at_once_do_not_disturb_each_other() -> None:
         *(refine(EvolutionRefiner, engine, f"topic{n} x", seed=n) for n in range(4))
     )
     assert [one.steps for one in alone] == [one.steps for one in together]
+
+
+@both
+async def test_smallest_budget_leaves_two_votes(make: type) -> None:
+    for budget in (4, 7, 40, 100):
+        engine = hopeful()
+        prompt = rendered(engine)
+        start, position = engine.neutral_latent(), engine.position(prompt.token_ids)
+        await make(engine, scorer()).refine(
+            prompt, start, position, limits(budget_tokens=budget, max_tokens=64, vote_tokens=200)
+        )
+        opening = next(call for call in engine.calls if call.method == "generate")
+        assert len(opening.prompts) >= 4
+
+
+@both
+async def test_batch_that_the_deadline_cut_short_is_counted_in_full(make: type) -> None:
+    engine = hopeful()
+
+    async def never(*_: object) -> list:
+        await asyncio.sleep(60)
+        return []
+
+    engine.generate = never
+    result = await refine(make, engine, deadline_s=0.05, population=8, max_tokens=32)
+    assert (result.stopped, result.usage.generated_tokens) == ("deadline", 10 * 32)
+
+
+async def test_gradient_of_choices_is_that_under_their_grammar() -> None:
+    engine = hopeful()
+    told = []
+    latent_gradient = engine.latent_gradient
+
+    async def noting(prompts, answers, weights, choices=None):
+        told.append((list(answers), choices))
+        return await latent_gradient(prompts, answers, weights, choices)
+
+    engine.latent_gradient = noting
+    prompt = rendered(engine)
+    choices = tuple(sorted({(await engine.generate([SteeredPrompt(prompt.token_ids)], Decoding(9)))[0].text}))
+    prompt = replace(prompt, decoding=Decoding(9, choices=choices))
+    trial = Trial(engine, scorer(), prompt, engine.position(prompt.token_ids), limits())
+    answers = await engine.generate([SteeredPrompt(prompt.token_ids)] * 2, prompt.decoding)
+    other = replace(answers[0], text="none of them")
+    await trial.gradient(engine.neutral_latent(), [(answers[0], 1.0), (other, -1.0)])
+    assert told == [([engine.answer_tokens(choices[0])], [choices])]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -33,6 +34,8 @@ PROMPT = rendered(ENGINE)
         ("It's Rome", "the capital of Italy is Rome!"),
         ("It is true.", "True"),
         ("The Lion", "lion"),
+        ("A", "(a)"),
+        (r"\boxed{A}", "The answer is A."),
         ("Yes!", " yes "),
     ],
 )
@@ -41,7 +44,7 @@ def test_answers_that_say_the_same_are_equal(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("7", "-7"), ("yes", "no"), ("1.5", "15"), ('{"a": 1}', '{"a": 2}')]
+    ("one", "other"), [("7", "-7"), ("yes", "no"), ("A", "B"), ("1.5", "15"), ('{"a": 1}', '{"a": 2}')]
 )
 def test_answers_that_differ_stay_apart(one: str, other: str) -> None:
     assert final_answer(one) != final_answer(other)
@@ -203,3 +206,30 @@ async def test_scorer_weighs_only_the_signals_that_apply() -> None:
 def test_scorer_knows_what_a_judge_costs() -> None:
     assert Scorer.of("judge=1,confidence=1", ENGINE).tokens_per_answer == len(CRITERIA)
     assert Scorer.of("confidence=1", ENGINE).tokens_per_answer == 0
+
+
+class Some:
+    """A signal that has nothing to say of short answers."""
+
+    name = "some"
+    tokens_per_answer = 0
+
+    async def score(self, prompt, answers, pool) -> list[float | None]:
+        return [0.8 if len(one.text) > 3 else None for one in answers]
+
+
+async def test_answer_of_which_a_signal_says_nothing_does_not_beat_one_that_it_scored() -> None:
+    scorer = Scorer([(Some(), 0.9), (Confidence(), 0.1)])
+    known, unknown = answer("12345", logprobs=(math.log(0.5),)), answer("12", logprobs=(0.0,))
+    first, second = await scorer.score(PROMPT, [known, unknown], [])
+    assert first.reward == pytest.approx(0.9 * 0.8 + 0.1 * 0.5)
+    assert second.reward == pytest.approx(0.1)
+    (alone,) = await scorer.score(PROMPT, [unknown], [])
+    assert alone.signals == {"confidence": 1.0}
+
+
+async def test_choices_are_votes_as_they_stand() -> None:
+    prompt = replace(PROMPT, decoding=Decoding(8, choices=("grade 3, urgent", "grade 3, routine")))
+    urgent, routine = answer("grade 3, urgent"), answer("grade 3, routine")
+    pool = [urgent, urgent, urgent, routine]
+    assert await Consistency().score(prompt, [urgent, routine], pool) == [0.75, 0.0]

@@ -100,3 +100,28 @@ async def test_usage_counts_what_the_judge_reads(make: type) -> None:
         for tokens, latent in zip(call.prompts, call.latents, strict=True)
     ]
     assert result.usage.prompt_tokens == sum(lengths)
+
+
+class Late:
+    """A signal that has nothing to say of the first answers."""
+
+    name = "late"
+    tokens_per_answer = 0
+
+    def __init__(self, silent: int) -> None:
+        self.left = silent
+
+    async def score(
+        self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
+    ) -> list[float | None]:
+        self.left -= 1
+        return [None if self.left >= 0 else 1.0] * len(answers)
+
+
+async def test_signal_that_says_something_later_only_changes_no_verdict() -> None:
+    scorer = SteadyScorer(Scorer([(Late(1), 0.9), (Confidence(), 0.1)]))
+    prompt = rendered(ScriptedEngine())
+    (first,) = await scorer.score(prompt, [answer("1", logprobs=(-0.1,))], [])
+    (second,) = await scorer.score(prompt, [answer("2", logprobs=(-0.2,))], [])
+    assert second.reward < first.reward
+    assert (set(second.signals), scorer.unavailable) == ({"confidence"}, ())
