@@ -55,7 +55,7 @@ class Settings(BaseSettings):
         description="Bearer token that every route but those of health and metrics asks for; empty: none.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Least severe log record that is printed."
+        "INFO", description="Least severe log record that is printed: DEBUG, INFO, WARNING or ERROR."
     )
 
     # Model and engine
@@ -81,16 +81,23 @@ class Settings(BaseSettings):
 
     # Latents
     latent_length: int = Field(16, ge=1, le=256, description="L, soft vectors per latent.")
-    placement: Placement = Field("user_turn_end", description="Where latents stand in the prompt (ADR 0002).")
+    placement: Placement = Field(
+        "user_turn_end", description="Where latents stand: user_turn_end or after_header (ADR 0002)."
+    )
 
     # The day
-    default_effort: Effort = Field("low", description="Effort of requests that name none.")
+    default_effort: Effort = Field(
+        "low", description="Effort of requests that name none: none, low, medium or high."
+    )
     reasoning_effort_steers: bool = Field(
         True, description="Whether OpenAI's reasoning_effort chooses our effort too."
     )
     recall_k: int = Field(4, ge=1, le=64, description="Neighbours recalled for one request.")
-    recall_floor: float = Field(
-        0.6, ge=-1, le=1, description="Least cosine similarity at which an episode is recalled."
+    recall_floor: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="Least cosine similarity of a recalled episode; empty: 0.6, then what nights learn.",
     )
     recall_temperature: float = Field(
         0.1, gt=0, description="T of the softmax over similarities in momentum transfer."
@@ -101,7 +108,9 @@ class Settings(BaseSettings):
     lift_fallback: bool = Field(
         True, description="Answer plainly where steering's measured lift, nearby or in all, is not positive."
     )
-    refiner: RefinerName = Field("evolution", description="Refiner of requests that name none.")
+    refiner: RefinerName = Field(
+        "evolution", description="Refiner of requests that name none: evolution or gradient."
+    )
     medium_steps: int = Field(2, ge=1, description="Optimisation steps at effort medium.")
     high_steps: int = Field(10, ge=1, description="Optimisation steps at effort high.")
     population: int = Field(
@@ -172,11 +181,11 @@ class Settings(BaseSettings):
         200, ge=0, description="New episodes that start a night (the paper's T); 0: never."
     )
     night_objective: Literal["replay", "regress", "both"] = Field(
-        "both", description="What the prior is trained on: replayed answers, latents, or both."
+        "both", description="What the prior is trained on: replay (answers), regress (latents) or both."
     )
     night_steps: int = Field(60, ge=1, description="Most optimisation steps of one night.")
     night_batch: int = Field(8, ge=1, description="Episodes per optimisation step.")
-    night_learning_rate: float = Field(2e-3, gt=0, description="Adam's learning rate.")
+    night_learning_rate: float = Field(2e-3, gt=0, description="Adam's greatest learning rate.")
     night_min_reward: float = Field(0.5, ge=0, le=1, description="τ: least reward of a consolidated episode.")
     night_min_episodes: int = Field(16, ge=4, description="Fewest episodes a night can work with.")
     night_holdout: float = Field(0.25, gt=0, lt=1, description="Share of episodes held out for the gate.")

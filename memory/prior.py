@@ -20,6 +20,12 @@ DEFAULT_FLOOR = 0.5
 """Least threshold. Measured on SmolLM2-135M with centred keys (ADR 0001): prompts of different tasks
 reach a cosine of 0.41, of the same task at least 0.69."""
 
+DEFAULT_RECALL_FLOOR = 0.6
+"""Least cosine of a recalled episode until a night has learned one (ADR 0013)."""
+
+RECALL_FLOOR = "recall_floor"
+"""Field of a manifest: the floor that its night learned."""
+
 _ITERATIONS = 50
 
 
@@ -124,6 +130,11 @@ class Prior:
     def covers(self, key: Array) -> bool:
         """Return whether the prior was trained on keys like this one."""
         return self.competence.covers(key)
+
+    @property
+    def recall_floor(self) -> float:
+        """Least cosine of a recalled episode, as the prior's night learned it."""
+        return float(self.manifest.get(RECALL_FLOOR, DEFAULT_RECALL_FLOOR))
 
 
 def _normalised(keys: Array, name: str) -> Array:

@@ -11,7 +11,7 @@ import torch
 
 from config.settings import Settings
 from memory.episode import Array, Episode
-from memory.prior import Competence, Prior, PriorNetwork
+from memory.prior import DEFAULT_RECALL_FLOOR, Competence, Prior, PriorNetwork
 from memory.store import REACH
 from memory.transfer import momentum_transfer
 from worker.neighbourhood import stack_keys
@@ -25,16 +25,16 @@ class Recall:
     """How the server recalls."""
 
     k: int = 4
-    floor: float = 0.6
+    floor: float = DEFAULT_RECALL_FLOOR
     temperature: float = 0.1
     clamp: float = 1.0
 
     @classmethod
-    def of(cls, settings: Settings) -> "Recall":
-        """Return what the settings name."""
+    def of(cls, settings: Settings, learned_floor: float) -> "Recall":
+        """Return what the settings name, and the floor that would be served where they name none."""
         return cls(
             settings.recall_k,
-            settings.recall_floor,
+            learned_floor if settings.recall_floor is None else settings.recall_floor,
             settings.recall_temperature,
             settings.delta_norm_clamp,
         )

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from memory.night import NightRecord
-from memory.prior import Prior
+from memory.prior import RECALL_FLOOR, Prior
 from worker.gate import GateReport
 from worker.neighbourhood import prompt_digest
 from worker.split import Split
@@ -29,8 +29,19 @@ def manifest_of(
     recipe: Recipe,
     trained: Trained,
     report: GateReport,
+    floor: float,
 ) -> dict[str, Any]:
-    """Return what is known of a version; `start` is the prior whose weights training began with."""
+    """Return what is known of a version.
+
+    Args:
+        record: of the night.
+        sides: what it trained on and was judged by.
+        start: the prior whose weights training began with.
+        recipe: how it was trained.
+        trained: what came of it.
+        report: the gate's.
+        floor: least cosine of a recalled episode that was learned.
+    """
     everything = [*sides.train, *sides.validation, *sides.holdout]
     prompts = {prompt_digest(episode) for episode in sides.train} | trained_prompts(start)
     return {
@@ -54,6 +65,7 @@ def manifest_of(
             "latent_error": dict(report.latent_error),
             "coverage": report.coverage,
         },
+        RECALL_FLOOR: floor,
         "gate": report.to_json(),
         "seed": recipe.seed,
         "settings": asdict(recipe),

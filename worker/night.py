@@ -42,7 +42,7 @@ from worker.gate import GateReport, judge
 from worker.journal import Journal
 from worker.lock import lock_folder, night_lock
 from worker.manifest import NIGHT, manifest_of, trained_prompts
-from worker.region import region
+from worker.region import recall_floor, region
 from worker.replay import answer_of
 from worker.split import Split, split
 from worker.training import Recipe, Trained, train
@@ -198,16 +198,17 @@ async def _learn(
     )
     candidate = Candidate(network, region(sides.train, sides.holdout, recipe.seed))
     journal.change(phase="gate", done=0, total=len(sides.holdout), message="comparing with all controls")
+    floor = recall_floor(sides.train, sides.holdout)
     report: GateReport = await judge(
         engine,
         candidate,
         active,
         sides,
-        recall=Recall.of(settings),
+        recall=Recall.of(settings, floor),
         seed=recipe.seed,
         progress=journal.progress,
     )
-    return manifest_of(journal.record, sides, start, recipe, trained, report), candidate
+    return manifest_of(journal.record, sides, start, recipe, trained, report, floor), candidate
 
 
 def _finish(night: _Night, manifest: dict[str, Any]) -> None:

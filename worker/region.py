@@ -1,15 +1,17 @@
-"""Where a candidate may speak.
+"""Where a candidate may speak, and how near a neighbour must be to be recalled.
 
-Owns how much of the hold-out the region of competence must hold. The region itself, centroids and a
-least cosine, is `memory/prior.py`'s.
+Owns how much of the hold-out both must hold. The region itself, centroids and a least cosine, is
+`memory/prior.py`'s.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from memory.episode import Episode
-from memory.prior import Competence
+from memory.prior import DEFAULT_FLOOR, Competence
 from worker.neighbourhood import stack_keys
 
 LEFT_OUT = 0.05
@@ -24,11 +26,20 @@ def region(train: Sequence[Episode], holdout: Sequence[Episode], seed: int) -> C
 
     Never wider than the least cosine of `Competence.fit`, so a scattered hold-out can stay outside.
     """
-    outside = math.floor(LEFT_OUT * len(holdout))
-    fitted = Competence.fit(
-        stack_keys(train),
-        stack_keys(holdout),
-        quantile=outside / max(len(holdout) - 1, 1),  # exactly the (outside + 1)-th smallest cosine
-        seed=seed,
-    )
+    fitted = Competence.fit(stack_keys(train), stack_keys(holdout), quantile=_quantile(holdout), seed=seed)
     return replace(fitted, threshold=fitted.threshold - _ROUNDING)
+
+
+def recall_floor(train: Sequence[Episode], holdout: Sequence[Episode]) -> float:
+    """Return the cosine to the nearest training key that (1 − `LEFT_OUT`) of the hold-out's reach.
+
+    Never less than that of `Competence.fit`. What is less similar than requests of this workload are to each
+    other tells nothing of a request.
+    """
+    nearest = (stack_keys(holdout) @ stack_keys(train).T).max(axis=1)
+    return max(DEFAULT_FLOOR, float(np.quantile(nearest, _quantile(holdout))) - _ROUNDING)
+
+
+def _quantile(holdout: Sequence[Episode]) -> float:
+    """Return the quantile that is exactly the smallest value but `LEFT_OUT` of the hold-out."""
+    return math.floor(LEFT_OUT * len(holdout)) / max(len(holdout) - 1, 1)

@@ -47,9 +47,11 @@ def memory(
     from bench.memory.growth import Plan, grow
     from bench.memory.workload import Workload
     from memory.open import open_store
+    from memory.prior import DEFAULT_RECALL_FLOOR
 
     settings = load_settings(memory_url="")
-    plan = Plan(wanted, queries, batch, settings.recall_k, settings.recall_floor)
+    floor = DEFAULT_RECALL_FLOOR if settings.recall_floor is None else settings.recall_floor
+    plan = Plan(wanted, queries, batch, settings.recall_k, floor)
     options = {**asdict(plan), "hidden_size": hidden_size, "length": length, "seed": seed}
     report = Report(screen, "memory", options, output)
     try:

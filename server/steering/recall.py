@@ -12,7 +12,7 @@ import torch
 
 from config.settings import Settings
 from memory.episode import Array, StoreUnavailableError
-from memory.prior import Prior
+from memory.prior import DEFAULT_RECALL_FLOOR, Prior
 from memory.store import REACH, EpisodeStore, Neighbour, Recalled, recall
 from model.space import LatentRejectedError, LatentSpace
 from server.steering.metrics import Metrics
@@ -73,9 +73,9 @@ class Recall:
         k = settings.recall_k if options.k is None else options.k
         try:
             with work.stage("recall"):
-                floor = settings.recall_floor if options.floor is None else options.floor
+                work.floor = self._floor(work)
                 found, neighbours = await asyncio.to_thread(
-                    self._look, work.prior, key, k, floor, covered=covered
+                    self._look, work.prior, key, k, work.floor, covered=covered
                 )
         except StoreUnavailableError as error:
             self._miss(work, error)
@@ -87,6 +87,13 @@ class Recall:
             self._counts.hits += 1
             self._metrics.similarity.observe(max(near.similarity for near in recalled))
         return recalled, neighbours
+
+    def _floor(self, work: Work) -> float:
+        """Return the request's floor, else the operator's, else what the prior's night learned."""
+        for named in (work.options.floor, self._settings.recall_floor):
+            if named is not None:
+                return named
+        return work.prior.recall_floor if work.prior else DEFAULT_RECALL_FLOOR
 
     def _look(
         self, prior: Prior | None, key: Array, k: int, floor: float, *, covered: bool

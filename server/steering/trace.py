@@ -27,6 +27,8 @@ class Trace:
     outcome: Outcome
     refiner: str | None = None
     """Refiner that ran; None when nothing was refined."""
+    floor: float | None = None
+    """Least cosine of a recalled episode, also when the request gave none."""
     seed: int | None = None
     """Seed that refining used, also when the request gave none."""
     stopped: str | None = None
@@ -56,7 +58,7 @@ class Trace:
             "options": {
                 "refiner": self.refiner or options.refiner,
                 "k": options.k,
-                "floor": options.floor,
+                "floor": options.floor if self.floor is None else self.floor,
                 "steps": options.steps,
                 "budget_tokens": options.budget_tokens,
                 "deadline_s": options.deadline_s,

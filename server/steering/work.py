@@ -40,6 +40,8 @@ class Work:
     store_answers: bool = True
     explores: bool = False
     """Whether answers to it are sampled in the background."""
+    floor: float | None = None
+    """Least cosine of a recalled episode; None: memory was not asked."""
     seed: int | None = None
     result: RefineResult | None = None
     episode: Episode | None = None
@@ -110,6 +112,7 @@ class Work:
             options=self.options,
             outcome=outcome,
             refiner=self.refiner.name if "refine" in self.timings_s else None,
+            floor=self.floor,
             seed=self.seed,
             stopped=result.stopped if result else None,
             signals_before=dict(result.signals_before) if result else {},

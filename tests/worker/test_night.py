@@ -85,6 +85,7 @@ def test_the_manifest_says_what_the_version_is_made_of(place: Place, engine: Scr
     assert manifest["gate"] == record.gate
     assert manifest["settings"]["objective"] == place.settings.night_objective
     assert manifest["metrics"]["coverage"] > 0.5
+    assert 0.5 <= place.registry.load("v1").recall_floor == manifest["recall_floor"] < 1
 
 
 def test_a_refused_candidate_is_kept_but_not_active(place: Place, engine: ScriptedEngine) -> None:

@@ -11,7 +11,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
-from memory.prior import Competence, PriorNetwork
+from memory.prior import RECALL_FLOOR, Competence, PriorNetwork
 from memory.registry import PriorRegistry
 from memory.store import EpisodeStore
 from model.scripted_engine import ScriptedEngine
@@ -55,7 +55,12 @@ class Day:
         return outcome
 
     async def publish(
-        self, question: str = "apples How many?", *, active: bool = True, part: float = 1.0
+        self,
+        question: str = "apples How many?",
+        *,
+        active: bool = True,
+        part: float = 1.0,
+        floor: float | None = None,
     ) -> str:
         """Publish a prior that goes `part` of the way to this topic's best answers, and swap it in."""
         prompt = rendered(self.engine, question)
@@ -63,7 +68,9 @@ class Day:
         length, hidden_size = self.engine.space.shape
         neutral, best = self.engine.neutral_latent(), self.engine.best_latent(prompt.token_ids)
         network = PriorNetwork(hidden_size, length, 2, base=torch.lerp(neutral, best, part))
-        version = self.registry.publish(network, Competence(key, 0.6), {})
+        version = self.registry.publish(
+            network, Competence(key, 0.6), {} if floor is None else {RECALL_FLOOR: floor}
+        )
         if active:
             self.registry.activate(version)
             await self.priors.refresh()

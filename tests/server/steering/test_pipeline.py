@@ -10,6 +10,7 @@ import torch
 from prometheus_client import generate_latest
 
 from memory.edge_store import EdgeStore
+from memory.prior import DEFAULT_RECALL_FLOOR
 from model.engine import Decoding, EngineDeadError
 from model.scripted_engine import ScriptedEngine
 from server.steering.call import SteeringOptions, SteeringRejectedError, new_id
@@ -114,6 +115,26 @@ async def test_latents_count_whole_where_the_newer_prior_does_not_speak(make_day
     outcome, _ = await day.ask("apples How many did they sell?")
     assert outcome.mode == "recall"
     assert same(outcome.latent, refined.latent)
+
+
+async def test_floor_of_recall_is_the_requests_else_the_settings_else_the_nights(make_day: MakeDay) -> None:
+    day = await make_day(lift_fallback=False)
+    await day.learn("apples How many are left?")
+    question = "apples How many did they sell?"
+    _, trace = await day.ask(question)
+    assert trace["options"]["floor"] == DEFAULT_RECALL_FLOOR
+    await day.publish("sonnets Write one.", floor=0.999)  # not in front of questions about apples
+    far, trace = await day.ask(question)
+    assert (far.mode, trace["options"]["floor"]) == ("plain", 0.999)
+    near, trace = await day.ask(question, floor=0.1)
+    assert (near.mode, trace["options"]["floor"]) == ("recall", 0.1)
+    await day.publish("sonnets Write one.", floor=0.5)
+    assert (await day.ask(question))[0].mode == "recall"
+
+    named = await make_day(lift_fallback=False, recall_floor=0.999)
+    await named.learn("apples How many are left?")
+    assert (await named.ask(question))[0].mode == "plain"
+    assert (await named.ask(question, floor=0.1))[0].mode == "recall"
 
 
 async def test_pinned_prior_is_used_and_none_means_none(day: Day) -> None:
