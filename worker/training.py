@@ -44,9 +44,14 @@ REGRESS_SHARE = 0.1
 """Weight of `regress` beside `replay` in objective `both`: refined latents are noisy, and pulled at
 harder they hold the prior where the day's search happened to end."""
 
+WARM_UP = 0.1
+"""Share of the steps over which the learning rate rises."""
+
 EVALUATE_EVERY = 5
 PATIENCE = 4
 """Evaluations in a row that are clearly worse than the best one, after which training stops."""
+CLEARLY = 2.0
+"""Standard errors: with one, three validation answers that moved together by chance undid later weights."""
 ROUNDING = 1e-4
 """Least fall of the mean likelihood that can count as worse."""
 
@@ -63,7 +68,19 @@ class Recipe:
     steps: int = 60
     batch: int = 8
     learning_rate: float = 2e-3
+    """Greatest rate: it rises over the first tenth of the steps and falls to zero along a cosine."""
     seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step in [0, steps).
+
+        With empty moments Adam's first steps are as large as its rate, whatever the gradient. At the full rate
+        they would throw a prior that has been trained before off its place.
+        """
+        warm_up = max(round(WARM_UP * self.steps), 1)
+        if step < warm_up:
+            return self.learning_rate * (step + 1) / warm_up
+        return self.learning_rate * (1 + math.cos(math.pi * (step - warm_up) / (self.steps - warm_up))) / 2
 
     @classmethod
     def of(cls, settings: Settings) -> "Recipe":
@@ -108,8 +125,8 @@ async def train(
 ) -> Trained:
     """Train `network`, (B, d) → (B, L, d), in place and leave the weights in it that are kept.
 
-    Keeps the latest weights whose validation likelihood is not clearly worse than the best one, by less than
-    one standard error, and stops when it has been clearly worse for some evaluations (ADR 0009). With
+    Keeps the latest weights whose validation likelihood is not clearly worse than the best one, by
+    `CLEARLY` standard errors, and stops when it has been clearly worse for some evaluations (ADR 0009). With
     `checkpoint`, goes on from there; the result is that of an uninterrupted run.
 
     Raises:
@@ -206,6 +223,8 @@ async def _step(
             raise TrainingDivergedError(f"gradients were not finite {MAX_SKIPPED} steps in a row")
         return
     counters.skipped = 0
+    for group in adam.param_groups:
+        group["lr"] = batches.recipe.rate(counters.step)
     adam.zero_grad()
     latents.backward(slope)
     adam.step()
@@ -214,9 +233,8 @@ async def _step(
 def _note(counters: Counters, values: torch.Tensor) -> bool:
     """Record the validation likelihoods, (N,), and return whether to keep these weights.
 
-    They are kept unless they are clearly worse than the best ones: by more than one standard error of the
-    paired difference. A plateau is no reason to stop: it hid the steps in which greedy answers took on their
-    form.
+    They are kept unless they are clearly worse than the best ones, by `CLEARLY` standard errors of the paired
+    difference. A plateau is no reason to stop: it hid the steps in which greedy answers took on their form.
     """
     mean = float(values.mean())
     best = torch.tensor(counters.best_values)
@@ -224,7 +242,7 @@ def _note(counters: Counters, values: torch.Tensor) -> bool:
     if len(best) and not worse:
         difference = values - best
         error = float(difference.std()) / math.sqrt(len(best)) if len(best) > 1 else math.inf
-        worse = float(difference.mean()) < -max(error, ROUNDING)
+        worse = float(difference.mean()) < -max(CLEARLY * error, ROUNDING)
     if not worse and (not len(best) or mean > float(best.mean())):
         counters.best_values = values.tolist()
     counters.stale = counters.stale + 1 if worse else 0

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from memory.episode import Episode
-from memory.prior import Competence, Prior, PriorNetwork
+from memory.prior import DEFAULT_FLOOR, Competence, Prior, PriorNetwork
 from model.engine import Decoding, Generation, SteeredPrompt, UnsupportedError
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import scripted_episodes
 from worker.agreement import agreement, word_overlap
 from worker.contestants import Candidate, Recall, contestants
 from worker.gate import CONTROLS, MUST_EXCLUDE_ZERO, GateReport, judge
-from worker.region import region
+from worker.region import recall_floor, region
 from worker.split import Split, split
 from worker.training import Recipe, train
 
@@ -39,11 +40,11 @@ class Contrary(ScriptedEngine):
 
 
 class Indifferent(ScriptedEngine):
-    """Gives every answer the same likelihood, and decodes the remembered one under the candidate only."""
+    """Gives every answer the same likelihood, and decodes the remembered one under chosen latents only."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.candidates: list[torch.Tensor] = []
+        self.good: list[torch.Tensor] = []
 
     async def log_likelihood(
         self,
@@ -57,8 +58,8 @@ class Indifferent(ScriptedEngine):
         self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
     ) -> list[Generation]:
         def text(latent: torch.Tensor | None) -> str:
-            ours = latent is not None and any(torch.equal(latent, own) for own in self.candidates)
-            return "Answer: 1" if ours else "Let me think"
+            helped = latent is not None and any(torch.allclose(latent, good, atol=1e-5) for good in self.good)
+            return "Answer: 1" if helped else "Let me think"
 
         return [Generation(text(prompt.latent), (1,), "stop") for prompt in prompts]
 
@@ -92,7 +93,7 @@ def learned(engine: ScriptedEngine, sides: Split, episodes: Sequence[Episode] | 
     network = PriorNetwork(hidden_size, length, rank=8, base=engine.neutral_latent())
     train_on = list(episodes if episodes is not None else sides.train)
     # Validation is taken from what it trains on, so that early stopping does not save it.
-    asyncio.run(train(engine, network, train_on, train_on[:4], Recipe("replay", steps=30, batch=4)))
+    asyncio.run(train(engine, network, train_on, train_on[:4], Recipe("replay", steps=60, batch=4)))
     return Candidate(network, region(sides.train, sides.holdout, 0))
 
 
@@ -208,6 +209,13 @@ def test_region_holds_a_small_holdout_whole(sides: Split) -> None:
     assert all(found.covers(episode.key) for episode in sides.holdout)
 
 
+def test_floor_of_recall_is_the_least_similarity_of_the_holdout_to_what_was_learned(sides: Split) -> None:
+    nearest = [max(float(asked.key @ known.key) for known in sides.train) for asked in sides.holdout]
+    assert recall_floor(sides.train, sides.holdout) == pytest.approx(min(nearest), abs=1e-4)
+    scattered = [replace(e, key=np.eye(64, dtype=np.float32)[i]) for i, e in enumerate(sides.holdout)]
+    assert recall_floor(sides.train, scattered) == DEFAULT_FLOOR
+
+
 def test_too_small_a_holdout_promotes_nothing(engine: ScriptedEngine, sides: Split) -> None:
     small = replace(sides, holdout=sides.holdout[:4], holdout_groups=sides.holdout_groups[:4])
     report = judged(engine, small, learned(engine, sides))
@@ -258,13 +266,33 @@ def test_answers_promote_where_likelihood_says_nothing(engine: ScriptedEngine, s
     indifferent = Indifferent()
     remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
     assert not judged(indifferent, remembered, candidate).promoted
-    indifferent.candidates = list(candidate.predict(remembered.holdout))
+    indifferent.good = list(candidate.predict(remembered.holdout))
     report = judged(indifferent, remembered, candidate)
     assert report.promoted, report.reason
     rows = {row.control: row for row in report.controls}
     assert rows["none"].difference == 0
     assert rows["none"].answers is not None
     assert (rows["none"].answers.candidate, rows["none"].answers.mean) == (1.0, 0.0)
+
+
+def test_a_little_better_than_the_active_prior_is_enough_and_than_no_latent_is_not(
+    engine: ScriptedEngine, sides: Split
+) -> None:
+    """One answer more than the other: the interval of the difference holds zero."""
+    candidate, active = learned(engine, sides), learned(engine, sides, sides.train[:4])
+    indifferent = Indifferent()
+    remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
+    ours, theirs = list(candidate.predict(remembered.holdout)), list(active.predict(remembered.holdout))
+    indifferent.good = ours + theirs[1:]
+    report = judged(indifferent, remembered, candidate, active)
+    (row,) = (row for row in report.controls if row.control == "active")
+    assert row.answers is not None
+    assert row.answers.low == 0
+    assert report.promoted, report.reason
+    indifferent.good = ours[:1]
+    report = judged(indifferent, remembered, candidate)
+    assert not report.promoted
+    assert "the interval does not exclude zero" in report.reason
 
 
 def test_report_is_strict_json_with_a_row_per_control(engine: ScriptedEngine, sides: Split) -> None:

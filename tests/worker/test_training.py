@@ -3,6 +3,7 @@
 import asyncio
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from worker.errors import TrainingDivergedError
 from worker.split import Split, split
 from worker.training import Recipe, Trained, _note, episode_weights, train
 
-RECIPE = Recipe(objective="replay", steps=30, batch=4)
+RECIPE = Recipe(objective="replay", steps=60, batch=4)
 
 
 def fresh(engine: ScriptedEngine) -> PriorNetwork:
@@ -73,6 +74,15 @@ def test_training_raises_the_likelihood_of_unseen_answers(engine: ScriptedEngine
     after = asyncio.run(mean_likelihood(engine, network, sides.holdout))
     assert before < -3
     assert after > -0.5
+
+
+def test_rate_rises_over_a_tenth_of_the_steps_and_falls_to_nothing() -> None:
+    recipe = Recipe(steps=50, learning_rate=0.01)
+    rates = [recipe.rate(step) for step in range(50)]
+    assert rates[:5] == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.01])
+    assert all(later < earlier for earlier, later in pairwise(rates[5:]))
+    assert rates[49] < 1e-4
+    assert Recipe(steps=1, learning_rate=0.01).rate(0) == 0.01
 
 
 def test_training_is_reproducible(engine: ScriptedEngine) -> None:
