@@ -74,7 +74,7 @@ class Recipe:
     def rate(self, step: int) -> float:
         """Return the learning rate of a step in [0, steps).
 
-        With empty moments Adam's first steps are as large as its rate, whatever the gradient. At the full rate
+        With empty moments Adam's first steps are as large as its rate, whatever the gradient: at the full one
         they would throw a prior that has been trained before off its place.
         """
         warm_up = max(round(WARM_UP * self.steps), 1)
