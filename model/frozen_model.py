@@ -26,7 +26,7 @@ from model.fingerprint import checkpoint_dtype, space_of
 from model.packed_linear import pack
 from model.placement import Placement, PlacementKind, render_chat
 from model.prefill import Row, batches, last_states, prefill
-from model.prefixes import Prefixes
+from model.prefixes import LIMIT_BYTES, Prefixes
 from model.target import Target
 
 _DECODING_BYTES = 2**30
@@ -51,6 +51,7 @@ class FrozenModel:
         max_model_len: longest prompt, latents and answer; None: the model's, at most 8192.
         network: the model itself, ready and frozen, when it is not to be loaded: `dtype` and `device`
             are then its own.
+        prefix_bytes: most memory of the KV caches of prompts that are kept between calls.
 
     Raises:
         ModelUnavailableError: the files cannot be read.
@@ -66,6 +67,7 @@ class FrozenModel:
         device: str = "cpu",
         max_model_len: int | None = None,
         network: Any | None = None,
+        prefix_bytes: int = LIMIT_BYTES,
     ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
@@ -80,7 +82,7 @@ class FrozenModel:
         except (OSError, ValueError) as error:
             raise ModelUnavailableError(f"cannot load {model_path}: {error}") from error
         self.network: Any = network
-        self._prefixes = Prefixes()
+        self._prefixes = Prefixes(prefix_bytes)
         self._embed: Any = self.network.get_input_embeddings()
         self._placement = Placement.of(self.tokenizer, placement)
         text_config = self.network.config.get_text_config()

@@ -51,7 +51,7 @@ def prefill(network: Any, rows: Sequence[Row], keep: int = 1, kept: Prefixes | N
         network: A causal language model of transformers.
         rows: The batch.
         keep: Columns whose logits are returned.
-        kept: Of earlier calls: a prefix that all rows have in common is looked up there.
+        kept: Of earlier calls: prefixes are looked up there.
     """
     device, dtype = network.device, network.dtype
     prefixes = list(dict.fromkeys(row.prefix for row in rows))
@@ -121,19 +121,19 @@ def _prefix_cache(
     network: Any, prefixes: Sequence[tuple[int, ...]], kept: Prefixes | None
 ) -> tuple[Any, torch.Tensor]:
     """Return the KV cache of prefixes, one row each, and its mask."""
-    tokens, mask = _left_padded(prefixes, network.device)
 
-    def compute() -> Any:
+    def compute(missing: Sequence[tuple[int, ...]]) -> Any:
+        tokens, mask = _left_padded(missing, network.device)
         with torch.no_grad():
             output = network.base_model(
                 input_ids=tokens, attention_mask=mask, position_ids=positions(mask), use_cache=True
             )
         return output.past_key_values
 
-    # Padded rows are no good for other batches, and only training has batches of several prompts.
-    if kept is None or len(prefixes) > 1:
-        return compute(), mask
-    return kept.cache(prefixes[0], compute), mask
+    lengths = [len(prefix) for prefix in prefixes]
+    mask = _left_mask(lengths, max(lengths), network.device)
+    # Nothing can be run for an empty prefix alone.
+    return (compute(prefixes) if kept is None or not all(lengths) else kept.cache(prefixes, compute)), mask
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,19 +1,21 @@
 """KV caches of prompts' beginnings, kept between calls.
 
-Owns which are kept and how they are handed out. Every step of a refinement asks for the same prompt with
-other latents: the tokens before the latent are computed in its first step only. Knows nothing of what
-follows a prefix.
+Owns which are kept, and how those of several prompts become one batch. Every step of a refinement asks for
+the same prompt with other latents, and every epoch of a night for the same episodes: the tokens before a
+latent are computed once. Knows nothing of what follows a prefix.
 """
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 LIMIT_BYTES = 128 * 2**20
 """About 2,900 tokens of the default model: the prompts of several refinements at once."""
+
+Prefix = tuple[int, ...]
 
 
 class Prefixes:
@@ -25,23 +27,93 @@ class Prefixes:
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self._limit = limit_bytes
-        self._kept: OrderedDict[tuple[int, ...], tuple[Any, int]] = OrderedDict()
+        self._kept: OrderedDict[Prefix, tuple[Any, int]] = OrderedDict()
         self._bytes = 0
 
-    def cache(self, prefix: tuple[int, ...], compute: Callable[[], Any]) -> Any:
-        """Return the KV cache of a prefix, which the caller may change; `compute` makes it, one row."""
-        if prefix in self._kept:
+    def cache(self, prefixes: Sequence[Prefix], compute: Callable[[Sequence[Prefix]], Any]) -> Any:
+        """Return the KV cache of different prefixes, which the caller may change.
+
+        Row by row, padded on the left to the longest of them. `compute` makes such a cache; it is asked for
+        those that are not kept.
+        """
+        rows = {prefix: self._kept[prefix][0] for prefix in prefixes if prefix in self._kept}
+        for prefix in rows:
             self._kept.move_to_end(prefix)
-            return copy.deepcopy(self._kept[prefix][0])
-        cache = compute()
-        size = _size(cache)
-        if size <= self._limit:
-            self._kept[prefix] = copy.deepcopy(cache), size
-            self._bytes += size
+        missing = [prefix for prefix in prefixes if prefix not in rows]
+        if missing:
+            computed = compute(missing)
+            rows |= zip(missing, _taken_apart(computed, missing), strict=False)
+            for prefix in missing:
+                if prefix in rows:
+                    self._keep(prefix, rows[prefix])
+            if len(missing) == len(prefixes):
+                return computed
+        if len(prefixes) == 1:
+            return copy.deepcopy(rows[prefixes[0]])
+        if len(rows) < len(prefixes) or not all(map(_is_plain, rows.values())):
+            return compute(prefixes)
+        return _joined([rows[prefix] for prefix in prefixes])
+
+    def _keep(self, prefix: Prefix, row: Any) -> None:
+        size = _size(row)
+        if size > self._limit:
+            return
+        self._kept[prefix] = row, size
+        self._bytes += size
         while self._bytes > self._limit:
             _, (_, freed) = self._kept.popitem(last=False)
             self._bytes -= freed
-        return cache
+
+
+def _taken_apart(cache: Any, prefixes: Sequence[Prefix]) -> list[Any]:
+    """Return copies of a cache's rows without their padding; [] where its layers hold more than columns."""
+    if len(prefixes) == 1:
+        return [copy.deepcopy(cache)]
+    if not _is_plain(cache):
+        return []
+    return [
+        _cache_of(
+            [
+                tuple(part[at : at + 1, :, part.shape[2] - len(prefix) :].clone() for part in _parts(layer))
+                for layer in cache.layers
+            ]
+        )
+        for at, prefix in enumerate(prefixes)
+    ]
+
+
+def _joined(rows: Sequence[Any]) -> Any:
+    """Return one cache of several, each of one row, padded on the left."""
+    width = max(row.get_seq_length() for row in rows)
+    layers = []
+    for same in zip(*(row.layers for row in rows), strict=True):
+        padded = [
+            [torch.nn.functional.pad(part, (0, 0, width - part.shape[2], 0)) for part in _parts(layer)]
+            for layer in same
+        ]  # (1, H, width, w) each
+        layers.append(tuple(torch.cat(parts) for parts in zip(*padded, strict=True)))
+    return _cache_of(layers)
+
+
+def _cache_of(layers: Sequence[tuple[torch.Tensor, ...]]) -> Any:
+    """Return a cache of transformers with these keys and values, (B, H, T, w) each, layer by layer."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for index, (keys, values) in enumerate(layers):
+        cache.update(keys, values, index)
+    return cache
+
+
+def _is_plain(cache: Any) -> bool:
+    """Whether the cache holds a column per token and nothing else, in all layers: no windows, no states."""
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def _parts(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return layer.keys, layer.values
 
 
 def _size(cache: Any) -> int:

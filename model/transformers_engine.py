@@ -18,6 +18,7 @@ from model.engine import Decoding, EngineDeadError, Generation, LatentGradient, 
 from model.frozen_model import FrozenModel
 from model.keys import KEY_PROBES, centre, centred
 from model.placement import PlacementKind
+from model.prefixes import LIMIT_BYTES
 from model.space import LatentSpace
 
 Arguments = TypeVarTuple("Arguments")
@@ -59,6 +60,7 @@ class TransformersEngine:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         max_model_len: int | None = None,
+        prefix_bytes: int = LIMIT_BYTES,
     ) -> None:
         self._model: FrozenModel | None = FrozenModel(
             model_path,
@@ -67,6 +69,7 @@ class TransformersEngine:
             dtype=dtype,
             device=device,
             max_model_len=max_model_len,
+            prefix_bytes=prefix_bytes,
         )
         self._space = self._model.space
         self._centre: torch.Tensor | None = None

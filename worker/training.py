@@ -127,7 +127,7 @@ async def train(
 
     Keeps the latest weights whose validation likelihood is not clearly worse than the best one, by
     `CLEARLY` standard errors, and stops when it has been clearly worse for some evaluations (ADR 0009). With
-    `checkpoint`, goes on from there; the result is that of an uninterrupted run.
+    `checkpoint`, goes on from there; the result is that of an uninterrupted run, but for rounding.
 
     Raises:
         TrainingDivergedError: gradients were not finite several steps in a row.

@@ -1,14 +1,16 @@
 """The tokens before a latent are computed once, however often the latent changes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from model.engine import Decoding, SteeredPrompt
 from model.frozen_model import FrozenModel
-from model.prefixes import Prefixes
+from model.prefixes import Prefix, Prefixes
 from model.transformers_engine import TransformersEngine
 
 ANSWERS = [(510, 3575, 282, 4649), (33,), (504, 6541, 2)]
@@ -63,53 +65,118 @@ async def test_gradients_with_and_without_remembered_prefixes_are_equal(
     assert torch.allclose(again.gradient, fresh.gradient, atol=1e-5 * float(fresh.gradient.abs().max()))
 
 
-class Layer:
-    """Stands for a layer of a KV cache; 4 bytes per token."""
-
-    def __init__(self, tokens: int) -> None:
-        self.keys = torch.zeros(1, 1, tokens, 1)
-
-
-class Cache:
-    def __init__(self, tokens: int) -> None:
-        self.layers = [Layer(tokens)]
+def cache_of(*prefixes: Prefix) -> DynamicCache:
+    """Return a cache whose keys are the tokens and whose values their double, padded with -1 on the left."""
+    width = max(map(len, prefixes))
+    rows = [[-1] * (width - len(prefix)) + list(prefix) for prefix in prefixes]
+    columns = torch.tensor(rows, dtype=torch.float32)[:, None, :, None]
+    cache = DynamicCache()
+    cache.update(columns, columns * 2, 0)
+    return cache
 
 
-def looked_up(prefixes: Prefixes, *prefix: int) -> bool:
-    """Return whether a prefix was there already."""
-    computed = []
+async def test_epochs_over_several_prompts_run_each_prompt_once(
+    engine: TransformersEngine, model: FrozenModel, prefix_passes: list[int]
+) -> None:
+    texts = ("Name three fruits.", "What is the capital of France, and since when?", "Why?")
+    prompts = [steered(engine, text, seed) for seed, text in enumerate(texts)]
+    weights = [1.0, -0.5, 2.0]
+    await engine.latent_gradient(prompts[:2], ANSWERS[:2], weights[:2])
+    await engine.latent_gradient(prompts[1:], ANSWERS[1:], weights[1:])
+    again = await engine.latent_gradient(prompts, ANSWERS, weights)
+    assert len(prefix_passes) == 2
+    assert prefix_passes[1] == engine.position(prompts[2].token_ids)
+    model._prefixes = Prefixes(limit_bytes=0)
+    fresh = await engine.latent_gradient(prompts, ANSWERS, weights)
+    assert torch.allclose(again.log_likelihood, fresh.log_likelihood, atol=1e-5)
+    assert torch.allclose(again.gradient, fresh.gradient, atol=1e-5 * float(fresh.gradient.abs().max()))
 
-    def compute() -> Cache:
-        computed.append(prefix)
-        return Cache(len(prefix))
 
-    prefixes.cache(prefix, compute)
-    return not computed
+class Looking:
+    """Looks prefixes up, and notes which had to be computed."""
+
+    def __init__(self, limit_tokens: int = 99) -> None:
+        self.prefixes = Prefixes(limit_bytes=limit_tokens * 8)
+        self.computed: list[Prefix] = []
+
+    def up(self, *prefixes: Prefix) -> DynamicCache:
+        self.computed = []
+        found = self.prefixes.cache(prefixes, self._compute)
+        assert found.get_seq_length() == max(map(len, prefixes))
+        for row, prefix in zip(found.layers[0].keys, prefixes, strict=True):
+            assert row[0, found.get_seq_length() - len(prefix) :, 0].tolist() == list(prefix)
+        assert torch.equal(found.layers[0].values > 0, found.layers[0].keys > 0)
+        return found
+
+    def _compute(self, missing: Sequence[Prefix]) -> DynamicCache:
+        self.computed += missing
+        return cache_of(*missing)
 
 
 def test_those_used_longest_ago_make_room() -> None:
-    prefixes = Prefixes(limit_bytes=4 * 4)
-    assert not looked_up(prefixes, 1, 1)
-    assert not looked_up(prefixes, 2, 2)
-    assert looked_up(prefixes, 1, 1)
-    assert not looked_up(prefixes, 3, 3)
-    assert looked_up(prefixes, 1, 1)
-    assert not looked_up(prefixes, 2, 2)
+    looking = Looking(limit_tokens=4)
+    looking.up((1, 1))
+    looking.up((2, 2))
+    looking.up((1, 1))
+    assert not looking.computed
+    looking.up((3, 3))
+    looking.up((1, 1))
+    assert not looking.computed
+    looking.up((2, 2))
+    assert looking.computed
 
 
 def test_prefix_beyond_the_limit_is_not_kept_and_drives_nothing_out() -> None:
-    prefixes = Prefixes(limit_bytes=4 * 4)
-    assert not looked_up(prefixes, 1, 1)
-    assert not looked_up(prefixes, *[5] * 5)
-    assert not looked_up(prefixes, *[5] * 5)
-    assert looked_up(prefixes, 1, 1)
+    looking = Looking(limit_tokens=4)
+    looking.up((1, 1))
+    for _ in range(2):
+        looking.up((5,) * 5)
+        assert looking.computed
+    looking.up((1, 1))
+    assert not looking.computed
+
+
+def test_of_several_prefixes_only_those_that_are_not_kept_are_computed() -> None:
+    looking = Looking()
+    looking.up((1, 2, 3), (4,))
+    assert looking.computed == [(1, 2, 3), (4,)]
+    looking.up((4,), (5, 6), (1, 2, 3))
+    assert looking.computed == [(5, 6)]
+    looking.up((6,) * 9, (5, 6))
+    assert looking.computed == [(6,) * 9]
+    looking.up((5, 6), (4,))
+    assert not looking.computed
+
+
+def test_more_prefixes_than_are_kept_still_come_as_one_batch() -> None:
+    looking = Looking(limit_tokens=3)
+    for _ in range(2):
+        looking.up((1, 2), (3, 4), (5, 6))
+        assert looking.computed
+
+
+def test_layers_that_hold_more_than_columns_are_computed_for_each_batch() -> None:
+    class Window(DynamicLayer):
+        pass
+
+    computed: list[Prefix] = []
+
+    def compute(missing: Sequence[Prefix]) -> DynamicCache:
+        computed.extend(missing)
+        cache = cache_of(*missing)
+        cache.layers[0].__class__ = Window
+        return cache
+
+    prefixes = Prefixes()
+    for _ in range(2):
+        prefixes.cache([(1, 2)], compute)
+    assert computed == [(1, 2)]
+    assert prefixes.cache([(1, 2), (3,)], compute).layers[0].keys.shape == (2, 1, 2, 1)
 
 
 def test_callers_may_change_what_they_get() -> None:
-    prefixes = Prefixes()
-    for _ in range(3):
-        cache = prefixes.cache((1, 2), lambda: Cache(2))
-        assert cache.layers[0].keys.shape[2] == 2
+    looking = Looking()
+    for asked in ([(1, 2)], [(1, 2)], [(1, 2), (3,)], [(3,), (1, 2)]):
+        cache = looking.up(*asked)
         cache.layers[0].keys += 1
-        assert float(cache.layers[0].keys.sum()) == 2
         cache.layers[0].keys = torch.zeros(1, 1, 9, 1)
