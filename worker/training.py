@@ -68,8 +68,10 @@ class Recipe:
     steps: int = 60
     batch: int = 8
     learning_rate: float = 2e-3
-    """Greatest rate: it rises over the first tenth of the steps and falls to zero along a cosine."""
     seed: int = 0
+    goes_on: bool = False
+    """Whether the prior has been trained before: then the rate rises over the first tenth of the steps and
+    falls to zero along a cosine. From the neutral start it stays as it is: there is far to go (ADR 0012)."""
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step in [0, steps).
@@ -77,13 +79,15 @@ class Recipe:
         With empty moments Adam's first steps are as large as its rate, whatever the gradient: at the full one
         they would throw a prior that has been trained before off its place.
         """
+        if not self.goes_on:
+            return self.learning_rate
         warm_up = max(round(WARM_UP * self.steps), 1)
         if step < warm_up:
             return self.learning_rate * (step + 1) / warm_up
         return self.learning_rate * (1 + math.cos(math.pi * (step - warm_up) / (self.steps - warm_up))) / 2
 
     @classmethod
-    def of(cls, settings: Settings) -> "Recipe":
+    def of(cls, settings: Settings, *, goes_on: bool) -> "Recipe":
         """Return the recipe that the settings name."""
         return cls(
             settings.night_objective,
@@ -91,6 +95,7 @@ class Recipe:
             settings.night_batch,
             settings.night_learning_rate,
             settings.night_seed,
+            goes_on,
         )
 
 

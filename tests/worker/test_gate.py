@@ -93,7 +93,7 @@ def learned(engine: ScriptedEngine, sides: Split, episodes: Sequence[Episode] | 
     network = PriorNetwork(hidden_size, length, rank=8, base=engine.neutral_latent())
     train_on = list(episodes if episodes is not None else sides.train)
     # Validation is taken from what it trains on, so that early stopping does not save it.
-    asyncio.run(train(engine, network, train_on, train_on[:4], Recipe("replay", steps=60, batch=4)))
+    asyncio.run(train(engine, network, train_on, train_on[:4], Recipe("replay", steps=30, batch=4)))
     return Candidate(network, region(sides.train, sides.holdout, 0))
 
 

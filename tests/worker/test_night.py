@@ -108,6 +108,7 @@ def test_a_second_night_starts_from_the_active_prior(place: Place, engine: Scrip
     record = run(place, place.queue([*first, *scripted_episodes(engine, 20, start=40)]))
     manifest = place.registry.load("v2").manifest
     assert record.parent == manifest["parent"] == manifest["started_from"] == "v1"
+    assert manifest["settings"]["goes_on"] is True
     before = trained_prompts(place.registry.load("v1"))
     assert before < trained_prompts(place.registry.load("v2"))
     by_id = {episode.id: episode for episode in first}

@@ -20,7 +20,7 @@ from worker.errors import TrainingDivergedError
 from worker.split import Split, split
 from worker.training import Recipe, Trained, _note, episode_weights, train
 
-RECIPE = Recipe(objective="replay", steps=60, batch=4)
+RECIPE = Recipe(objective="replay", steps=30, batch=4)
 
 
 def fresh(engine: ScriptedEngine) -> PriorNetwork:
@@ -76,13 +76,14 @@ def test_training_raises_the_likelihood_of_unseen_answers(engine: ScriptedEngine
     assert after > -0.5
 
 
-def test_rate_rises_over_a_tenth_of_the_steps_and_falls_to_nothing() -> None:
-    recipe = Recipe(steps=50, learning_rate=0.01)
+def test_rate_of_a_prior_that_was_trained_before_rises_over_a_tenth_and_falls_to_nothing() -> None:
+    assert {Recipe(steps=50, learning_rate=0.01).rate(step) for step in range(50)} == {0.01}
+    recipe = Recipe(steps=50, learning_rate=0.01, goes_on=True)
     rates = [recipe.rate(step) for step in range(50)]
     assert rates[:5] == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.01])
     assert all(later < earlier for earlier, later in pairwise(rates[5:]))
     assert rates[49] < 1e-4
-    assert Recipe(steps=1, learning_rate=0.01).rate(0) == 0.01
+    assert Recipe(steps=1, learning_rate=0.01, goes_on=True).rate(0) == 0.01
 
 
 def test_training_is_reproducible(engine: ScriptedEngine) -> None:
