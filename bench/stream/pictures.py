@@ -27,7 +27,7 @@ def draw(folder: Path, found: Sequence[Score], rows: Sequence[Row]) -> list[Path
     from matplotlib import pyplot
 
     pictures: dict[str, tuple[float, Callable[[Any], None]]] = {
-        "accuracy-by-night": (7, lambda axes: _by_night(axes, found)),
+        "accuracy-by-night": (8.5, lambda axes: _by_night(axes, found)),
         "accuracy-against-compute": (8.5, lambda axes: _against_compute(axes, found)),
         "reward-calibration": (6, lambda axes: _calibration(axes, rows)),
     }
@@ -49,21 +49,24 @@ def reach(accuracy: Interval) -> list[list[float]]:
 
 def _by_night(axes: Any, found: Sequence[Score]) -> None:
     stages = list(dict.fromkeys(score.stage for score in found))
+    levels: dict[float, list[str]] = {}  # arms that are asked once
     for arm in dict.fromkeys(score.arm for score in found):
         mine = [score for score in found if score.arm == arm]
         if [score.stage for score in mine] == [START]:
-            axes.axhline(mine[0].accuracy.mean, linestyle="--", linewidth=1, color="grey")
-            axes.annotate(arm, (0, mine[0].accuracy.mean), fontsize=8, color="grey", va="bottom")
+            levels.setdefault(mine[0].accuracy.mean, []).append(arm)
             continue
         at = [stages.index(score.stage) for score in mine]
         (line,) = axes.plot(at, [score.accuracy.mean for score in mine], marker="o", label=arm)
         low = [max(score.accuracy.low, 0) for score in mine]
         high = [min(score.accuracy.high, 1) for score in mine]
         axes.fill_between(at, low, high, alpha=0.15, color=line.get_color())
+    for level, arms in levels.items():
+        axes.axhline(level, linestyle="--", linewidth=1, color="grey")
+        axes.annotate(", ".join(arms), (0, level), fontsize=8, color="grey", va="bottom")
     axes.set_xticks(range(len(stages)), stages)
     axes.set(ylabel="share of right answers", title="Accuracy by night (95 % intervals over questions)")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+        axes.figure.legend(loc="outside right upper", fontsize=8)
 
 
 def _against_compute(axes: Any, found: Sequence[Score]) -> None:
