@@ -97,7 +97,7 @@ class Settings(BaseSettings):
         None,
         ge=-1,
         le=1,
-        description="Least cosine similarity of a recalled episode; empty: 0.6, then what nights learn.",
+        description="Least cosine of a recalled episode; empty: 0.6, or what the prior's night has learned.",
     )
     recall_temperature: float = Field(
         0.1, gt=0, description="T of the softmax over similarities in momentum transfer."

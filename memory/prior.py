@@ -21,7 +21,7 @@ DEFAULT_FLOOR = 0.5
 reach a cosine of 0.41, of the same task at least 0.69."""
 
 DEFAULT_RECALL_FLOOR = 0.6
-"""Least cosine of a recalled episode until a night has learned one (ADR 0013)."""
+"""Least cosine of a recalled episode where no prior that covers the request tells it (ADR 0013)."""
 
 RECALL_FLOOR = "recall_floor"
 """Field of a manifest: the floor that its night learned."""

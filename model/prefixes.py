@@ -39,25 +39,38 @@ class Prefixes:
         rows = {prefix: self._kept[prefix][0] for prefix in prefixes if prefix in self._kept}
         for prefix in rows:
             self._kept.move_to_end(prefix)
+        if not rows:
+            computed = compute(prefixes)
+            self._keep_rows(computed, prefixes)
+            return computed
+        if len(prefixes) == 1:
+            return copy.deepcopy(rows[prefixes[0]])
+        if not all(map(_is_plain, rows.values())):
+            return compute(prefixes)
         missing = [prefix for prefix in prefixes if prefix not in rows]
         if missing:
             computed = compute(missing)
-            rows |= zip(missing, _taken_apart(computed, missing), strict=False)
-            for prefix in missing:
-                if prefix in rows:
-                    self._keep(prefix, rows[prefix])
-            if len(missing) == len(prefixes):
-                return computed
-        if len(prefixes) == 1:
-            return copy.deepcopy(rows[prefixes[0]])
-        if len(rows) < len(prefixes) or not all(map(_is_plain, rows.values())):
-            return compute(prefixes)
+            self._keep_rows(computed, missing)
+            rows |= {prefix: _row(computed, at, len(prefix)) for at, prefix in enumerate(missing)}
         return _joined([rows[prefix] for prefix in prefixes])
 
-    def _keep(self, prefix: Prefix, row: Any) -> None:
-        size = _size(row)
-        if size > self._limit:
+    def _keep_rows(self, cache: Any, prefixes: Sequence[Prefix]) -> None:
+        """Keep copies of as many rows as there is room for, their padding left out."""
+        if len(prefixes) == 1:
+            if _size(cache) <= self._limit:
+                self._keep(prefixes[0], copy.deepcopy(cache), _size(cache))
             return
+        if not _is_plain(cache):
+            return
+        column = _size(cache) // (len(prefixes) * cache.get_seq_length())
+        left = self._limit
+        for at, prefix in enumerate(prefixes):
+            size = column * len(prefix)
+            if size <= left:
+                left -= size
+                self._keep(prefix, _row(cache, at, len(prefix)), size)
+
+    def _keep(self, prefix: Prefix, row: Any, size: int) -> None:
         self._kept[prefix] = row, size
         self._bytes += size
         while self._bytes > self._limit:
@@ -65,21 +78,14 @@ class Prefixes:
             self._bytes -= freed
 
 
-def _taken_apart(cache: Any, prefixes: Sequence[Prefix]) -> list[Any]:
-    """Return copies of a cache's rows without their padding; [] where its layers hold more than columns."""
-    if len(prefixes) == 1:
-        return [copy.deepcopy(cache)]
-    if not _is_plain(cache):
-        return []
-    return [
-        _cache_of(
-            [
-                tuple(part[at : at + 1, :, part.shape[2] - len(prefix) :].clone() for part in _parts(layer))
-                for layer in cache.layers
-            ]
-        )
-        for at, prefix in enumerate(prefixes)
-    ]
+def _row(cache: Any, at: int, length: int) -> Any:
+    """Return a copy of the last `length` columns of one row."""
+    return _cache_of(
+        [
+            tuple(part[at : at + 1, :, part.shape[2] - length :] for part in _parts(layer))
+            for layer in cache.layers
+        ]
+    )
 
 
 def _joined(rows: Sequence[Any]) -> Any:
@@ -96,7 +102,7 @@ def _joined(rows: Sequence[Any]) -> Any:
 
 
 def _cache_of(layers: Sequence[tuple[torch.Tensor, ...]]) -> Any:
-    """Return a cache of transformers with these keys and values, (B, H, T, w) each, layer by layer."""
+    """Return a cache of transformers with copies of these keys and values, (B, H, T, w), layer by layer."""
     from transformers import DynamicCache
 
     cache = DynamicCache()

@@ -56,7 +56,7 @@ def has_room(model: Path) -> bool:
     if not torch.cuda.is_available():
         return False
     free, _ = torch.cuda.mem_get_info()
-    needed = ROOM * sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    needed = ROOM * sum(file.stat().st_size for file in model.glob("*.safetensors")) + PREFIX_BYTES
     if free < needed:
         logger.warning(
             "the GPU has %.1f GiB free of the %.1f that training wants: leave room with "

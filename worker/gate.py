@@ -13,15 +13,16 @@ competence, for outside it says nothing:
 2. The candidate is better than every control, in that agreement or in replay likelihood. Against no latent
    the 95 % interval of the difference is above zero: that steering does good at all needs proof. Against the
    others an average above zero is enough. kNN-only, the mean and the random latent show that what was learned
-   matters, not only that something is injected. And beside the active prior the candidate is the better guess
-   already when it does better, for it has learned from all that the other one has and from more (ADR 0012).
+   matters, not only that something is injected. And beside the active prior a candidate that went on from it
+   is the better guess already when it does better, for it has learned from all that the other one has and
+   from more (ADR 0012); one that began anew must exclude zero there too.
 3. At least five neighbourhoods judged. With fewer, intervals promise too much.
 
 A tie is a refusal. An engine that does not generate leaves likelihood alone to judge by.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ CONTROLS: Mapping[str, str] = {
     "random": "a random latent of the same norms",
     "active": "the active prior",
 }
-MUST_EXCLUDE_ZERO = ("none",)
+MUST_EXCLUDE_ZERO = frozenset({"none"})
 _ABSENT = {"active": "no prior is active yet", "mean": "no latent has earned its place yet"}
 
 TIE = 1e-3
@@ -129,9 +130,12 @@ async def judge(
     *,
     recall: Recall,
     seed: int,
+    goes_on: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, message: None,
 ) -> GateReport:
     """Compare `candidate` with its controls on the hold-out of `sides` and decide.
+
+    `goes_on`: whether the candidate's training began with the active prior's weights.
 
     Raises:
         EngineError: the engine failed.
@@ -147,7 +151,8 @@ async def judge(
         finite = all(bool(np.isfinite(values).all()) for values in scores.values())
     if finite:
         decoded = await agreements(engine, holdout, latents, progress)
-        comparisons = [_compare(name, scores, decoded, groups, seed) for name in CONTROLS]
+        strict = MUST_EXCLUDE_ZERO if goes_on else MUST_EXCLUDE_ZERO | {"active"}
+        comparisons = [_compare(name, scores, decoded, groups, seed, strict) for name in CONTROLS]
     promoted, reason = _decide(finite, covered, comparisons)
     return GateReport(
         promoted=promoted,
@@ -216,6 +221,7 @@ def _compare(
     decoded: Mapping[str, Scores] | None,
     groups: Sequence[int],
     seed: int,
+    strict: Container[str],
 ) -> Comparison:
     candidate = grouped_means(scores["candidate"], groups)
     mean = float(candidate.mean())
@@ -238,7 +244,7 @@ def _compare(
         *_bounds(likelihood),
         answers=answers,
         win=not (answers is not None and answers.worse)
-        and any(found.mean > TIE and (found.low > 0 or name not in MUST_EXCLUDE_ZERO) for found in measured),
+        and any(found.mean > TIE and (found.low > 0 or name not in strict) for found in measured),
     )
 
 

@@ -206,6 +206,7 @@ async def _learn(
         sides,
         recall=Recall.of(settings, floor),
         seed=recipe.seed,
+        goes_on=recipe.goes_on,
         progress=journal.progress,
     )
     return manifest_of(journal.record, sides, start, recipe, trained, report, floor), candidate

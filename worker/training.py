@@ -76,12 +76,12 @@ class Recipe:
     def rate(self, step: int) -> float:
         """Return the learning rate of a step in [0, steps).
 
-        With empty moments Adam's first steps are as large as its rate, whatever the gradient: at the full one
-        they would throw a prior that has been trained before off its place.
+        At the full rate a prior that has been trained before is thrown off its place, by steps as large as
+        the rate whatever the gradient; as the rate falls, it finds one again (ADR 0012).
         """
         if not self.goes_on:
             return self.learning_rate
-        warm_up = max(round(WARM_UP * self.steps), 1)
+        warm_up = max(round(WARM_UP * self.steps), 2)
         if step < warm_up:
             return self.learning_rate * (step + 1) / warm_up
         return self.learning_rate * (1 + math.cos(math.pi * (step - warm_up) / (self.steps - warm_up))) / 2
@@ -131,7 +131,8 @@ async def train(
     """Train `network`, (B, d) → (B, L, d), in place and leave the weights in it that are kept.
 
     Keeps the latest weights whose validation likelihood is not clearly worse than the best one, by
-    `CLEARLY` standard errors, and stops when it has been clearly worse for some evaluations (ADR 0009). With
+    `CLEARLY` standard errors, and stops when it has been clearly worse for some evaluations (ADR 0009). Not
+    where it goes on from an earlier prior: there the rate falls to zero, and what was lost comes back. With
     `checkpoint`, goes on from there; the result is that of an uninterrupted run, but for rounding.
 
     Raises:
@@ -155,7 +156,8 @@ async def train(
             if not known:  # a checkpoint is written after the evaluation of its step
                 if _note(counters, await _likelihoods(engine, network, judged)):
                     kept = _copy(network)
-                counters.stopped = counters.stale >= PATIENCE or counters.step >= recipe.steps
+                ended = counters.stale >= PATIENCE and not recipe.goes_on
+                counters.stopped = ended or counters.step >= recipe.steps
                 if checkpoint:
                     checkpoints.save(checkpoint, network, kept, adam, counters)
         latest = counters.evaluations[-1].log_likelihood

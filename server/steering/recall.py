@@ -73,7 +73,7 @@ class Recall:
         k = settings.recall_k if options.k is None else options.k
         try:
             with work.stage("recall"):
-                work.floor = self._floor(work)
+                work.floor = self._floor(work, covered)
                 found, neighbours = await asyncio.to_thread(
                     self._look, work.prior, key, k, work.floor, covered=covered
                 )
@@ -88,12 +88,12 @@ class Recall:
             self._metrics.similarity.observe(max(near.similarity for near in recalled))
         return recalled, neighbours
 
-    def _floor(self, work: Work) -> float:
-        """Return the request's floor, else the operator's, else what the prior's night learned."""
+    def _floor(self, work: Work, covered: bool) -> float:
+        """Return the request's floor, else the operator's, else what the night learned of its like."""
         for named in (work.options.floor, self._settings.recall_floor):
             if named is not None:
                 return named
-        return work.prior.recall_floor if work.prior else DEFAULT_RECALL_FLOOR
+        return work.prior.recall_floor if work.prior and covered else DEFAULT_RECALL_FLOOR
 
     def _look(
         self, prior: Prior | None, key: Array, k: int, floor: float, *, covered: bool

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from worker.engine import ROOM, has_room
+from worker.engine import PREFIX_BYTES, ROOM, has_room
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_gpu_is_used_when_the_model_has_room_there(
     expected: bool,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (ROOM * 1000 + free, 10**9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (ROOM * 1000 + PREFIX_BYTES + free, 10**9))
     with caplog.at_level(logging.WARNING):
         assert has_room(model) is expected
     assert ("--gpu-memory-utilization" in caplog.text) == (there and not expected)

@@ -98,10 +98,14 @@ def learned(engine: ScriptedEngine, sides: Split, episodes: Sequence[Episode] | 
 
 
 def judged(
-    engine: ScriptedEngine, sides: Split, candidate: Candidate, active: Candidate | None = None
+    engine: ScriptedEngine,
+    sides: Split,
+    candidate: Candidate,
+    active: Candidate | None = None,
+    goes_on: bool = True,
 ) -> GateReport:
     serving = Prior("v1", engine.space.id, active.network, active.competence, {}) if active else None
-    return asyncio.run(judge(engine, candidate, serving, sides, recall=Recall(), seed=0))
+    return asyncio.run(judge(engine, candidate, serving, sides, recall=Recall(), seed=0, goes_on=goes_on))
 
 
 def test_a_good_candidate_passes_all_five_controls(engine: ScriptedEngine, sides: Split) -> None:
@@ -289,6 +293,9 @@ def test_a_little_better_than_the_active_prior_is_enough_and_than_no_latent_is_n
     assert row.answers is not None
     assert row.answers.low == 0
     assert report.promoted, report.reason
+    anew = judged(indifferent, remembered, candidate, active, goes_on=False)
+    assert not anew.promoted
+    assert anew.reason.startswith("not better than the active prior (")
     indifferent.good = ours[:1]
     report = judged(indifferent, remembered, candidate)
     assert not report.promoted

@@ -83,7 +83,17 @@ def test_rate_of_a_prior_that_was_trained_before_rises_over_a_tenth_and_falls_to
     assert rates[:5] == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.01])
     assert all(later < earlier for earlier, later in pairwise(rates[5:]))
     assert rates[49] < 1e-4
-    assert Recipe(steps=1, learning_rate=0.01, goes_on=True).rate(0) == 0.01
+    assert [Recipe(steps=2, learning_rate=0.01, goes_on=True).rate(step) for step in (0, 1)] == [0.005, 0.01]
+
+
+@pytest.mark.parametrize(("goes_on", "share"), [(False, 1.0), (True, 0.5)])
+def test_first_step_is_as_large_as_its_rate(engine: ScriptedEngine, goes_on: bool, share: float) -> None:
+    sides, network = sides_of(engine), fresh(engine)
+    before = network.base.detach().clone()
+    recipe = replace(RECIPE, steps=1, goes_on=goes_on)
+    trained(engine, sides, network, recipe)
+    moved = float((network.base.detach() - before).abs().max())
+    assert moved == pytest.approx(share * recipe.learning_rate, rel=0.01)
 
 
 def test_training_is_reproducible(engine: ScriptedEngine) -> None:
@@ -152,6 +162,10 @@ def test_training_stops_when_validation_gets_worse_and_keeps_what_was_good(engin
     found = trained(engine, replace(sides, train=tuple(wrong)), network, replace(RECIPE, steps=500))
     assert found.steps < 100
     assert found.best_step < found.steps
+    on = trained(
+        engine, replace(sides, train=tuple(wrong)), fresh(engine), replace(RECIPE, steps=100, goes_on=True)
+    )
+    assert on.steps == 100, "what a prior loses while the rate is high may come back"
     after = asyncio.run(mean_likelihood(engine, network, sides.validation))
     kept = {e.step: e.log_likelihood for e in found.evaluations}[found.best_step]
     assert after == pytest.approx(kept, abs=1e-6)
@@ -169,6 +183,15 @@ def test_a_plateau_is_trained_through_and_its_last_weights_are_kept(engine: Scri
     assert (counters.best_step, counters.stale) == (2, 1)
     assert counters.best_values == pytest.approx([-1.0, -2.0, -3.0])
     assert not _note(counters, torch.full((3,), -math.inf))
+
+
+@pytest.mark.parametrize(("fall", "kept"), [((3.0, 0.0, 3.0, 0.0), True), ((2.0, 1.0, 2.0, 1.0), False)])
+def test_clearly_worse_is_two_standard_errors(fall: tuple[float, ...], kept: bool) -> None:
+    """Both fall by 1.5 on average: that is 1.7 standard errors of the first, 5.2 of the second."""
+    counters = Counters("")
+    assert _note(counters, torch.zeros(4))
+    counters.step = 1
+    assert _note(counters, -torch.tensor(fall)) == kept
 
 
 def test_latents_that_did_not_earn_their_place_are_not_regressed_on(engine: ScriptedEngine) -> None:

@@ -123,18 +123,21 @@ async def test_floor_of_recall_is_the_requests_else_the_settings_else_the_nights
     question = "apples How many did they sell?"
     _, trace = await day.ask(question)
     assert trace["options"]["floor"] == DEFAULT_RECALL_FLOOR
-    await day.publish("sonnets Write one.", floor=0.999)  # not in front of questions about apples
+    await day.publish("sonnets Write one.", floor=0.999)
+    elsewhere, trace = await day.ask(question)
+    assert (elsewhere.mode, trace["options"]["floor"]) == ("recall", DEFAULT_RECALL_FLOOR)
+    await day.publish("apples How many?", part=0.5, floor=0.999)
+    await day.learn("apples How many are left?")
     far, trace = await day.ask(question)
-    assert (far.mode, trace["options"]["floor"]) == ("plain", 0.999)
+    assert (far.mode, trace["options"]["floor"]) == ("prior", 0.999)
     near, trace = await day.ask(question, floor=0.1)
-    assert (near.mode, trace["options"]["floor"]) == ("recall", 0.1)
-    await day.publish("sonnets Write one.", floor=0.5)
-    assert (await day.ask(question))[0].mode == "recall"
+    assert (near.mode, trace["options"]["floor"]) == ("recall+prior", 0.1)
 
-    named = await make_day(lift_fallback=False, recall_floor=0.999)
+    named = await make_day(lift_fallback=False, recall_floor=0.1)
+    await named.publish("apples How many?", part=0.5, floor=0.999)
     await named.learn("apples How many are left?")
-    assert (await named.ask(question))[0].mode == "plain"
-    assert (await named.ask(question, floor=0.1))[0].mode == "recall"
+    assert (await named.ask(question))[0].mode == "recall+prior"
+    assert (await named.ask(question, floor=0.999))[0].mode == "prior"
 
 
 async def test_pinned_prior_is_used_and_none_means_none(day: Day) -> None:
