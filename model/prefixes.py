@@ -51,18 +51,21 @@ class Prefixes:
         if missing:
             computed = compute(missing)
             self._keep_rows(computed, missing)
-            rows |= {prefix: _row(computed, at, len(prefix)) for at, prefix in enumerate(missing)}
+            for at, prefix in enumerate(missing):
+                kept = self._kept.get(prefix)
+                rows[prefix] = kept[0] if kept else _row(computed, at, len(prefix))
         return _joined([rows[prefix] for prefix in prefixes])
 
     def _keep_rows(self, cache: Any, prefixes: Sequence[Prefix]) -> None:
         """Keep copies of as many rows as there is room for, their padding left out."""
+        size = _size(cache)
         if len(prefixes) == 1:
-            if _size(cache) <= self._limit:
-                self._keep(prefixes[0], copy.deepcopy(cache), _size(cache))
+            if size <= self._limit:
+                self._keep(prefixes[0], copy.deepcopy(cache), size)
             return
         if not _is_plain(cache):
             return
-        column = _size(cache) // (len(prefixes) * cache.get_seq_length())
+        column = size // (len(prefixes) * cache.get_seq_length())
         left = self._limit
         for at, prefix in enumerate(prefixes):
             size = column * len(prefix)
