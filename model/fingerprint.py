@@ -12,6 +12,7 @@ from typing import Any
 
 from model.engine import ModelUnavailableError
 from model.keys import KEY_VERSION
+from model.placement import NEUTRAL_VERSION
 from model.space import LatentSpace
 
 _SMALL_FILES = (
@@ -55,6 +56,7 @@ def space_of(
         placement=placement,
         dtype=dtype.removeprefix("torch."),
         key_version=KEY_VERSION,
+        neutral_version=NEUTRAL_VERSION,
     )
 
 

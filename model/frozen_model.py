@@ -120,10 +120,8 @@ class FrozenModel:
         return self._placement.position(token_ids)
 
     def neutral_latent(self) -> torch.Tensor:
-        """Return embeddings of newlines, (L, d) float32."""
-        newline = self.tokenizer.encode("\n", add_special_tokens=False)
-        length = self.space.length
-        return self._embeddings((newline * length)[:length]).float().cpu()
+        """Return the embeddings of the placement's neutral tokens, (L, d) float32."""
+        return self.embeddings(self._placement.neutral_tokens(self.space.length))
 
     def embeddings(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Return the input embeddings of tokens, (T, d) float32."""

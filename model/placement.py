@@ -1,7 +1,7 @@
-"""Where latents stand in a rendered prompt (ADR 0002).
+"""Where latents stand in a rendered prompt, and the tokens that change least there (ADR 0002).
 
-Owns the search for a chat template's closing tokens and the index before which latents go. Knows a
-tokenizer only by its `apply_chat_template`, and nothing of models.
+Owns the search for a chat template's closing tokens, the index before which latents go, and the tokens of
+the neutral start. Knows a tokenizer only by its `apply_chat_template` and `encode`, and nothing of models.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,9 @@ from typing import Any, Literal
 from model.engine import PlacementError
 
 PlacementKind = Literal["user_turn_end", "after_header"]
+
+NEUTRAL_VERSION = 2
+"""Changes with the tokens of the neutral start, so that latents that begin at two of them never meet."""
 
 # They end in a letter, a full stop, a digit, a bracket and a symbol, because byte-pair merges across
 # the border between a message and plain-text closing marks depend on the message's last character.
@@ -25,16 +28,22 @@ class Placement:
     suffix: tuple[int, ...]
     """Tokens that end every prompt of the chat template: what closes the last message, then the header
     of the answer. Empty: the template has none, and no prompt has a place."""
+    neutral: tuple[int, ...]
+    """Tokens that change the answer little at this place: a newline at the end of a message; behind the
+    header the header once more, for newlines there derail answers."""
 
     @classmethod
     def of(cls, tokenizer: Any, kind: PlacementKind) -> "Placement":
         """Find the closing tokens of `tokenizer`'s chat template by rendering probe chats."""
         if kind not in ("user_turn_end", "after_header"):
             raise ValueError(f"unknown placement {kind!r}")
+        newline = tuple(tokenizer.encode("\n", add_special_tokens=False))
         if not getattr(tokenizer, "chat_template", None):
-            return cls(kind, ())
-        chats = [render_chat(tokenizer, [{"role": "user", "content": probe}]) for probe in _PROBES]
-        return cls(kind, _common_suffix(chats))
+            return cls(kind, (), newline)
+        probes = [[{"role": "user", "content": probe}] for probe in _PROBES]
+        chats = [render_chat(tokenizer, probe) for probe in probes]
+        header = _header(chats[0], render_chat(tokenizer, probes[0], answering=False))
+        return cls(kind, _common_suffix(chats), header if kind == "after_header" and header else newline)
 
     def position(self, token_ids: Sequence[int]) -> int:
         """Return the index before which latents go, in 1 … len(token_ids).
@@ -49,9 +58,15 @@ class Placement:
             raise PlacementError("the prompt does not end as the chat template ends prompts")
         return len(token_ids) - size if self.kind == "user_turn_end" else len(token_ids)
 
+    def neutral_tokens(self, length: int) -> tuple[int, ...]:
+        """Return the `length` tokens whose embeddings are the neutral start; a repetition ends it."""
+        return (self.neutral * length)[-length:]
 
-def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
-    """Return the tokens of chat messages with the generation prompt.
+
+def render_chat(
+    tokenizer: Any, messages: Sequence[dict[str, str]], *, answering: bool = True
+) -> tuple[int, ...]:
+    """Return the tokens of chat messages, with the generation prompt when `answering`.
 
     Raises:
         PlacementError: the tokenizer has no chat template.
@@ -59,9 +74,15 @@ def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tuple[int
     if not getattr(tokenizer, "chat_template", None):
         raise PlacementError("the tokenizer has no chat template")
     rendered = tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        list(messages), add_generation_prompt=answering, tokenize=True, return_dict=False
     )
     return tuple(int(token) for token in rendered)
+
+
+def _header(chat: tuple[int, ...], unanswered: tuple[int, ...]) -> tuple[int, ...]:
+    """Return what the generation prompt adds; empty for templates that have none."""
+    size = len(unanswered)
+    return chat[size:] if chat[:size] == unanswered else ()
 
 
 def _common_suffix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

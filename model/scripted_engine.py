@@ -34,7 +34,7 @@ from model.engine import (
     UnsupportedError,
 )
 from model.keys import KEY_VERSION
-from model.placement import Placement, PlacementKind
+from model.placement import NEUTRAL_VERSION, Placement, PlacementKind
 from model.space import LatentSpace
 
 OPEN, CLOSE = 256, 257
@@ -91,9 +91,10 @@ class ScriptedEngine:
             placement=placement,
             dtype="float32",
             key_version=KEY_VERSION,
+            neutral_version=NEUTRAL_VERSION,
         )
         self._max_model_len = max_model_len
-        self._placement = Placement(placement, (CLOSE, OPEN, *b"assistant\n"))
+        self._placement = Placement(placement, (CLOSE, OPEN, *b"assistant\n"), tuple(b"\n"))
         self._answer = answer or self._default_answer
         self._is_good = is_good
         self._reach, self._steepness = reach, steepness

@@ -38,6 +38,8 @@ class LatentSpace:
     dtype: str
     key_version: int
     """Version of the way keys are centred (model/keys.py)."""
+    neutral_version: int
+    """Version of the neutral start (model/placement.py)."""
 
     @cached_property
     def id(self) -> str:

@@ -84,8 +84,7 @@ class VLLMEngine:
             settings.placement,
         )
         engine = cls(llm, space, placement, twin)
-        newlines = tokenizer.encode("\n", add_special_tokens=False) * space.length
-        engine._neutral = await engine.embed(newlines[: space.length])
+        engine._neutral = await engine.embed(placement.neutral_tokens(space.length))
         probes = [engine.render([{"role": "user", "content": probe}]) for probe in KEY_PROBES]
         engine._centre = centre(await engine.raw_states(probes))
         return engine
@@ -121,7 +120,7 @@ class VLLMEngine:
         return self._placement.position(token_ids)
 
     def neutral_latent(self) -> torch.Tensor:
-        """Return the neutral start, (L, d): embeddings of newlines (ADR 0002)."""
+        """Return the neutral start, (L, d): embeddings of tokens that change little there (ADR 0002)."""
         return self._neutral.clone()
 
     async def embed(self, token_ids: Sequence[int]) -> torch.Tensor:

@@ -41,6 +41,24 @@ def test_after_header_is_the_end_of_the_prompt(tokenizer: Any) -> None:
     assert Placement.of(tokenizer, "after_header").position(tokens) == len(tokens)
 
 
+@pytest.mark.parametrize("length", [1, 4, 16])
+def test_the_neutral_start_is_newlines_in_a_message_and_the_header_behind_it(
+    tokenizer: Any, length: int
+) -> None:
+    within = Placement.of(tokenizer, "user_turn_end").neutral_tokens(length)
+    behind = Placement.of(tokenizer, "after_header").neutral_tokens(length)
+    assert tokenizer.decode(within) == "\n" * length
+    header = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
+    assert list(behind) == (header * length)[-length:]
+
+
+def test_a_template_without_a_header_starts_from_newlines(tokenizer: Any) -> None:
+    tokenizer.chat_template = BRACKETS
+    assert tokenizer.decode(Placement.of(tokenizer, "after_header").neutral_tokens(3)) == "\n\n\n"
+    tokenizer.chat_template = None
+    assert tokenizer.decode(Placement.of(tokenizer, "after_header").neutral_tokens(3)) == "\n\n\n"
+
+
 @pytest.mark.parametrize(
     ("template", "closing"), [(PLAIN_TEXT, "### answer:\n"), (BRACKETS, "[/INST]")], ids=["plain", "brackets"]
 )
