@@ -1,4 +1,4 @@
-"""Where latents stand in a rendered prompt, and the tokens that change least there (ADR 0002).
+"""Where latents stand in a rendered prompt, and the tokens that do least harm there (ADR 0002).
 
 Owns the search for a chat template's closing tokens, the index before which latents go, and the tokens of
 the neutral start. Knows a tokenizer only by its `apply_chat_template` and `encode`, and nothing of models.
@@ -6,7 +6,10 @@ the neutral start. Knows a tokenizer only by its `apply_chat_template` and `enco
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
+
+from jinja2 import TemplateError
 
 from model.engine import PlacementError
 
@@ -29,8 +32,8 @@ class Placement:
     """Tokens that end every prompt of the chat template: what closes the last message, then the header
     of the answer. Empty: the template has none, and no prompt has a place."""
     neutral: tuple[int, ...]
-    """Tokens that change the answer little at this place: a newline at the end of a message; behind the
-    header the header once more, for newlines there derail answers."""
+    """Tokens that do little harm at this place: a newline at the end of a message; behind the header the
+    header once more, for newlines there derail answers. A newline where the template has no header."""
 
     @classmethod
     def of(cls, tokenizer: Any, kind: PlacementKind) -> "Placement":
@@ -42,8 +45,8 @@ class Placement:
             return cls(kind, (), newline)
         probes = [[{"role": "user", "content": probe}] for probe in _PROBES]
         chats = [render_chat(tokenizer, probe) for probe in probes]
-        header = _header(chats[0], render_chat(tokenizer, probes[0], answering=False))
-        return cls(kind, _common_suffix(chats), header if kind == "after_header" and header else newline)
+        header = _header(tokenizer, probes[0]) if kind == "after_header" else ()
+        return cls(kind, _common_suffix(chats), header or newline)
 
     def position(self, token_ids: Sequence[int]) -> int:
         """Return the index before which latents go, in 1 … len(token_ids).
@@ -59,7 +62,7 @@ class Placement:
         return len(token_ids) - size if self.kind == "user_turn_end" else len(token_ids)
 
     def neutral_tokens(self, length: int) -> tuple[int, ...]:
-        """Return the `length` tokens whose embeddings are the neutral start; a repetition ends it."""
+        """Return the `length` tokens whose embeddings are the neutral start: whole repetitions at its end."""
         return (self.neutral * length)[-length:]
 
 
@@ -79,10 +82,16 @@ def render_chat(
     return tuple(int(token) for token in rendered)
 
 
-def _header(chat: tuple[int, ...], unanswered: tuple[int, ...]) -> tuple[int, ...]:
-    """Return what the generation prompt adds; empty for templates that have none."""
-    size = len(unanswered)
-    return chat[size:] if chat[:size] == unanswered else ()
+def _header(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+    """Return the tokens that only the generation prompt brings; empty for templates that have none."""
+    chat = render_chat(tokenizer, messages)
+    try:
+        unanswered = render_chat(tokenizer, messages, answering=False)
+    except TemplateError:  # a template may refuse to leave the answer out
+        return ()
+    # What follows may differ instead of missing: some templates end a chat without it with an end token.
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chat, unanswered, strict=False)))
+    return chat[shared:]
 
 
 def _common_suffix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -94,7 +94,7 @@ class ScriptedEngine:
             neutral_version=NEUTRAL_VERSION,
         )
         self._max_model_len = max_model_len
-        self._placement = Placement(placement, (CLOSE, OPEN, *b"assistant\n"), tuple(b"\n"))
+        self._placement = Placement(placement, (CLOSE, OPEN, *b"assistant\n"), neutral=())
         self._answer = answer or self._default_answer
         self._is_good = is_good
         self._reach, self._steepness = reach, steepness
@@ -142,7 +142,7 @@ class ScriptedEngine:
         return self._placement.position(token_ids)
 
     def neutral_latent(self) -> torch.Tensor:
-        """Return the neutral start, (L, d): one drawn row, repeated."""
+        """Return the neutral start, (L, d): one drawn row, repeated, wherever latents stand."""
         return _drawn("newline", 1, self._space.hidden_size).repeat(self._space.length, 1)
 
     def topic(self, token_ids: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,11 @@ def test_length_placement_and_template_make_other_spaces(tmp_path: Path) -> None
         space_of(folder, other, 8, "bfloat16", 4, "user_turn_end").id,
     }
     assert len(ids) == 4
+
+
+def test_another_neutral_start_makes_another_space(tmp_path: Path) -> None:
+    space = space_of(checkpoint(tmp_path / "tiny"), Template(), 8, "bfloat16", 4, "after_header")
+    assert replace(space, neutral_version=space.neutral_version + 1).id != space.id
 
 
 def test_a_hub_snapshot_is_named_after_its_repository(tmp_path: Path) -> None:

@@ -52,8 +52,23 @@ def test_the_neutral_start_is_newlines_in_a_message_and_the_header_behind_it(
     assert list(behind) == (header * length)[-length:]
 
 
-def test_a_template_without_a_header_starts_from_newlines(tokenizer: Any) -> None:
-    tokenizer.chat_template = BRACKETS
+@pytest.mark.parametrize("otherwise", ["", "{% else %}{{ eos_token }}"], ids=["nothing", "end token"])
+def test_a_header_is_what_the_generation_prompt_brings(tokenizer: Any, otherwise: str) -> None:
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>answer:" + otherwise + "{% endif %}"
+    )
+    behind = Placement.of(tokenizer, "after_header").neutral_tokens(8)
+    assert tokenizer.decode(behind).endswith("<|im_start|>answer:" * 2)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [BRACKETS, "{% if not add_generation_prompt %}{{ raise_exception('ask') }}{% endif %}" + PLAIN_TEXT],
+    ids=["brackets", "refuses"],
+)
+def test_a_template_without_a_header_starts_from_newlines(tokenizer: Any, template: str) -> None:
+    tokenizer.chat_template = template
     assert tokenizer.decode(Placement.of(tokenizer, "after_header").neutral_tokens(3)) == "\n\n\n"
     tokenizer.chat_template = None
     assert tokenizer.decode(Placement.of(tokenizer, "after_header").neutral_tokens(3)) == "\n\n\n"
