@@ -157,7 +157,7 @@ class Engine(Protocol):
         ...
 
     def neutral_latent(self) -> torch.Tensor:
-        """Return the neutral start, (L, d): embeddings of tokens that do least harm there (ADR 0002)."""
+        """Return the neutral start, (L, d): embeddings of the placement's neutral tokens (ADR 0002)."""
         ...
 
     async def keys(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Where latents stand in a rendered prompt, and the tokens that do least harm there (ADR 0002).
+"""Where latents stand in a rendered prompt, and which tokens they start from (ADR 0002).
 
 Owns the search for a chat template's closing tokens, the index before which latents go, and the tokens of
 the neutral start. Knows a tokenizer only by its `apply_chat_template` and `encode`, and nothing of models.
@@ -6,7 +6,6 @@ the neutral start. Knows a tokenizer only by its `apply_chat_template` and `enco
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Literal
 
 from jinja2 import TemplateError
@@ -45,7 +44,7 @@ class Placement:
             return cls(kind, (), newline)
         probes = [[{"role": "user", "content": probe}] for probe in _PROBES]
         chats = [render_chat(tokenizer, probe) for probe in probes]
-        header = _header(tokenizer, probes[0]) if kind == "after_header" else ()
+        header = _header(tokenizer, probes[0], chats[0]) if kind == "after_header" else ()
         return cls(kind, _common_suffix(chats), header or newline)
 
     def position(self, token_ids: Sequence[int]) -> int:
@@ -82,22 +81,26 @@ def render_chat(
     return tuple(int(token) for token in rendered)
 
 
-def _header(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
-    """Return the tokens that only the generation prompt brings; empty for templates that have none."""
-    chat = render_chat(tokenizer, messages)
+def _header(tokenizer: Any, messages: Sequence[dict[str, str]], chat: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the end of `chat`, the rendered messages, that only the generation prompt brings."""
     try:
         unanswered = render_chat(tokenizer, messages, answering=False)
     except TemplateError:  # a template may refuse to leave the answer out
         return ()
     # What follows may differ instead of missing: some templates end a chat without it with an end token.
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chat, unanswered, strict=False)))
-    return chat[shared:]
+    return chat[_shared([chat, unanswered]) :]
 
 
 def _common_suffix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    size = _shared([sequence[::-1] for sequence in sequences])
+    return sequences[0][len(sequences[0]) - size :]
+
+
+def _shared(sequences: Sequence[tuple[int, ...]]) -> int:
+    """Return how many tokens all sequences have in common before the first that differs."""
     size = 0
-    for column in zip(*(reversed(sequence) for sequence in sequences), strict=False):
+    for column in zip(*sequences, strict=False):
         if len(set(column)) > 1:
             break
         size += 1
-    return sequences[0][len(sequences[0]) - size :]
+    return size

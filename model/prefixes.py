@@ -58,14 +58,14 @@ class Prefixes:
 
     def _keep_rows(self, cache: Any, prefixes: Sequence[Prefix]) -> None:
         """Keep copies of as many rows as there is room for, their padding left out."""
-        size = _size(cache)
+        total = _size(cache)
         if len(prefixes) == 1:
-            if size <= self._limit:
-                self._keep(prefixes[0], copy.deepcopy(cache), size)
+            if total <= self._limit:
+                self._keep(prefixes[0], copy.deepcopy(cache), total)
             return
         if not _is_plain(cache):
             return
-        column = size // (len(prefixes) * cache.get_seq_length())
+        column = total // (len(prefixes) * cache.get_seq_length())
         left = self._limit
         for at, prefix in enumerate(prefixes):
             size = column * len(prefix)

@@ -111,7 +111,7 @@ class TransformersEngine:
         return self.model.position(token_ids)
 
     def neutral_latent(self) -> torch.Tensor:
-        """Return the neutral start, (L, d): embeddings of tokens that do least harm there (ADR 0002)."""
+        """Return the neutral start, (L, d): embeddings of the placement's neutral tokens (ADR 0002)."""
         return self.model.neutral_latent()
 
     async def raw_states(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:

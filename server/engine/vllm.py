@@ -120,7 +120,7 @@ class VLLMEngine:
         return self._placement.position(token_ids)
 
     def neutral_latent(self) -> torch.Tensor:
-        """Return the neutral start, (L, d): embeddings of tokens that do least harm there (ADR 0002)."""
+        """Return the neutral start, (L, d): embeddings of the placement's neutral tokens (ADR 0002)."""
         return self._neutral.clone()
 
     async def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
