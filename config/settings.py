@@ -183,8 +183,10 @@ class Settings(BaseSettings):
     night_objective: Literal["replay", "regress", "both"] = Field(
         "both", description="What the prior is trained on: replay (answers), regress (latents) or both."
     )
-    night_steps: int = Field(60, ge=1, description="Most optimisation steps of one night.")
-    night_batch: int = Field(8, ge=1, description="Episodes per optimisation step.")
+    night_steps: int = Field(
+        100, ge=1, description="Most optimisation steps of one night; small memories take fewer."
+    )
+    night_batch: int = Field(4, ge=1, description="Episodes per optimisation step.")
     night_learning_rate: float = Field(2e-3, gt=0, description="Adam's greatest learning rate.")
     night_min_reward: float = Field(0.5, ge=0, le=1, description="τ: least reward of a consolidated episode.")
     night_min_episodes: int = Field(16, ge=4, description="Fewest episodes a night can work with.")

@@ -184,7 +184,7 @@ async def _learn(
     settings, journal = night.settings, night.journal
     # Weights that have seen the hold-out would be praised for remembering it.
     start = active if active is not None and sides.unseen and _same_shape(active, engine) else None
-    recipe = Recipe.of(settings, goes_on=start is not None)
+    recipe = Recipe.of(settings, len(sides.train), goes_on=start is not None)
     network = _network(engine, start, recipe.seed)
     journal.change(phase="train", done=0, total=recipe.steps, message=f"{len(sides.train)} episodes")
     trained: Trained = await train(

@@ -47,6 +47,9 @@ harder they hold the prior where the day's search happened to end."""
 WARM_UP = 0.1
 """Share of the steps over which the learning rate rises."""
 
+MOST_PASSES = 12
+"""Times that a night may see each episode: a few dozen answers are soon learned by heart (ADR 0014)."""
+
 EVALUATE_EVERY = 5
 PATIENCE = 4
 """Evaluations in a row that are clearly worse than the best one, after which training stops."""
@@ -65,8 +68,8 @@ class Recipe:
     """How one prior is trained."""
 
     objective: Literal["replay", "regress", "both"] = "both"
-    steps: int = 60
-    batch: int = 8
+    steps: int = 100
+    batch: int = 4
     learning_rate: float = 2e-3
     seed: int = 0
     goes_on: bool = False
@@ -87,11 +90,11 @@ class Recipe:
         return self.learning_rate * (1 + math.cos(math.pi * (step - warm_up) / (self.steps - warm_up))) / 2
 
     @classmethod
-    def of(cls, settings: Settings, *, goes_on: bool) -> "Recipe":
-        """Return the recipe that the settings name."""
+    def of(cls, settings: Settings, episodes: int, *, goes_on: bool) -> "Recipe":
+        """Return the recipe that the settings name for so many episodes, in `MOST_PASSES` at most."""
         return cls(
             settings.night_objective,
-            settings.night_steps,
+            min(settings.night_steps, math.ceil(MOST_PASSES * episodes / settings.night_batch)),
             settings.night_batch,
             settings.night_learning_rate,
             settings.night_seed,

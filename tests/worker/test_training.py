@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from config.settings import Settings
 from memory.prior import PriorNetwork
 from model.engine import LatentGradient
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
@@ -84,6 +85,12 @@ def test_rate_of_a_prior_that_was_trained_before_rises_over_a_tenth_and_falls_to
     assert all(later < earlier for earlier, later in pairwise(rates[5:]))
     assert rates[49] < 1e-4
     assert [Recipe(steps=2, learning_rate=0.01, goes_on=True).rate(step) for step in (0, 1)] == [0.005, 0.01]
+
+
+def test_small_memory_takes_fewer_steps_than_a_night_may() -> None:
+    settings = Settings(night_steps=50, night_batch=4, _env_file=None)
+    steps = [Recipe.of(settings, episodes, goes_on=False).steps for episodes in (12, 13, 16, 17, 1000)]
+    assert steps == [36, 39, 48, 50, 50]  # twelve times each episode, in batches of four
 
 
 @pytest.mark.parametrize(("goes_on", "share"), [(False, 1.0), (True, 0.5)])
