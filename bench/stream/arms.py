@@ -22,6 +22,7 @@ from server.steering.call import RenderedPrompt
 from server.steering.metrics import Metrics
 from server.steering.refiners.evolution import NOISE
 from server.steering.refiners.trust import RADIUS, project
+from server.steering.rewards.format import in_form
 from server.steering.rewards.scorer import Scorer
 from server.steering.rewards.verifier import Verifier
 
@@ -91,11 +92,13 @@ async def sampled(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> l
 
 
 async def majority(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
-    """The answer that most of n samples give; cut-off ones have no vote."""
+    """The answer that most of n samples give; those cut off or not in the form asked for have no vote."""
     replies = []
     for prompt, found in zip(prompts, await _samples(loop, prompts, loop.plan.samples, seed), strict=True):
         votes = [
-            final_answer(one.text, prompt.decoding.choices) if one.finish_reason == "stop" else None
+            final_answer(one.text, prompt.decoding.choices)
+            if one.finish_reason == "stop" and in_form(prompt, one)
+            else None
             for one in found
         ]
         counted = Counter(vote for vote in votes if vote is not None)

@@ -177,6 +177,16 @@ async def test_majority_takes_the_most_frequent_finished_answer(
     assert len(reply.others) == 7
 
 
+async def test_majority_counts_answers_in_the_form_asked_for(
+    settings: Settings, plan: Plan, tmp_path: Path
+) -> None:
+    boxed = replace(plan, instruction="Put it in \\boxed{}.")
+    texts = ["so 4", "it is 4", "\\boxed{7}", "\\boxed{7} then", "\\boxed{3}"]
+    reply = await answering(texts, settings, boxed, "majority", tmp_path)
+    assert reply.text == "\\boxed{7}"
+    assert reply.facts["share"] == 2 / 5
+
+
 async def test_majority_without_any_vote_still_answers(
     settings: Settings, plan: Plan, tmp_path: Path
 ) -> None:
