@@ -23,6 +23,7 @@ class Draft:
         ends: tokens that end an answer.
         trie: the choices, when the answer must be one of them.
         to_text: text of tokens, special tokens left out.
+        given_up: whether nobody waits for the answer any more; then it is cut off.
     """
 
     def __init__(
@@ -32,14 +33,10 @@ class Draft:
         ends: frozenset[int],
         trie: ChoiceTrie | None,
         to_text: Callable[[Sequence[int]], str],
+        given_up: Callable[[], bool],
     ) -> None:
-        self._decoding, self._room, self._ends, self._trie, self._to_text = (
-            decoding,
-            room,
-            ends,
-            trie,
-            to_text,
-        )
+        self._decoding, self._room, self._ends, self._trie = decoding, room, ends, trie
+        self._to_text, self._given_up = to_text, given_up
         self._random = torch.Generator()
         if decoding.seed is None:
             self._random.seed()
@@ -63,7 +60,7 @@ class Draft:
             self._logprobs.append(float(logits.log_softmax(dim=-1)[self.tokens[-1]]))
         if self.tokens[-1] in self._ends or self._meets_stop():
             self.finish_reason = "stop"
-        elif len(self.tokens) >= self._room:
+        elif len(self.tokens) >= self._room or self._given_up():
             self.finish_reason = "length"
 
     def generation(self) -> Generation:

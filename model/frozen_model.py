@@ -5,7 +5,7 @@ with respect to latents. `model/transformers_engine.py` makes it asynchronous, `
 into its own process. Knows nothing of vLLM.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -137,9 +137,15 @@ class FrozenModel:
             states[group] = last_states(self.network, [prompts[index] for index in group])
         return states
 
-    def generate(self, prompts: Sequence[SteeredPrompt], decodings: Sequence[Decoding]) -> list[Generation]:
-        """Decode one answer per prompt."""
-        drafts = [self._draft(prompt, how) for prompt, how in zip(prompts, decodings, strict=True)]
+    def generate(
+        self,
+        prompts: Sequence[SteeredPrompt],
+        decodings: Sequence[Decoding],
+        given_up: Sequence[Callable[[], bool]] | None = None,
+    ) -> list[Generation]:
+        """Decode one answer per prompt; one that is `given_up` meanwhile is cut off at its next token."""
+        asked = zip(prompts, decodings, given_up or [lambda: False] * len(prompts), strict=True)
+        drafts = [self._draft(prompt, how, dropped) for prompt, how, dropped in asked]
         rows = [self._row(prompt, self._checked(prompt)) for prompt in prompts]
         sizes = [
             len(prompt.token_ids) + len(row.rest) + how.max_tokens
@@ -266,14 +272,14 @@ class FrozenModel:
             )
         return self.max_model_len - size - latents
 
-    def _draft(self, prompt: SteeredPrompt, decoding: Decoding) -> Draft:
+    def _draft(self, prompt: SteeredPrompt, decoding: Decoding, given_up: Callable[[], bool]) -> Draft:
         if decoding.json_schema is not None or decoding.regex is not None:
             raise UnsupportedError("the transformers engine holds choices, but no JSON schema and no pattern")
         trie = None
         if decoding.choices is not None:
             trie = self._trie(decoding.choices)
         room = min(decoding.max_tokens, self._room(prompt))
-        return Draft(decoding, room, frozenset(self._ends), trie, self.decode)
+        return Draft(decoding, room, frozenset(self._ends), trie, self.decode, given_up)
 
     def _trie(self, choices: tuple[str, ...]) -> ChoiceTrie:
         encoded = [self.tokenizer.encode(choice, add_special_tokens=False) for choice in choices]

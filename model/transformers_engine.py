@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar, TypeVarTuple
 
 import torch
@@ -32,6 +32,7 @@ class _Call:
     prompts: list[SteeredPrompt]
     decodings: list[Decoding]
     answers: asyncio.Future[list[Generation]]
+    given_up: threading.Event = field(default_factory=threading.Event)
 
     def end(self, answers: list[Generation]) -> None:
         self.answers.get_loop().call_soon_threadsafe(self._settle, answers, None)
@@ -139,7 +140,8 @@ class TransformersEngine:
             await self._run(self._generate_waiting)
             return await call.answers
         except asyncio.CancelledError:
-            with self._taking:  # nobody waits for it any more
+            call.given_up.set()  # ends it within a token where it is under way
+            with self._taking:
                 self._calls = [other for other in self._calls if other is not call]
             raise
 
@@ -174,17 +176,14 @@ class TransformersEngine:
         if not calls:
             return  # an earlier turn of the thread has taken this call too
         try:
-            answers = self.model.generate(
-                [prompt for call in calls for prompt in call.prompts],
-                [decoding for call in calls for decoding in call.decodings],
-            )
+            answers = self._answers(calls)
         except Exception as error:
             if len(calls) == 1:
                 calls[0].fail(error)
                 return
             for call in calls:  # one bad request must not spoil the others'
                 try:
-                    call.end(self.model.generate(call.prompts, call.decodings))
+                    call.end(self._answers([call]))
                 except Exception as own:
                     call.fail(own)
             return
@@ -192,6 +191,13 @@ class TransformersEngine:
         for call in calls:
             call.end(answers[start : start + len(call.prompts)])
             start += len(call.prompts)
+
+    def _answers(self, calls: Sequence[_Call]) -> list[Generation]:
+        return self.model.generate(
+            [prompt for call in calls for prompt in call.prompts],
+            [decoding for call in calls for decoding in call.decodings],
+            [call.given_up.is_set for call in calls for _ in call.prompts],
+        )
 
     def _keys(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         if self._centre is None:

@@ -12,7 +12,7 @@ WEIGHTS = torch.tensor([0.0, 0.2, 0.0, 0.5, 0.3])
 
 
 def drawn(decoding: Decoding, count: int = 4000) -> Counter[int]:
-    draft = Draft(decoding, count, frozenset(), None, lambda tokens: "")
+    draft = Draft(decoding, count, frozenset(), None, lambda tokens: "", lambda: False)
     for _ in range(count):
         draft.take(WEIGHTS.log())
     return Counter(draft.tokens)
@@ -32,6 +32,13 @@ def test_top_p_leaves_out_the_unlikely_ones() -> None:
 
 
 def test_logits_that_are_not_finite_are_an_error() -> None:
-    draft = Draft(Decoding(max_tokens=1, temperature=1.0, seed=3), 1, frozenset(), None, lambda tokens: "")
+    draft = Draft(
+        Decoding(max_tokens=1, temperature=1.0, seed=3),
+        1,
+        frozenset(),
+        None,
+        lambda tokens: "",
+        lambda: False,
+    )
     with pytest.raises(RuntimeError, match="not finite"):
         draft.take(torch.full((5,), torch.nan))

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -119,11 +120,11 @@ async def test_caller_that_gave_up_while_waiting_costs_nothing(
     under_way, go_on = threading.Event(), threading.Event()
     generate = engine.model.generate
 
-    def watched(prompts: list[SteeredPrompt], decodings: list[Decoding]) -> list[Generation]:
+    def watched(prompts: list[SteeredPrompt], *rest: Any) -> list[Generation]:
         asked.extend(prompts)
         under_way.set()
         assert go_on.wait(30)
-        return generate(prompts, decodings)
+        return generate(prompts, *rest)
 
     monkeypatch.setattr(engine.model, "generate", watched)
     running = asyncio.create_task(engine.generate([first], GREEDY))
@@ -136,6 +137,32 @@ async def test_caller_that_gave_up_while_waiting_costs_nothing(
     await running
     await engine.generate([later], GREEDY)
     assert asked == [first, later]
+
+
+async def test_caller_that_gave_up_while_answered_ends_its_answers_alone(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up, stays = (SteeredPrompt(chat(engine, question)) for question in QUESTIONS[:2])
+    alone = await engine.generate([stays], GREEDY)
+    written: list[list[Generation]] = []
+    under_way, go_on = threading.Event(), threading.Event()
+    generate = engine.model.generate
+
+    def watched(*arguments: Any) -> list[Generation]:
+        under_way.set()
+        assert go_on.wait(30)
+        written.append(generate(*arguments))
+        return written[-1]
+
+    monkeypatch.setattr(engine.model, "generate", watched)
+    leaving = asyncio.create_task(engine.generate([given_up, given_up], GREEDY))
+    staying = asyncio.create_task(engine.generate([stays], GREEDY))
+    assert await asyncio.to_thread(under_way.wait, 30)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    go_on.set()
+    assert await staying == alone
+    assert [len(answer.token_ids) for answer in written[0][:2]] == [1, 1]
 
 
 async def test_samples_follow_their_seed(engine: TransformersEngine) -> None:
