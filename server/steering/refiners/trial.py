@@ -21,7 +21,6 @@ from model.final_answer import final_answer
 from model.space import LatentRejectedError
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, RefineResult, RefineStep, Stopped
-from server.steering.rewards.confidence import confidence
 from server.steering.rewards.format import in_form
 from server.steering.rewards.scorer import Scored, Scorer
 
@@ -37,8 +36,8 @@ MARGIN = 1e-6
 """A reward counts as better from here on: less is the noise of float32 log-probabilities."""
 
 ALIKE = 0.1
-"""Rewards, and mean probabilities of a token, this close together do not tell answers apart that say the
-same in the end."""
+"""Rewards this close together do not tell answers apart that say the same in the end: with the default
+weights, one is said more surely than the other."""
 
 T = TypeVar("T")
 
@@ -257,7 +256,7 @@ class Trial:
             signals_before=self._plain.signals,
             signals_after=scored.signals,
             from_start=self._best_is_start,
-            agreed=_example(self._finished),
+            agreed=_shortest_of_the_best(self._finished),
             steps=tuple(self._steps),
             usage=self._usage,
         )
@@ -325,12 +324,11 @@ class Trial:
         return replace(self._greedy(), temperature=ROLLOUT_TEMPERATURE, seed=self._seed)
 
 
-def _example(finished: Sequence[tuple[Generation, Scored]]) -> tuple[Generation, Scored] | None:
-    """Return the answer of the highest reward, or a shorter one that says the same as well and as surely.
+def _shortest_of_the_best(finished: Sequence[tuple[Generation, Scored]]) -> tuple[Generation, Scored] | None:
+    """Return the answer of the highest reward, or the shortest that says the same with a reward alike.
 
-    What is remembered is what the night teaches. Of two ways to the same result the shorter one costs less
-    to serve, and ends more surely within what requests allow. One that the model is less sure of mostly
-    left out how it got there and was right by luck (ADR 0015).
+    What is remembered is what the night teaches: of two ways to the same result the shorter one costs less
+    to serve, and ends more surely within what requests allow.
     """
     if not finished:
         return None
@@ -339,10 +337,8 @@ def _example(finished: Sequence[tuple[Generation, Scored]]) -> tuple[Generation,
     if said is None:
         return best, scored
     alike = [
-        (answer, other, confidence(answer) or 0.0)
+        (answer, other)
         for answer, other in finished
         if other.reward >= scored.reward - ALIKE and final_answer(answer.text) == said
     ]
-    surest = max(sure for _, _, sure in alike)
-    as_sure = [(answer, other) for answer, other, sure in alike if sure >= surest - ALIKE]
-    return min(as_sure, key=lambda found: len(found[0].token_ids))
+    return min(alike, key=lambda found: len(found[0].token_ids))

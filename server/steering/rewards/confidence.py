@@ -26,14 +26,13 @@ class Confidence:
         self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
     ) -> list[float | None]:
         """Return one confidence per answer; None where the engine gave no log-probabilities."""
-        return [confidence(answer) for answer in answers]
+        return [self._score(answer) for answer in answers]
 
-
-def confidence(answer: Generation) -> float | None:
-    """Return how sure the model was of an answer, in [0, 1]; None without its log-probabilities."""
-    if not answer.text.strip():
-        return 0.0  # ending at once is often the surest thing a model can do
-    if not answer.logprobs:
-        return None
-    mean = math.fsum(answer.logprobs) / len(answer.logprobs)
-    return min(1.0, math.exp(mean)) if math.isfinite(mean) else 0.0
+    @staticmethod
+    def _score(answer: Generation) -> float | None:
+        if not answer.text.strip():
+            return 0.0  # ending at once is often the surest thing a model can do
+        if not answer.logprobs:
+            return None
+        mean = math.fsum(answer.logprobs) / len(answer.logprobs)
+        return min(1.0, math.exp(mean)) if math.isfinite(mean) else 0.0

@@ -1,14 +1,11 @@
 """Answers sampled after the client has its own."""
 
 import asyncio
-import math
-from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import replace
 
 import pytest
 
-from model.engine import Decoding, EngineDeadError, Generation, SteeredPrompt
+from model.engine import EngineDeadError
 from model.scripted_engine import ScriptedEngine
 from server.steering.call import SteeringCall, SteeringOptions, current_call
 from tests.server.steering.conftest import Day, MakeDay
@@ -181,32 +178,6 @@ async def test_of_answers_that_say_the_same_the_shortest_is_remembered(make_day:
         return texts[decoding.seed % 5 if decoding.seed else 0]
 
     day = await make_day(ScriptedEngine(answer=several), rewards="consistency=0.9,confidence=0.1")
-    await day.ask(explore=True)
-    await day.steering.explorer.drain()
-    assert await day.remember.drain()
-    (episode,) = day.store.episodes
-    assert episode.answer_text == "8 / 2 = 4"
-
-
-class Guessing(ScriptedEngine):
-    """Says bare results with a tenth of the probability of everything else."""
-
-    async def generate(
-        self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
-    ) -> list[Generation]:
-        answers = await super().generate(prompts, decoding)
-        return [
-            replace(answer, logprobs=(math.log(0.08 if answer.text == "4" else 0.8),) * len(answer.logprobs))
-            for answer in answers
-        ]
-
-
-async def test_shorter_answer_that_the_model_is_less_sure_of_is_not_remembered(make_day: MakeDay) -> None:
-    def several(prompt, latent, decoding) -> str:
-        texts = ("It is 5", "After some thought the answer is 4", "4", "4", "8 / 2 = 4")
-        return texts[decoding.seed % 5 if decoding.seed else 0]
-
-    day = await make_day(Guessing(answer=several), rewards="consistency=0.9,confidence=0.1")
     await day.ask(explore=True)
     await day.steering.explorer.drain()
     assert await day.remember.drain()
