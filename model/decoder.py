@@ -48,6 +48,11 @@ class Draft:
         self.finish_reason: Literal["stop", "length"] | None = None
         """None while the answer goes on."""
 
+    def cut_if_given_up(self) -> None:
+        """End the answer where it is when nobody waits for it."""
+        if self._given_up():
+            self.finish_reason = "length"
+
     def take(self, logits: torch.Tensor) -> None:
         """Choose the next token from its logits, (V,) float32 on the CPU."""
         choosable = logits
@@ -60,8 +65,10 @@ class Draft:
             self._logprobs.append(float(logits.log_softmax(dim=-1)[self.tokens[-1]]))
         if self.tokens[-1] in self._ends or self._meets_stop():
             self.finish_reason = "stop"
-        elif len(self.tokens) >= self._room or self._given_up():
+        elif len(self.tokens) >= self._room:
             self.finish_reason = "length"
+        else:
+            self.cut_if_given_up()
 
     def generation(self) -> Generation:
         """Return the finished answer."""

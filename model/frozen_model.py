@@ -143,9 +143,11 @@ class FrozenModel:
         decodings: Sequence[Decoding],
         given_up: Sequence[Callable[[], bool]] | None = None,
     ) -> list[Generation]:
-        """Decode one answer per prompt; one that is `given_up` meanwhile is cut off at its next token."""
-        asked = zip(prompts, decodings, given_up or [lambda: False] * len(prompts), strict=True)
-        drafts = [self._draft(prompt, how, dropped) for prompt, how, dropped in asked]
+        """Decode one answer per prompt; one that is given up meanwhile is cut off where it is."""
+        if given_up is None:
+            given_up = [lambda: False] * len(prompts)
+        asked = zip(prompts, decodings, given_up, strict=True)
+        drafts = [self._draft(prompt, how, gone) for prompt, how, gone in asked]
         rows = [self._row(prompt, self._checked(prompt)) for prompt in prompts]
         sizes = [
             len(prompt.token_ids) + len(row.rest) + how.max_tokens
@@ -153,8 +155,12 @@ class FrozenModel:
         ]
         columns = _DECODING_BYTES // _bytes_per_column(self.network)
         for group in batches(sizes, columns, lambda index: _neighbourhood(rows[index])):
-            chosen, written = [rows[index] for index in group], [drafts[index] for index in group]
-            decode(self.network, chosen, written, self._prefixes)
+            for index in group:
+                drafts[index].cut_if_given_up()
+            wanted = [index for index in group if drafts[index].finish_reason is None]
+            if wanted:
+                chosen, written = [rows[index] for index in wanted], [drafts[index] for index in wanted]
+                decode(self.network, chosen, written, self._prefixes)
         return [draft.generation() for draft in drafts]
 
     def log_likelihood(

@@ -48,7 +48,7 @@ WARM_UP = 0.1
 """Share of the steps over which the learning rate rises."""
 
 MOST_PASSES = 12
-"""Times that a night may see each episode: a few dozen answers are soon learned by heart (ADR 0014)."""
+"""Times that one night may see each episode: a few dozen answers are soon learned by heart (ADR 0014)."""
 
 EVALUATE_EVERY = 5
 PATIENCE = 4
@@ -90,11 +90,11 @@ class Recipe:
         return self.learning_rate * (1 + math.cos(math.pi * (step - warm_up) / (self.steps - warm_up))) / 2
 
     @classmethod
-    def of(cls, settings: Settings, episodes: int, *, goes_on: bool) -> "Recipe":
-        """Return the recipe that the settings name for so many episodes, in `MOST_PASSES` at most."""
+    def of(cls, settings: Settings, size: int, *, goes_on: bool) -> "Recipe":
+        """Return the recipe that the settings name, with `MOST_PASSES` at most over `size` episodes."""
         return cls(
             settings.night_objective,
-            min(settings.night_steps, math.ceil(MOST_PASSES * episodes / settings.night_batch)),
+            min(settings.night_steps, MOST_PASSES * size // min(settings.night_batch, size)),
             settings.night_batch,
             settings.night_learning_rate,
             settings.night_seed,

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from itertools import count
 from typing import Any
 
 import pytest
@@ -139,30 +140,44 @@ async def test_caller_that_gave_up_while_waiting_costs_nothing(
     assert asked == [first, later]
 
 
-async def test_caller_that_gave_up_while_answered_ends_its_answers_alone(
+async def test_caller_that_gave_up_while_answered_leaves_the_others_alone(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given_up, stays = (SteeredPrompt(chat(engine, question)) for question in QUESTIONS[:2])
+    first, given_up, stays = (SteeredPrompt(chat(engine, question)) for question in QUESTIONS)
     alone = await engine.generate([stays], GREEDY)
     written: list[list[Generation]] = []
-    under_way, go_on = threading.Event(), threading.Event()
+    begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
     generate = engine.model.generate
 
     def watched(*arguments: Any) -> list[Generation]:
-        under_way.set()
-        assert go_on.wait(30)
+        begun.release()
+        assert go_on.acquire(timeout=30)
         written.append(generate(*arguments))
         return written[-1]
 
     monkeypatch.setattr(engine.model, "generate", watched)
+    running = asyncio.create_task(engine.generate([first], GREEDY))
+    assert await asyncio.to_thread(begun.acquire, timeout=30)
     leaving = asyncio.create_task(engine.generate([given_up, given_up], GREEDY))
     staying = asyncio.create_task(engine.generate([stays], GREEDY))
-    assert await asyncio.to_thread(under_way.wait, 30)
+    await asyncio.sleep(0)  # both wait for the thread, and will share a batch
+    go_on.release()
+    await running
+    assert await asyncio.to_thread(begun.acquire, timeout=30)
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
-    go_on.set()
+    go_on.release()
     assert await staying == alone
-    assert [len(answer.token_ids) for answer in written[0][:2]] == [1, 1]
+    assert [len(answer.token_ids) for answer in written[1]] == [0, 0, len(alone[0].token_ids)]
+
+
+def test_answer_that_is_given_up_ends_within_a_token(engine: TransformersEngine) -> None:
+    prompt = SteeredPrompt(chat(engine, QUESTIONS[1]))
+    looks = count(1)  # before the first token, and after each
+    (whole,) = engine.model.generate([prompt], [GREEDY])
+    cut, other = engine.model.generate([prompt] * 2, [GREEDY] * 2, [lambda: next(looks) > 3, lambda: False])
+    assert (cut.token_ids, cut.finish_reason) == (whole.token_ids[:3], "length")
+    assert other == whole
 
 
 async def test_samples_follow_their_seed(engine: TransformersEngine) -> None:

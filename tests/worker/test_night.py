@@ -88,6 +88,13 @@ def test_the_manifest_says_what_the_version_is_made_of(place: Place, engine: Scr
     assert 0.5 <= place.registry.load("v1").recall_floor == manifest["recall_floor"] < 1
 
 
+def test_a_night_sees_what_it_trains_on_twelve_times_at_most(place: Place, engine: ScriptedEngine) -> None:
+    place.settings.night_steps = 10_000
+    run(place, place.queue(scripted_episodes(engine)))
+    manifest = place.registry.load("v1").manifest
+    assert manifest["settings"]["steps"] == 12 * len(manifest["episode_ids"]) // place.settings.night_batch
+
+
 def test_a_refused_candidate_is_kept_but_not_active(place: Place, engine: ScriptedEngine) -> None:
     """Half of the remembered answers contradict the other half: there is nothing to learn."""
     mixed = [

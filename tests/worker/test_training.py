@@ -87,10 +87,15 @@ def test_rate_of_a_prior_that_was_trained_before_rises_over_a_tenth_and_falls_to
     assert [Recipe(steps=2, learning_rate=0.01, goes_on=True).rate(step) for step in (0, 1)] == [0.005, 0.01]
 
 
-def test_small_memory_takes_fewer_steps_than_a_night_may() -> None:
-    settings = Settings(night_steps=50, night_batch=4, _env_file=None)
-    steps = [Recipe.of(settings, episodes, goes_on=False).steps for episodes in (12, 13, 16, 17, 1000)]
-    assert steps == [36, 39, 48, 50, 50]  # twelve times each episode, in batches of four
+@pytest.mark.parametrize(
+    ("batch", "size", "steps"),
+    [(4, 12, 36), (4, 16, 48), (4, 17, 50), (4, 1000, 50), (8, 9, 13), (32, 9, 12), (4, 2, 12)],
+)
+def test_night_sees_each_episode_twelve_times_at_most(batch: int, size: int, steps: int) -> None:
+    settings = Settings(night_steps=50, night_batch=batch, _env_file=None)
+    recipe = Recipe.of(settings, size, goes_on=False)
+    assert recipe.steps == steps
+    assert recipe.steps * min(batch, size) <= 12 * size
 
 
 @pytest.mark.parametrize(("goes_on", "share"), [(False, 1.0), (True, 0.5)])
