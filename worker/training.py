@@ -65,11 +65,11 @@ _EVALUATION_BATCH = 8
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one prior is trained."""
+    """How one prior is trained; what a night takes unless told otherwise stands in `config/settings.py`."""
 
-    objective: Literal["replay", "regress", "both"] = "both"
-    steps: int = 100
-    batch: int = 4
+    objective: Literal["replay", "regress", "both"]
+    steps: int
+    batch: int
     learning_rate: float = 2e-3
     seed: int = 0
     goes_on: bool = False

@@ -78,13 +78,13 @@ def test_training_raises_the_likelihood_of_unseen_answers(engine: ScriptedEngine
 
 
 def test_rate_of_a_prior_that_was_trained_before_rises_over_a_tenth_and_falls_to_nothing() -> None:
-    assert {Recipe(steps=50, learning_rate=0.01).rate(step) for step in range(50)} == {0.01}
-    recipe = Recipe(steps=50, learning_rate=0.01, goes_on=True)
+    assert {Recipe("both", 50, 4, 0.01).rate(step) for step in range(50)} == {0.01}
+    recipe = Recipe("both", 50, 4, 0.01, goes_on=True)
     rates = [recipe.rate(step) for step in range(50)]
     assert rates[:5] == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.01])
     assert all(later < earlier for earlier, later in pairwise(rates[5:]))
     assert rates[49] < 1e-4
-    assert [Recipe(steps=2, learning_rate=0.01, goes_on=True).rate(step) for step in (0, 1)] == [0.005, 0.01]
+    assert [Recipe("both", 2, 4, 0.01, goes_on=True).rate(step) for step in (0, 1)] == [0.005, 0.01]
 
 
 @pytest.mark.parametrize(
