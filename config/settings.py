@@ -187,7 +187,9 @@ class Settings(BaseSettings):
         100, ge=1, description="Most optimisation steps of one night; small memories take fewer."
     )
     night_batch: int = Field(4, ge=1, description="Episodes per optimisation step.")
-    night_learning_rate: float = Field(2e-3, gt=0, description="Adam's greatest learning rate.")
+    night_learning_rate: float = Field(
+        2e-3, gt=0, description="Adam's learning rate of a first night; of later ones a quarter is the peak."
+    )
     night_min_reward: float = Field(0.5, ge=0, le=1, description="τ: least reward of a consolidated episode.")
     night_min_episodes: int = Field(16, ge=4, description="Fewest episodes a night can work with.")
     night_holdout: float = Field(0.25, gt=0, lt=1, description="Share of episodes held out for the gate.")

@@ -37,14 +37,15 @@ class Split:
 
     train: tuple[Episode, ...]
     validation: tuple[Episode, ...]
-    """Decides when training stops, so that the hold-out has decided nothing before it judges."""
+    """Decides when training stops, so that the hold-out has decided nothing before it judges. Unseen where
+    the hold-out is: on answers that it knows by heart, the earlier prior looks better than any later one."""
     holdout: tuple[Episode, ...]
     holdout_groups: tuple[int, ...]
     """Neighbourhood of each hold-out episode: near-twins are one observation, not several."""
     twin_cosine: float
     """Cosine above which two prompts count as near-twins."""
     unseen: bool
-    """Whether no hold-out neighbourhood holds a prompt that the active prior was trained on."""
+    """Whether no hold-out or validation neighbourhood holds a prompt that the active prior learned from."""
 
 
 def split(
@@ -97,17 +98,17 @@ Clusters = list[list[int]]
 def _deal(
     clusters: Clusters, eligible: Clusters, total: int, holdout_share: float, seed: int
 ) -> tuple[Clusters, Clusters, Clusters] | None:
-    """Return (train, validation, holdout), or None when a side cannot be filled."""
+    """Return (train, validation, holdout), the last two of what is eligible; None when a side stays empty."""
     rng = np.random.default_rng(seed)
     holdout = _fill(eligible, rng, math.ceil(holdout_share * total), MIN_HOLDOUT)
     if holdout is None:
         return None
-    rest = _without(clusters, holdout)
+    rest = _without(eligible, holdout)
     left = sum(len(cluster) for cluster in rest)
     validation = _fill(rest, rng, math.ceil(VALIDATION_SHARE * left), MIN_VALIDATION)
     if validation is None:
         return None
-    train = _without(rest, validation)
+    train = _without(clusters, holdout + validation)
     return (train, validation, holdout) if len(train) >= MIN_TRAIN else None
 
 

@@ -47,6 +47,9 @@ harder they hold the prior where the day's search happened to end."""
 WARM_UP = 0.1
 """Share of the steps over which the learning rate rises."""
 
+LATER_PEAK = 0.25
+"""Highest rate of a night that goes on from an earlier prior, as a share of the learning rate (ADR 0015)."""
+
 MOST_PASSES = 12
 """Times that one night may see each episode: a few dozen answers are soon learned by heart (ADR 0014)."""
 
@@ -80,14 +83,15 @@ class Recipe:
         """Return the learning rate of a step in [0, steps).
 
         At the full rate a prior that has been trained before is thrown off its place, by steps as large as
-        the rate whatever the gradient; as the rate falls, it finds one again (ADR 0012).
+        the rate whatever the gradient; with a smaller one that falls, it finds one again (ADR 0012, 0015).
         """
         if not self.goes_on:
             return self.learning_rate
+        peak = LATER_PEAK * self.learning_rate
         warm_up = max(round(WARM_UP * self.steps), 2)
         if step < warm_up:
-            return self.learning_rate * (step + 1) / warm_up
-        return self.learning_rate * (1 + math.cos(math.pi * (step - warm_up) / (self.steps - warm_up))) / 2
+            return peak * (step + 1) / warm_up
+        return peak * (1 + math.cos(math.pi * (step - warm_up) / (self.steps - warm_up))) / 2
 
     @classmethod
     def of(cls, settings: Settings, size: int, *, goes_on: bool) -> "Recipe":
@@ -134,9 +138,10 @@ async def train(
     """Train `network`, (B, d) → (B, L, d), in place and leave the weights in it that are kept.
 
     Keeps the latest weights whose validation likelihood is not clearly worse than the best one, by
-    `CLEARLY` standard errors, and stops when it has been clearly worse for some evaluations (ADR 0009). Not
-    where it goes on from an earlier prior: there the rate falls to zero, and what was lost comes back. With
-    `checkpoint`, goes on from there; the result is that of an uninterrupted run, but for rounding.
+    `CLEARLY` standard errors, and stops when it has been clearly worse for some evaluations (ADR 0009). Where
+    it goes on from an earlier prior the rate falls to zero and what was lost comes back, so there it runs to
+    the end and keeps the last weights by the same measure, else the first (ADR 0015). With `checkpoint`, goes
+    on from there; the result is that of an uninterrupted run, but for rounding.
 
     Raises:
         TrainingDivergedError: gradients were not finite several steps in a row.
@@ -157,8 +162,9 @@ async def train(
         if not counters.stopped and (counters.step % EVALUATE_EVERY == 0 or counters.step == recipe.steps):
             known = counters.evaluations and counters.evaluations[-1].step == counters.step
             if not known:  # a checkpoint is written after the evaluation of its step
-                if _note(counters, await _likelihoods(engine, network, judged)):
-                    kept = _copy(network)
+                worth = _note(counters, await _likelihoods(engine, network, judged))
+                if worth and (not recipe.goes_on or counters.step in (0, recipe.steps)):
+                    kept, counters.best_step = _copy(network), counters.step
                 ended = counters.stale >= PATIENCE and not recipe.goes_on
                 counters.stopped = ended or counters.step >= recipe.steps
                 if checkpoint:
@@ -241,9 +247,9 @@ async def _step(
 
 
 def _note(counters: Counters, values: torch.Tensor) -> bool:
-    """Record the validation likelihoods, (N,), and return whether to keep these weights.
+    """Record the validation likelihoods, (N,), and return whether these weights are worth keeping.
 
-    They are kept unless they are clearly worse than the best ones, by `CLEARLY` standard errors of the paired
+    They are unless they are clearly worse than the best ones, by `CLEARLY` standard errors of the paired
     difference. A plateau is no reason to stop: it hid the steps in which greedy answers took on their form.
     """
     mean = float(values.mean())
@@ -257,8 +263,6 @@ def _note(counters: Counters, values: torch.Tensor) -> bool:
         counters.best_values = values.tolist()
     counters.stale = counters.stale + 1 if worse else 0
     counters.evaluations.append(Evaluation(counters.step, mean))
-    if not worse:
-        counters.best_step = counters.step
     return not worse
 
 
