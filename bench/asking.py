@@ -1,6 +1,7 @@
 """Asking the bare model the questions of a benchmark.
 
-Owns how a question becomes the prompt that the gateway would see, and how samples are drawn. Knows
+Owns how a question becomes the prompt that the gateway would see, how samples are drawn, and which have a
+vote in a majority. Knows
 nothing of labels or of what samples are for.
 """
 
@@ -11,7 +12,9 @@ from typing import Any
 
 from cli.demonstration.stream import Item
 from model.engine import Decoding, Engine, Generation, SteeredPrompt
+from model.final_answer import final_answer
 from server.steering.call import RenderedPrompt
+from server.steering.rewards.format import in_form
 
 
 def render(engine: Engine, item: Item, *, instruction: str, system: str, max_tokens: int) -> RenderedPrompt:
@@ -40,6 +43,13 @@ def seed_of(prompt: RenderedPrompt, seed: int) -> int:
 def first_seed(seed: int, number: int) -> int:
     """Return the seed of a question's first sample; up to 1,009 samples share none with the next question."""
     return seed * 1_000_003 + number * 1_009
+
+
+def vote(prompt: RenderedPrompt, answer: Generation) -> str | None:
+    """Return what an answer gives its vote to; None: it was cut off, is not in form, or says nothing."""
+    if answer.finish_reason != "stop" or not in_form(prompt, answer):
+        return None
+    return final_answer(answer.text, prompt.decoding.choices)
 
 
 async def samples(

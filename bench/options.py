@@ -76,13 +76,9 @@ NO_RESULT = frozenset(
 """Settings that no result depends on, or that are secrets."""
 
 
-def changed(settings: Settings) -> dict[str, str]:
-    """Return the settings that results depend on and that are not the defaults, wherever they were given."""
-    return {
-        name: str(getattr(settings, name))
-        for name, info in Settings.model_fields.items()
-        if name not in NO_RESULT and getattr(settings, name) != info.default
-    }
+def of_results(settings: Settings) -> dict[str, str]:
+    """Return the settings that results depend on, those left at their defaults too: defaults change."""
+    return {name: str(getattr(settings, name)) for name in Settings.model_fields if name not in NO_RESULT}
 
 
 def pairs(settings: Sequence[str] | None) -> dict[str, str]:

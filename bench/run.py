@@ -1,6 +1,7 @@
 """The folder of a run that may be stopped and goes on.
 
-Owns its head, `run.json`: machine, date and options of its beginning. Knows nothing of rows or results.
+Owns its head, `run.json`: machine, date, options and, as it goes on, builds of the code. Knows nothing of
+rows or results.
 """
 
 import json
@@ -8,7 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.machine import machine
+from bench.machine import build, machine
 from cli.failure import USAGE, CommandError
 from memory.atomic import write_json
 
@@ -16,7 +17,7 @@ from memory.atomic import write_json
 def open_run(
     folder: Path, benchmark: str, options: Mapping[str, Any], *, begun: bool, may_change: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Return the head of the run, that of its beginning when it goes on.
+    """Return the head of the run, that of its beginning when it goes on; then with the builds of the code.
 
     Args:
         folder: Made when it is not there.
@@ -32,16 +33,28 @@ def open_run(
     wanted = json.loads(json.dumps(options))
     if begun and path.exists():
         head: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        before = head["settings"]
-        changed = [n for n, value in wanted.items() if n not in may_change and before.get(n) != value]
+        before = _flat(head["settings"])
+        changed = [
+            name
+            for name, value in _flat(wanted).items()
+            if name not in may_change and (name not in before or before[name] != value)
+        ]
         if changed:
             raise CommandError(
                 f"{folder} holds a run with other options: {', '.join(changed)}",
                 "name another folder, or give the options that this run was started with",
                 USAGE,
             )
+        if build() not in head["builds"]:
+            head["builds"].append(build())
+            write_json(path, head)
         return head
     folder.mkdir(parents=True, exist_ok=True)
     head = {"benchmark": benchmark, **machine(), "settings": wanted}
     write_json(path, head)
     return head
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with the server's settings, which are one of them, beside the others."""
+    return {**{n: value for n, value in options.items() if n != "settings"}, **options.get("settings", {})}

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.final_answer import final_answer
-
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -35,13 +33,12 @@ class Answers:
     texts: Sequence[str]
     """N texts."""
     votes: Sequence[str | None]
-    """N final answers; None for answers that were cut off or say nothing to compare."""
+    """N final answers; None for answers that have no vote in a majority."""
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> "Answers":
         """Return the answers of these rows with the signals of these names."""
         flat = [(number, at, one) for number, row in enumerate(rows) for at, one in enumerate(row["answers"])]
-        texts = [one["text"] for _, _, one in flat]
         return cls(
             rows=rows,
             signals={
@@ -53,11 +50,8 @@ class Answers:
             greedy=np.array([at == 0 for _, at, _ in flat], dtype=np.bool_),
             finished=np.array([one["finished"] for _, _, one in flat], dtype=np.bool_),
             in_form=np.array([one["in_form"] for _, _, one in flat], dtype=np.bool_),
-            texts=texts,
-            votes=[
-                final_answer(text) if one["finished"] else None
-                for text, (_, _, one) in zip(texts, flat, strict=True)
-            ],
+            texts=[one["text"] for _, _, one in flat],
+            votes=[one["vote"] for _, _, one in flat],
         )
 
     def of_kind(self, kind: str) -> "Answers":

@@ -21,9 +21,9 @@ from bench.options import (
     MaxTokens,
     SettingPairs,
     System,
-    changed,
     digest,
     engine_kind,
+    of_results,
     pairs,
 )
 from bench.result import Output, Report
@@ -84,7 +84,7 @@ def rewards(
         "samples": samples,
         "signals": names,
         "seed": seed,
-        "settings": changed(settings),
+        "settings": of_results(settings),
     }
     with ExitStack() as stack:
         if folder is None:

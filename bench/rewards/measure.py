@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.asking import first_seed, render, samples
+from bench.asking import first_seed, render, samples, vote
 from bench.stream.journal import Journal
 from bench.stream.score import Scorer as Labels
 from cli.demonstration.score import number_of
@@ -113,6 +113,7 @@ class Measurement:
                     "tokens": len(answer.token_ids),
                     "finished": answer.finish_reason == "stop",
                     "in_form": in_form(prompt, answer),
+                    "vote": vote(prompt, answer),
                     "correct": self.labels.correct(answer.text, item),
                     "signals": {name: round(value, 6) for name, value in scored.signals.items()},
                 }

@@ -23,7 +23,7 @@ def any_sample(answers: Answers) -> Floats:
 
 
 def majority(answers: Answers) -> Floats:
-    """Return the share of right samples among those with the most frequent finished answer, (Q,)."""
+    """Return the share of right samples among those with the most frequent answer, (Q,)."""
     found = []
     for mine in _samples(answers):
         votes = [answers.votes[index] for index in mine]

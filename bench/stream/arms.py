@@ -13,16 +13,14 @@ import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
 
-from bench.asking import samples, seed_of
+from bench.asking import samples, seed_of, vote
 from bench.stream.loop import Loop
 from memory.episode import Episode
 from model.engine import Generation, SteeredPrompt
-from model.final_answer import final_answer
 from server.steering.call import RenderedPrompt
 from server.steering.metrics import Metrics
 from server.steering.refiners.evolution import NOISE
 from server.steering.refiners.trust import RADIUS, project
-from server.steering.rewards.format import in_form
 from server.steering.rewards.scorer import Scorer
 from server.steering.rewards.verifier import Verifier
 
@@ -95,13 +93,8 @@ async def majority(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> 
     """The answer that most of n samples give; those cut off or not in the form asked for have no vote."""
     replies = []
     for prompt, found in zip(prompts, await _samples(loop, prompts, loop.plan.samples, seed), strict=True):
-        votes = [
-            final_answer(one.text, prompt.decoding.choices)
-            if one.finish_reason == "stop" and in_form(prompt, one)
-            else None
-            for one in found
-        ]
-        counted = Counter(vote for vote in votes if vote is not None)
+        votes = [vote(prompt, one) for one in found]
+        counted = Counter(said for said in votes if said is not None)
         chosen = votes.index(counted.most_common(1)[0][0]) if counted else 0
         replies.append(
             _chosen(prompt, found, chosen, {"share": max(counted.values(), default=0) / len(found)})

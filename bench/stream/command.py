@@ -23,9 +23,9 @@ from bench.options import (
     MaxTokens,
     SettingPairs,
     System,
-    changed,
     digest,
     engine_kind,
+    of_results,
     pairs,
 )
 from bench.result import finite
@@ -106,7 +106,7 @@ def stream(
         day_effort=cast(Literal["low", "medium", "high"], day_effort),
         samples=samples,
         refined=refined,
-        settings=changed(settings),
+        settings=of_results(settings),
         arms=tuple(chosen),
         unlike=str(unlike),
         digests=tuple(digest(path) for path in (data, *(also or []), unlike)),

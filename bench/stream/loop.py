@@ -29,12 +29,17 @@ from worker.night import run_night
 DEADLINE_S = 3600.0
 """Of a refinement: a result must not depend on how busy the machine is."""
 
+BROKEN = ("engine-error", "steering-failed", "refining-failed")
+"""Reasons, or parts of them, that tell of a failure: the server answers all the same, a measurement stops."""
+AGAIN = "see the log above; the same command goes on from here"
+
 
 class Loop:
     """One memory and its priors, around an engine that is shared with other loops."""
 
-    def __init__(self, engine: Engine, gateway: Gateway, plan: Plan) -> None:
+    def __init__(self, engine: Engine, gateway: Gateway, plan: Plan, registry: CollectorRegistry) -> None:
         self.engine, self.gateway, self.plan = engine, gateway, plan
+        self._registry = registry
 
     @property
     def settings(self) -> Settings:
@@ -52,13 +57,25 @@ class Loop:
         )
 
     async def steer(self, prompt: RenderedPrompt, **options: Any) -> Outcome:
-        """Return what the server would inject; nothing is remembered unless `store` says so."""
+        """Return what the server would inject; nothing is remembered unless `store` says so.
+
+        Raises:
+            CommandError: something failed; the server would answer plainly, which is no result.
+        """
         chosen: dict[str, Any] = {"effort": "low", "store": False, "explore": False, "deadline_s": DEADLINE_S}
         chosen |= options
-        return await self.gateway.steering.steer(prompt, SteeringOptions(**chosen), new_id())
+        outcome = await self.gateway.steering.steer(prompt, SteeringOptions(**chosen), new_id())
+        if any(broken in outcome.reason for broken in BROKEN):
+            raise CommandError(f"steering failed: {outcome.reason}", AGAIN)
+        return outcome
 
     async def live(self, items: Sequence[Item], seed: int) -> list[Outcome]:
-        """Serve some of a day's requests; what is worth it is remembered when this returns."""
+        """Serve some of a day's requests; what is worth it is remembered when this returns.
+
+        Raises:
+            CommandError: something failed; the same requests may be asked again.
+        """
+        failed = self._failed_explorations()
         effort = self.plan.day_effort
         prompts = [self.render(item) for item in items]
         self._forget(prompts)
@@ -72,9 +89,14 @@ class Loop:
             )
         )
         await self.gateway.steering.explorer.drain()
+        if self._failed_explorations() > failed:
+            raise CommandError("exploring failed", AGAIN)
         if not await self.gateway.remember.drain(60.0):
             raise CommandError("the memory does not take episodes", "see the log above")
         return outcomes
+
+    def _failed_explorations(self) -> float:
+        return self._registry.get_sample_value("latentevolve_explorations_total", {"result": "failed"}) or 0.0
 
     def _forget(self, prompts: Sequence[RenderedPrompt]) -> None:
         """Delete what a stopped run remembered of these prompts, which are asked again."""
@@ -87,6 +109,9 @@ class Loop:
         """Consolidate as the worker does and serve what was promoted; a night of this name is run once.
 
         A stopped night goes on, and one that had ended before its end was noted is not run again.
+
+        Raises:
+            CommandError: it failed; the next one of this name is a new one.
         """
         log = NightLog(self.settings.data_dir / "nights")
         known = self.settings.data_dir / f"{name}.json"
@@ -101,6 +126,9 @@ class Loop:
             finally:
                 watching.cancel()
             await self.gateway.prior.refresh()
+        if record.state == "failed":
+            known.unlink()
+            raise CommandError(f"the night failed: {record.error}", AGAIN)
         return record
 
 
@@ -122,7 +150,7 @@ async def open_loop(engine: Engine, settings: Settings, plan: Plan) -> AsyncIter
         checks=(),
         send_night=lambda night_id: None,  # run here, at once
     ) as gateway:
-        yield Loop(engine, gateway, plan)
+        yield Loop(engine, gateway, plan, registry)
 
 
 async def _watch(log: NightLog, night_id: str, progress: Callable[[NightRecord], None]) -> None:

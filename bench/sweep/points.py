@@ -15,7 +15,6 @@ import numpy as np
 from bench.stream.journal import read_rows
 from bench.stream.summary import Row, Score, remembered, scores
 from cli.failure import USAGE, CommandError
-from config.settings import Settings
 from worker.bootstrap import Interval, grouped_means, interval
 
 _LEFT_OUT = frozenset({"nights", "arms", "data", "also", "unlike"})
@@ -95,10 +94,7 @@ def _options(folder: Path) -> dict[str, str]:
     if head.get("benchmark") != "stream":
         raise CommandError(f"{folder} holds a run of {head.get('benchmark')}, not of stream", None, USAGE)
     plan = head["settings"]
-    settings = {
-        f"settings.{name}": str(plan["settings"].get(name, info.default))
-        for name, info in Settings.model_fields.items()
-    }
+    settings = {f"settings.{name}": value for name, value in plan["settings"].items()}
     return {
         name: str(value) for name, value in plan.items() if name not in {"settings", *_LEFT_OUT}
     } | settings
@@ -106,6 +102,13 @@ def _options(folder: Path) -> dict[str, str]:
 
 def _differing(runs: Sequence[Mapping[str, str]]) -> str:
     known = dict.fromkeys(name for options in runs for name in options)
+    untold = [name for name in known if not all(name in options for options in runs)]
+    if untold:
+        raise CommandError(
+            f"not all runs tell their {', '.join(name.removeprefix('settings.') for name in untold)}",
+            "compare runs of one build",
+            USAGE,
+        )
     names = [name for name in known if len({options.get(name) for options in runs}) > 1]
     if len(names) != 1 or names == ["digests"]:
         found = ", ".join(name.removeprefix("settings.") for name in names) or "nothing"

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from bench.machine import describe
 from bench.main import app
 from bench.run import open_run
 from bench.stream.journal import Journal
@@ -21,11 +23,23 @@ from bench.stream.score import Scorer
 from cli.demonstration.stream import Item
 from cli.failure import USAGE, CommandError
 from config.settings import Settings
+from model.engine import EngineError
 from model.scripted_engine import ScriptedEngine
 from tests.bench.stream.conftest import items_of
 
 ARMS = ("plain", "random", "low", "evolution")
 UNLIKE = ("weather today", "songs of old")
+WHOLE = {
+    ("start", "plain"): 4,
+    ("start", "random"): 4,
+    ("day-1", "served"): 12,
+    ("night-1", "night"): 1,
+    ("night-1", "random"): 4,
+    ("night-1", "low"): 4,
+    ("night-1", "evolution"): 4,
+    ("night-1", "unlike"): 2,
+}
+"""Rows of a run of one seed, by stage and arm."""
 
 
 class KilledError(Exception):
@@ -82,16 +96,7 @@ async def test_stopped_run_goes_on_and_gives_each_row_once(
 
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     counts = Counter((row["stage"], row["arm"]) for row in rows)
-    assert counts == {
-        ("start", "plain"): 4,
-        ("start", "random"): 4,
-        ("day-1", "served"): 12,
-        ("night-1", "night"): 1,
-        ("night-1", "random"): 4,
-        ("night-1", "low"): 4,
-        ("night-1", "evolution"): 4,
-        ("night-1", "unlike"): 2,
-    }
+    assert counts == WHOLE
     assert len({(row["stage"], row["arm"], row["question"]) for row in rows}) == len(rows)
     (night,) = (row for row in rows if row["arm"] == "night")
     assert night["state"] in ("promoted", "refused")
@@ -100,6 +105,58 @@ async def test_stopped_run_goes_on_and_gives_each_row_once(
     calls = len(engine.calls)
     await done.run([0])
     assert len(engine.calls) == calls  # nothing is left to do
+
+
+class Broken(ScriptedEngine):
+    """Fails in one of its methods while it is told to."""
+
+    broken = ""
+
+    async def keys(self, *arguments: Any, **options: Any) -> Any:
+        return await self._unless_broken("keys", arguments, options)
+
+    async def generate(self, *arguments: Any, **options: Any) -> Any:
+        return await self._unless_broken("generate", arguments, options)
+
+    async def latent_gradient(self, *arguments: Any, **options: Any) -> Any:
+        return await self._unless_broken("latent_gradient", arguments, options)
+
+    async def _unless_broken(self, name: str, arguments: Any, options: Any) -> Any:
+        if name == self.broken:
+            raise EngineError("out of order")
+        return await getattr(super(), name)(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("at", "method", "message"),
+    [
+        (("day-1", 0), "generate", "exploring failed"),
+        (("day-1", 0), "keys", "steering failed: engine-error"),
+        (("night-1", 0), "latent_gradient", "the night failed: .*out of order"),
+        (("night-1 low", 0), "keys", "steering failed: engine-error"),
+        (("night-1 evolution", 0), "generate", "steering failed: .*refining-failed"),
+    ],
+)
+async def test_what_fails_stops_the_run_and_is_no_result(
+    settings: Settings, plan: Plan, tmp_path: Path, at: tuple[str, int], method: str, message: str
+) -> None:
+    engine = Broken()
+
+    def breaks(now: tuple[str, int]) -> bool:
+        if now == at:
+            engine.broken = method
+        return False
+
+    with pytest.raises(CommandError, match=message) as failed:
+        await runner(engine, settings, plan, tmp_path, breaks).run([0])
+    assert failed.value.hint is not None
+    assert "same command goes on" in failed.value.hint
+    engine.broken = ""
+    await runner(engine, settings, plan, tmp_path, lambda now: False).run([0])
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert Counter((row["stage"], row["arm"]) for row in rows) == WHOLE
+    (night,) = (row for row in rows if row["arm"] == "night")
+    assert night["state"] in ("promoted", "refused")
 
 
 async def test_question_too_long_for_its_answer_is_named_before_anything_is_asked(
@@ -118,10 +175,21 @@ def test_folder_of_another_plan_is_refused_naming_the_options(tmp_path: Path) ->
     assert open_run(tmp_path, "stream", options, begun=True) == head
     assert open_run(tmp_path, "stream", options | {"nights": 2}, begun=True, may_change=("nights",)) == head
     other = {"day": 13, "nights": 2, "settings": {"recall_k": "8"}}
-    with pytest.raises(CommandError, match="other options: day, settings") as refused:
+    with pytest.raises(CommandError, match="other options: day, recall_k") as refused:
         open_run(tmp_path, "stream", other, begun=True, may_change=("nights",))
     assert refused.value.exit_code == USAGE
     assert str(tmp_path) in refused.value.message
+
+
+def test_run_that_goes_on_with_other_code_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"day": 12, "settings": {}}
+    first = open_run(tmp_path, "stream", options, begun=False)
+    assert "BUILDS" not in describe(first)
+    monkeypatch.setattr("bench.run.build", lambda: "another")
+    head = open_run(tmp_path, "stream", options, begun=True)
+    assert head == first | {"builds": [*first["builds"], "another"]}
+    assert open_run(tmp_path, "stream", options, begun=True) == head
+    assert "BY 2 BUILDS OF THE CODE" in describe(head)
 
 
 def test_head_of_a_run_that_came_to_nothing_is_replaced(tmp_path: Path) -> None:

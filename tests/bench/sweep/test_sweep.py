@@ -12,7 +12,13 @@ from bench.sweep.points import read
 from cli.failure import CommandError
 from tests.bench.stream.test_summary import row
 
-PLAN: dict[str, Any] = {"model": "small", "day": 32, "nights": 2, "digests": ["1", "2"], "settings": {}}
+PLAN: dict[str, Any] = {
+    "model": "small",
+    "day": 32,
+    "nights": 2,
+    "digests": ["1", "2"],
+    "settings": {"recall_k": "4"},
+}
 
 
 def run(folder: Path, rows: list[dict[str, Any]], **plan: Any) -> Path:
@@ -41,7 +47,7 @@ def folders(tmp_path: Path) -> list[Path]:
     ]
 
 
-def test_values_stand_in_order_and_the_default_is_one_of_them(folders: list[Path]) -> None:
+def test_values_stand_in_order(folders: list[Path]) -> None:
     found = read(folders)
     assert (found.option, found.values) == ("recall_k", ("4", "8", "16"))
     assert found.nights == (("refused",), ("refused",), ("promoted",))
@@ -67,6 +73,7 @@ def test_arms_are_compared_at_the_last_stage_that_all_runs_have(folders: list[Pa
         ({"day": 16, "settings": {"recall_k": "2"}}, "differ in day, recall_k"),
         ({}, "differ in nothing"),
         ({"digests": ["3", "2"]}, "differ in their data"),
+        ({"settings": {}}, "not all runs tell their recall_k"),
     ],
 )
 def test_runs_that_differ_otherwise_are_refused(folders: list[Path], plan: Any, message: str) -> None:
