@@ -19,7 +19,8 @@ import torch
 from memory.episode import Array
 from model.engine import EngineError
 from model.space import LatentRejectedError
-from server.steering.call import SteeringCall, current_call
+from server.steering.call import Mode, SteeringCall, current_call
+from server.steering.lift import LiftTally
 from server.steering.metrics import Metrics
 from server.steering.refiners.refiner import Limits, Refiner
 from server.steering.remember import Remember
@@ -45,6 +46,8 @@ class Exploration:
     """(d,) of its prompt."""
     start: torch.Tensor
     """(L, d) that recall and prior lead to."""
+    mode: Mode
+    """How that would be served; plain where it would not be."""
     position: int
     limits: Limits
     space: str
@@ -72,6 +75,7 @@ class Explorer:
         remember: Where episodes go.
         report: Told what came of an exploration.
         metrics: Count explorations and what they generate.
+        lifts: Told what the start would have gained.
         threshold: Least reward of an answer that is remembered.
         concurrency: Explorations that the engine works on at a time.
     """
@@ -82,11 +86,12 @@ class Explorer:
         remember: Remember,
         report: Report,
         metrics: Metrics,
+        lifts: LiftTally,
         *,
         threshold: float,
         concurrency: int,
     ) -> None:
-        self._concurrency, self._metrics = concurrency, metrics
+        self._concurrency, self._metrics, self._lifts = concurrency, metrics, lifts
         self._refiner, self._remember, self._report, self._threshold = refiner, remember, report, threshold
         self._waiting: deque[_Waiting] = deque()
         self._running: set[asyncio.Task[None]] = set()
@@ -163,6 +168,7 @@ class Explorer:
             return
         self._metrics.explored_tokens.inc(result.usage.generated_tokens)
         work.result = result
+        work.note_lift(self._lifts, exploration.mode)
         work.episode = episode_of(
             work,
             exploration.key,

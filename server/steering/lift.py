@@ -1,14 +1,14 @@
 """Whether steering has helped in a neighbourhood.
 
 Owns the rule by which requests fall back to plain where steering was measured and did not pay. Knows
-nothing of how lifts are measured: refining and exploring write them into episodes.
+nothing of how lifts are measured: refining and exploring do, and write them into what is remembered.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 
-from memory.episode import Episode
 from memory.store import Neighbour
+from server.steering.call import Mode
 
 MIN_MEASURED = 2
 """Fewer neighbours say too little: then all that was measured since the start decides."""
@@ -17,21 +17,23 @@ MIN_OVERALL = 8
 
 
 class LiftTally:
-    """Lifts that were remembered since the start, by the prior that was active."""
+    """Lifts that were measured since the start, by the way to steer and the prior that was active.
+
+    All that were: where nothing was worth remembering, steering has helped less than where something was.
+    """
 
     def __init__(self) -> None:
-        self._lifts: defaultdict[str | None, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._lifts: defaultdict[tuple[Mode, str | None], list[float]] = defaultdict(lambda: [0.0, 0.0])
 
-    def note(self, episode: Episode, fate: str) -> None:
-        """Count a stored episode's lift, if it was measured. A listener for `Remember`."""
-        if fate == "stored" and episode.start_lift is not None:
-            found = self._lifts[episode.prior_version]
-            found[0] += episode.start_lift
-            found[1] += 1
+    def note(self, mode: Mode, prior_version: str | None, lift: float) -> None:
+        """Count a lift."""
+        found = self._lifts[mode, prior_version]
+        found[0] += lift
+        found[1] += 1
 
-    def mean(self, prior_version: str | None) -> float | None:
-        """Return the mean lift under a prior; None: fewer than `MIN_OVERALL` were measured."""
-        total, count = self._lifts[prior_version]
+    def mean(self, mode: Mode, prior_version: str | None) -> float | None:
+        """Return the mean lift; None: fewer than `MIN_OVERALL` were measured."""
+        total, count = self._lifts[mode, prior_version]
         return total / count if count >= MIN_OVERALL else None
 
 

@@ -66,18 +66,18 @@ class Steering:
         scorer = Scorer.of(settings.rewards, engine, Verifier.of(settings, metrics))
         evolution = EvolutionRefiner(engine, scorer)
         self._refiners: dict[RefinerName, Refiner] = {"evolution": evolution}
+        self._lifts = LiftTally()
         self.explorer = Explorer(
             evolution,
             remember,
             traces.change,
             metrics,
+            self._lifts,
             threshold=settings.remember_threshold,
             concurrency=settings.explore_concurrency,
         )
         if settings.twin:
             self._refiners["gradient"] = GradientRefiner(engine, scorer)
-        self._lifts = LiftTally()
-        remember.listen(self._lifts.note)
         self._neutral = engine.neutral_latent()
         self._disabled: str | None = None
         self.counts = RecallCounts()
@@ -180,11 +180,11 @@ class Steering:
         if outcome.mode != "plain" and self._settings.lift_fallback:
             lift = lift_nearby(near, outcome.prior_version)
             if lift is None:
-                lift = self._lifts.mean(outcome.prior_version)
+                lift = self._lifts.mean(outcome.mode, outcome.prior_version)
         if refines:
             return await self._refine(work, key, start, outcome, helps=lift is None or lift > 0)
         if explores:
-            self._explore(work, key, start, position, served=outcome.mode != "plain")
+            self._explore(work, key, start, position, outcome.mode)
         if outcome.mode == "plain":
             return work.plain(nothing)
         if lift is not None and lift <= 0:
@@ -196,11 +196,11 @@ class Steering:
             return options.explore
         return random.random() < self._settings.explore_share
 
-    def _explore(self, work: Work, key: Array, start: torch.Tensor, position: int, *, served: bool) -> None:
-        limits = self._limits(work, start, served=served)
+    def _explore(self, work: Work, key: Array, start: torch.Tensor, position: int, mode: Mode) -> None:
+        limits = self._limits(work, start, served=mode != "plain")
         if limits.max_tokens >= 1:
             space = self._engine.space.id
-            exploration = Exploration(work, key, start, position, limits, space, TENANT)
+            exploration = Exploration(work, key, start, mode, position, limits, space, TENANT)
             work.explores = self.explorer.submit(exploration)
 
     def _demand_room(self, prompt: RenderedPrompt) -> None:
@@ -235,6 +235,7 @@ class Steering:
             logger.error("trace %s: refining failed: %s: %s", work.trace_id, type(error).__name__, error)
             return replace(without, reason=work.noting("refining-failed"))
         work.result = result
+        work.note_lift(self._lifts, recalled.mode)
         early = (
             f"-until-{result.stopped}"
             if result.stopped in ("budget", "deadline", "engine-error", "signal-lost")

@@ -16,6 +16,7 @@ from memory.episode import Array, Episode
 from memory.prior import Prior
 from memory.store import Recalled
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions
+from server.steering.lift import LiftTally
 from server.steering.metrics import Metrics
 from server.steering.refiners.refiner import Refiner, RefineResult
 from server.steering.rewards.format import in_form
@@ -88,6 +89,11 @@ class Work:
             similarities=tuple(near.similarity for near in recalled),
         )
 
+    def note_lift(self, tally: LiftTally, mode: Mode) -> None:
+        """Count what the start would have gained, if it would be served and the client lets us keep it."""
+        if mode != "plain" and self.options.store and self.result and self.result.lift is not None:
+            tally.note(mode, self.prior.version if self.prior else None, self.result.lift)
+
     def why_not_remembered(self, threshold: float) -> str | None:
         """Return why nothing of this request is remembered; None when its episode is."""
         result = self.result
@@ -155,7 +161,6 @@ def episode_of(
         and result.answer.finish_reason == "stop"
         and in_form(work.prompt, result.answer)
     )
-    lift = None if result.reward_start is None else result.reward_start - result.reward_before
     return Episode(
         space=space,
         key=key,
@@ -167,7 +172,7 @@ def episode_of(
         prompt_text=work.prompt.text,
         answer_text=answer.text,
         latent_earned=earned,
-        start_lift=lift if served else None,
+        start_lift=result.lift if served else None,
         choices=work.prompt.decoding.choices or (),
         max_tokens=work.prompt.decoding.max_tokens,
         tenant=tenant,

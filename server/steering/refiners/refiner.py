@@ -75,6 +75,13 @@ class RefineResult:
     unavailable: tuple[str, ...] = ()
     """Reward signals that should have applied and could not be had."""
 
+    @property
+    def lift(self) -> float | None:
+        """Rise of Q from the unsteered answer to the start's, in [−1, 1]; None: it was not measured."""
+        if self.reward_start is None or self.reward_before is None:
+            return None
+        return self.reward_start - self.reward_before
+
 
 class Refiner(Protocol):
     """Improves a latent for one prompt against the reward."""

@@ -1,15 +1,9 @@
 """The lift of a neighbourhood."""
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
 
 from memory.store import Neighbour
 from server.steering.lift import MIN_OVERALL, LiftTally, lift_nearby
-from tests.worker.conftest import keyed
-
-EPISODE = keyed(np.ones(4, np.float32), (1,))
 
 
 @pytest.mark.parametrize(
@@ -30,11 +24,11 @@ def test_mean_of_at_least_two_lifts_under_the_same_prior(lifts: list, version: s
     assert lift_nearby(near, version) == found
 
 
-def test_tally_speaks_after_enough_lifts_under_the_same_prior() -> None:
+def test_tally_speaks_after_enough_lifts_of_one_way_to_steer_under_one_prior() -> None:
     tally = LiftTally()
-    tally.note(replace(EPISODE, start_lift=None), "stored")
     for number in range(MIN_OVERALL):
-        assert tally.mean("v1") is None
-        tally.note(replace(EPISODE, start_lift=0.5 if number else -0.5, prior_version="v1"), "stored")
-    assert tally.mean("v1") == pytest.approx((0.5 * (MIN_OVERALL - 1) - 0.5) / MIN_OVERALL)
-    assert tally.mean(None) is None
+        assert tally.mean("prior", "v1") is None
+        tally.note("prior", "v1", 0.5 if number else -0.5)
+    assert tally.mean("prior", "v1") == pytest.approx((0.5 * (MIN_OVERALL - 1) - 0.5) / MIN_OVERALL)
+    assert tally.mean("prior", "v2") is None
+    assert tally.mean("recall+prior", "v1") is None

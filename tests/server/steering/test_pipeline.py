@@ -346,13 +346,30 @@ async def test_latent_behind_many_answers_without_one_is_recalled(day: Day) -> N
     assert (outcome.mode, outcome.episode_ids) == ("recall", (earned.id,))
 
 
-async def test_without_measurements_nearby_all_that_was_measured_decides(day: Day) -> None:
-    await day.learn("apples How many?")
-    (first,) = day.store.episodes
+async def test_without_measurements_nearby_all_that_was_measured_decides(make_day: MakeDay) -> None:
+    """Also where nothing of it was worth remembering."""
+    teacher, day = await make_day(), await make_day(remember_threshold=1.0)
+    await teacher.learn("apples How many?")
+    prompt = rendered(day.engine, "apples How many?")
+    away = 2 * day.engine.neutral_latent() - day.engine.best_latent(prompt.token_ids)
+    day.store.add([replace(teacher.store.episodes[0], latent=away.numpy())])  # worse than doing nothing
     for _ in range(8):
-        day.remember.submit(replace(first, id=new_id(), key=-first.key, start_lift=-0.1))
+        assert (await day.ask(explore=True))[0].mode == "recall"
+        await day.steering.explorer.drain()
     assert await day.remember.drain()
+    assert len(day.store.episodes) == 1
     assert (await day.ask())[0].reason == "no-lift-nearby"
+
+
+async def test_lifts_of_requests_that_are_not_to_be_kept_do_not_count(make_day: MakeDay) -> None:
+    teacher, day = await make_day(), await make_day()
+    await teacher.learn("apples How many?")
+    prompt = rendered(day.engine, "apples How many?")
+    away = 2 * day.engine.neutral_latent() - day.engine.best_latent(prompt.token_ids)
+    day.store.add([replace(teacher.store.episodes[0], latent=away.numpy())])
+    for _ in range(9):
+        assert (await day.ask(effort="medium", store=False))[0].mode != "recall"
+    assert (await day.ask())[0].mode == "recall"
 
 
 async def test_fallback_can_be_switched_off(make_day: MakeDay) -> None:
