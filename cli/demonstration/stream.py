@@ -68,7 +68,7 @@ def split(items: list[Item], first: int, second: int, seed: int) -> tuple[list[I
 
 def _rows(path: Path) -> list[tuple[int, dict[str, object]]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"cannot read {path}: {error}", "name a JSONL file with --data", USAGE) from error
     rows = []

@@ -70,6 +70,7 @@ class Trial:
         self._since_better = 0
         self._steps: list[RefineStep] = []
         self._usage = Usage()
+        self._prompt_read = False
         self._seed = limits.seed
 
     @property
@@ -276,18 +277,26 @@ class Trial:
     ) -> list[Generation]:
         # Booked in full before the call: a batch that is cut short may have generated all of it.
         booked = sum(decoding.max_tokens for decoding in decodings)
-        asked = sum(self._prompt_length(prompt) for prompt in prompts)
+        read = self._read(prompts)
         self._spent += booked
         try:
             answers = await self._within_deadline(self._engine.generate(prompts, decodings))
-        except TrialEndedError:
-            self._usage += Usage(asked, booked, asked + booked)
+        except (TrialEndedError, EngineError):
+            self._usage += Usage(read, booked, read + booked)
             raise
         generated = sum(len(answer.token_ids) for answer in answers)
         judged = scored * self._scorer.tokens_per_answer
         self._spent += generated + judged - booked
-        self._usage += Usage(asked, generated + judged, asked + generated + judged)
+        self._usage += Usage(read, generated + judged, read + generated + judged)
         return answers
+
+    def _read(self, prompts: Sequence[SteeredPrompt]) -> int:
+        """Return the prompt tokens that are computed: the prompt itself once in a trial, for engines keep its
+        KV cache; latents and what stands behind them for each."""
+        length = len(self._prompt.token_ids)
+        once = 0 if self._prompt_read else length
+        self._prompt_read = True
+        return once + sum(length - self._position + len(p.latent) for p in prompts if p.latent is not None)
 
     async def _score(self, answers: Sequence[Generation]) -> list[Scored]:
         return await self._within_deadline(self._scorer.score(self._prompt, answers, self._pool))
@@ -305,9 +314,6 @@ class Trial:
     def _steered(self, latent: torch.Tensor | None) -> SteeredPrompt:
         position = None if latent is None else self._position
         return SteeredPrompt(self._prompt.token_ids, latent, position)
-
-    def _prompt_length(self, prompt: SteeredPrompt) -> int:
-        return len(prompt.token_ids) + (0 if prompt.latent is None else len(prompt.latent))
 
     def _greedy(self) -> Decoding:
         return replace(

@@ -93,13 +93,14 @@ async def test_usage_counts_what_the_judge_reads(make: type) -> None:
     prompt = rendered(engine)
     limits = Limits(steps=1, population=2, max_tokens=8, seed=0, deadline_s=60.0)
     refiner = make(engine, Scorer.of("judge=0.5,confidence=0.5", engine))
-    result = await refiner.refine(prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits)
-    lengths = [
-        len(tokens) + (0 if latent is None else len(latent))
-        for call in engine.calls
-        for tokens, latent in zip(call.prompts, call.latents, strict=True)
-    ]
-    assert result.usage.prompt_tokens == sum(lengths)
+    position = engine.position(prompt.token_ids)
+    result = await refiner.refine(prompt, engine.neutral_latent(), position, limits)
+    asked = [pair for call in engine.calls for pair in zip(call.prompts, call.latents, strict=True)]
+    judged = [len(tokens) for tokens, _ in asked if tokens != prompt.token_ids]
+    behind = [len(tokens) - position + len(latent) for tokens, latent in asked if latent is not None]
+    assert len(judged) > len(behind) > 1
+    # The prompt once, for its cache is kept; latents and what stands behind them each time.
+    assert result.usage.prompt_tokens == len(prompt.token_ids) + sum(behind) + sum(judged)
 
 
 class Late:
