@@ -6,6 +6,7 @@ nothing of labels or of what samples are for.
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -50,6 +51,12 @@ def vote(prompt: RenderedPrompt, answer: Generation) -> str | None:
     if answer.finish_reason != "stop" or not in_form(prompt, answer):
         return None
     return final_answer(answer.text, prompt.decoding.choices)
+
+
+def elected(votes: Sequence[str | None]) -> int | None:
+    """Return the number of the first vote for what most voted for; None without any vote."""
+    counted = Counter(said for said in votes if said is not None)
+    return votes.index(counted.most_common(1)[0][0]) if counted else None
 
 
 async def samples(

@@ -4,7 +4,6 @@ Owns each arm: what goes into the prompt, how many answers are decoded, and what
 labels, so that no arm can use them.
 """
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
 
-from bench.asking import samples, seed_of, vote
+from bench.asking import elected, samples, seed_of, vote
 from bench.stream.loop import Loop
 from memory.episode import Episode
 from model.engine import Generation, SteeredPrompt
@@ -31,6 +30,17 @@ EMA = 0.9
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One of the answers that an arm chose from."""
+
+    text: str
+    tokens: int
+    finished: bool
+    vote: str | None
+    """In a majority; None: it has none."""
+
+
+@dataclass(frozen=True)
 class Reply:
     """One answer of an arm, and what it cost."""
 
@@ -43,8 +53,8 @@ class Reply:
     forward: int
     """Forward-equivalent tokens: a token of a forward pass counts 1, of forward and backward 3."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    others: tuple[str, ...] = ()
-    """Texts of the answers that it was chosen from."""
+    samples: tuple[Sample, ...] = ()
+    """That it was chosen from."""
 
 
 Answer = Callable[[Loop, Sequence[RenderedPrompt], int], Awaitable[list[Reply]]]
@@ -94,11 +104,9 @@ async def majority(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> 
     replies = []
     for prompt, found in zip(prompts, await _samples(loop, prompts, loop.plan.samples, seed), strict=True):
         votes = [vote(prompt, one) for one in found]
-        counted = Counter(said for said in votes if said is not None)
-        chosen = votes.index(counted.most_common(1)[0][0]) if counted else 0
-        replies.append(
-            _chosen(prompt, found, chosen, {"share": max(counted.values(), default=0) / len(found)})
-        )
+        chosen = elected(votes)
+        share = 0.0 if chosen is None else votes.count(votes[chosen]) / len(found)
+        replies.append(_chosen(prompt, found, chosen or 0, {"share": share}))
     return replies
 
 
@@ -230,7 +238,10 @@ def _chosen(
         reply,
         generated=generated,
         forward=generated + len(prompt.token_ids),
-        others=tuple(one.text for one in found),
+        samples=tuple(
+            Sample(one.text, len(one.token_ids), one.finish_reason == "stop", vote(prompt, one))
+            for one in found
+        ),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.rewards.pictures import reliability
 from bench.stream.runner import START
-from bench.stream.summary import Row, Score, auc, remembered
+from bench.stream.summary import MAJORITY, Row, Score, auc, remembered
 from worker.bootstrap import Interval
 
 _MARKERS = "os^D"
@@ -83,6 +83,12 @@ def _against_compute(axes: Any, found: Sequence[Score]) -> None:
             elinewidth=0.8,
             label=f"{score.arm}, {score.stage}",
         )
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for score in found:
+        if score.arm.startswith(MAJORITY):
+            curves.setdefault(score.arm.partition("@")[2], []).append((score.forward, score.accuracy.mean))
+    for points in curves.values():
+        axes.plot(*zip(*sorted(points), strict=True), linestyle=":", linewidth=1, color="grey")
     axes.set(
         xscale="log",
         xlabel="forward-equivalent tokens per question",

@@ -9,10 +9,22 @@ from typing import Any
 
 from bench.machine import describe
 from bench.stream.pictures import draw
-from bench.stream.summary import Row, Score, days, scores, unlike
+from bench.stream.summary import Against, Row, Score, days, scores, unlike
 from worker.bootstrap import Interval
 
-HEADERS = ("stage", "arm", "n", "right", "against plain", "tokens", "finished", "generated", "forward", "s")
+HEADERS = (
+    "stage",
+    "arm",
+    "n",
+    "right",
+    "against plain",
+    "against nearest majority",
+    "tokens",
+    "finished",
+    "generated",
+    "forward",
+    "s",
+)
 
 
 def table(found: Sequence[Score]) -> list[list[str]]:
@@ -27,11 +39,12 @@ def table(found: Sequence[Score]) -> list[list[str]]:
                 str(score.n),
                 share(score.accuracy),
                 "" if score.against_plain is None else share(score.against_plain, sign=True),
+                "" if score.against_majority is None else _against(score.against_majority),
                 f"{score.tokens:.1f}",
                 f"{score.finished:.0%}",
                 f"{score.generated:.0f}",
                 f"{score.forward:.0f}",
-                f"{score.wall_s:.2f}",
+                "" if score.wall_s is None else f"{score.wall_s:.2f}",
             ]
         )
     return rows
@@ -49,8 +62,10 @@ def write_report(folder: Path, head: dict[str, Any], rows: Sequence[Row]) -> Non
         "",
         f"Answers of at most {plan['max_tokens']} tokens; instruction: `{plan['instruction'] or '(none)'}`.",
         "",
-        "Accuracy with 95 % intervals over questions; differences are paired. *generated* and *forward* are",
-        "mean tokens per question, everything that the arm decoded included.",
+        "Accuracy with Wilson's 95 % intervals over questions; differences are paired, with bootstrap",
+        "intervals. *generated* and *forward* are mean tokens per question, everything that the arm decoded",
+        "included. The nearest majority is the one whose *forward* is nearest; those of fewer samples are",
+        "parts of the same samples.",
         "",
         *_markdown(HEADERS, table(found)),
         "",
@@ -102,6 +117,10 @@ def share(found: Interval, *, sign: bool = False) -> str:
     """Return a share of answers with its interval, in per cent."""
     plus = "+" if sign else ""
     return f"{found.mean:{plus}.1%} ({found.low:{plus}.1%} … {found.high:{plus}.1%})"
+
+
+def _against(found: Against) -> str:
+    return f"{found.arm.partition('@')[0]}: {share(found.difference, sign=True)}"
 
 
 def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -227,8 +227,15 @@ def _row(
         "text": reply.text,
         **reply.facts,
     }
-    if reply.others:
-        right = [questions.scorer.correct(text, item) for text in reply.others]
-        row["any_correct"] = any(right)
-        row["mean_correct"] = sum(right) / len(right)
+    if reply.samples:
+        row["samples"] = [
+            {
+                "vote": sample.vote,
+                "tokens": sample.tokens,
+                "finished": sample.finished,
+                "correct": questions.scorer.correct(sample.text, item),
+            }
+            for sample in reply.samples
+        ]
+        row["any_correct"] = any(sample["correct"] for sample in row["samples"])
     return row

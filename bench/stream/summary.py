@@ -1,20 +1,36 @@
 """What the rows of a run say.
 
-Owns the statistics: accuracy and compute by arm and stage with intervals over questions, the difference
-to plain, and how well rewards tell right from wrong. Knows nothing of tables or plots.
+Owns the statistics: accuracy and compute by arm and stage with intervals over questions, differences to plain
+and to the majority that costs as much, and how well rewards tell right from wrong. Knows nothing of tables or
+plots.
 """
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from bench.asking import elected
 from bench.stream.runner import START
-from worker.bootstrap import Interval, grouped_means, interval
+from worker.bootstrap import LEVEL, Interval, grouped_means, interval
 
 Row = dict[str, Any]
+Answered = tuple[str, int, str]
+"""Set, seed and question."""
+MAJORITY = "majority"
+
+
+@dataclass(frozen=True)
+class Against:
+    """A paired difference to another arm on the same questions."""
+
+    arm: str
+    difference: Interval
 
 
 @dataclass(frozen=True)
@@ -26,8 +42,11 @@ class Score:
     n: int
     """Answers."""
     accuracy: Interval
+    """With Wilson's interval of a share, which also says something where all answers are wrong."""
     against_plain: Interval | None
     """Paired difference on the same questions; None for plain itself."""
+    against_majority: Against | None
+    """The same to the majority whose forward-equivalent tokens are nearest; None for majorities."""
     tokens: float
     """Mean length of the answer."""
     finished: float
@@ -36,23 +55,45 @@ class Score:
     """Mean tokens generated per question, rollouts included."""
     forward: float
     """Mean forward-equivalent tokens per question."""
-    wall_s: float
+    wall_s: float | None
+    """Seconds per question; None where it was not timed by itself."""
     any_correct: float | None
     """Share of questions that at least one of its samples got right: an oracle, no arm."""
 
 
 def scores(rows: Sequence[Row]) -> list[Score]:
-    """Return every arm at every stage, in the order of the rows."""
+    """Return every arm at every stage, in the order of the rows; then the majorities of fewer samples."""
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
+    for row in [*rows, *_smaller_majorities(rows)]:
         if "tokens" in row:
             groups[row["arm"], row["stage"]].append(row)
-    plain = {
-        (row["set"], row["seed"], row["question"]): float(row["correct"])
-        for row in rows
-        if row["arm"].split("@")[0] == "plain" and row["stage"] == START
-    }
-    return [_score(arm, stage, group, plain) for (arm, stage), group in groups.items()]
+    return [_score(arm, stage, group, groups) for (arm, stage), group in groups.items()]
+
+
+def _smaller_majorities(rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield what majorities of 1, 2, 4 … of the same samples would have answered, and at what cost.
+
+    The samples are parted into groups of that size, and a row is the mean over its groups.
+    """
+    for row in rows:
+        base, at, name = row["arm"].partition("@")
+        if base != MAJORITY or "samples" not in row:
+            continue
+        samples: list[Row] = row["samples"]
+        size = 1
+        while size < len(samples):
+            parts = [samples[n : n + size] for n in range(0, len(samples) - size + 1, size)]
+            chosen = [part[elected([one["vote"] for one in part]) or 0] for part in parts]
+            generated = float(np.mean([sum(one["tokens"] for one in part) for part in parts]))
+            yield {
+                **{key: row[key] for key in ("seed", "stage", "set", "question")},
+                "arm": f"{MAJORITY} of {size}{at}{name}",
+                **{key: _mean(chosen, key) for key in ("correct", "tokens", "finished")},
+                "generated": generated,
+                "forward": row["forward"] - row["generated"] + generated,
+                "wall_s": None,
+            }
+            size *= 2
 
 
 def auc(rewards: Sequence[float], right: Sequence[bool]) -> float | None:
@@ -116,30 +157,62 @@ def unlike(rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _score(arm: str, stage: str, rows: list[Row], plain: dict[tuple[str, int, str], float]) -> Score:
+def _score(arm: str, stage: str, rows: list[Row], groups: Mapping[tuple[str, str], list[Row]]) -> Score:
+    base, at, name = arm.partition("@")
     numbers: dict[tuple[str, str], int] = {}
     questions = [numbers.setdefault((row["set"], row["question"]), len(numbers)) for row in rows]
     correct = np.array([float(row["correct"]) for row in rows])
-    base = [plain.get((row["set"], row["seed"], row["question"])) for row in rows]
-    against = None
-    if arm.split("@")[0] != "plain" and all(value is not None for value in base):
-        difference = correct - np.array(base, dtype=float)
-        against = interval(grouped_means(difference, questions))
     oracle = [row["any_correct"] for row in rows if "any_correct" in row]
+    timed = [row["wall_s"] for row in rows if row["wall_s"] is not None]
 
-    def mean(name: str) -> float:
-        return float(np.mean([row[name] for row in rows]))
+    def against(others: Sequence[Row]) -> Interval | None:
+        known = {_answered(row): float(row["correct"]) for row in others}
+        if any(_answered(row) not in known for row in rows):
+            return None
+        difference = correct - np.array([known[_answered(row)] for row in rows])
+        return interval(grouped_means(difference, questions))
 
+    dear = _mean(rows, "forward")
+    majorities = {
+        other: abs(math.log(_mean(found, "forward") / dear))
+        for (other, when), found in groups.items()
+        if when == START and other.startswith(MAJORITY) and other.partition("@")[1:] == (at, name)
+    }
+    nearest = min(majorities, key=lambda other: majorities[other], default=None)
+    beside = None
+    if nearest is not None and not base.startswith(MAJORITY):
+        beside = against(groups[nearest, START])
     return Score(
         arm=arm,
         stage=stage,
         n=len(rows),
-        accuracy=interval(grouped_means(correct, questions)),
-        against_plain=against,
-        tokens=mean("tokens"),
-        finished=mean("finished"),
-        generated=mean("generated"),
-        forward=mean("forward"),
-        wall_s=mean("wall_s"),
+        accuracy=_share(grouped_means(correct, questions)),
+        against_plain=None if base == "plain" else against(groups.get((f"plain{at}{name}", START), [])),
+        against_majority=None if nearest is None or beside is None else Against(nearest, beside),
+        tokens=_mean(rows, "tokens"),
+        finished=_mean(rows, "finished"),
+        generated=_mean(rows, "generated"),
+        forward=dear,
+        wall_s=float(np.mean(timed)) if timed else None,
         any_correct=float(np.mean(oracle)) if oracle else None,
     )
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))
+
+
+def _answered(row: Row) -> Answered:
+    return row["set"], row["seed"], row["question"]
+
+
+def _share(observations: NDArray[np.float64]) -> Interval:
+    """Return the mean of observations in [0, 1] and Wilson's 95 % score interval (JASA 22, 1927).
+
+    Observations that are themselves means vary less than it takes them to: then it is too wide, never too
+    narrow.
+    """
+    n, mean, z = len(observations), float(np.mean(observations)), NormalDist().inv_cdf((1 + LEVEL) / 2)
+    centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + (z / (2 * n)) ** 2)
+    return Interval(mean, max(centre - half, 0.0), min(centre + half, 1.0))

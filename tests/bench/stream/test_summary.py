@@ -74,6 +74,46 @@ def test_seeds_of_one_question_are_one_observation() -> None:
     assert score.accuracy.mean == pytest.approx(2 / 3)
 
 
+def sampled(question: str, *votes: str | None, right: str = "7", forward: int = 60) -> dict[str, Any]:
+    """Return a row of a majority whose samples have 10 tokens each."""
+    samples = [{"vote": v, "tokens": 10, "finished": v is not None, "correct": v == right} for v in votes]
+    generated = 10 * len(votes)
+    return row("majority", question, True, samples=samples, generated=generated, forward=forward)
+
+
+def test_majorities_of_fewer_samples_by_hand() -> None:
+    found = {score.arm: score for score in scores([sampled("q", None, "7", "3", "7")])}
+    assert list(found) == ["majority", "majority of 1", "majority of 2"]
+    one, two = found["majority of 1"], found["majority of 2"]
+    assert (one.accuracy.mean, one.finished, one.generated, one.forward) == (2 / 4, 3 / 4, 10, 30)
+    # Of (none, 7) the one vote counts, of (3, 7) the first.
+    assert (two.accuracy.mean, two.finished, two.generated, two.forward) == (1 / 2, 1, 20, 40)
+    assert two.wall_s is None
+
+
+def test_arms_stand_beside_the_majority_that_costs_as_much() -> None:
+    questions = [sampled(f"q{n}", "3", "7", "3", "7", "7", "7", "7", "7", forward=100) for n in range(4)]
+    cheap = [row("low", f"q{n}", True, stage="night-1", forward=33) for n in range(4)]
+    dear = [row("evolution", f"q{n}", n < 1, stage="night-1", forward=2000) for n in range(4)]
+    other = [row("low", "of no majority", True)]
+    found = {score.arm: score.against_majority for score in scores([*questions, *cheap, *dear])}
+    assert found["majority"] is found["majority of 4"] is None
+    beside = {arm: against for arm, against in found.items() if against is not None}
+    assert {arm: against.arm for arm, against in beside.items()} == {
+        "low": "majority of 1",
+        "evolution": "majority",
+    }
+    assert beside["low"].difference.mean == pytest.approx(1 - 6 / 8)
+    assert beside["evolution"].difference.mean == pytest.approx(1 / 4 - 1)
+    assert {score.arm: score for score in scores([*questions, *other])}["low"].against_majority is None
+
+
+@pytest.mark.parametrize(("right", "low", "high"), [(0, 0.0, 0.0876), (20, 0.352, 0.648), (40, 0.9124, 1.0)])
+def test_accuracy_has_wilsons_interval(right: int, low: float, high: float) -> None:
+    (score,) = scores([row("plain", str(n), n < right) for n in range(40)])
+    assert (score.accuracy.low, score.accuracy.high) == pytest.approx((low, high), abs=1e-4)
+
+
 def test_any_correct_is_the_share_of_questions_that_some_sample_got_right() -> None:
     rows = [row("majority", "a", False, any_correct=True), row("majority", "b", False, any_correct=False)]
     (score,) = scores([*rows, row("majority", "c", True, any_correct=True)])
