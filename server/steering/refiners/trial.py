@@ -21,6 +21,7 @@ from model.final_answer import final_answer
 from model.space import LatentRejectedError
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, RefineResult, RefineStep, Stopped
+from server.steering.rewards.confidence import confidence
 from server.steering.rewards.format import in_form
 from server.steering.rewards.scorer import Scored, Scorer
 
@@ -38,6 +39,9 @@ MARGIN = 1e-6
 ALIKE = 0.1
 """Rewards this close together do not tell answers apart that say the same in the end: with the default
 weights, one is said more surely than the other."""
+
+AS_SURE = 0.1
+"""Of answers that say the same, confidences this close to the surest one's are as good (ADR 0016)."""
 
 T = TypeVar("T")
 
@@ -257,7 +261,7 @@ class Trial:
             signals_before=self._plain.signals,
             signals_after=scored.signals,
             from_start=self._best_is_start,
-            agreed=_shortest_of_the_best(self._finished),
+            agreed=_shortest_of_the_surest(self._finished),
             steps=tuple(self._steps),
             usage=self._usage,
         )
@@ -330,11 +334,14 @@ class Trial:
         return replace(self._greedy(), temperature=ROLLOUT_TEMPERATURE, seed=self._seed)
 
 
-def _shortest_of_the_best(finished: Sequence[tuple[Generation, Scored]]) -> tuple[Generation, Scored] | None:
-    """Return the answer of the highest reward, or the shortest that says the same with a reward alike.
+def _shortest_of_the_surest(
+    finished: Sequence[tuple[Generation, Scored]],
+) -> tuple[Generation, Scored] | None:
+    """Return the answer of the highest reward, or a shorter one that says the same about as surely.
 
     What is remembered is what the night teaches: of two ways to the same result the shorter one costs less
-    to serve, and ends more surely within what requests allow.
+    to serve, and ends more surely within what requests allow. But the shortest of all is often a guess that
+    happened to agree: it leaves out what leads to the result, and is less sure of it (ADR 0016).
     """
     if not finished:
         return None
@@ -347,4 +354,6 @@ def _shortest_of_the_best(finished: Sequence[tuple[Generation, Scored]]) -> tupl
         for answer, other in finished
         if other.reward >= scored.reward - ALIKE and final_answer(answer.text) == said
     ]
-    return min(alike, key=lambda found: len(found[0].token_ids))
+    surest = max(confidence(answer) or 0.0 for answer, _ in alike)
+    as_sure = [found for found in alike if (confidence(found[0]) or 0.0) >= surest - AS_SURE]
+    return min(as_sure, key=lambda found: len(found[0].token_ids))

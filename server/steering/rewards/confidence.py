@@ -26,13 +26,17 @@ class Confidence:
         self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
     ) -> list[float | None]:
         """Return one confidence per answer; None where the engine gave no log-probabilities."""
-        return [self._score(answer) for answer in answers]
+        return [confidence(answer) for answer in answers]
 
-    @staticmethod
-    def _score(answer: Generation) -> float | None:
-        if not answer.text.strip():
-            return 0.0  # ending at once is often the surest thing a model can do
-        if not answer.logprobs:
-            return None
-        mean = math.fsum(answer.logprobs) / len(answer.logprobs)
-        return min(1.0, math.exp(mean)) if math.isfinite(mean) else 0.0
+
+def confidence(answer: Generation) -> float | None:
+    """Return exp of the mean log-probability of an answer's tokens, in [0, 1]; 0 where it is empty.
+
+    None where the engine gave no log-probabilities.
+    """
+    if not answer.text.strip():
+        return 0.0  # ending at once is often the surest thing a model can do
+    if not answer.logprobs:
+        return None
+    mean = math.fsum(answer.logprobs) / len(answer.logprobs)
+    return min(1.0, math.exp(mean)) if math.isfinite(mean) else 0.0

@@ -1,7 +1,9 @@
 """Answers sampled after the client has its own."""
 
 import asyncio
+import math
 from contextvars import ContextVar
+from dataclasses import replace
 
 import pytest
 
@@ -183,6 +185,36 @@ async def test_of_answers_that_say_the_same_the_shortest_is_remembered(make_day:
     assert await day.remember.drain()
     (episode,) = day.store.episodes
     assert episode.answer_text == "8 / 2 = 4"
+
+
+@pytest.mark.parametrize(
+    ("sureness", "remembered"),
+    [
+        ({"\\boxed{4}": 0.5, "8 / 2 = 4 \\boxed{4}": 0.75, "Let us think. 8 / 2 = 4 \\boxed{4}": 0.8}, 1),
+        ({"\\boxed{4}": 0.75, "8 / 2 = 4 \\boxed{4}": 0.8, "Let us think. 8 / 2 = 4 \\boxed{4}": 0.7}, 0),
+        ({"\\boxed{4}": 0.5, "8 / 2 = 4 \\boxed{4}": 0.6, "Let us think. 8 / 2 = 4 \\boxed{4}": 0.8}, 2),
+    ],
+)
+async def test_the_shortest_is_remembered_only_where_it_is_about_as_sure(
+    make_day: MakeDay, sureness: dict[str, float], remembered: int
+) -> None:
+    texts = list(sureness)
+    engine = ScriptedEngine(answer=lambda prompt, latent, decoding: texts[(decoding.seed or 0) % len(texts)])
+    generate = engine.generate
+
+    async def told(prompts, decoding):
+        return [
+            replace(answer, logprobs=(math.log(sureness[answer.text]),) * len(answer.token_ids))
+            for answer in await generate(prompts, decoding)
+        ]
+
+    engine.generate = told  # type: ignore[method-assign]
+    day = await make_day(engine, rewards="consistency=0.9,confidence=0.1")
+    await day.ask(rendered(engine, max_tokens=64), explore=True)
+    await day.steering.explorer.drain()
+    assert await day.remember.drain()
+    (episode,) = day.store.episodes
+    assert episode.answer_text == texts[remembered]
 
 
 async def test_exploring_waits_until_the_client_has_its_answer(make_day: MakeDay) -> None:
