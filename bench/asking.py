@@ -1,8 +1,7 @@
 """Asking the bare model the questions of a benchmark.
 
 Owns how a question becomes the prompt that the gateway would see, how samples are drawn, and which have a
-vote in a majority. Knows
-nothing of labels or of what samples are for.
+vote in a majority. Knows nothing of labels or of what samples are for.
 """
 
 import zlib

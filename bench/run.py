@@ -1,7 +1,6 @@
 """The folder of a run that may be stopped and goes on.
 
-Owns its head, `run.json`: machine, date, options and, as it goes on, builds of the code. Knows nothing of
-rows or results.
+Owns its head, `run.json`: machine, date, code and options of its beginning. Knows nothing of rows or results.
 """
 
 import json
@@ -9,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.machine import build, machine
+from bench.machine import machine
 from cli.failure import USAGE, CommandError
 from memory.atomic import write_json
 
@@ -17,7 +16,7 @@ from memory.atomic import write_json
 def open_run(
     folder: Path, benchmark: str, options: Mapping[str, Any], *, begun: bool, may_change: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Return the head of the run, that of its beginning when it goes on; then with the builds of the code.
+    """Return the head of the run, that of its beginning when it goes on.
 
     Args:
         folder: Made when it is not there.
@@ -27,12 +26,18 @@ def open_run(
         may_change: Options that a run may go on with when they changed.
 
     Raises:
-        CommandError: exit code 2, the folder holds a run with other options.
+        CommandError: exit code 2, the folder holds a run with other options, or one of an earlier version.
     """
     path = folder / "run.json"
     wanted = json.loads(json.dumps(options))
     if begun and path.exists():
         head: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if "build" not in head:
+            raise CommandError(
+                f"{folder} holds a run of an earlier version, which did not keep all options",
+                "name another folder",
+                USAGE,
+            )
         before = _flat(head["settings"])
         changed = [
             name
@@ -45,9 +50,6 @@ def open_run(
                 "name another folder, or give the options that this run was started with",
                 USAGE,
             )
-        if build() not in head["builds"]:
-            head["builds"].append(build())
-            write_json(path, head)
         return head
     folder.mkdir(parents=True, exist_ok=True)
     head = {"benchmark": benchmark, **machine(), "settings": wanted}

@@ -107,7 +107,7 @@ class Usage:
     """Compute that calls have spent."""
 
     prompt_tokens: int = 0
-    """Computed, not taken from a KV cache."""
+    """Read; what the candidates of one refinement share counts once, for it is kept in a KV cache."""
     generated_tokens: int = 0
     forward_tokens: int = field(default=0)
     """Forward-equivalent tokens: a token of a forward pass counts 1, of forward and backward 3."""

@@ -35,7 +35,7 @@ class Counters:
     """Of episodes, recipe and start: another training's checkpoint is not gone on from."""
     step: int = 0
     best_step: int = 0
-    """The latest one that was not clearly worse than the best: its weights are kept."""
+    """Whose weights are kept."""
     best_values: list[float] = field(default_factory=list)
     """Likelihood of each validation episode where their mean was highest."""
     stale: int = 0

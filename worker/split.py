@@ -98,7 +98,7 @@ Clusters = list[list[int]]
 def _deal(
     clusters: Clusters, eligible: Clusters, total: int, holdout_share: float, seed: int
 ) -> tuple[Clusters, Clusters, Clusters] | None:
-    """Return (train, validation, holdout), the last two of what is eligible; None when a side stays empty."""
+    """Return (train, validation, holdout), the last two of eligible clusters; None when one is too small."""
     rng = np.random.default_rng(seed)
     holdout = _fill(eligible, rng, math.ceil(holdout_share * total), MIN_HOLDOUT)
     if holdout is None:

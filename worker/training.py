@@ -162,7 +162,7 @@ async def train(
         if not counters.stopped and (counters.step % EVALUATE_EVERY == 0 or counters.step == recipe.steps):
             known = counters.evaluations and counters.evaluations[-1].step == counters.step
             if not known:  # a checkpoint is written after the evaluation of its step
-                worth = _note(counters, await _likelihoods(engine, network, judged))
+                worth = _note(counters, await _likelihoods(engine, network, judged), recipe.goes_on)
                 if worth and (not recipe.goes_on or counters.step in (0, recipe.steps)):
                     kept, counters.best_step = _copy(network), counters.step
                 ended = counters.stale >= PATIENCE and not recipe.goes_on
@@ -246,11 +246,12 @@ async def _step(
     adam.step()
 
 
-def _note(counters: Counters, values: torch.Tensor) -> bool:
+def _note(counters: Counters, values: torch.Tensor, goes_on: bool) -> bool:
     """Record the validation likelihoods, (N,), and return whether these weights are worth keeping.
 
     They are unless they are clearly worse than the best ones, by `CLEARLY` standard errors of the paired
     difference. A plateau is no reason to stop: it hid the steps in which greedy answers took on their form.
+    Where training goes on from an earlier prior, the best ones are that prior's.
     """
     mean = float(values.mean())
     best = torch.tensor(counters.best_values)
@@ -259,7 +260,7 @@ def _note(counters: Counters, values: torch.Tensor) -> bool:
         difference = values - best
         error = float(difference.std()) / math.sqrt(len(best)) if len(best) > 1 else math.inf
         worse = float(difference.mean()) < -max(CLEARLY * error, ROUNDING)
-    if not worse and (not len(best) or mean > float(best.mean())):
+    if not worse and (not len(best) or (mean > float(best.mean()) and not goes_on)):
         counters.best_values = values.tolist()
     counters.stale = counters.stale + 1 if worse else 0
     counters.evaluations.append(Evaluation(counters.step, mean))

@@ -105,9 +105,12 @@ def rewards(
     from bench.rewards.pictures import draw
     from bench.rewards.show import show
     from bench.rewards.summary import summarise
+    from bench.stream.journal import builds, several
 
-    results = summarise(found, weights, names, settings.remember_threshold)
+    results = summarise(found, weights, names, settings.remember_threshold) | {"builds": builds(found)}
     show(screen, results)
+    if said := several(builds(found)):
+        screen.note(said)
     if folder is not None:
         answers = Answers.of(found, names)
         for path in draw(folder, answers, answers.quality(weights)):

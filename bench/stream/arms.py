@@ -141,9 +141,12 @@ def steered(**options: Any) -> Answer:
             replace(
                 reply,
                 generated=reply.generated + outcome.usage.generated_tokens,
-                forward=reply.forward + outcome.usage.forward_tokens,
+                # Where refining has read the prompt, its cache serves the answer too.
+                forward=reply.forward
+                + outcome.usage.forward_tokens
+                - (len(prompt.token_ids) if outcome.usage.prompt_tokens else 0),
             )
-            for reply, outcome in zip(replies, outcomes, strict=True)
+            for reply, outcome, prompt in zip(replies, outcomes, prompts, strict=True)
         ]
 
     return answer

@@ -106,7 +106,7 @@ def stream(
         day_effort=cast(Literal["low", "medium", "high"], day_effort),
         samples=samples,
         refined=refined,
-        settings=of_results(settings),
+        settings=of_results(settings, SET_BY_STREAM),
         arms=tuple(chosen),
         unlike=str(unlike),
         digests=tuple(digest(path) for path in (data, *(also or []), unlike)),
@@ -137,7 +137,7 @@ async def _run(
     head: dict[str, Any],
     unlike: list[str],
 ) -> None:
-    from bench.stream.journal import Journal
+    from bench.stream.journal import Journal, builds, several
     from bench.stream.loop import Loop, open_loop
     from bench.stream.report import HEADERS, table, write_report
     from bench.stream.runner import CHUNK, Runner
@@ -175,6 +175,8 @@ async def _run(
             await runner.run(seeds)
     found = scores(journal.rows)
     screen.table(list(HEADERS), table(found), title=f"{plan.model} on {plan.data}")
+    if said := several(builds(journal.rows)):
+        screen.note(said)
     screen.line(f"report: {run / 'report.md'}")
     screen.document(finite({**head, "results": [asdict(score) for score in found]}))
 

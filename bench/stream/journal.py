@@ -4,13 +4,15 @@ Owns the file of JSON lines and which rows are there already. Knows nothing of w
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.machine import build
+
 
 class Journal:
-    """One file of rows. A row is known by its seed, stage, arm and question.
+    """One file of rows. A row is known by its seed, stage, arm and question, and names the code that made it.
 
     A last line that was cut short by a kill is dropped when the file is opened.
     """
@@ -29,11 +31,21 @@ class Journal:
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append rows; they are on disk when this returns."""
-        new = list(rows)
+        new = [row | {"build": build()} for row in rows]
         with self._path.open("a", encoding="utf-8", errors="surrogatepass") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
         self.rows += new
         self._known |= {_identity(row) for row in new}
+
+
+def builds(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    """Return the builds of the code that made these rows, in their order."""
+    return tuple(dict.fromkeys(row["build"] for row in rows if "build" in row))
+
+
+def several(found: Sequence[str]) -> str:
+    """Return what is to be said beside results of these builds; nothing of one."""
+    return f"MADE BY {len(found)} BUILDS OF THE CODE: {', '.join(found)}" if len(found) > 1 else ""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

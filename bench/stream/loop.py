@@ -24,13 +24,14 @@ from model.engine import Engine
 from server.gateway import Gateway
 from server.steering.call import Outcome, RenderedPrompt, SteeringOptions
 from server.wiring import assemble
+from worker.errors import TrainingDivergedError
 from worker.night import run_night
 
 DEADLINE_S = 3600.0
 """Of a refinement: a result must not depend on how busy the machine is."""
 
-BROKEN = ("engine-error", "steering-failed", "refining-failed")
-"""Reasons, or parts of them, that tell of a failure: the server answers all the same, a measurement stops."""
+BROKEN = ("engine-error", "steering-failed", "refining-failed", "-unavailable", "signal-lost")
+"""Parts of reasons that tell of a failure: the server answers all the same, a measurement stops."""
 AGAIN = "see the log above; the same command goes on from here"
 
 
@@ -111,7 +112,8 @@ class Loop:
         A stopped night goes on, and one that had ended before its end was noted is not run again.
 
         Raises:
-            CommandError: it failed; the next one of this name is a new one.
+            CommandError: it failed, and the next one of this name is a new one; not for a training that
+                diverged, which is a result.
         """
         log = NightLog(self.settings.data_dir / "nights")
         known = self.settings.data_dir / f"{name}.json"
@@ -126,7 +128,7 @@ class Loop:
             finally:
                 watching.cancel()
             await self.gateway.prior.refresh()
-        if record.state == "failed":
+        if record.state == "failed" and TrainingDivergedError.__name__ not in str(record.error):
             known.unlink()
             raise CommandError(f"the night failed: {record.error}", AGAIN)
         return record

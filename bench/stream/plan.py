@@ -40,7 +40,7 @@ class Plan:
     refined: int = 16
     """Held-out questions of the arms that refine, which cost most."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Settings of the server that are not the defaults, by name."""
+    """Settings of the server that results depend on, by name."""
     arms: tuple[str, ...] = ()
     """Arms that answer. One that came later would meet a memory of later nights."""
     unlike: str = ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import describe
+from bench.stream.journal import builds, several
 from bench.stream.pictures import draw
 from bench.stream.summary import Against, Row, Score, days, scores, unlike
 from worker.bootstrap import Interval
@@ -64,8 +65,9 @@ def write_report(folder: Path, head: dict[str, Any], rows: Sequence[Row]) -> Non
         "",
         "Accuracy with Wilson's 95 % intervals over questions; differences are paired, with bootstrap",
         "intervals. *generated* and *forward* are mean tokens per question, everything that the arm decoded",
-        "included. The nearest majority is the one whose *forward* is nearest; those of fewer samples are",
-        "parts of the same samples.",
+        "included. The nearest majority is the one whose *forward* is nearest on the same questions; those",
+        "of fewer samples are parts of the same samples.",
+        *([said, ""] if (said := several(builds(rows))) else [""]),
         "",
         *_markdown(HEADERS, table(found)),
         "",
@@ -120,7 +122,8 @@ def share(found: Interval, *, sign: bool = False) -> str:
 
 
 def _against(found: Against) -> str:
-    return f"{found.arm.partition('@')[0]}: {share(found.difference, sign=True)}"
+    name = found.arm.partition("@")[0]
+    return f"{name}: {share(found.difference, sign=True)} at {found.cost:.1f}× its tokens"
 
 
 def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

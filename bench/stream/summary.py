@@ -1,8 +1,8 @@
 """What the rows of a run say.
 
-Owns the statistics: accuracy and compute by arm and stage with intervals over questions, differences to plain
-and to the majority that costs as much, and how well rewards tell right from wrong. Knows nothing of tables or
-plots.
+Owns the statistics: accuracy and compute by arm and stage with intervals over questions, differences to
+plain and to the majority of the nearest compute, and how well rewards tell right from wrong. Knows nothing
+of tables or plots.
 """
 
 import math
@@ -31,6 +31,8 @@ class Against:
 
     arm: str
     difference: Interval
+    cost: float
+    """How many times the other arm's forward-equivalent tokens this one takes on these questions."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def scores(rows: Sequence[Row]) -> list[Score]:
 def _smaller_majorities(rows: Sequence[Row]) -> Iterator[Row]:
     """Yield what majorities of 1, 2, 4 … of the same samples would have answered, and at what cost.
 
-    The samples are parted into groups of that size, and a row is the mean over its groups.
+    The samples are parted into groups of that size, and a row is the mean over its groups; of seven samples,
+    majorities of two leave one out.
     """
     for row in rows:
         base, at, name = row["arm"].partition("@")
@@ -172,27 +175,31 @@ def _score(arm: str, stage: str, rows: list[Row], groups: Mapping[tuple[str, str
         difference = correct - np.array([known[_answered(row)] for row in rows])
         return interval(grouped_means(difference, questions))
 
-    dear = _mean(rows, "forward")
-    majorities = {
-        other: abs(math.log(_mean(found, "forward") / dear))
-        for (other, when), found in groups.items()
-        if when == START and other.startswith(MAJORITY) and other.partition("@")[1:] == (at, name)
-    }
-    nearest = min(majorities, key=lambda other: majorities[other], default=None)
     beside = None
-    if nearest is not None and not base.startswith(MAJORITY):
-        beside = against(groups[nearest, START])
+    if not base.startswith(MAJORITY):
+        mine = {_answered(row) for row in rows}
+        offered = [
+            (other, [row for row in found if _answered(row) in mine])
+            for (other, when), found in groups.items()
+            if when == START and other.startswith(MAJORITY) and other.partition("@")[1:] == (at, name)
+        ]
+        costs = [
+            (_mean(rows, "forward") / _mean(same, "forward"), other, same) for other, same in offered if same
+        ]
+        cost, other, same = min(costs, key=lambda found: abs(math.log(found[0])), default=(1.0, "", []))
+        difference = against(same)
+        beside = None if difference is None else Against(other, difference, cost)
     return Score(
         arm=arm,
         stage=stage,
         n=len(rows),
         accuracy=_share(grouped_means(correct, questions)),
         against_plain=None if base == "plain" else against(groups.get((f"plain{at}{name}", START), [])),
-        against_majority=None if nearest is None or beside is None else Against(nearest, beside),
+        against_majority=beside,
         tokens=_mean(rows, "tokens"),
         finished=_mean(rows, "finished"),
         generated=_mean(rows, "generated"),
-        forward=dear,
+        forward=_mean(rows, "forward"),
         wall_s=float(np.mean(timed)) if timed else None,
         any_correct=float(np.mean(oracle)) if oracle else None,
     )
@@ -209,8 +216,8 @@ def _answered(row: Row) -> Answered:
 def _share(observations: NDArray[np.float64]) -> Interval:
     """Return the mean of observations in [0, 1] and Wilson's 95 % score interval (JASA 22, 1927).
 
-    Observations that are themselves means vary less than it takes them to: then it is too wide, never too
-    narrow.
+    Observations that are themselves means, such as those of several seeds, vary less than it takes them to:
+    then it is wider than it need be.
     """
     n, mean, z = len(observations), float(np.mean(observations)), NormalDist().inv_cdf((1 + LEVEL) / 2)
     centre = (mean + z * z / (2 * n)) / (1 + z * z / n)

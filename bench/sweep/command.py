@@ -27,6 +27,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Runs of `bench stream` that differ in one option, such as recall_k, side by side."""
+    from bench.stream.journal import several
     from bench.stream.report import share
     from bench.sweep.points import read
 
@@ -60,6 +61,8 @@ def sweep(
         ],
         title=f"Accuracy by {found.option} (95 % intervals over questions, paired differences)",
     )
+    if said := several(found.builds):
+        screen.note(said)
     if picture is not None:
         _draw(found, picture)
         screen.note(f"picture: {picture}")

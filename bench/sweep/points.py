@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.stream.journal import read_rows
+from bench.stream.journal import builds, read_rows
 from bench.stream.summary import Row, Score, remembered, scores
 from cli.failure import USAGE, CommandError
 from worker.bootstrap import Interval, grouped_means, interval
@@ -47,6 +47,8 @@ class Sweep:
     """How those nights of each run ended that all have."""
     remembered: tuple[int, ...]
     """Answers that those days of each run left that all have."""
+    builds: tuple[str, ...]
+    """Of the code that made the runs."""
 
 
 def read(folders: Sequence[Path]) -> Sweep:
@@ -75,6 +77,7 @@ def read(folders: Sequence[Path]) -> Sweep:
         seeds=tuple(sorted(seeds)),
         nights=tuple(tuple(of[key] for key in _shared(nights)) for of in nights),
         remembered=tuple(sum(len(of[stage]) for stage in _shared(days)) for of in days),
+        builds=builds(row for of in rows for row in of),
     )
 
 
@@ -106,7 +109,7 @@ def _differing(runs: Sequence[Mapping[str, str]]) -> str:
     if untold:
         raise CommandError(
             f"not all runs tell their {', '.join(name.removeprefix('settings.') for name in untold)}",
-            "compare runs of one build",
+            "compare runs of one version",
             USAGE,
         )
     names = [name for name in known if len({options.get(name) for options in runs}) > 1]

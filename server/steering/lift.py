@@ -19,7 +19,8 @@ MIN_OVERALL = 8
 class LiftTally:
     """Lifts that were measured since the start, by the way to steer and the prior that was active.
 
-    All that were: where nothing was worth remembering, steering has helped less than where something was.
+    Also where nothing was worth remembering, for there steering has helped less; not of requests that are not
+    to be kept.
     """
 
     def __init__(self) -> None:

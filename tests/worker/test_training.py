@@ -199,25 +199,33 @@ def test_a_prior_that_goes_on_keeps_its_last_weights_or_its_first_and_none_in_be
     assert all(torch.equal(value, first[name]) for name, value in network.state_dict().items())
 
 
-def test_a_plateau_is_trained_through_and_its_last_weights_are_kept(engine: ScriptedEngine) -> None:
+def test_a_prior_that_goes_on_is_measured_by_its_first_weights() -> None:
+    """A rise in between, which it loses again, is no reason to undo what it has gained."""
+    for goes_on, worth in ((True, [True, True, True, False]), (False, [True, True, False, False])):
+        counters = Counters("")
+        curve = [[-0.50] * 4, [-0.40] * 4, [-0.45] * 4, [-0.55] * 4]
+        assert [_note(counters, torch.tensor(values), goes_on) for values in curve] == worth
+
+
+def test_a_plateau_is_no_reason_to_stop(engine: ScriptedEngine) -> None:
     counters = Counters("")
     for step, values in enumerate(
         ([-1.0, -2.0, -3.0], [-0.9, -2.2, -3.0], [-1.1, -1.9, -3.1], [-1.5, -2.5, -3.5])
     ):
         counters.step = step
-        assert _note(counters, torch.tensor(values)) == (step < 3)
+        assert _note(counters, torch.tensor(values), False) == (step < 3)
     assert counters.stale == 1
     assert counters.best_values == pytest.approx([-1.0, -2.0, -3.0])
-    assert not _note(counters, torch.full((3,), -math.inf))
+    assert not _note(counters, torch.full((3,), -math.inf), False)
 
 
 @pytest.mark.parametrize(("fall", "worth"), [((3.0, 0.0, 3.0, 0.0), True), ((2.0, 1.0, 2.0, 1.0), False)])
 def test_clearly_worse_is_two_standard_errors(fall: tuple[float, ...], worth: bool) -> None:
     """Both fall by 1.5 on average: that is 1.7 standard errors of the first, 5.2 of the second."""
     counters = Counters("")
-    assert _note(counters, torch.zeros(4))
+    assert _note(counters, torch.zeros(4), False)
     counters.step = 1
-    assert _note(counters, -torch.tensor(fall)) == worth
+    assert _note(counters, -torch.tensor(fall), False) == worth
 
 
 def test_latents_that_did_not_earn_their_place_are_not_regressed_on(engine: ScriptedEngine) -> None:

@@ -295,8 +295,11 @@ class Trial:
         return answers
 
     def _read(self, prompts: Sequence[SteeredPrompt]) -> int:
-        """Return the prompt tokens that are computed: the prompt itself once in a trial, for engines keep its
-        KV cache; latents and what stands behind them for each."""
+        """Return the prompt tokens to count.
+
+        The prompt itself counts once in a trial, for engines keep its KV cache; latents and what stands
+        behind them for each.
+        """
         length = len(self._prompt.token_ids)
         once = 0 if self._prompt_read else length
         self._prompt_read = True
@@ -337,7 +340,7 @@ class Trial:
 def _shortest_of_the_surest(
     finished: Sequence[tuple[Generation, Scored]],
 ) -> tuple[Generation, Scored] | None:
-    """Return the answer of the highest reward, or a shorter one that says the same about as surely.
+    """Return the answer of the highest reward, or the shortest that says the same about as surely.
 
     What is remembered is what the night teaches: of two ways to the same result the shorter one costs less
     to serve, and ends more surely within what requests allow. But the shortest of all is often a guess that

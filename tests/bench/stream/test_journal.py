@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.stream.journal import Journal
+import pytest
+
+from bench.machine import build
+from bench.stream.journal import Journal, builds, read_rows, several
 
 
 def row(question: str, **more: Any) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def test_cut_off_last_line_is_dropped_and_written_anew(tmp_path: Path) -> None:
     assert not again.has(0, "start", "plain", "two")
     again.add([row("two", text="anew")])
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert lines == [row("one"), row("two", text="anew")]
+    assert lines == [one | {"build": build()} for one in (row("one"), row("two", text="anew"))]
 
 
 def test_line_that_lost_only_its_end_is_dropped_too(tmp_path: Path) -> None:
@@ -45,3 +48,14 @@ def test_text_that_is_no_utf8_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     Journal(path).add([row("half a pair \ud83d")])
     assert Journal(path).has(0, "start", "plain", "half a pair \ud83d")
+
+
+def test_rows_of_other_code_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "rows.jsonl")
+    journal.add([row("one"), row("two")])
+    assert (builds(journal.rows), several(builds(journal.rows))) == ((build(),), "")
+    monkeypatch.setattr("bench.stream.journal.build", lambda: "another")
+    again = Journal(tmp_path / "rows.jsonl")
+    again.add([row("three")])
+    assert several(builds(again.rows)) == f"MADE BY 2 BUILDS OF THE CODE: {build()}, another"
+    assert several(builds(read_rows(tmp_path / "rows.jsonl"))) == several(builds(again.rows))

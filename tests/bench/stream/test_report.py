@@ -12,7 +12,6 @@ from tests.bench.stream.test_summary import row
 HEAD: dict[str, Any] = {
     "date": "2026-01-01",
     "hardware": {"cpu": "chip", "cores": 2, "memory_gib": 4, "gpus": [], "load_average": [0.5]},
-    "builds": ["0123456789ab"],
     "settings": {"model": "small", "data": "questions.jsonl", "max_tokens": 24, "instruction": ""},
 }
 

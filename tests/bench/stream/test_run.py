@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bench.machine import describe
 from bench.main import app
 from bench.run import open_run
 from bench.stream.journal import Journal
@@ -26,6 +25,7 @@ from config.settings import Settings
 from model.engine import EngineError
 from model.scripted_engine import ScriptedEngine
 from tests.bench.stream.conftest import items_of
+from worker.errors import TrainingDivergedError
 
 ARMS = ("plain", "random", "low", "evolution")
 UNLIKE = ("weather today", "songs of old")
@@ -159,6 +159,20 @@ async def test_what_fails_stops_the_run_and_is_no_result(
     assert night["state"] in ("promoted", "refused")
 
 
+async def test_training_that_diverges_is_a_result(
+    engine: ScriptedEngine, settings: Settings, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def diverges(*arguments: Any, **options: Any) -> None:
+        raise TrainingDivergedError("gradients were not finite")
+
+    monkeypatch.setattr("worker.night.train", diverges)
+    await runner(engine, settings, plan, tmp_path, lambda now: False).run([0])
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert Counter((row["stage"], row["arm"]) for row in rows) == WHOLE
+    (night,) = (row for row in rows if row["arm"] == "night")
+    assert (night["state"], night["version"]) == ("failed", None)
+
+
 async def test_question_too_long_for_its_answer_is_named_before_anything_is_asked(
     engine: ScriptedEngine, settings: Settings, plan: Plan, tmp_path: Path
 ) -> None:
@@ -181,15 +195,13 @@ def test_folder_of_another_plan_is_refused_naming_the_options(tmp_path: Path) ->
     assert str(tmp_path) in refused.value.message
 
 
-def test_run_that_goes_on_with_other_code_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     options = {"day": 12, "settings": {}}
-    first = open_run(tmp_path, "stream", options, begun=False)
-    assert "BUILDS" not in describe(first)
-    monkeypatch.setattr("bench.run.build", lambda: "another")
-    head = open_run(tmp_path, "stream", options, begun=True)
-    assert head == first | {"builds": [*first["builds"], "another"]}
-    assert open_run(tmp_path, "stream", options, begun=True) == head
-    assert "BY 2 BUILDS OF THE CODE" in describe(head)
+    head = open_run(tmp_path, "stream", options, begun=False)
+    head.pop("build")
+    (tmp_path / "run.json").write_text(json.dumps(head), encoding="utf-8")
+    with pytest.raises(CommandError, match="a run of an earlier version"):
+        open_run(tmp_path, "stream", options, begun=True)
 
 
 def test_head_of_a_run_that_came_to_nothing_is_replaced(tmp_path: Path) -> None:
@@ -202,7 +214,7 @@ def test_head_of_a_run_that_came_to_nothing_is_replaced(tmp_path: Path) -> None:
 def test_command_refuses_the_folder_of_another_plan(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     (folder / "seed-0").mkdir(parents=True)
-    head = {"settings": {"model": "small", "day": 40}}
+    head = {"build": "0123456789ab", "settings": {"model": "small", "day": 40}}
     (folder / "run.json").write_text(json.dumps(head))
     ran = CliRunner().invoke(app, ["stream", str(folder), "--model", "small", "--day", "5", "--nights", "1"])
     assert isinstance(ran.exception, CommandError)

@@ -91,7 +91,7 @@ def test_majorities_of_fewer_samples_by_hand() -> None:
     assert two.wall_s is None
 
 
-def test_arms_stand_beside_the_majority_that_costs_as_much() -> None:
+def test_arms_stand_beside_the_majority_of_the_nearest_compute() -> None:
     questions = [sampled(f"q{n}", "3", "7", "3", "7", "7", "7", "7", "7", forward=100) for n in range(4)]
     cheap = [row("low", f"q{n}", True, stage="night-1", forward=33) for n in range(4)]
     dear = [row("evolution", f"q{n}", n < 1, stage="night-1", forward=2000) for n in range(4)]
@@ -103,9 +103,21 @@ def test_arms_stand_beside_the_majority_that_costs_as_much() -> None:
         "low": "majority of 1",
         "evolution": "majority",
     }
+    assert beside["low"].cost == pytest.approx(33 / 30)
+    assert beside["evolution"].cost == pytest.approx(2000 / 100)
     assert beside["low"].difference.mean == pytest.approx(1 - 6 / 8)
     assert beside["evolution"].difference.mean == pytest.approx(1 / 4 - 1)
     assert {score.arm: score for score in scores([*questions, *other])}["low"].against_majority is None
+
+
+def test_nearest_majority_is_that_of_the_questions_that_were_asked() -> None:
+    votes = ("3", "7", "3", "7")
+    few = [sampled(f"q{n}", *votes, forward=60) for n in range(2)]
+    more = [sampled(f"r{n}", *votes, forward=4000) for n in range(9)]
+    refined = [row("evolution", f"q{n}", True, forward=38) for n in range(2)]
+    (found,) = (score for score in scores([*few, *more, *refined]) if score.arm == "evolution")
+    assert found.against_majority is not None
+    assert (found.against_majority.arm, found.against_majority.cost) == ("majority of 2", 38 / 40)
 
 
 @pytest.mark.parametrize(("right", "low", "high"), [(0, 0.0, 0.0876), (20, 0.352, 0.648), (40, 0.9124, 1.0)])
