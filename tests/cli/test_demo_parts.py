@@ -82,6 +82,14 @@ def test_line_that_cannot_be_used_is_named(tmp_path: Path, line: str) -> None:
     assert refused.value.exit_code == 2
 
 
+def test_separators_inside_a_question_end_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "stream.jsonl"
+    questions = ["one\u2028two", "three\u0085four", "five"]
+    lines = [json.dumps({"question": text, "answer": 1}, ensure_ascii=False) for text in questions]
+    path.write_text("\r\n".join([*lines, ""]), encoding="utf-8", newline="")
+    assert [item.question for item in read_items(path)] == questions
+
+
 def test_example_topics_are_balanced_and_different() -> None:
     items = read_items(EXAMPLES / "topics.jsonl")
     labels = [item.answer for item in items]

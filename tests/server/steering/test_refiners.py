@@ -222,19 +222,23 @@ async def test_latents_stay_in_the_trust_region(make: type) -> None:
 async def test_engine_that_dies_on_the_way_leaves_the_best_so_far(make: type) -> None:
     engine = hopeful()
     generate = engine.generate
-    calls = 0
+    calls = spent = 0
 
-    async def dying(prompts: object, decoding: object) -> object:
-        nonlocal calls
+    async def dying(prompts, decoding):
+        nonlocal calls, spent
         calls += 1
         if calls > 2:
+            spent += sum(one.max_tokens for one in decoding)  # it may have generated all of it
             raise EngineDeadError("gone")
-        return await generate(prompts, decoding)
+        answers = await generate(prompts, decoding)
+        spent += sum(len(answer.token_ids) for answer in answers)
+        return answers
 
     engine.generate = dying
     result = await refine(make, engine)
     assert result.stopped == "engine-error"
     assert result.answer is not None
+    assert result.usage.generated_tokens == spent
 
     with pytest.raises(EngineDeadError):
         await refine(make, engine)
