@@ -40,15 +40,36 @@ def final_answer(text: str, choices: Sequence[str] | None = None) -> str | None:
     return None
 
 
+def final_span(text: str, choices: Sequence[str] | None = None) -> tuple[int, int]:
+    r"""Return where the final answer stands, (first character, behind the last).
+
+    That is what the last `\boxed{}` holds, else the last number; all of the text where it is one of the
+    choices, JSON, or says neither.
+    """
+    everything = 0, len(text)
+    if choices or _json(text.strip()) is not None:
+        return everything
+    if (box := _box(text)) is not None:
+        return box
+    numbers = list(_NUMBER.finditer(text))
+    return numbers[-1].span() if numbers else everything
+
+
 def boxed(text: str) -> str | None:
     r"""Return what the last complete `\boxed{...}` holds, braces balanced; None without one."""
+    box = _box(text)
+    return None if box is None else text[slice(*box)].strip()
+
+
+def _box(text: str) -> tuple[int, int] | None:
+    """Return where the content of the last complete box stands."""
     start = text.rfind("\\boxed{")
     while start >= 0:
         depth, begin = 0, start + len("\\boxed")
         for index in range(begin, len(text)):
             depth += {"{": 1, "}": -1}.get(text[index], 0)
             if depth == 0:
-                return text[begin + 1 : index].strip()
+                return begin + 1, index
         start = text.rfind("\\boxed{", 0, start)
     return None
 

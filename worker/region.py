@@ -17,17 +17,23 @@ from worker.neighbourhood import stack_keys
 LEFT_OUT = 0.05
 """Share of the hold-out that may lie outside, rounded down: of few episodes none."""
 
+FARTHER = 1.5
+"""How many times as far from the training keys as the hold-out a prior may speak, in 1 − cosine (ADR 0017)."""
+
 _ROUNDING = 1e-5
 """The same cosine computed one by one and as a matrix differs in the last digits."""
 
 
 def region(train: Sequence[Episode], holdout: Sequence[Episode], seed: int) -> Competence:
-    """Return the region around the training keys that holds (1 − `LEFT_OUT`) of the hold-out's.
+    """Return the region around the training keys that holds (1 − `LEFT_OUT`) of the hold-out's and what is
+    `FARTHER` than these.
 
-    Never wider than the least cosine of `Competence.fit`, so a scattered hold-out can stay outside.
+    What was remembered is what was easy, and other requests of the same workload lie farther away. Never
+    wider than the least cosine of `Competence.fit`, so a scattered hold-out can stay outside.
     """
     fitted = Competence.fit(stack_keys(train), stack_keys(holdout), quantile=_quantile(holdout), seed=seed)
-    return replace(fitted, threshold=fitted.threshold - _ROUNDING)
+    threshold = max(1 - FARTHER * (1 - fitted.threshold), DEFAULT_FLOOR)
+    return replace(fitted, threshold=threshold - _ROUNDING)
 
 
 def recall_floor(train: Sequence[Episode], holdout: Sequence[Episode]) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -211,6 +212,21 @@ def test_outside_its_region_the_active_prior_counts_as_plain(engine: ScriptedEng
 def test_region_holds_a_small_holdout_whole(sides: Split) -> None:
     found = region(sides.train, sides.holdout, 0)
     assert all(found.covers(episode.key) for episode in sides.holdout)
+
+
+def test_region_reaches_half_as_far_again_as_the_holdout(sides: Split) -> None:
+    """What was remembered is what was easy; the rest of a workload lies farther away."""
+    centre, other = np.eye(64, dtype=np.float32)[:2]
+
+    def at(cosine: float) -> np.ndarray:
+        return cosine * centre + math.sqrt(1 - cosine**2) * other
+
+    train = [replace(sides.train[0], key=centre)]
+    found = region(train, [replace(sides.train[1], key=at(0.9)), replace(sides.train[2], key=at(0.95))], 0)
+    assert found.covers(at(0.851))
+    assert not found.covers(at(0.849))
+    far = region(train, [replace(sides.train[1], key=at(0.6))], 0)
+    assert far.threshold == pytest.approx(DEFAULT_FLOOR, abs=1e-4)
 
 
 def test_floor_of_recall_is_the_least_similarity_of_the_holdout_to_what_was_learned(sides: Split) -> None:

@@ -17,11 +17,11 @@ from typing import TypeVar
 import torch
 
 from model.engine import Decoding, Engine, EngineError, Generation, SteeredPrompt, UnsupportedError, Usage
-from model.final_answer import final_answer
+from model.final_answer import final_answer, final_span
 from model.space import LatentRejectedError
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, RefineResult, RefineStep, Stopped
-from server.steering.rewards.confidence import confidence
+from server.steering.rewards.confidence import final_confidence
 from server.steering.rewards.format import in_form
 from server.steering.rewards.scorer import Scored, Scorer
 
@@ -40,8 +40,8 @@ ALIKE = 0.1
 """Rewards this close together do not tell answers apart that say the same in the end: with the default
 weights, one is said more surely than the other."""
 
-AS_SURE = 0.1
-"""Of answers that say the same, confidences this close to the surest one's are as good (ADR 0016)."""
+AS_SURE = 0.05
+"""Of answers that say the same, those are as good whose result is this close to the surest (ADR 0016)."""
 
 T = TypeVar("T")
 
@@ -261,10 +261,36 @@ class Trial:
             signals_before=self._plain.signals,
             signals_after=scored.signals,
             from_start=self._best_is_start,
-            agreed=_shortest_of_the_surest(self._finished),
+            agreed=self._shortest_of_the_surest(),
             steps=tuple(self._steps),
             usage=self._usage,
         )
+
+    def _shortest_of_the_surest(self) -> tuple[Generation, Scored] | None:
+        """Return the answer of the highest reward, or the shortest that says the same with a result as sure.
+
+        What is remembered is what the night teaches: of two ways to the same result the shorter one costs
+        less to serve, and ends more surely within what requests allow. But the shortest of all is often a
+        guess that happened to agree: it leaves out what leads to the result, and is less sure (ADR 0016).
+        """
+        if not self._finished:
+            return None
+        choices = self._prompt.decoding.choices
+        best, scored = max(self._finished, key=lambda found: found[1].reward)
+        said = final_answer(best.text, choices)
+        if said is None:
+            return best, scored
+        alike = [
+            (answer, other)
+            for answer, other in self._finished
+            if other.reward >= scored.reward - ALIKE and final_answer(answer.text, choices) == said
+        ]
+        sure = [
+            final_confidence(answer, self._engine.decode, final_span(answer.text, choices)) or 0.0
+            for answer, _ in alike
+        ]
+        as_sure = [found for found, value in zip(alike, sure, strict=True) if value >= max(sure) - AS_SURE]
+        return min(as_sure, key=lambda found: len(found[0].token_ids))
 
     def _note(self, answer: Generation, scored: Scored) -> None:
         """Keep an answer that the request itself could have been given, in the form it asks for."""
@@ -335,28 +361,3 @@ class Trial:
     def _sampled(self) -> Decoding:
         self._seed = (self._seed + 1) % 2**32
         return replace(self._greedy(), temperature=ROLLOUT_TEMPERATURE, seed=self._seed)
-
-
-def _shortest_of_the_surest(
-    finished: Sequence[tuple[Generation, Scored]],
-) -> tuple[Generation, Scored] | None:
-    """Return the answer of the highest reward, or the shortest that says the same about as surely.
-
-    What is remembered is what the night teaches: of two ways to the same result the shorter one costs less
-    to serve, and ends more surely within what requests allow. But the shortest of all is often a guess that
-    happened to agree: it leaves out what leads to the result, and is less sure of it (ADR 0016).
-    """
-    if not finished:
-        return None
-    best, scored = max(finished, key=lambda found: found[1].reward)
-    said = final_answer(best.text)
-    if said is None:
-        return best, scored
-    alike = [
-        (answer, other)
-        for answer, other in finished
-        if other.reward >= scored.reward - ALIKE and final_answer(answer.text) == said
-    ]
-    surest = max(confidence(answer) or 0.0 for answer, _ in alike)
-    as_sure = [found for found in alike if (confidence(found[0]) or 0.0) >= surest - AS_SURE]
-    return min(as_sure, key=lambda found: len(found[0].token_ids))

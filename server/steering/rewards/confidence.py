@@ -9,11 +9,16 @@ was chosen: the same as k = 1 for a greedy answer, and under a grammar how much 
 grammar made it say.
 """
 
+import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from model.engine import Generation
 from server.steering.call import RenderedPrompt
+
+Span = tuple[int, int]
+Decode = Callable[[Sequence[int]], str]
 
 
 class Confidence:
@@ -27,6 +32,29 @@ class Confidence:
     ) -> list[float | None]:
         """Return one confidence per answer; None where the engine gave no log-probabilities."""
         return [confidence(answer) for answer in answers]
+
+
+def final_confidence(answer: Generation, decode: Decode, span: Span) -> float | None:
+    """Return exp of the mean log-probability of the tokens that `span` of a text touches, in [0, 1].
+
+    A result that follows from what stands before it is nearly certain, and a guess is not (CoT-decoding,
+    arXiv 2402.10200); the mean over all tokens grows with every certain word that is said besides.
+
+    Args:
+        answer: With its log-probabilities; None comes back without.
+        decode: Text of tokens, as the answer's.
+        span: First character, and the one behind the last; an empty one touches the token that it stands in.
+    """
+    if not answer.logprobs or len(answer.logprobs) != len(answer.token_ids):
+        return confidence(answer)
+
+    def length(count: int) -> int:
+        return len(decode(answer.token_ids[:count]))
+
+    counts = range(len(answer.token_ids) + 1)
+    first = min(max(bisect.bisect_right(counts, span[0], key=length) - 1, 0), len(answer.token_ids) - 1)
+    last = max(bisect.bisect_left(counts, span[1], key=length), first + 1)
+    return confidence(replace(answer, logprobs=answer.logprobs[first:last]))
 
 
 def confidence(answer: Generation) -> float | None:

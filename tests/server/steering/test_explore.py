@@ -187,34 +187,40 @@ async def test_of_answers_that_say_the_same_the_shortest_is_remembered(make_day:
     assert episode.answer_text == "8 / 2 = 4"
 
 
+GUESS, WORKED, WORDY = "\\boxed{4}", "8 / 2 = 4 \\boxed{4}", "Let us think. 8 / 2 = 4, so it is \\boxed{4}"
+
+
 @pytest.mark.parametrize(
     ("sureness", "remembered"),
     [
-        ({"\\boxed{4}": 0.5, "8 / 2 = 4 \\boxed{4}": 0.75, "Let us think. 8 / 2 = 4 \\boxed{4}": 0.8}, 1),
-        ({"\\boxed{4}": 0.75, "8 / 2 = 4 \\boxed{4}": 0.8, "Let us think. 8 / 2 = 4 \\boxed{4}": 0.7}, 0),
-        ({"\\boxed{4}": 0.5, "8 / 2 = 4 \\boxed{4}": 0.6, "Let us think. 8 / 2 = 4 \\boxed{4}": 0.8}, 2),
+        ({GUESS: (0.9, 0.6), WORKED: (0.5, 0.95), WORDY: (0.8, 0.98)}, WORKED),  # the shortest of the sure
+        ({GUESS: (0.5, 0.94), WORKED: (0.9, 0.95), WORDY: (0.9, 0.98)}, GUESS),
+        ({GUESS: (0.9, 0.6), WORKED: (0.9, 0.9), WORDY: (0.5, 0.98)}, WORDY),
     ],
 )
-async def test_the_shortest_is_remembered_only_where_it_is_about_as_sure(
-    make_day: MakeDay, sureness: dict[str, float], remembered: int
+async def test_the_shortest_is_remembered_only_where_its_result_is_as_sure(
+    make_day: MakeDay, sureness: dict[str, tuple[float, float]], remembered: str
 ) -> None:
-    texts = list(sureness)
-    engine = ScriptedEngine(answer=lambda prompt, latent, decoding: texts[(decoding.seed or 0) % len(texts)])
+    """Probabilities of the words, and of the result in the box."""
+    engine = ScriptedEngine(answer=lambda prompt, latent, decoding: list(sureness)[(decoding.seed or 0) % 3])
     generate = engine.generate
 
     async def told(prompts, decoding):
-        return [
-            replace(answer, logprobs=(math.log(sureness[answer.text]),) * len(answer.token_ids))
-            for answer in await generate(prompts, decoding)
-        ]
+        answers = []
+        for answer in await generate(prompts, decoding):
+            words, result = sureness[answer.text]
+            at = answer.text.rindex("4")
+            values = [result if n == at else words for n in range(len(answer.token_ids))]
+            answers.append(replace(answer, logprobs=tuple(math.log(value) for value in values)))
+        return answers
 
     engine.generate = told  # type: ignore[method-assign]
-    day = await make_day(engine, rewards="consistency=0.9,confidence=0.1")
+    day = await make_day(engine, rewards="consistency=0.95,confidence=0.05")
     await day.ask(rendered(engine, max_tokens=64), explore=True)
     await day.steering.explorer.drain()
     assert await day.remember.drain()
     (episode,) = day.store.episodes
-    assert episode.answer_text == texts[remembered]
+    assert episode.answer_text == remembered
 
 
 async def test_exploring_waits_until_the_client_has_its_answer(make_day: MakeDay) -> None:

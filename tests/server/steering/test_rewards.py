@@ -2,14 +2,15 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from model.engine import Decoding
-from model.final_answer import boxed, final_answer
+from model.engine import Decoding, Generation
+from model.final_answer import boxed, final_answer, final_span
 from model.scripted_engine import ScriptedEngine
-from server.steering.rewards.confidence import Confidence
+from server.steering.rewards.confidence import Confidence, final_confidence
 from server.steering.rewards.consistency import Consistency
 from server.steering.rewards.format import Format
 from server.steering.rewards.judge import CRITERIA, Judge
@@ -58,6 +59,54 @@ def test_text_with_nothing_to_compare_has_no_final_answer(text: str) -> None:
 def test_last_complete_box_counts() -> None:
     assert boxed(r"\boxed{1} then \boxed{{2}} then \boxed{3") == "{2}"
     assert boxed("no box {4}") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (r"\boxed{1}, no: 3 + 4 = 7 so \boxed{ {7} } for 2", " {7} "),
+        (r"3 + 4 = 1,007.5 in \boxed{", "1,007.5"),
+        ("It is 3, not 4.", "4"),
+        ('{"a": 12}', '{"a": 12}'),
+        ("Sports", "Sports"),
+        ("", ""),
+    ],
+)
+def test_final_answer_stands_where_its_span_says(text: str, said: str) -> None:
+    assert text[slice(*final_span(text))] == said
+
+
+def test_an_answer_that_is_a_choice_is_all_final() -> None:
+    text = "grade 3, urgent"
+    assert text[slice(*final_span(text, (text, "grade 3, routine")))] == text
+
+
+@pytest.mark.parametrize(
+    ("tokens", "span", "value"),
+    [
+        (["so ", "12", "3", " then"], (3, 6), math.sqrt(0.5 * 0.25)),
+        (["so ", "12", "3", " then"], (5, 6), 0.25),
+        (["so ", "123 the", "n"], (3, 6), 0.5),
+        (["", "so", "", " 1"], (3, 4), 0.1),
+        (["so 1"], (4, 4), 0.9),
+        (["so 1"], (0, 4), 0.9),
+    ],
+)
+def test_final_confidence_is_of_the_tokens_that_the_span_touches(
+    tokens: list[str], span: tuple[int, int], value: float
+) -> None:
+    sure = (0.9, 0.5, 0.25, 0.1)[: len(tokens)]
+    given = Generation("".join(tokens), tuple(range(len(tokens))), "stop", tuple(map(math.log, sure)))
+
+    def decode(ids: Sequence[int]) -> str:
+        return "".join(tokens[index] for index in ids)
+
+    assert final_confidence(given, decode, span) == pytest.approx(value)
+    assert final_confidence(replace(given, logprobs=()), decode, span) is None
+    ended = replace(given, token_ids=(*given.token_ids, 99), logprobs=(*given.logprobs, -5.0))
+    assert final_confidence(ended, lambda ids: decode([i for i in ids if i < 99]), span) == pytest.approx(
+        value
+    )
 
 
 async def test_consistency_is_the_share_of_the_majority() -> None:
