@@ -18,7 +18,7 @@ LEFT_OUT = 0.05
 """Share of the hold-out that may lie outside, rounded down: of few episodes none."""
 
 FARTHER = 1.5
-"""How many times as far from the training keys as the hold-out a prior may speak, in 1 − cosine (ADR 0017)."""
+"""How many times as far from the training keys as the hold-out a prior may speak: 1 − cosine (ADR 0017)."""
 
 _ROUNDING = 1e-5
 """The same cosine computed one by one and as a matrix differs in the last digits."""

@@ -88,7 +88,6 @@ def test_an_answer_that_is_a_choice_is_all_final() -> None:
         (["so ", "12", "3", " then"], (5, 6), 0.25),
         (["so ", "123 the", "n"], (3, 6), 0.5),
         (["", "so", "", " 1"], (3, 4), 0.1),
-        (["so 1"], (4, 4), 0.9),
         (["so 1"], (0, 4), 0.9),
     ],
 )
@@ -104,9 +103,15 @@ def test_final_confidence_is_of_the_tokens_that_the_span_touches(
     assert final_confidence(given, decode, span) == pytest.approx(value)
     assert final_confidence(replace(given, logprobs=()), decode, span) is None
     ended = replace(given, token_ids=(*given.token_ids, 99), logprobs=(*given.logprobs, -5.0))
-    assert final_confidence(ended, lambda ids: decode([i for i in ids if i < 99]), span) == pytest.approx(
-        value
-    )
+    told = final_confidence(ended, lambda ids: decode([i for i in ids if i < 99]), span)
+    assert told == pytest.approx(value)
+
+
+def test_final_confidence_where_nothing_is_said() -> None:
+    at_end = Generation("so", (1,), "stop", (math.log(0.9),))
+    assert final_confidence(at_end, lambda ids: "so"[: 2 * len(ids)], (2, 2)) == pytest.approx(0.9)
+    assert final_confidence(Generation("", (1,), "stop", (0.0,)), lambda ids: "", (0, 0)) == 0.0
+    assert final_confidence(Generation("", (), "length"), lambda ids: "", (0, 0)) == 0.0
 
 
 async def test_consistency_is_the_share_of_the_majority() -> None:
