@@ -25,8 +25,7 @@ _ROUNDING = 1e-5
 
 
 def region(train: Sequence[Episode], holdout: Sequence[Episode], seed: int) -> Competence:
-    """Return the region around the training keys that holds (1 − `LEFT_OUT`) of the hold-out's and what is
-    `FARTHER` than these.
+    """Return the region around the training keys, `FARTHER` times as wide as most of the hold-out needs.
 
     What was remembered is what was easy, and other requests of the same workload lie farther away. Never
     wider than the least cosine of `Competence.fit`, so a scattered hold-out can stay outside.

@@ -105,7 +105,10 @@ class VLLMEngine:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, special tokens left out."""
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        text = self.tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
 
     def answer_tokens(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a finished answer: the text's own, then the end of the sequence."""

@@ -290,7 +290,7 @@ class Trial:
             for answer, _ in alike
         ]
         as_sure = [found for found, value in zip(alike, sure, strict=True) if value >= max(sure) - AS_SURE]
-        return min(as_sure, key=lambda found: len(found[0].token_ids))
+        return min(as_sure, key=lambda found: (len(found[0].token_ids), -found[1].reward))
 
     def _note(self, answer: Generation, scored: Scored) -> None:
         """Keep an answer that the request itself could have been given, in the form it asks for."""

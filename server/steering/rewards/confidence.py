@@ -45,8 +45,9 @@ def final_confidence(answer: Generation, decode: Decode, span: Span) -> float | 
         decode: Text of tokens, as the answer's.
         span: First character, and the one behind the last; an empty one touches the token that it stands in.
     """
-    if not answer.logprobs or len(answer.logprobs) != len(answer.token_ids):
-        return confidence(answer)
+    told = answer.logprobs and len(answer.logprobs) == len(answer.token_ids)
+    if not told or not decode(answer.token_ids).startswith(answer.text):
+        return confidence(answer)  # nothing says where its tokens stand
 
     def length(count: int) -> int:
         return len(decode(answer.token_ids[:count]))

@@ -114,6 +114,13 @@ def test_final_confidence_where_nothing_is_said() -> None:
     assert final_confidence(Generation("", (), "length"), lambda ids: "", (0, 0)) == 0.0
 
 
+def test_final_confidence_of_a_text_that_its_tokens_do_not_spell_is_that_of_all() -> None:
+    given = Generation("so 1", (0, 1), "stop", (math.log(0.9), math.log(0.4)))
+    assert final_confidence(given, lambda ids: "so  1"[: 4 * len(ids)], (3, 4)) == pytest.approx(0.6)
+    stopped = replace(given, text="so")
+    assert final_confidence(stopped, lambda ids: "so 1"[: 2 * len(ids)], (0, 2)) == pytest.approx(0.9)
+
+
 async def test_consistency_is_the_share_of_the_majority() -> None:
     pool = [answer("12"), answer("It is 12"), answer("12.0"), answer("7")]
     scores = await Consistency().score(PROMPT, [answer("= 12"), answer("7"), answer("9"), answer("")], pool)
