@@ -16,15 +16,19 @@ competence, for outside it says nothing:
    matters, not only that something is injected. And beside the active prior a candidate that went on from it
    is the better guess already when it does better, for it has learned from all that the other one has and
    from more (ADR 0012); one that began anew must exclude zero there too.
-3. At least five neighbourhoods judged. With fewer, intervals promise too much.
+3. Where the candidate went on from the active prior, it is also enough beside kNN-only and the mean latent
+   that no 95 % interval lies below zero: the latents that these two are made of are mostly the active prior's
+   own, so that they are two more draws of a comparison which is made already (ADR 0018).
+4. At least five neighbourhoods judged. With fewer, intervals promise too much.
 
-A tie is a refusal. An engine that does not generate leaves likelihood alone to judge by.
+A tie with the active prior is a refusal. An engine that does not generate leaves likelihood alone to judge
+by.
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,7 +50,6 @@ CONTROLS: Mapping[str, str] = {
     "random": "a random latent of the same norms",
     "active": "the active prior",
 }
-MUST_EXCLUDE_ZERO = frozenset({"none"})
 _ABSENT = {"active": "no prior is active yet", "mean": "no latent has earned its place yet"}
 
 TIE = 1e-3
@@ -58,6 +61,22 @@ MAX_HOLDOUT = 96
 _EPISODES_PER_CALL = 4
 
 Scores = NDArray[np.float64]
+
+Demand = Literal["proven", "better", "not proven worse"]
+"""What a candidate must be beside a control, by rules 1 and 2 or 3 of this module."""
+
+
+def demands(goes_on: bool) -> Mapping[str, Demand]:
+    """Return what is asked beside each control, by whether the candidate went on from the active prior."""
+    if goes_on:
+        return {
+            "none": "proven",
+            "knn": "not proven worse",
+            "mean": "not proven worse",
+            "random": "better",
+            "active": "better",
+        }
+    return {"none": "proven", "knn": "better", "mean": "better", "random": "better", "active": "proven"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +112,7 @@ class Comparison:
     answers: Answers | None = None
     """None: there is no such control, or the engine does not generate."""
     win: bool | None = None
-    """Whether the rule holds against this control."""
+    """Whether the candidate is what is asked of it beside this control."""
     note: str = ""
 
 
@@ -151,8 +170,8 @@ async def judge(
         finite = all(bool(np.isfinite(values).all()) for values in scores.values())
     if finite:
         decoded = await agreements(engine, holdout, latents, progress)
-        strict = MUST_EXCLUDE_ZERO if goes_on else MUST_EXCLUDE_ZERO | {"active"}
-        comparisons = [_compare(name, scores, decoded, groups, seed, strict) for name in CONTROLS]
+        asked = demands(goes_on)
+        comparisons = [_compare(name, scores, decoded, groups, seed, asked[name]) for name in CONTROLS]
     promoted, reason = _decide(finite, covered, comparisons)
     return GateReport(
         promoted=promoted,
@@ -221,7 +240,7 @@ def _compare(
     decoded: Mapping[str, Scores] | None,
     groups: Sequence[int],
     seed: int,
-    strict: Container[str],
+    demand: Demand,
 ) -> Comparison:
     candidate = grouped_means(scores["candidate"], groups)
     mean = float(candidate.mean())
@@ -243,9 +262,17 @@ def _compare(
         float(control.mean()),
         *_bounds(likelihood),
         answers=answers,
-        win=not (answers is not None and answers.worse)
-        and any(found.mean > TIE and (found.low > 0 or name not in strict) for found in measured),
+        win=_meets(demand, measured, answers),
     )
+
+
+def _meets(demand: Demand, measured: Sequence[Interval], answers: Answers | None) -> bool:
+    """Return whether differences in likelihood and, where there are any, in `answers` are what is asked."""
+    if demand == "not proven worse" and all(found.high >= -TIE for found in measured):
+        return True
+    if answers is not None and answers.worse:
+        return False
+    return any(found.mean > TIE and (found.low > 0 or demand != "proven") for found in measured)
 
 
 def _bounds(found: Interval) -> tuple[float, float | None, float | None]:
@@ -263,7 +290,7 @@ def _decide(finite: bool, covered: int, comparisons: Sequence[Comparison]) -> tu
     if lost:
         return False, "not better than " + ", ".join(_shortfall(comparison) for comparison in lost)
     against = {comparison.control: comparison for comparison in comparisons}["none"]
-    return True, f"better than every control, {_against(against)} over no latent"
+    return True, f"holds beside every control, {_against(against)} over no latent"
 
 
 def _shortfall(comparison: Comparison) -> str:

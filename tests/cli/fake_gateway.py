@@ -22,7 +22,7 @@ EPISODE = "5e6f7a80-0000-4000-8000-000000000001"
 GATE = {
     "n": 12,
     "promoted": True,
-    "reason": "better than every control",
+    "reason": "holds beside every control",
     "coverage": 0.75,
     "controls": [
         {

@@ -18,7 +18,7 @@ from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import scripted_episodes
 from worker.agreement import agreement, word_overlap
 from worker.contestants import Candidate, Recall, contestants
-from worker.gate import CONTROLS, MUST_EXCLUDE_ZERO, GateReport, judge
+from worker.gate import CONTROLS, GateReport, demands, judge
 from worker.region import recall_floor, region
 from worker.split import Split, split
 from worker.training import Recipe, train
@@ -118,7 +118,9 @@ def test_a_good_candidate_passes_all_five_controls(engine: ScriptedEngine, sides
     assert report.promoted, report.reason
     assert [row.control for row in report.controls] == list(CONTROLS)
     assert all(row.win and row.difference and row.difference > 0 for row in report.controls)
-    assert all(row.low and row.low > 0 for row in report.controls if row.control in MUST_EXCLUDE_ZERO)
+    proven = [row for row in report.controls if demands(goes_on=True)[row.control] == "proven"]
+    assert [row.control for row in proven] == ["none"]
+    assert all(row.low and row.low > 0 for row in proven)
 
 
 def test_the_first_night_says_that_no_prior_is_active(engine: ScriptedEngine, sides: Split) -> None:
@@ -316,6 +318,32 @@ def test_a_little_better_than_the_active_prior_is_enough_and_than_no_latent_is_n
     report = judged(indifferent, remembered, candidate)
     assert not report.promoted
     assert "the interval does not exclude zero" in report.reason
+
+
+def test_a_little_worse_than_the_mean_latent_is_no_matter_to_a_candidate_that_goes_on(
+    engine: ScriptedEngine, sides: Split
+) -> None:
+    """One answer less than the mean latent, which is made of what the active prior served, is chance."""
+    candidate, active = learned(engine, sides), learned(engine, sides, sides.train[:4])
+    indifferent = Indifferent()
+    remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
+    ours, theirs = list(candidate.predict(remembered.holdout)), list(active.predict(remembered.holdout))
+    mean = torch.from_numpy(np.mean([e.latent.astype(np.float32) for e in sides.train], axis=0))
+    indifferent.good = [mean, *ours[1:], *theirs[2:]]
+    report = judged(indifferent, remembered, candidate, active)
+    (row,) = (row for row in report.controls if row.control == "mean")
+    assert row.answers is not None
+    assert row.answers.worse
+    assert report.promoted, report.reason
+    first = judged(indifferent, remembered, candidate, goes_on=False)
+    anew = judged(indifferent, remembered, candidate, active, goes_on=False)
+    for other in (first, anew):
+        assert not other.promoted
+        assert "the mean latent" in other.reason
+    indifferent.good = [mean, *ours[:2]]
+    clearly = judged(indifferent, remembered, candidate, active)
+    assert not clearly.promoted
+    assert "the mean latent" in clearly.reason
 
 
 def test_report_is_strict_json_with_a_row_per_control(engine: ScriptedEngine, sides: Split) -> None:
