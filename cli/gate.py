@@ -17,7 +17,7 @@ CONTROLS = {
     "random": "random, same norm",
     "active": "active prior",
 }
-WINS = {True: "yes", False: "no"}
+PASSES = {True: "yes", False: "no"}
 
 
 def show_gate(screen: Screen, gate: Mapping[str, Any]) -> None:
@@ -25,9 +25,9 @@ def show_gate(screen: Screen, gate: Mapping[str, Any]) -> None:
     controls = gate.get("controls", ())
     if not controls:
         return
-    headers = ("control", "candidate", "control's", "difference", "95 % interval", "win")
+    headers = ("control", "candidate", "control's", "difference", "95 % interval", "passes")
     rows = [
-        (*_row(row, row), WINS.get(row.get("win"), "") or str(row.get("note") or "–")) for row in controls
+        (*_row(row, row), PASSES.get(row.get("win"), "") or str(row.get("note") or "–")) for row in controls
     ]
     screen.table(
         headers, rows, title=f"Gate on {gate['n']} held-out episodes, log-likelihood of their answers"
