@@ -1,8 +1,8 @@
 """What the gate of a night found, as a table.
 
 Owns how the gate's part of a night's record is read: `controls`, one row per control with
-`control`, `candidate`, `mean`, `difference`, `low`, `high`, `win`, and the same of decoded `answers`. Knows
-nothing of how it was measured.
+`control`, `candidate`, `mean`, `difference`, `low`, `high`, `win`, and the same of decoded `answers`; of
+several kinds of task, `kinds` with the same for each. Knows nothing of how it was measured.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,17 @@ PASSES = {True: "yes", False: "no"}
 
 
 def show_gate(screen: Screen, gate: Mapping[str, Any]) -> None:
-    """Write the candidate's comparison with each control: likelihood, and agreement of decoded answers."""
-    controls = gate.get("controls", ())
+    """Write the candidate's comparison with each control, for each kind of task where it met several."""
+    kinds = gate.get("kinds") or [gate]
+    for number, kind in enumerate(kinds, start=1):
+        _show_kind(screen, kind, f", kind {number} of {len(kinds)}" if len(kinds) > 1 else "")
+    if gate.get("controls") or gate.get("kinds"):
+        screen.line(f"competent for {100 * float(gate.get('coverage') or 0):.0f} % of the held-out episodes")
+
+
+def _show_kind(screen: Screen, kind: Mapping[str, Any], which: str) -> None:
+    """Write likelihoods, and agreement of decoded answers."""
+    controls = kind.get("controls", ())
     if not controls:
         return
     headers = ("control", "candidate", "control's", "difference", "95 % interval", "passes")
@@ -30,7 +39,7 @@ def show_gate(screen: Screen, gate: Mapping[str, Any]) -> None:
         (*_row(row, row), PASSES.get(row.get("win"), "") or str(row.get("note") or "–")) for row in controls
     ]
     screen.table(
-        headers, rows, title=f"Gate on {gate['n']} held-out episodes, log-likelihood of their answers"
+        headers, rows, title=f"Gate on {kind['n']} held-out episodes{which}, log-likelihood of their answers"
     )
     decoded = [_row(row, answers) for row in controls if (answers := row.get("answers"))]
     if decoded:
@@ -38,8 +47,6 @@ def show_gate(screen: Screen, gate: Mapping[str, Any]) -> None:
         screen.table(
             headers[:-1], decoded, title=f"Agreement of {judged} decoded answers with the remembered ones"
         )
-    if (coverage := gate.get("coverage")) is not None:
-        screen.line(f"competent for {100 * coverage:.0f} % of the held-out episodes")
 
 
 def _row(row: Mapping[str, Any], measured: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""`latentevolve priors`: lists versions, shows one, makes one active.
+"""`latentevolve priors`: lists versions, shows one, makes one active, lets nights choose again.
 
-Owns the three subcommands; the registry belongs to the gateway.
+Owns the four subcommands; the registry belongs to the gateway.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,8 @@ from cli.options import ApiKey, Json, Url, load_settings
 from cli.screen import Screen
 
 app = typer.Typer(help="List, show and activate versions of the latent prior.", no_args_is_help=True)
+
+PINNED = "it stays so until `latentevolve priors release`, whatever nights find"
 
 Version = Annotated[str, typer.Argument(help="Such as v3.", metavar="VERSION")]
 
@@ -43,6 +45,8 @@ def list_versions(url: Url = None, api_key: ApiKey = None, as_json: Json = False
     screen.table(("", "version", "parent", "created", "episodes", "gate"), rows)
     if body["active"] is None:
         screen.line("none is active")
+    if body.get("pinned"):
+        screen.line(PINNED, "yellow")
 
 
 @app.command("show")
@@ -64,12 +68,26 @@ def activate(
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Make a version the active one, also an older one; requests in flight finish on theirs."""
+    """Make a version the active one, also an older one, until `priors release`.
+
+    Nights go on to publish versions, and leave it so. Requests in flight finish on theirs.
+    """
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         body = _known(gateway, version, lambda: gateway.post(f"/v1/priors/{version}/activate"))
     screen.document(body)
     screen.line(f"active: {body.get('active') or 'none'}", "green")
+    screen.line(PINNED)
+
+
+@app.command("release")
+def release(url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> None:
+    """Let nights choose again what is active, after `priors activate`."""
+    screen = Screen(as_json)
+    with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
+        body = gateway.post("/v1/priors/release")
+    screen.document(body)
+    screen.line(f"active: {body.get('active') or 'none'}, until a night promotes another one", "green")
 
 
 def flat(manifest: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -30,8 +30,10 @@ def show_stats(screen: Screen, memory: dict[str, Any], priors: dict[str, Any]) -
     screen.line(f"hit rate  {percent(memory['hit_rate'])} of the requests that looked into memory")
     screen.line(f"writes    {memory['pending_writes']} pending, {memory['dropped_writes']} dropped")
     versions = [str(entry["version"]) for entry in priors["versions"]]
+    pinned = ", pinned by hand" if priors.get("pinned") else ""
     screen.line(
-        f"priors    {len(versions)} ({', '.join(versions) or 'none'}); active: {priors['active'] or 'none'}"
+        f"priors    {len(versions)} ({', '.join(versions) or 'none'});"
+        f" active: {priors['active'] or 'none'}{pinned}"
     )
     for space, found in memory["spaces"].items():
         served = ", served now" if space == memory["space"] else ""

@@ -4,7 +4,7 @@ Owns the network's shape and the region of keys it is competent in. Knows nothin
 of files (`memory/registry.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -59,12 +59,12 @@ class PriorNetwork(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Competence:
-    """The region of keys a prior was trained on: within `threshold` of one of its centroids."""
+    """The region of keys a prior was trained on: within its `threshold` of one of the centroids."""
 
     centroids: Array
     """(C, d), norm 1."""
-    threshold: float
-    """Least cosine to the nearest centroid."""
+    threshold: float | Array
+    """Least cosine to a centroid: one for all, or one for each, (C,)."""
 
     @classmethod
     def fit(
@@ -93,6 +93,14 @@ class Competence:
         nearest = (judged @ centroids.T).max(axis=1)
         return cls(centroids, max(floor, float(np.quantile(nearest, quantile))))
 
+    @classmethod
+    def joined(cls, parts: Sequence["Competence"]) -> "Competence":
+        """Return the region that is all of `parts`, at least one, together; each keeps its threshold."""
+        if len(parts) == 1:
+            return parts[0]
+        thresholds = [np.broadcast_to(np.float32(part.threshold), len(part.centroids)) for part in parts]
+        return cls(np.concatenate([part.centroids for part in parts]), np.concatenate(thresholds))
+
     def score(self, key: Array) -> float:
         """Return the cosine of `key`, (d,), to its nearest centroid; -1 for a key without direction."""
         norm = float(np.linalg.norm(key))
@@ -102,7 +110,13 @@ class Competence:
 
     def covers(self, key: Array) -> bool:
         """Return whether `key` lies in the region."""
-        return self.score(key) >= self.threshold
+        if not isinstance(self.threshold, np.ndarray):
+            return self.score(key) >= self.threshold
+        norm = float(np.linalg.norm(key))
+        if not np.isfinite(norm) or norm == 0.0:
+            return False
+        cosines = self.centroids @ np.asarray(key, np.float32) / norm  # (C,)
+        return bool((cosines >= self.threshold).any())
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,7 +88,7 @@ class PriorRegistry:
                 "length": network.length,
                 "hidden_size": network.hidden_size,
                 "rank": network.rank,
-                "threshold": competence.threshold,
+                "threshold": float(np.min(competence.threshold)),
                 "sha256": hashlib.sha256(weights).hexdigest(),
             }
             text = json.dumps(written, ensure_ascii=False, indent=2, allow_nan=False)
@@ -140,20 +140,25 @@ class PriorRegistry:
         Raises:
             CorruptPriorError: the pointer cannot be read.
         """
-        path = self.root / "active.json"
-        try:
-            pointer = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as exc:
-            raise CorruptPriorError(f"{path} cannot be read: {exc}") from exc
-        version = pointer.get("version") if isinstance(pointer, dict) else ""
+        version = self._pointer().get("version")
         if version is not None and not (isinstance(version, str) and _VERSION.fullmatch(version)):
-            raise CorruptPriorError(f"{path} names no version")
+            raise CorruptPriorError(f"{self._pointer_path} names no version")
         return version
 
-    def activate(self, version: str | None) -> None:
+    def pinned(self) -> bool:
+        """Return whether an operator chose what is active, so that nights leave it as it is.
+
+        Raises:
+            CorruptPriorError: the pointer cannot be read.
+        """
+        return bool(self._pointer().get("pinned", False))
+
+    def activate(self, version: str | None, *, pinned: bool = False) -> None:
         """Make a version the active one, None for no prior; it must load without error.
+
+        Args:
+            version: such as v3.
+            pinned: whether it stays until it is activated without.
 
         Raises:
             UnknownVersionError, CorruptPriorError, WrongSpaceError: then the active one stays.
@@ -161,8 +166,61 @@ class PriorRegistry:
         if version is not None:
             self.load(version)
         self.root.mkdir(parents=True, exist_ok=True)
-        pointer = {"version": version, "space": self.space, "activated_at": now().isoformat()}
-        write_json(self.root / "active.json", pointer)
+        with locked(self.root / "lock"):
+            self._point(version, pinned)
+
+    def activate_unless_pinned(self, version: str) -> bool:
+        """Make a version the active one unless another one is pinned, and return whether it is active now.
+
+        Raises:
+            UnknownVersionError, CorruptPriorError, WrongSpaceError: then the active one stays.
+        """
+        self.load(version)
+        with locked(self.root / "lock"):
+            try:
+                pinned, active = self.pinned(), self.active()
+            except CorruptPriorError:  # nothing to stay true to
+                pinned, active = False, None
+            if active == version:
+                return True
+            if not pinned:
+                self._point(version, False)
+            return not pinned
+
+    def release(self) -> None:
+        """Let nights choose again what is active; until then what is active stays so.
+
+        Raises:
+            CorruptPriorError: the pointer cannot be read.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with locked(self.root / "lock"):
+            self._point(self.active(), False)
+
+    @property
+    def _pointer_path(self) -> Path:
+        return self.root / "active.json"
+
+    def _pointer(self) -> dict[str, Any]:
+        path = self._pointer_path
+        try:
+            pointer = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as exc:
+            raise CorruptPriorError(f"{path} cannot be read: {exc}") from exc
+        if not isinstance(pointer, dict):
+            raise CorruptPriorError(f"{path} names no version")
+        return pointer
+
+    def _point(self, version: str | None, pinned: bool) -> None:
+        pointer = {
+            "version": version,
+            "space": self.space,
+            "activated_at": now().isoformat(),
+            "pinned": pinned,
+        }
+        write_json(self._pointer_path, pointer)
 
     def _manifest(self, version: str) -> dict[str, Any]:
         folder = self.root / version
@@ -200,6 +258,8 @@ class PriorRegistry:
 def _pack(network: PriorNetwork, competence: Competence) -> bytes:
     tensors = {f"network.{name}": value.detach().cpu() for name, value in network.state_dict().items()}
     tensors["competence.centroids"] = torch.from_numpy(np.array(competence.centroids, np.float32))
+    if isinstance(competence.threshold, np.ndarray):
+        tensors["competence.thresholds"] = torch.from_numpy(np.array(competence.threshold, np.float32))
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} holds NaN or infinity")
@@ -209,6 +269,7 @@ def _pack(network: PriorNetwork, competence: Competence) -> bytes:
 def _unpack(data: bytes, manifest: Mapping[str, Any]) -> tuple[PriorNetwork, Competence]:
     tensors = load(data)
     centroids = tensors.pop("competence.centroids")
+    thresholds = tensors.pop("competence.thresholds", None)  # there where centroids have their own
     hidden_size = int(manifest["hidden_size"])
     network = PriorNetwork(hidden_size, int(manifest["length"]), int(manifest["rank"]))
     network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
@@ -216,4 +277,8 @@ def _unpack(data: bytes, manifest: Mapping[str, Any]) -> tuple[PriorNetwork, Com
         raise ValueError(f"centroids have shape {tuple(centroids.shape)}")
     network.requires_grad_(False)
     network.eval()
-    return network, Competence(centroids.numpy(), float(manifest["threshold"]))
+    if thresholds is None:
+        return network, Competence(centroids.numpy(), float(manifest["threshold"]))
+    if thresholds.shape != centroids.shape[:1]:
+        raise ValueError(f"thresholds have shape {tuple(thresholds.shape)}")
+    return network, Competence(centroids.numpy(), thresholds.numpy())

@@ -118,12 +118,15 @@ class NightCoordinator:
         """Return one night."""
         return await asyncio.to_thread(self._log.get, night_id)
 
-    def _end_stale(self) -> None:
+    def _end_stale(self) -> bool:
+        """End the night whose worker is gone, and return whether there was one."""
         night = self._log.running(self._space)
-        if night is not None and now() - night.updated_at > STALE_AFTER:
-            logger.warning("night %s gave no sign of life since %s", night.id, night.updated_at)
-            self._log.update(replace(night, state="failed", error="its worker gave no sign of life"))
-            self._drop_snapshot(night)
+        if night is None or now() - night.updated_at <= STALE_AFTER:
+            return False
+        logger.warning("night %s gave no sign of life since %s", night.id, night.updated_at)
+        self._log.update(replace(night, state="failed", error="its worker gave no sign of life"))
+        self._drop_snapshot(night)
+        return True
 
     def _prepare(self, record: NightRecord) -> NightRecord:
         """Write the snapshot, or nothing when that is not worth it."""
@@ -152,12 +155,14 @@ class NightCoordinator:
         shutil.rmtree(self._snapshots / ended.id, ignore_errors=True)
 
     def _enough_new(self) -> bool:
-        self._end_stale()
+        waited = self._end_stale()
         if self._log.running(self._space) is not None:
             return False
         nights = [night for night in self._log.list() if night.space == self._space]
-        if nights and nights[0].state == "failed" and now() - nights[0].created_at < RETRY_AFTER:
-            return False
+        if nights and nights[0].state == "failed" and not waited:
+            ended = nights[0].finished_at or nights[0].created_at
+            if now() - ended < RETRY_AFTER:
+                return False
         # What a failed night was to consolidate is still to be consolidated.
         last = next((night for night in nights if night.state != "failed"), None)
         since = last.created_at if last is not None else datetime.fromtimestamp(0, UTC)

@@ -134,7 +134,9 @@ class GateReport:
     coverage: float
     """Share of the hold-out inside the candidate's region of competence."""
     threshold: float
-    """Cosine to the nearest centroid where that region ends."""
+    """Cosine to the nearest centroid where that region ends; of several kinds the least."""
+    kinds: tuple["GateReport", ...] = ()
+    """Of several kinds of task one report each (`worker/verdict.py`); then `controls` is empty."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -182,7 +184,7 @@ async def judge(
         controls=tuple(comparisons),
         latent_error=_latent_errors(holdout, latents, neutral) if finite else {},
         coverage=sum(candidate.competence.covers(e.key) for e in sides.holdout) / len(sides.holdout),
-        threshold=candidate.competence.threshold,
+        threshold=float(np.min(candidate.competence.threshold)),
     )
 
 

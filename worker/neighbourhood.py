@@ -10,9 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory.episode import Array, Episode
+from memory.prior import DEFAULT_FLOOR
 
 SAME_COSINE = 0.999
 """Keys this similar are one prompt asked twice: the better answer stays."""
+
+KIND_COSINE = DEFAULT_FLOOR
+"""Chains of keys above this cosine are one kind of task. Measured with centred keys, on Qwen2.5-Coder-0.5B
+word problems are at 0.61 and more to each other, headlines at 0.90, one to the other at 0.06 at most
+(ADR 0019)."""
 
 _BLOCK = 1024
 
@@ -32,19 +38,27 @@ def stack_keys(episodes: Sequence[Episode]) -> Array:
 
 def deduplicated(episodes: Iterable[Episode]) -> list[Episode]:
     """Return one episode per prompt, in order of age: the one of the best reward, then the newest."""
+    return [episode for episode, _ in merged(episodes)]
+
+
+def merged(episodes: Iterable[Episode]) -> list[tuple[Episode, frozenset[str]]]:
+    """Return the same, and beside each the digests of all prompts that it stands for."""
     best: dict[str, Episode] = {}
     for episode in sorted(episodes, key=_rank):
         best.setdefault(prompt_digest(episode), episode)
     ranked = list(best.values())  # best first
     if not ranked:
         return []
+    digests = list(best)
     same = _adjacency(stack_keys(ranked), SAME_COSINE)
     dropped = np.zeros(len(ranked), dtype=bool)
-    for index in range(len(ranked)):
+    kept = []
+    for index, episode in enumerate(ranked):
         if not dropped[index]:
-            dropped[index + 1 :] |= same[index, index + 1 :]
-    kept = [episode for episode, drop in zip(ranked, dropped, strict=True) if not drop]
-    return sorted(kept, key=lambda episode: (episode.created_at, episode.id))
+            alike = [index, *(index + 1 + np.flatnonzero(same[index, index + 1 :]))]
+            dropped[alike] = True
+            kept.append((episode, frozenset(digests[at] for at in alike)))
+    return sorted(kept, key=lambda pair: (pair[0].created_at, pair[0].id))
 
 
 def neighbourhoods(keys: Array, threshold: float) -> list[list[int]]:

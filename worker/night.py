@@ -38,14 +38,13 @@ from worker.errors import (
     SpaceMismatchError,
     TooFewEpisodesError,
 )
-from worker.gate import GateReport, judge
 from worker.journal import Journal
 from worker.lock import lock_folder, night_lock
 from worker.manifest import NIGHT, manifest_of, trained_prompts
-from worker.region import recall_floor, region
 from worker.replay import answer_of
 from worker.split import Split, split
 from worker.training import Recipe, Trained, train
+from worker.verdict import decide
 
 logger = logging.getLogger(__name__)
 
@@ -196,42 +195,44 @@ async def _learn(
         checkpoint=night.checkpoint,
         progress=journal.progress,
     )
-    candidate = Candidate(network, region(sides.train, sides.holdout, recipe.seed))
     journal.change(phase="gate", done=0, total=len(sides.holdout), message="comparing with all controls")
-    floor = recall_floor(sides.train, sides.holdout)
-    report: GateReport = await judge(
+    verdict = await decide(
         engine,
-        candidate,
+        network,
         active,
         sides,
-        recall=Recall.of(settings, floor),
+        recall=lambda floor: Recall.of(settings, floor),
         seed=recipe.seed,
         goes_on=recipe.goes_on,
         progress=journal.progress,
     )
-    return manifest_of(journal.record, sides, start, recipe, trained, report, floor), candidate
+    manifest = manifest_of(
+        journal.record, sides, start, recipe, trained, verdict.report, verdict.recall_floor
+    )
+    return manifest, Candidate(network, verdict.competence)
 
 
 def _finish(night: _Night, manifest: dict[str, Any]) -> None:
     """Make the version the active one when the gate says so, and end the night.
 
-    It has won against the prior that was active then. When an operator has activated another one since, or
-    none, that stands.
+    It has won against the prior that was active then. When an operator has chosen what is active, also none,
+    that stands until it is released.
     """
     settings, version = night.settings, str(manifest["version"])
     promoted, message = bool(manifest["promoted"]), str(manifest["gate"]["reason"])
     active = _active(night.registry)
     now_active = active.version if active else None
-    if promoted and now_active not in (manifest["parent"], version):
+    if promoted and (
+        now_active not in (manifest["parent"], version) or not night.registry.activate_unless_pinned(version)
+    ):
         promoted = False
         message = (
-            f"{message}; but {now_active or 'no prior'} was made active meanwhile and stays so: "
-            f"`latentevolve priors activate {version}` takes this one"
+            f"{message}; but {now_active or 'no prior'} was made active by hand and stays so: "
+            f"`latentevolve priors activate {version}` takes this one, `latentevolve priors release` lets "
+            "nights choose again"
         )
-    if promoted:
-        night.registry.activate(version)
-        if settings.broker_url and settings.broker_url.startswith("redis"):
-            announce(settings.broker_url, night.journal.record.space)
+    if promoted and settings.broker_url and settings.broker_url.startswith("redis"):
+        announce(settings.broker_url, night.journal.record.space)
     night.journal.change(
         state="promoted" if promoted else "refused",
         phase="publish",

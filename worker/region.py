@@ -31,7 +31,7 @@ def region(train: Sequence[Episode], holdout: Sequence[Episode], seed: int) -> C
     wider than the least cosine of `Competence.fit`, so a scattered hold-out can stay outside.
     """
     fitted = Competence.fit(stack_keys(train), stack_keys(holdout), quantile=_quantile(holdout), seed=seed)
-    threshold = max(1 - FARTHER * (1 - fitted.threshold), DEFAULT_FLOOR)
+    threshold = max(1 - FARTHER * (1 - float(np.min(fitted.threshold))), DEFAULT_FLOOR)
     return replace(fitted, threshold=threshold - _ROUNDING)
 
 

@@ -1,7 +1,7 @@
 """The sides of a night: episodes to train on, to stop by, and to judge by.
 
-Owns the rule that near-twins stand on one side, and that what the prior has learned from in earlier
-nights does not judge it. Knows nothing of models.
+Owns the rule that near-twins stand on one side, that what the prior has learned from in earlier nights does
+not judge it, and that each kind of task has its own judges. Knows nothing of models.
 """
 
 import logging
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memory.episode import Episode
+from memory.episode import Array, Episode
 from worker.errors import TooFewEpisodesError
-from worker.neighbourhood import deduplicated, neighbourhoods, prompt_digest, stack_keys
+from worker.neighbourhood import KIND_COSINE, merged, neighbourhoods, stack_keys
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ with five in 92 %."""
 
 MIN_VALIDATION = 2
 MIN_TRAIN = 2
+FEWEST = MIN_HOLDOUT + MIN_VALIDATION + MIN_TRAIN
+"""Fewest different prompts of a kind of task that is dealt, and judged, by itself."""
+
 VALIDATION_SHARE = 0.125
 
 
@@ -55,7 +58,7 @@ def split(
     seed: int,
     seen: AbstractSet[str] = frozenset(),
 ) -> Split:
-    """De-duplicate episodes and deal whole neighbourhoods to the three sides.
+    """De-duplicate episodes and deal whole neighbourhoods to the three sides, each kind of task by itself.
 
     Args:
         episodes: of one space, in any order.
@@ -66,46 +69,107 @@ def split(
     Raises:
         TooFewEpisodesError: too few neighbourhoods for the three sides.
     """
-    kept = deduplicated(episodes)
-    needed = MIN_HOLDOUT + MIN_VALIDATION + MIN_TRAIN
-    if len(kept) < needed:
-        raise TooFewEpisodesError(f"{len(kept)} different prompts, {needed} are the fewest to learn from")
+    pairs = merged(episodes)
+    kept = [episode for episode, _ in pairs]
+    if len(kept) < FEWEST:
+        raise TooFewEpisodesError(f"{len(kept)} different prompts, {FEWEST} are the fewest to learn from")
     keys = stack_keys(kept)
-    known = [prompt_digest(episode) in seen for episode in kept]
-    for threshold in TWIN_COSINES:
-        clusters = neighbourhoods(keys, threshold)
-        fresh = [cluster for cluster in clusters if not any(known[index] for index in cluster)]
-        # When almost everything was seen, seen prompts judge too and the caller starts from nothing.
-        for eligible, unseen in ((fresh, True), (clusters, False)):
-            sides = _deal(clusters, eligible, len(kept), holdout_share, seed)
-            if sides is not None:
-                train, validation, holdout = sides
-                return Split(
-                    train=_pick(kept, train),
-                    validation=_pick(kept, validation),
-                    holdout=_pick(kept, holdout),
-                    holdout_groups=tuple(group for group, cluster in enumerate(holdout) for _ in cluster),
-                    twin_cosine=threshold,
-                    unseen=unseen,
-                )
-        logger.info("near-twins of cosine %s leave %d neighbourhoods, too few", threshold, len(clusters))
-    raise TooFewEpisodesError(f"the {len(kept)} prompts are too similar to judge on others than trained on")
+    known = [not seen.isdisjoint(digests) for _, digests in pairs]
+
+    def dealt_by(kinds: Clusters) -> list[_Dealt | None]:
+        return [_deal_kind(keys, kind, known, holdout_share, seed) for kind in kinds]
+
+    kinds = _kinds(keys)
+    dealt = dealt_by(kinds)
+    if not any(dealt) and len(kinds) > 1:
+        kinds = [list(range(len(kept)))]
+        dealt = dealt_by(kinds)
+    if any(one and one.unseen for one in dealt):
+        # A kind that nobody asks for any more has little unseen: all of it judges, others watch the training.
+        for at, kind in enumerate(kinds):
+            one = dealt[at]
+            if one is None or not one.unseen:
+                dealt[at] = _deal_kind(keys, kind, known, holdout_share, seed, watched=False) or one
+    found = [one for one in dealt if one is not None]
+    if not found:
+        raise TooFewEpisodesError(
+            f"the {len(kept)} prompts are too similar to judge on others than trained on"
+        )
+    # What cannot be judged by itself is trained on; the prior does not speak there (`worker/kinds.py`).
+    train = [one.train if one else [kind] for one, kind in zip(dealt, kinds, strict=True)]
+    holdout = [cluster for one in found for cluster in one.holdout]
+    return Split(
+        train=_pick(kept, [cluster for clusters in train for cluster in clusters]),
+        validation=_pick(kept, [cluster for one in found for cluster in one.validation]),
+        holdout=_pick(kept, holdout),
+        holdout_groups=tuple(group for group, cluster in enumerate(holdout) for _ in cluster),
+        twin_cosine=max(one.twin_cosine for one in found),
+        unseen=all(one.unseen for one in found),
+    )
 
 
 Clusters = list[list[int]]
 
 
+@dataclass(frozen=True)
+class _Dealt:
+    """One kind's neighbourhoods by side; the last two as in `Split`."""
+
+    train: Clusters
+    validation: Clusters
+    holdout: Clusters
+    twin_cosine: float
+    unseen: bool
+
+
+def _kinds(keys: Array) -> Clusters:
+    """Return the kinds of task that are large enough to be dealt by themselves, and all others as one."""
+    components = neighbourhoods(keys, KIND_COSINE)
+    large = [component for component in components if len(component) >= FEWEST]
+    small = sorted(index for component in components if len(component) < FEWEST for index in component)
+    return [*large, small] if small else large
+
+
+def _deal_kind(
+    keys: Array,
+    kind: list[int],
+    known: Sequence[bool],
+    holdout_share: float,
+    seed: int,
+    *,
+    watched: bool = True,
+) -> _Dealt | None:
+    """Deal the prompts of one kind; None when there are too few neighbourhoods.
+
+    `watched`: whether some of them watch the training; otherwise only unseen ones are dealt, and none.
+    """
+    for threshold in TWIN_COSINES:
+        clusters = [[kind[at] for at in cluster] for cluster in neighbourhoods(keys[kind], threshold)]
+        fresh = [cluster for cluster in clusters if not any(known[index] for index in cluster)]
+        # When almost everything was seen, seen prompts judge too and the caller starts from nothing.
+        ways = [(fresh, True, MIN_VALIDATION), (clusters, False, MIN_VALIDATION)]
+        for eligible, unseen, watching in ways if watched else [(fresh, True, 0)]:
+            sides = _deal(clusters, eligible, len(kind), holdout_share, seed, watching)
+            if sides is not None:
+                return _Dealt(*sides, threshold, unseen)
+        logger.info("near-twins of cosine %s leave %d neighbourhoods, too few", threshold, len(clusters))
+    return None
+
+
 def _deal(
-    clusters: Clusters, eligible: Clusters, total: int, holdout_share: float, seed: int
+    clusters: Clusters, eligible: Clusters, total: int, holdout_share: float, seed: int, watching: int
 ) -> tuple[Clusters, Clusters, Clusters] | None:
-    """Return (train, validation, holdout), the last two of eligible clusters; None when one is too small."""
+    """Return (train, validation, holdout), the last two of eligible clusters; None when one is too small.
+
+    `watching`: fewest neighbourhoods for validation; 0: none is needed.
+    """
     rng = np.random.default_rng(seed)
     holdout = _fill(eligible, rng, math.ceil(holdout_share * total), MIN_HOLDOUT)
     if holdout is None:
         return None
     rest = _without(eligible, holdout)
     left = sum(len(cluster) for cluster in rest)
-    validation = _fill(rest, rng, math.ceil(VALIDATION_SHARE * left), MIN_VALIDATION)
+    validation = _fill(rest, rng, math.ceil(VALIDATION_SHARE * left), watching) if watching else []
     if validation is None:
         return None
     train = _without(clusters, holdout + validation)

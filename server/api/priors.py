@@ -1,4 +1,4 @@
-"""GET /v1/priors, GET /v1/priors/{version}, POST /v1/priors/{version}/activate."""
+"""GET /v1/priors, GET /v1/priors/{version}, POST /v1/priors/{version}/activate, POST /v1/priors/release."""
 
 import asyncio
 import re
@@ -13,16 +13,25 @@ from server.gateway import Gateway
 
 router = APIRouter(prefix="/v1/priors", tags=["priors"])
 
+_LONG = frozenset({"episode_ids", "validation_ids", "holdout_ids", "trained_prompts"})
 _VERSION = re.compile(r"v[1-9][0-9]{0,8}")
 
 
 @router.get("")
 async def versions(gateway: GatewayDep) -> dict[str, Any]:
-    """Return the active version and every version's manifest."""
-    active, manifests = await asyncio.to_thread(
-        lambda: (gateway.registry.active(), gateway.registry.versions())
+    """Return the active version, whether it is pinned, and every version's manifest."""
+    registry = gateway.registry
+    active, pinned, manifests = await asyncio.to_thread(
+        lambda: (registry.active(), registry.pinned(), registry.versions())
     )
-    return {"active": active, "versions": [_summary(manifest) for manifest in manifests]}
+    return {"active": active, "pinned": pinned, "versions": [_summary(manifest) for manifest in manifests]}
+
+
+@router.post("/release")
+async def release(gateway: GatewayDep) -> dict[str, Any]:
+    """Let nights choose again what is active; until one is promoted what is active stays so."""
+    await asyncio.to_thread(gateway.registry.release)
+    return {"active": await asyncio.to_thread(gateway.registry.active), "pinned": False}
 
 
 @router.get("/{version}")
@@ -33,14 +42,17 @@ async def version(gateway: GatewayDep, version: str) -> dict[str, Any]:
 
 @router.post("/{version}/activate")
 async def activate(gateway: GatewayDep, version: str) -> dict[str, Any]:
-    """Make a version the active one, `none` for no prior. Requests in flight finish on theirs."""
+    """Make a version the active one, `none` for no prior; nights leave it so until it is released.
+
+    Requests in flight finish on theirs.
+    """
     wanted = None if version == "none" else version
     try:
-        await asyncio.to_thread(gateway.registry.activate, wanted)
+        await asyncio.to_thread(gateway.registry.activate, wanted, pinned=True)
     except UnknownVersionError:
         raise _unknown(version) from None
     await gateway.prior.refresh()
-    return {"active": wanted}
+    return {"active": wanted, "pinned": True}
 
 
 def _manifest(gateway: Gateway, version: str) -> dict[str, Any]:
@@ -56,6 +68,6 @@ def _unknown(version: str) -> NotFoundError:
 
 
 def _summary(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the episodes, which may be thousands."""
-    summary = {name: value for name, value in manifest.items() if name != "episode_ids"}
+    """Leave out the lists of episodes and prompts, which may be thousands."""
+    summary = {name: value for name, value in manifest.items() if name not in _LONG}
     return {**summary, "episodes": len(manifest.get("episode_ids", ()))}

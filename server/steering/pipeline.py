@@ -226,8 +226,9 @@ class Steering:
                     work.prompt, start, recalled.position, self._limits(work, start, served=served)
                 )
         except UnsupportedError as error:
-            self._refiners.pop("gradient", None)
-            logger.error("the gradient refiner is off: %s", error)
+            if work.refiner.name == "gradient":
+                self._refiners.pop("gradient", None)
+                logger.error("the gradient refiner is off: %s", error)
             if work.options.refiner == "gradient":
                 raise SteeringRejectedError(f"latent.refiner: {error}", "latent.refiner") from error
             return replace(without, reason=work.noting("refiner-unsupported"))

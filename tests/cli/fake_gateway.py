@@ -67,6 +67,7 @@ class FakeGateway:
     """Records that successive looks at a night see; the last one stays."""
     night_error: int | None = None
     active: str | None = "v1"
+    pinned: bool = False
     versions: list[str] = field(default_factory=lambda: ["v1", "v2"])
     asked: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of chat completions."""
@@ -143,7 +144,16 @@ class FakeGateway:
 
         @app.get("/v1/priors")
         def priors() -> dict[str, Any]:
-            return {"active": self.active, "versions": [manifest(version) for version in self.versions]}
+            return {
+                "active": self.active,
+                "pinned": self.pinned,
+                "versions": [manifest(version) for version in self.versions],
+            }
+
+        @app.post("/v1/priors/release")
+        def release() -> dict[str, Any]:
+            self.pinned = False
+            return {"active": self.active, "pinned": False}
 
         @app.get("/v1/priors/{version}")
         def prior(version: str) -> Any:
@@ -155,8 +165,8 @@ class FakeGateway:
         def activate(version: str) -> Any:
             if version not in [*self.versions, "none"]:
                 return error(404, f"no prior {version}", "version")
-            self.active = None if version == "none" else version
-            return {"active": self.active}
+            self.active, self.pinned = None if version == "none" else version, True
+            return {"active": self.active, "pinned": True}
 
         @app.post("/v1/consolidations", status_code=202)
         async def start(request: Request) -> Any:

@@ -141,6 +141,16 @@ def test_activate_switches_and_none_switches_off(run: Run, gateway: FakeGateway)
     assert gateway.active is None
 
 
+def test_what_is_activated_stays_until_it_is_released(run: Run, gateway: FakeGateway) -> None:
+    assert "until `latentevolve priors release`" not in run("priors", "list").out
+    assert "until `latentevolve priors release`" in run("priors", "activate", "v2").out
+    assert "until `latentevolve priors release`" in run("priors", "list").out
+    assert "pinned" in run("stats").out
+    assert "active: v2, until a night promotes another one" in run("priors", "release").out
+    assert not gateway.pinned
+    assert "pinned" not in run("stats").out
+
+
 @pytest.mark.parametrize("command", ["show", "activate"])
 def test_unknown_version_lists_the_known(run: Run, gateway: FakeGateway, command: str) -> None:
     ran = run("priors", command, "v9")

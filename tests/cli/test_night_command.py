@@ -31,6 +31,15 @@ def test_promoted_night_ends_with_the_table_and_zero(run: Run, gateway: FakeGate
     assert "promoted: v3 is active (before: v1)" in ran.out
 
 
+def test_several_kinds_of_task_have_a_table_each(run: Run, gateway: FakeGateway) -> None:
+    several = {**GATE, "controls": [], "kinds": [{**GATE, "n": 31}, {**GATE, "n": 7}]}
+    gateway.nights = [record("promoted", phase="publish", gate=several, version="v2", parent="v1")]
+    ran = run("night")
+    assert "Gate on 31 held-out episodes, kind 1 of 2" in ran.out
+    assert "Gate on 7 held-out episodes, kind 2 of 2" in ran.out
+    assert ran.out.count("competent for 75 %") == 1
+
+
 def test_pipe_sees_phases_and_quarters_only(run: Run, gateway: FakeGateway) -> None:
     gateway.nights = [*TRAINING, record("promoted", version="v3", gate=GATE)]
     steps = [line.split("] ")[1] for line in run("night").out.splitlines() if "] " in line]

@@ -143,3 +143,20 @@ def test_a_prior_predicts_what_its_network_does(rng: np.random.Generator) -> Non
         assert not prior.covers(-key)
     with pytest.raises(ValueError, match="key has shape"):
         prior.predict(keys)
+
+
+def test_regions_that_are_joined_keep_their_thresholds() -> None:
+    first, second = np.eye(HIDDEN, dtype=np.float32)[:2]
+    one, other = Competence(first[None], 0.9), Competence(second[None], 0.6)
+    joined = Competence.joined([one, other])
+
+    def at(centre: Array, cosine: float) -> Array:
+        away = np.eye(HIDDEN, dtype=np.float32)[2]
+        return (cosine * centre + np.sqrt(1 - cosine**2) * away).astype(np.float32)
+
+    for cosine in (0.55, 0.65, 0.85, 0.95):
+        assert joined.covers(at(first, cosine)) == one.covers(at(first, cosine)) == (cosine > 0.9)
+        assert joined.covers(at(second, cosine)) == other.covers(at(second, cosine)) == (cosine > 0.6)
+    assert not joined.covers(np.zeros(HIDDEN, np.float32))
+    assert not joined.covers(np.full(HIDDEN, np.nan, np.float32))
+    assert Competence.joined([one]) is one

@@ -58,6 +58,13 @@ def test_a_loaded_prior_predicts_what_was_published(registry: PriorRegistry) -> 
     assert not any(parameter.requires_grad for parameter in prior.network.parameters())
 
 
+def test_thresholds_of_single_centroids_are_kept(registry: PriorRegistry) -> None:
+    rows, thresholds = competence().centroids, np.linspace(0.5, 0.9, 5).astype(np.float32)
+    found = registry.load(registry.publish(network(), Competence(rows, thresholds), {}))
+    assert np.array_equal(found.competence.threshold, thresholds)
+    assert found.manifest["threshold"] == pytest.approx(0.5)
+
+
 def test_manifests_are_listed_oldest_first(registry: PriorRegistry) -> None:
     assert registry.versions() == []
     names = [publish(registry, i, parent=f"v{i}" if i else None) for i in range(11)]
@@ -67,6 +74,22 @@ def test_manifests_are_listed_oldest_first(registry: PriorRegistry) -> None:
     assert manifests[10]["parent"] == "v10"
     assert manifests[0]["promoted"] is False
     assert all(m["space"] == "space-a" and m["created_at"] for m in manifests)
+
+
+def test_what_is_pinned_stays_until_it_is_released(registry: PriorRegistry) -> None:
+    first, second = publish(registry), publish(registry, 1)
+    assert registry.activate_unless_pinned(first)
+    assert (registry.active(), registry.pinned()) == (first, False)
+    registry.activate(None, pinned=True)
+    assert not registry.activate_unless_pinned(second)
+    assert (registry.active(), registry.pinned()) == (None, True)
+    registry.activate(second, pinned=True)
+    assert registry.activate_unless_pinned(second)
+    assert registry.pinned()
+    registry.release()
+    assert (registry.active(), registry.pinned()) == (second, False)
+    assert registry.activate_unless_pinned(first)
+    assert registry.active() == first
 
 
 def test_publishing_does_not_activate(registry: PriorRegistry) -> None:

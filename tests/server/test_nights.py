@@ -15,7 +15,7 @@ from memory.episode import Episode, StoreUnavailableError
 from memory.night import NightLog, NightRunningError
 from memory.snapshot import read_snapshot
 from server.errors import QueueUnreachableError
-from server.nights import STALE_AFTER, NightCoordinator
+from server.nights import RETRY_AFTER, STALE_AFTER, NightCoordinator
 
 SPACE = "space-a"
 
@@ -227,3 +227,20 @@ async def test_what_a_failed_night_should_have_consolidated_starts_another_one_l
     nights.remembered(store.episodes[-1], "stored")
     assert await asyncio.wait_for(queued.get(), 10)
     watching.cancel()
+
+
+async def test_a_night_that_failed_late_is_not_tried_again_at_once(
+    store: ListedStore, log: NightLog, tmp_path: Path
+) -> None:
+    store.add(5)
+    nights, queued = counting(store, log, tmp_path)
+    failed = await nights.start("api")
+    assert await asyncio.wait_for(queued.get(), 10) == failed.id
+    began = replace(failed, created_at=failed.created_at - RETRY_AFTER)
+    write_json(tmp_path / "nights" / f"{failed.id}.json", began.to_json())
+    log.update(replace(began, state="failed"))
+    watching = asyncio.create_task(nights.watch())
+    nights.remembered(store.episodes[-1], "stored")
+    await asyncio.sleep(0.1)
+    watching.cancel()
+    assert [night.id for night in log.list()] == [failed.id]

@@ -128,17 +128,31 @@ def test_what_an_operator_activates_during_the_night_stands(
 ) -> None:
     run(place, place.queue(scripted_episodes(engine)))
     place.registry.activate(None)
-    judge = nights.judge
+    decide = nights.decide
 
     async def rolled_back(*arguments: Any, **named: Any) -> Any:
         place.registry.activate("v1")
-        return await judge(*arguments, **named)
+        return await decide(*arguments, **named)
 
-    monkeypatch.setattr(nights, "judge", rolled_back)
+    monkeypatch.setattr(nights, "decide", rolled_back)
     record = run(place, place.queue(scripted_episodes(engine)))
     assert place.registry.load("v2").manifest["promoted"] is True
     assert (record.state, record.version, place.registry.active()) == ("refused", "v2", "v1")
-    assert "v1 was made active meanwhile" in record.message
+    assert "v1 was made active by hand" in record.message
+
+
+def test_a_rollback_is_not_undone_by_the_next_night(place: Place, engine: ScriptedEngine) -> None:
+    """The same memory would train the same weights and promote them again."""
+    run(place, place.queue(scripted_episodes(engine)))
+    place.registry.activate(None, pinned=True)
+    record = run(place, place.queue(scripted_episodes(engine)))
+    assert place.registry.load("v2").manifest["promoted"] is True
+    assert (record.state, place.registry.active()) == ("refused", None)
+    assert "no prior was made active by hand and stays so" in record.message
+    assert "latentevolve priors release" in record.message
+    place.registry.release()
+    assert run(place, place.queue(scripted_episodes(engine))).state == "promoted"
+    assert place.registry.active() == "v3"
 
 
 def test_too_few_episodes_skip_the_night(place: Place, engine: ScriptedEngine) -> None:

@@ -102,6 +102,20 @@ def test_a_near_twin_of_a_trained_prompt_does_not_judge_either() -> None:
     assert not split(episodes, holdout_share=0.25, seed=0, seen=seen).unseen
 
 
+def test_a_trained_prompt_asked_again_in_other_words_does_not_judge() -> None:
+    """A date in the prompt, say: the same key, other tokens, and the newer one is kept."""
+    episodes = families(40, 1)
+    seen = {prompt_digest(episode) for episode in episodes[:25]}
+    again = [
+        replace(e, id=f"{e.id}-again", prompt_token_ids=(*e.prompt_token_ids, 7), reward=0.9)
+        for e in episodes[:25]
+    ]
+    found = split([*episodes, *again], holdout_share=0.25, seed=0, seen=seen)
+    assert found.unseen
+    judges = {episode.id for episode in (*found.holdout, *found.validation)}
+    assert judges <= {episode.id for episode in episodes[25:]}
+
+
 def test_holdout_of_seen_prompts_only_is_said() -> None:
     episodes = families(20, 1)
     found = split(episodes, holdout_share=0.25, seed=0, seen={prompt_digest(episode) for episode in episodes})

@@ -14,7 +14,14 @@ def publish(served: Served) -> str:
     space = served.engine.space
     competence = Competence(np.eye(1, space.hidden_size, dtype=np.float32), 0.9)
     network = PriorNetwork(space.hidden_size, space.length, base=served.engine.neutral_latent())
-    manifest = {"parent": None, "episode_ids": ["a", "b"], "promoted": False, "metrics": {}}
+    manifest = {
+        "parent": None,
+        "episode_ids": ["a", "b"],
+        "holdout_ids": ["c"],
+        "trained_prompts": ["d"],
+        "promoted": False,
+        "metrics": {},
+    }
     return str(served.gateway.registry.publish(network, competence, manifest))
 
 
@@ -107,17 +114,31 @@ async def test_prior_is_activated_and_rolled_back(served: Served) -> None:
     first, second = publish(served), publish(served)
     listed = (await served.http.get("/v1/priors")).json()
     assert {entry["version"] for entry in listed["versions"]} == {first, second}
-    assert all(entry["episodes"] == 2 and "episode_ids" not in entry for entry in listed["versions"])
+    assert all(entry["episodes"] == 2 for entry in listed["versions"])
+    long = {"episode_ids", "holdout_ids", "trained_prompts"}
+    assert not any(long & entry.keys() for entry in listed["versions"])
     for version in (first, second, first):
         answer = await served.http.post(f"/v1/priors/{version}/activate")
-        assert answer.json() == {"active": version}
+        assert answer.json() == {"active": version, "pinned": True}
         current = served.gateway.prior.current()
         assert current is not None
         assert current.version == version
         assert (await served.chat()).headers["x-latent-prior"] == version
     assert (await served.http.get(f"/v1/priors/{first}")).json()["episode_ids"] == ["a", "b"]
-    assert (await served.http.post("/v1/priors/none/activate")).json() == {"active": None}
+    answer = await served.http.post("/v1/priors/none/activate")
+    assert answer.json() == {"active": None, "pinned": True}
     assert (await served.chat()).headers["x-latent-prior"] == "none"
+
+
+async def test_what_an_operator_chose_is_pinned_until_released(served: Served) -> None:
+    version = publish(served)
+    assert (await served.http.get("/v1/priors")).json()["pinned"] is False
+    await served.http.post(f"/v1/priors/{version}/activate")
+    assert (await served.http.get("/v1/priors")).json()["pinned"] is True
+    released = await served.http.post("/v1/priors/release")
+    assert released.json() == {"active": version, "pinned": False}
+    listed = (await served.http.get("/v1/priors")).json()
+    assert (listed["active"], listed["pinned"]) == (version, False)
 
 
 async def test_night_is_queued_once(serve: Serve) -> None:
