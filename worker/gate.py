@@ -11,11 +11,12 @@ competence, for outside it says nothing:
    average no less with the remembered ones than any control's. Likelihood alone can be won by the form of
    an answer while its content gets worse.
 2. The candidate is better than every control, in that agreement or in replay likelihood. Against no latent
-   the 95 % interval of the difference is above zero: that steering does good at all needs proof. Against the
-   others an average above zero is enough. kNN-only, the mean and the random latent show that what was learned
-   matters, not only that something is injected. And beside the active prior a candidate that went on from it
-   is the better guess already when it does better, for it has learned from all that the other one has and
-   from more (ADR 0012); one that began anew must exclude zero there too.
+   the 95 % interval of the difference is above zero: that steering does good at all needs proof, and answers
+   that agree more on average, for surer ones that say the same gain nobody anything. Against the others an
+   average above zero in one of the two is enough. kNN-only, the mean and the random latent show that what was
+   learned matters, not only that something is injected. And beside the active prior a candidate that went on
+   from it is the better guess already when it does better, for it has learned from all that the other one has
+   and from more (ADR 0012); one that began anew must exclude zero there too.
 3. Where the candidate went on from the active prior, it is also enough beside kNN-only and the mean latent
    that no 95 % interval lies below zero: the latents that these two are made of are mostly the active prior's
    own, so that they are two more draws of a comparison which is made already (ADR 0018).
@@ -91,6 +92,11 @@ class Answers:
     difference: float
     low: float | None
     high: float | None
+
+    @property
+    def better(self) -> bool:
+        """Whether the candidate's answers agree more than the control's, by more than rounding."""
+        return self.difference > TIE
 
     @property
     def worse(self) -> bool:
@@ -272,7 +278,7 @@ def _meets(demand: Demand, measured: Sequence[Interval], answers: Answers | None
     """Return whether differences in likelihood and, where there are any, in `answers` are what is asked."""
     if demand == "not proven worse" and all(found.high >= -TIE for found in measured):
         return True
-    if answers is not None and answers.worse:
+    if answers is not None and (answers.worse or (demand == "proven" and not answers.better)):
         return False
     return any(found.mean > TIE and (found.low > 0 or demand != "proven") for found in measured)
 
@@ -298,8 +304,10 @@ def _decide(finite: bool, covered: int, comparisons: Sequence[Comparison]) -> tu
 def _shortfall(comparison: Comparison) -> str:
     answers = comparison.answers
     better = [comparison.difference or 0.0] + ([answers.difference] if answers else [])
-    doubtful = max(better) > TIE and not (answers and answers.worse)
-    doubt = ": the interval does not exclude zero" if doubtful else ""
+    doubt = ""
+    if max(better) > TIE and not (answers and answers.worse):
+        surer_only = answers is not None and not answers.better and (comparison.low or 0.0) > 0
+        doubt = ": surer, but no more of them agree" if surer_only else ": the interval does not exclude zero"
     return f"{CONTROLS[comparison.control]} ({_against(comparison)}{doubt})"
 
 

@@ -14,7 +14,8 @@ from memory.episode import Array, Episode
 from memory.night import NightLog, NightRecord
 from memory.registry import PriorRegistry
 from memory.snapshot import write_snapshot
-from model.scripted_engine import CLOSE, GOOD, ScriptedEngine
+from model.engine import Decoding, SteeredPrompt
+from model.scripted_engine import CLOSE, ScriptedEngine
 from model.transformers_engine import TransformersEngine
 from tests.worker.real_episodes import real_episodes
 
@@ -25,17 +26,25 @@ def scripted_episodes(
     engine: ScriptedEngine,
     count: int = 40,
     *,
-    answer: str = f"{GOOD}1",
+    answer: str | None = None,
     progress: float = 0.6,
     start: int = 0,
 ) -> list[Episode]:
-    """Return episodes of three topics whose latents stand at `progress` of the way to the best one."""
+    """Return episodes of three topics whose latents stand at `progress` of the way to the best one.
+
+    Their answers are those that the engine gives under the best latent, or all are `answer`.
+    """
     prompts = [
         engine.render([{"role": "user", "content": f"{TOPICS[number % 3]} question number {number}"}])
         for number in range(start, start + count)
     ]
     keys = asyncio.run(engine.keys(prompts)).numpy()
     neutral = engine.neutral_latent()
+    best = [SteeredPrompt(prompt, engine.best_latent(prompt)) for prompt in prompts]
+    texts = [
+        found.text if answer is None else answer
+        for found in asyncio.run(ScriptedEngine.generate(engine, best, Decoding(max_tokens=64)))
+    ]
     return [
         Episode(
             space=engine.space.id,
@@ -44,12 +53,12 @@ def scripted_episodes(
             reward=0.9,
             signals={"consistency": 0.9},
             prompt_token_ids=prompt,
-            answer_token_ids=(*answer.encode(), CLOSE),
+            answer_token_ids=(*text.encode(), CLOSE),
             prompt_text=engine.decode(prompt),
-            answer_text=answer,
+            answer_text=text,
             plain_reward=0.4,
         )
-        for prompt, key in zip(prompts, keys, strict=True)
+        for prompt, key, text in zip(prompts, keys, texts, strict=True)
     ]
 
 

@@ -270,7 +270,8 @@ def test_answers_are_decoded_under_the_choices_they_were_given(sides: Split) -> 
 
 def test_answers_that_agree_clearly_less_are_refused(sides: Split) -> None:
     engine = Contrary()
-    report = judged(engine, sides, learned(engine, sides))
+    remembered = replace(sides, holdout=tuple(replace(e, answer_text="Answer: 1") for e in sides.holdout))
+    report = judged(engine, remembered, learned(engine, sides))
     assert not report.promoted
     assert "no latent (" in report.reason
     assert "answers agree 0 % instead of 100 %" in report.reason
@@ -295,6 +296,20 @@ def test_answers_promote_where_likelihood_says_nothing(engine: ScriptedEngine, s
     assert rows["none"].difference == 0
     assert rows["none"].answers is not None
     assert (rows["none"].answers.candidate, rows["none"].answers.mean) == (1.0, 0.0)
+
+
+def test_likelier_answers_that_say_the_same_are_no_gain(engine: ScriptedEngine, sides: Split) -> None:
+    """A 0.5B model's headlines were all answered as remembered without a latent, and only surer with one."""
+    candidate = learned(engine, sides)
+    same = ScriptedEngine(answer=lambda prompt, latent, how: "Answer: 1")
+    remembered = replace(sides, holdout=tuple(replace(e, answer_text="Answer: 1") for e in sides.holdout))
+    report = judged(same, remembered, candidate)
+    rows = {row.control: row for row in report.controls}
+    assert rows["none"].low is not None
+    assert rows["none"].low > 0
+    assert not report.promoted
+    assert report.reason.startswith("not better than no latent (")
+    assert "surer, but no more of them agree" in report.reason
 
 
 def test_a_little_better_than_the_active_prior_is_enough_and_than_no_latent_is_not(
