@@ -13,17 +13,17 @@ competence, for outside it says nothing:
 2. The candidate is better than every control, in that agreement or in replay likelihood. Against no latent
    the 95 % interval of the difference is above zero: that steering does good at all needs proof, and answers
    that agree more on average, for surer ones that say the same gain nobody anything. Against the others an
-   average above zero in one of the two is enough. kNN-only, the mean and the random latent show that what was
-   learned matters, not only that something is injected. And beside the active prior a candidate that went on
-   from it is the better guess already when it does better, for it has learned from all that the other one has
-   and from more (ADR 0012); one that began anew must exclude zero there too.
-3. Where the candidate went on from the active prior, it is also enough beside kNN-only and the mean latent
-   that no 95 % interval lies below zero: the latents that these two are made of are mostly the active prior's
-   own, so that they are two more draws of a comparison which is made already (ADR 0018).
+   average above zero in one of the two is enough: kNN-only, the mean and the random latent show that what was
+   learned matters, not only that something is injected. One that began anew while a prior is active must
+   exclude zero there too.
+3. Less is asked of a candidate that went on from the active prior, beside that prior and beside kNN-only and
+   the mean latent, which are mostly made of the latents that it served. It has learned from all that the
+   other one has and from more, so where nothing tells them apart it is the better guess: beside the active
+   prior its answers agree no less on average, beside the other two they are not proven to, and nowhere does
+   an interval lie below zero (ADR 0012, 0018). One that is the active prior over again is refused.
 4. At least five neighbourhoods judged. With fewer, intervals promise too much.
 
-A tie with the active prior is a refusal. An engine that does not generate leaves likelihood alone to judge
-by.
+An engine that does not generate leaves likelihood alone to judge by.
 """
 
 from collections import Counter
@@ -63,7 +63,7 @@ _EPISODES_PER_CALL = 4
 
 Scores = NDArray[np.float64]
 
-Demand = Literal["proven", "better", "not proven worse"]
+Demand = Literal["proven", "better", "no worse", "not proven worse"]
 """What a candidate must be beside a control, by rules 1 and 2 or 3 of this module."""
 
 
@@ -75,7 +75,7 @@ def demands(goes_on: bool) -> Mapping[str, Demand]:
             "knn": "not proven worse",
             "mean": "not proven worse",
             "random": "better",
-            "active": "better",
+            "active": "no worse",
         }
     return {"none": "proven", "knn": "better", "mean": "better", "random": "better", "active": "proven"}
 
@@ -276,10 +276,13 @@ def _compare(
 
 def _meets(demand: Demand, measured: Sequence[Interval], answers: Answers | None) -> bool:
     """Return whether differences in likelihood and, where there are any, in `answers` are what is asked."""
-    if demand == "not proven worse" and all(found.high >= -TIE for found in measured):
+    unproven = all(found.high >= -TIE for found in measured)
+    if demand == "not proven worse" and unproven:
         return True
     if answers is not None and (answers.worse or (demand == "proven" and not answers.better)):
         return False
+    if demand == "no worse" and unproven:
+        return any(abs(found.mean) > TIE for found in measured)
     return any(found.mean > TIE and (found.low > 0 or demand != "proven") for found in measured)
 
 

@@ -65,6 +65,22 @@ class Indifferent(ScriptedEngine):
         return [Generation(text(prompt.latent), (1,), "stop") for prompt in prompts]
 
 
+class Wavering(Indifferent):
+    """Likelihoods that differ by prompt and latent, and as much to one side as to the other."""
+
+    async def log_likelihood(
+        self,
+        prompts: Sequence[SteeredPrompt],
+        answers: Sequence[Sequence[int]],
+        choices: Sequence[tuple[str, ...]] | None = None,
+    ) -> torch.Tensor:
+        drawn = [
+            np.random.default_rng([*prompt.token_ids, 0 if latent is None else int(1e6 * latent.abs().sum())])
+            for prompt, latent in ((prompt, prompt.latent) for prompt in prompts)
+        ]
+        return torch.tensor([-1.0 + 0.1 * float(rng.normal()) for rng in drawn])
+
+
 class Choosing(ScriptedEngine):
     """Notes what answers are held to."""
 
@@ -296,6 +312,28 @@ def test_answers_promote_where_likelihood_says_nothing(engine: ScriptedEngine, s
     assert rows["none"].difference == 0
     assert rows["none"].answers is not None
     assert (rows["none"].answers.candidate, rows["none"].answers.mean) == (1.0, 0.0)
+
+
+def test_where_nothing_tells_them_apart_the_candidate_that_went_on_is_the_better_guess(
+    engine: ScriptedEngine, sides: Split
+) -> None:
+    candidate, active = learned(engine, sides), learned(engine, sides, sides.train[:4])
+    wavering = Wavering()
+    remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
+    ours, theirs = list(candidate.predict(remembered.holdout)), list(active.predict(remembered.holdout))
+    wavering.good = [*ours, *theirs]
+    report = judged(wavering, remembered, candidate, active)
+    (row,) = (row for row in report.controls if row.control == "active")
+    assert row.answers is not None
+    assert row.low is not None
+    assert row.high is not None
+    assert (row.answers.difference, row.low < 0 < row.high) == (0, True)
+    assert report.promoted, report.reason
+    assert not judged(wavering, remembered, candidate, active, goes_on=False).promoted
+    over_again = judged(wavering, remembered, active, active)
+    assert over_again.reason.startswith("not better than the active prior (")
+    wavering.good = [*ours[1:], *theirs]
+    assert not judged(wavering, remembered, candidate, active).promoted
 
 
 def test_likelier_answers_that_say_the_same_are_no_gain(engine: ScriptedEngine, sides: Split) -> None:
