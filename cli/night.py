@@ -115,7 +115,7 @@ def show_night(screen: Screen, record: dict[str, Any]) -> None:
     gate = record.get("gate") or {}
     show_gate(screen, gate)
     state, version = record["state"], record.get("version")
-    reason = gate.get("reason") or record.get("message") or ""
+    reason = record.get("message") or gate.get("reason") or ""
     match state:
         case "promoted":
             screen.line(

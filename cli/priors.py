@@ -16,7 +16,7 @@ from cli.screen import Screen
 
 app = typer.Typer(help="List, show and activate versions of the latent prior.", no_args_is_help=True)
 
-PINNED = "it stays so until `latentevolve priors release`, whatever nights find"
+PINNED = "what is active stays so until `latentevolve priors release`, whatever nights find"
 
 Version = Annotated[str, typer.Argument(help="Such as v3.", metavar="VERSION")]
 
@@ -30,6 +30,8 @@ def list_versions(url: Url = None, api_key: ApiKey = None, as_json: Json = False
     screen.document(body)
     if not body["versions"]:
         screen.line("no versions yet: `latentevolve night` makes one")
+        if body.get("pinned"):
+            screen.line(PINNED, "yellow")
         return
     rows = [
         (

@@ -42,6 +42,11 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+LEAST_GAIN = 0.02
+"""Least rise of the reward above the unsteered answer's that is a gain, by which a latent earns its place.
+Less is a shade of confidence: the answer is served all the same, but others have nothing to learn from it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Episode:
     """One remembered success.

@@ -43,11 +43,11 @@ def kinds(sides: Split) -> tuple[Kind, ...]:
             alone.append(part)
         elif len(part.train) < FEWEST:
             few.append(part)
-    if not alone:
-        return (whole,)
     strays = _joined(few)
     if strays.train and _judgements(strays) >= MIN_HOLDOUT:
         alone.append(strays)
+    if not alone:
+        return (whole,)
     return tuple(sorted(alone, key=lambda part: -len(part.train)))
 
 

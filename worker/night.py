@@ -222,14 +222,16 @@ def _finish(night: _Night, manifest: dict[str, Any]) -> None:
     promoted, message = bool(manifest["promoted"]), str(manifest["gate"]["reason"])
     active = _active(night.registry)
     now_active = active.version if active else None
-    if promoted and (
-        now_active not in (manifest["parent"], version) or not night.registry.activate_unless_pinned(version)
-    ):
+    taken = f"`latentevolve priors activate {version}` takes this one"
+    if promoted and now_active not in (manifest["parent"], version):
         promoted = False
+        message = f"{message}; but {now_active or 'no prior'} was made active meanwhile and stays so: {taken}"
+    elif promoted and not night.registry.activate_unless_pinned(version):
+        promoted = False
+        chosen = night.registry.active() or "no prior"
         message = (
-            f"{message}; but {now_active or 'no prior'} was made active by hand and stays so: "
-            f"`latentevolve priors activate {version}` takes this one, `latentevolve priors release` lets "
-            "nights choose again"
+            f"{message}; but {chosen} was chosen by an operator and stays active: {taken},"
+            " `latentevolve priors release` lets nights choose again"
         )
     if promoted and settings.broker_url and settings.broker_url.startswith("redis"):
         announce(settings.broker_url, night.journal.record.space)

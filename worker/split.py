@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memory.episode import Array, Episode
+from memory.episode import LEAST_GAIN, Array, Episode
 from worker.errors import TooFewEpisodesError
 from worker.neighbourhood import KIND_COSINE, merged, neighbourhoods, stack_keys
 
@@ -32,6 +32,10 @@ FEWEST = MIN_HOLDOUT + MIN_VALIDATION + MIN_TRAIN
 """Fewest different prompts of a kind of task that is dealt, and judged, by itself."""
 
 VALIDATION_SHARE = 0.125
+
+LEAST_GAINING = 0.05
+"""Share of a kind's episodes that must have gained: where the unsteered answer is the best every time there
+is nothing to learn, and learning it costs the other kinds (ADR 0019)."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def split(
     Raises:
         TooFewEpisodesError: too few neighbourhoods for the three sides.
     """
-    pairs = merged(episodes)
+    pairs = _worthwhile(merged(episodes))
     kept = [episode for episode, _ in pairs]
     if len(kept) < FEWEST:
         raise TooFewEpisodesError(f"{len(kept)} different prompts, {FEWEST} are the fewest to learn from")
@@ -86,10 +90,11 @@ def split(
         dealt = dealt_by(kinds)
     if any(one and one.unseen for one in dealt):
         # A kind that nobody asks for any more has little unseen: all of it judges, others watch the training.
+        # One with still less is not judged tonight; the others do not begin anew for it.
         for at, kind in enumerate(kinds):
             one = dealt[at]
-            if one is None or not one.unseen:
-                dealt[at] = _deal_kind(keys, kind, known, holdout_share, seed, watched=False) or one
+            if one is not None and not one.unseen:
+                dealt[at] = _deal_kind(keys, kind, known, holdout_share, seed, watched=False)
     found = [one for one in dealt if one is not None]
     if not found:
         raise TooFewEpisodesError(
@@ -120,6 +125,27 @@ class _Dealt:
     holdout: Clusters
     twin_cosine: float
     unseen: bool
+
+
+def _worthwhile(pairs: list[tuple[Episode, frozenset[str]]]) -> list[tuple[Episode, frozenset[str]]]:
+    """Leave out the kinds of task in which the unsteered answer was the best one nearly every time.
+
+    Raises:
+        TooFewEpisodesError: there are no others.
+    """
+    if len(pairs) < FEWEST:
+        return pairs
+    gained = np.array([episode.reward - episode.plain_reward >= LEAST_GAIN for episode, _ in pairs])
+    kinds = _kinds(stack_keys([episode for episode, _ in pairs]))
+    worth = sorted(index for kind in kinds if gained[kind].mean() >= LEAST_GAINING for index in kind)
+    if not worth:
+        raise TooFewEpisodesError(
+            f"to {int((~gained).sum())} of {len(pairs)} remembered prompts the unsteered answer was the best:"
+            " there is nothing to learn"
+        )
+    if len(worth) < len(pairs):
+        logger.info("%d prompts are left out: unsteered answers were the best", len(pairs) - len(worth))
+    return [pairs[index] for index in worth]
 
 
 def _kinds(keys: Array) -> Clusters:

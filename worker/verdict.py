@@ -4,26 +4,33 @@ Owns how judgements of single kinds of task (`worker/gate.py`) make one decision
 itself, for the mean of all would hide a kind that is spoilt behind one that gains, and hold back one that
 gains for one that does not (ADR 0019):
 
-* A kind where the candidate passes the gate is served.
-* One where it does not is answered plainly, unless the active prior speaks there. What serves is not taken
+* Where the candidate passes the gate it is served.
+* Where it does not the prior stays silent, unless the active one speaks there. What serves is not taken
   away: there a candidate that went on from the active prior is served too when no interval of a difference
   to it and to no latent lies below zero; otherwise the whole candidate is refused.
+* Where nobody can judge tonight, for there is too little or nothing of the kind in memory, a candidate that
+  went on speaks where the active prior does. One that began anew stays silent.
 * It is promoted when at least one kind passes the gate.
 
-With a single kind the verdict is the gate's.
+With a single kind the verdict is the gate's. Where the active prior is silent, nothing is granted for having
+gone on from it.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from memory.prior import Competence, Prior, PriorNetwork
 from model.engine import Engine
 from worker.contestants import Candidate, Recall
 from worker.gate import TIE, Comparison, GateReport, judge
 from worker.kinds import Kind, kinds
+from worker.neighbourhood import KIND_COSINE
 from worker.region import recall_floor, region
 from worker.split import Split
 
+SILENT = "left without the prior"
 KEPT = "served as before"
 LOST = "would lose what the active prior serves"
 SERVED = ("served", KEPT)
@@ -38,16 +45,16 @@ class Verdict:
 
     report: GateReport
     competence: Competence
-    """Where it may speak: the kinds that it is to serve, or all judged ones when it is refused."""
+    """Where it may speak: the kinds that it is to serve, all judged ones when it is refused, and what the
+    active prior serves elsewhere."""
     recall_floor: float
-    """Least cosine of a recalled episode there."""
+    """Least cosine of a recalled episode there; of several kinds the least."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Judged:
     kind: Kind
     competence: Competence
-    floor: float
     report: GateReport
 
 
@@ -77,10 +84,11 @@ async def decide(
     Raises:
         EngineError: the engine failed.
     """
+    found = kinds(sides)
+    floor = min(recall_floor(kind.train, kind.holdout) for kind in found)  # served everywhere
     judged = []
-    for kind in kinds(sides):
+    for kind in found:
         competence = region(kind.train, kind.holdout, seed)
-        floor = recall_floor(kind.train, kind.holdout)
         report = await judge(
             engine,
             Candidate(network, competence),
@@ -88,20 +96,25 @@ async def decide(
             kind.sides(sides),
             recall=recall(floor),
             seed=seed,
-            goes_on=goes_on,
+            goes_on=goes_on and active is not None and _speaks(active, kind),
             progress=progress,
         )
-        judged.append(_Judged(kind, competence, floor, report))
-    if len(judged) == 1:
-        return Verdict(judged[0].report, judged[0].competence, judged[0].floor)
-    return _together(judged, active, goes_on)
+        judged.append(_Judged(kind, competence, report))
+    report, served = (judged[0].report, judged) if len(judged) == 1 else _together(judged, active, goes_on)
+    parts = [one.competence for one in served]
+    if goes_on and active is not None:
+        parts += _elsewhere(active, judged)
+    return Verdict(report, Competence.joined(parts), floor)
 
 
-def _together(judged: Sequence[_Judged], active: Prior | None, goes_on: bool) -> Verdict:
+def _together(
+    judged: Sequence[_Judged], active: Prior | None, goes_on: bool
+) -> tuple[GateReport, Sequence[_Judged]]:
+    """Return the report on several kinds, and those that are to be served; all when it is refused."""
     fates = [_fate(one, active, goes_on) for one in judged]
     promoted = "served" in fates and LOST not in fates
     kept = [one for one, fate in zip(judged, fates, strict=True) if fate in SERVED]
-    served = kept if promoted else list(judged)
+    served = kept if promoted else judged
     held_out = sum(len(one.kind.holdout) for one in judged)
     report = replace(
         judged[0].report,
@@ -118,9 +131,16 @@ def _together(judged: Sequence[_Judged], active: Prior | None, goes_on: bool) ->
         threshold=min(one.report.threshold for one in served),
         kinds=tuple(one.report for one in judged),
     )
-    return Verdict(
-        report, Competence.joined([one.competence for one in served]), min(one.floor for one in served)
-    )
+    return report, served
+
+
+def _elsewhere(active: Prior, judged: Sequence[_Judged]) -> list[Competence]:
+    """Return the part of the active prior's region that is of no kind judged tonight, if there is any."""
+    near = np.concatenate([one.competence.centroids for one in judged])
+    region = active.competence
+    apart = (region.centroids @ near.T).max(axis=1) <= KIND_COSINE  # (C,)
+    thresholds = np.broadcast_to(np.float32(region.threshold), len(apart))
+    return [Competence(region.centroids[apart], thresholds[apart])] if apart.any() else []
 
 
 def _fate(judged: _Judged, active: Prior | None, goes_on: bool) -> str:
@@ -128,7 +148,7 @@ def _fate(judged: _Judged, active: Prior | None, goes_on: bool) -> str:
     if judged.report.promoted:
         return "served"
     if active is None or not _speaks(active, judged.kind):
-        return "left plain"
+        return SILENT
     return KEPT if goes_on and _holds(judged.report) else LOST
 
 

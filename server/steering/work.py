@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from memory.episode import Array, Episode
+from memory.episode import LEAST_GAIN, Array, Episode
 from memory.prior import Prior
 from memory.store import Recalled
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions
@@ -21,10 +21,6 @@ from server.steering.metrics import Metrics
 from server.steering.refiners.refiner import Refiner, RefineResult
 from server.steering.rewards.format import in_form
 from server.steering.trace import Trace
-
-EARNED = 0.02
-"""Least rise of the reward by which a latent earns its place in memory. Less is a shade of confidence: the
-answer to this request is served all the same, but the next one has nothing to learn from it."""
 
 
 @dataclass
@@ -157,7 +153,7 @@ def episode_of(
         result.latent is not None
         and result.answer is not None
         and result.reward_after is not None
-        and result.reward_after >= result.reward_before + EARNED
+        and result.reward_after >= result.reward_before + LEAST_GAIN
         and result.answer.finish_reason == "stop"
         and in_form(work.prompt, result.answer)
     )

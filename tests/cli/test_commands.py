@@ -149,6 +149,8 @@ def test_what_is_activated_stays_until_it_is_released(run: Run, gateway: FakeGat
     assert "active: v2, until a night promotes another one" in run("priors", "release").out
     assert not gateway.pinned
     assert "pinned" not in run("stats").out
+    gateway.versions, gateway.active, gateway.pinned = [], None, True
+    assert "until `latentevolve priors release`" in run("priors", "list").out
 
 
 @pytest.mark.parametrize("command", ["show", "activate"])

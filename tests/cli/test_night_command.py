@@ -31,6 +31,12 @@ def test_promoted_night_ends_with_the_table_and_zero(run: Run, gateway: FakeGate
     assert "promoted: v3 is active (before: v1)" in ran.out
 
 
+def test_what_an_operator_chose_is_said_beside_the_gates_reason(run: Run, gateway: FakeGateway) -> None:
+    said = "holds beside every control; but v1 was chosen by an operator and stays active"
+    gateway.nights = [record("refused", phase="publish", version="v3", gate=GATE, message=said)]
+    assert said in run("night").out
+
+
 def test_several_kinds_of_task_have_a_table_each(run: Run, gateway: FakeGateway) -> None:
     several = {**GATE, "controls": [], "kinds": [{**GATE, "n": 31}, {**GATE, "n": 7}]}
     gateway.nights = [record("promoted", phase="publish", gate=several, version="v2", parent="v1")]

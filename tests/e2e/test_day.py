@@ -1,6 +1,6 @@
 """Refine, remember, recall (issue: held by tests, 4)."""
 
-from server.steering.work import EARNED
+from memory.episode import LEAST_GAIN
 from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC, UNRELATED
 from tests.e2e.processes import Gateway
 
@@ -31,7 +31,7 @@ def test_refining_keeps_the_best_and_says_what_it_cost(remembering: Gateway) -> 
     assert trace["usage"]["generated_tokens"] > 0
     if trace["remembered"] == "stored":
         episode = remembering.get(f"/v1/memory/episodes/{trace['episode_id']}")
-        assert episode["latent_earned"] == (trace["reward_after"] >= trace["reward_before"] + EARNED)
+        assert episode["latent_earned"] == (trace["reward_after"] >= trace["reward_before"] + LEAST_GAIN)
     else:
         assert trace["why_not_remembered"]
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from model.engine import Decoding, Generation, SteeredPrompt
 from model.scripted_engine import ScriptedEngine
 from tests.worker.conftest import scripted_episodes
 from worker.contestants import Recall
+from worker.errors import TooFewEpisodesError
+from worker.gate import GateReport, judge
 from worker.kinds import Kind, kinds
 from worker.neighbourhood import prompt_digest, stack_keys
 from worker.split import MIN_HOLDOUT, Split, split
@@ -160,6 +163,19 @@ def test_a_kind_that_nobody_asks_for_any_more_does_not_make_a_night_begin_anew(k
     assert judges <= unseen_of_old
 
 
+def test_a_kind_that_the_model_masters_alone_is_left_out(knowing: Knowing) -> None:
+    """Learning to say what is said anyway costs the kind that has something to learn."""
+    sums, poems = of_kind(knowing, "sums", 40), of_kind(knowing, "poems", 60)
+    mastered = [replace(episode, plain_reward=episode.reward - 0.01) for episode in poems]
+    sides = dealt(sums, mastered)
+    assert names([*sides.train, *sides.validation, *sides.holdout]) == ["sums"]
+    assert [e.id for e in sides.holdout] == [e.id for e in dealt(sums).holdout]
+    some = [*poems[:3], *mastered[3:]]
+    assert names(dealt(sums, some).holdout) == ["poems", "sums"]
+    with pytest.raises(TooFewEpisodesError, match="to 60 of 60 remembered prompts"):
+        dealt(mastered)
+
+
 def test_a_few_strays_change_nothing(knowing: Knowing) -> None:
     many, few = of_kind(knowing, "sums", 40), of_kind(knowing, "poems", 3)
     sides = dealt(many, few)
@@ -167,6 +183,30 @@ def test_a_few_strays_change_nothing(knowing: Knowing) -> None:
     (kind,) = kinds(sides)
     assert names(kind.train) == ["sums"]
     assert {e.id for e in sides.holdout} == {e.id for e in dealt(many).holdout}
+
+
+def test_a_kind_with_hardly_anything_unseen_does_not_make_a_night_begin_anew(knowing: Knowing) -> None:
+    """Strays are trained on without judges; when they have become a kind, they still have none."""
+    old, strays = of_kind(knowing, "sums", 40), of_kind(knowing, "poems", 6)
+    first = dealt(old, strays)
+    assert names(first.train) == ["poems", "sums"]
+    new = [*of_kind(knowing, "sums", 40, start=40), *of_kind(knowing, "poems", 3, start=6)]
+    second = dealt(old, strays, new, seen=first.train)
+    assert second.unseen
+    assert names(second.holdout) == ["sums"]
+
+
+def test_strays_are_judged_together_and_do_not_speak_for_a_large_kind(knowing: Knowing) -> None:
+    alike = of_kind(knowing, "poems", 40, spread=0.06)
+    size = len(alike[0].key)
+    strays = [
+        replace(episode, key=np.eye(size, dtype=np.float32)[10 + number // 2] + 0.2 * episode.key)
+        for number, episode in enumerate(of_kind(knowing, "news", 24))
+    ]
+    sides = dealt(alike, strays)
+    assert names(sides.holdout) == ["news"]
+    (kind,) = kinds(sides)
+    assert names(kind.train) == ["news"]
 
 
 def test_prompts_of_no_kind_at_all_are_one() -> None:
@@ -197,7 +237,7 @@ def test_a_kind_that_gains_is_served_and_one_that_is_spoilt_is_left_plain(knowin
     knowing.knows, knowing.spoils = {"sums"}, {"poems"}
     found = verdict(knowing, dealt(sums, poems))
     assert found.report.promoted, found.report.reason
-    assert "kind 1 of 2 left plain: not better than" in found.report.reason
+    assert "kind 1 of 2 left without the prior: not better than" in found.report.reason
     assert "kind 2 of 2 served: holds beside every control" in found.report.reason
     assert [report.promoted for report in found.report.kinds] == [False, True]
     assert found.report.coverage == pytest.approx(0.4)
@@ -208,7 +248,7 @@ def test_a_kind_that_gains_is_served_and_one_that_is_spoilt_is_left_plain(knowin
 def test_one_that_gains_nowhere_is_refused(knowing: Knowing) -> None:
     found = verdict(knowing, dealt(of_kind(knowing, "sums", 40), of_kind(knowing, "poems", 40)))
     assert not found.report.promoted
-    assert found.report.reason.count("left plain") == 2
+    assert found.report.reason.count("left without the prior") == 2
 
 
 @pytest.mark.parametrize("goes_on", [True, False])
@@ -219,6 +259,38 @@ def test_what_the_active_prior_serves_is_not_taken_away(knowing: Knowing, goes_o
     found = verdict(knowing, dealt(sums, poems), active, goes_on=goes_on)
     assert not found.report.promoted
     assert LOST in found.report.reason
+
+
+def test_where_nobody_judges_tonight_the_candidate_speaks_where_the_active_prior_does(
+    knowing: Knowing,
+) -> None:
+    sums, poems = of_kind(knowing, "sums", 40), of_kind(knowing, "poems", 40)
+    active = prior_on(knowing, poems)
+    knowing.knows = {"sums"}
+    for goes_on, speaks in ((True, True), (False, False)):
+        found = verdict(knowing, dealt(sums), active, goes_on=goes_on)
+        assert found.report.promoted
+        assert all(found.competence.covers(episode.key) for episode in sums)
+        asked = of_kind(knowing, "poems", 20, start=40)
+        assert [found.competence.covers(e.key) for e in asked] == [
+            speaks and active.covers(e.key) for e in asked
+        ]
+        assert any(active.covers(e.key) for e in asked)
+
+
+def test_a_kind_that_is_new_to_the_active_prior_is_judged_as_on_a_first_night(knowing: Knowing) -> None:
+    sums, poems = of_kind(knowing, "sums", 40), of_kind(knowing, "poems", 60)
+    knowing.knows = {"sums", "poems"}
+    asked: list[tuple[int, bool]] = []
+
+    async def noting(*arguments: Any, goes_on: bool, **named: Any) -> GateReport:
+        asked.append((len(arguments[3].holdout), goes_on))
+        return await judge(*arguments, goes_on=goes_on, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worker.verdict.judge", noting)
+        verdict(knowing, dealt(sums, poems), prior_on(knowing, poems), goes_on=True)
+    assert asked == [(15, True), (10, False)]
 
 
 def test_what_the_active_prior_serves_as_well_is_served_on(knowing: Knowing) -> None:

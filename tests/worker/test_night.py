@@ -138,7 +138,7 @@ def test_what_an_operator_activates_during_the_night_stands(
     record = run(place, place.queue(scripted_episodes(engine)))
     assert place.registry.load("v2").manifest["promoted"] is True
     assert (record.state, record.version, place.registry.active()) == ("refused", "v2", "v1")
-    assert "v1 was made active by hand" in record.message
+    assert "v1 was made active meanwhile and stays so" in record.message
 
 
 def test_a_rollback_is_not_undone_by_the_next_night(place: Place, engine: ScriptedEngine) -> None:
@@ -148,7 +148,7 @@ def test_a_rollback_is_not_undone_by_the_next_night(place: Place, engine: Script
     record = run(place, place.queue(scripted_episodes(engine)))
     assert place.registry.load("v2").manifest["promoted"] is True
     assert (record.state, place.registry.active()) == ("refused", None)
-    assert "no prior was made active by hand and stays so" in record.message
+    assert "no prior was chosen by an operator and stays active" in record.message
     assert "latentevolve priors release" in record.message
     place.registry.release()
     assert run(place, place.queue(scripted_episodes(engine))).state == "promoted"

@@ -209,6 +209,17 @@ async def test_gradient_refused_by_the_engine_is_the_named_field_or_a_reason(mak
     assert second[1]["options"]["refiner"] == "evolution"
 
 
+async def test_a_constraint_that_cannot_be_decoded_leaves_the_gradient_refiner_on(make_day: MakeDay) -> None:
+    day = await make_day(ScriptedEngine(), rewards="consistency=1")  # its script writes no JSON
+    schema = Decoding(max_tokens=16, json_schema='{"type": "object"}')
+    prompt = replace(rendered(day.engine), decoding=schema)
+    outcome = await day.steering.steer(prompt, SteeringOptions(effort="high", refiner="evolution"), new_id())
+    assert outcome.reason == "refiner-unsupported"
+    _, trace = await day.ask(effort="high", refiner="gradient")
+    assert trace["options"]["refiner"] == "gradient"
+    assert "refiner-unsupported" not in trace["reason"]
+
+
 async def test_prompt_without_room_for_latents_is_rejected_only_when_they_would_go_in(
     make_day: MakeDay,
 ) -> None:
