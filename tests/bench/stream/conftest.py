@@ -36,17 +36,17 @@ def plan() -> Plan:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Settings under which scripted answers are worth remembering."""
+    """Settings under which scripted answers are worth remembering, and better than the unsteered ones."""
     return Settings(
         _env_file=None,
         data_dir=tmp_path / "data",
-        rewards="confidence=1",
+        rewards="consistency=1",
         remember_threshold=0.0,
         night_min_reward=0.0,
         night_min_episodes=4,
         night_steps=4,
         night_episodes=0,
-        explore_rollouts=2,
+        explore_rollouts=8,
         high_steps=2,
     )
 
