@@ -12,11 +12,15 @@ from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, Refiner
 from server.steering.rewards.scorer import Scorer
 
+BATCHES = 3
+"""The opening, the answers that the first step is made from or of, and those of one full step."""
+
 
 class Clock:
     """A reward that costs nothing, notes when it was asked, and finds every answer better than the last.
 
-    So no step is cut short: rewards always differ, and there is always something left to gain.
+    So no step is cut short: rewards always differ, and there is something left to gain, until the batch that
+    ends the measurement, whose answers are all perfect.
     """
 
     name = "clock"
@@ -30,9 +34,11 @@ class Clock:
     async def score(
         self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
     ) -> list[float | None]:
-        """Return rising rewards below 1."""
+        """Return rising rewards below 1, and 1 for the last batch."""
         now = time.perf_counter()
         self.asked.append((now, len(answers), sum(len(answer.token_ids) for answer in answers)))
+        if len(self.asked) == BATCHES:
+            return [1.0] * len(answers)
         first, self._seen = self._seen + 1, self._seen + len(answers)
         return [1 - 1 / (1 + number) for number in range(first, self._seen + 1)]
 
@@ -55,23 +61,20 @@ async def refining_step(
     population: int,
     seed: int,
 ) -> Step:
-    """Take one step with a refiner from the neutral latent.
+    """Take one step with a refiner on its way from the neutral latent.
 
-    The clock runs from the scores of the unsteered answer and the start, with which refining opens, to the
-    scores of the step's last answers.
+    The clock runs from one batch of answers to the next, between which there is one update: `gradient` goes
+    from the rollouts of one latent to those of the next one and the answer that judges it, `evolution` from
+    one generation to the next.
     """
     clock = Clock()
     refiner = make(engine, Scorer([(clock, 1.0)]))
     limits = Limits(
-        steps=1, population=population, max_tokens=prompt.decoding.max_tokens, seed=seed, deadline_s=86_400.0
+        steps=2, population=population, max_tokens=prompt.decoding.max_tokens, seed=seed, deadline_s=86_400.0
     )
     await refiner.refine(prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits)
-    (opened, _, _), *batches = clock.asked
-    return Step(
-        seconds=batches[-1][0] - opened,
-        answers=sum(answers for _, answers, _ in batches),
-        tokens=sum(tokens for _, _, tokens in batches),
-    )
+    _, (before, _, _), (after, answers, tokens) = clock.asked
+    return Step(seconds=after - before, answers=answers, tokens=tokens)
 
 
 def prompt_of(engine: Engine, question: str, answer_tokens: int) -> RenderedPrompt:

@@ -14,7 +14,7 @@ from model.engine import Engine
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, RefineResult
 from server.steering.refiners.steady import SteadyScorer
-from server.steering.refiners.trial import Trial
+from server.steering.refiners.trial import Rollouts, Trial
 from server.steering.refiners.trust import RADIUS, project
 from server.steering.rewards.scorer import Scorer
 
@@ -45,11 +45,13 @@ class GradientRefiner:
     async def _search(self, trial: Trial, start: torch.Tensor, limits: Limits) -> None:
         latent = start
         climb = Adam(self._rate * float(start.square().mean().sqrt()))
+        sampled: Rollouts | None = None
         for step in range(1, limits.steps + 1):
-            # One answer is kept for judging the step's own update, which would be wasted otherwise.
-            count = trial.affordable(limits.population + 1, least=3) - 1
-            answers, scores = await trial.rollouts(latent, count)
-            rewards = [scored.reward for scored in scores]
+            if sampled is None or not sampled.answers:
+                # One answer is kept for judging the step's own update, which would be wasted otherwise.
+                sampled = await trial.rollouts(latent, trial.affordable(limits.population + 1, least=3) - 1)
+            (answers, scores), sampled = sampled, None
+            count, rewards = len(answers), [scored.reward for scored in scores]
             told = [
                 (answer, weight)
                 for answer, weight in zip(answers, advantages(rewards), strict=True)
@@ -58,8 +60,12 @@ class GradientRefiner:
             if told:
                 gradient = await trial.gradient(latent, [(answer, weight / count) for answer, weight in told])
                 latent = project(latent + climb.step(gradient), start, self._radius)
-                judged = await trial.candidates([latent])
-                rewards.append(judged[0].reward)
+                # The next step's rollouts are decoded with the answer that judges this one: decoding
+                # waits for the model's weights, so that one batch costs hardly more than one answer.
+                following = trial.affordable(limits.population + 2) - 2 if step < limits.steps else 0
+                following = following if following > 1 else 0
+                judged, sampled = await trial.candidate_and_rollouts(latent, following)
+                rewards.append(judged.reward)
             trial.end_step(step, rewards)
 
 

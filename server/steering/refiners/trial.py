@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -52,6 +52,13 @@ class TrialEndedError(Exception):
     def __init__(self, reason: Stopped) -> None:
         super().__init__(reason)
         self.reason: Stopped = reason
+
+
+class Rollouts(NamedTuple):
+    """Sampled answers to one latent."""
+
+    answers: list[Generation]
+    scores: list[Scored]
 
 
 class Trial:
@@ -146,28 +153,39 @@ class Trial:
         Raises:
             TrialEndedError: no time for it. The caller has asked `affordable` before.
         """
-        answers = await self._generate(
-            [self._steered(latent) for latent in latents], [self._greedy()] * len(latents), len(latents)
-        )
-        scores = await self._score(answers)
-        for latent, answer, scored in zip(latents, answers, scores, strict=True):
-            self._note(answer, scored)
-            self._keep(latent, answer, scored)
+        scores, _ = await self._answer(latents, [])
         return scores
 
-    async def rollouts(self, latent: torch.Tensor, count: int) -> tuple[list[Generation], list[Scored]]:
+    async def rollouts(self, latent: torch.Tensor, count: int) -> Rollouts:
         """Sample and score `count` answers to one latent. They are luck, so none makes it the best latent.
 
         Raises:
             TrialEndedError: no time for it. The caller has asked `affordable` before.
         """
-        answers = await self._generate(
-            [self._steered(latent)] * count, [self._sampled() for _ in range(count)], count
-        )
+        _, sampled = await self._answer([], [latent] * count)
+        return sampled
+
+    async def candidate_and_rollouts(self, latent: torch.Tensor, count: int) -> tuple[Scored, Rollouts]:
+        """Do both for one latent, in one batch: its greedy answer, and `count` samples, which may be none.
+
+        Raises:
+            TrialEndedError: no time for it. The caller has asked `affordable` before.
+        """
+        scores, sampled = await self._answer([latent], [latent] * count)
+        return scores[0], sampled
+
+    async def _answer(
+        self, judged: Sequence[torch.Tensor], sampled: Sequence[torch.Tensor]
+    ) -> tuple[list[Scored], Rollouts]:
+        prompts = [self._steered(latent) for latent in (*judged, *sampled)]
+        decodings = [*(self._greedy() for _ in judged), *(self._sampled() for _ in sampled)]
+        answers = await self._generate(prompts, decodings, scored=len(prompts))
         scores = await self._score(answers)
         for answer, scored in zip(answers, scores, strict=True):
             self._note(answer, scored)
-        return answers, scores
+        for latent, answer, scored in zip(judged, answers, scores, strict=False):
+            self._keep(latent, answer, scored)
+        return scores[: len(judged)], Rollouts(answers[len(judged) :], scores[len(judged) :])
 
     async def gradient(self, latent: torch.Tensor, told: Sequence[tuple[Generation, float]]) -> torch.Tensor:
         """Return Σ_b d(weight_b · log p_b)/dz, (L, d), for answers and their weights.

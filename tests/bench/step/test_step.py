@@ -112,11 +112,13 @@ def test_all_ends_of_a_model_are_known(network: Any) -> None:
 
 
 @pytest.mark.parametrize(("refiner", "answers"), [(GradientRefiner, 5), (EvolutionRefiner, 4)])
-async def test_one_step_is_counted_without_its_opening(
+async def test_one_step_from_answers_to_answers_is_timed(
     refiner: Callable[[Engine, Scorer], Refiner], answers: int
 ) -> None:
     engine = ScriptedEngine(answer=lambda *_: "never done within twelve tokens")
     step = await refining_step(refiner, engine, prompt_of(engine, "Which?", 12), population=4, seed=1)
+    assert len([call for call in engine.calls if call.method == "generate"]) == 3
+    assert len(engine.calls[-1].latents) == answers
     assert step.answers == answers
     assert step.tokens == answers * 12
     assert step.seconds > 0
@@ -133,7 +135,7 @@ def test_every_method_has_taken_a_step_before_any_is_measured(network: Any) -> N
         repetitions=2,
         progress=lambda *_: called.append([call.method for call in engine.calls]),
     )
-    evolution = ["generate", "generate"]
+    evolution = ["generate", "generate", "generate"]
     gradient = ["generate", "generate", "latent_gradient", "generate"]
     assert called[0] == gradient + evolution
     assert {name: len(steps) for name, steps in found.items()} == dict.fromkeys(METHODS, 2)
@@ -148,7 +150,8 @@ async def test_clock_finds_every_answer_better() -> None:
     assert rewards == sorted(rewards)
     assert len(set(rewards)) == 6
     assert 0 < rewards[0] < rewards[-1] < 1
-    assert [(count, tokens) for _, count, tokens in clock.asked] == [(3, 6), (3, 6)]
+    assert await clock.score(prompt, answers, ()) == [1.0] * 3
+    assert [(count, tokens) for _, count, tokens in clock.asked] == [(3, 6)] * 3
 
 
 def test_summary_counts_per_step_and_per_answer() -> None:

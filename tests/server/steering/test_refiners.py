@@ -269,6 +269,21 @@ async def test_candidates_are_judged_greedily_and_rollouts_sampled_with_own_seed
     assert len(set(seeds)) == len(seeds)
 
 
+async def test_rollouts_of_a_gradient_step_share_the_batch_that_judges_the_one_before() -> None:
+    engine = hopeful()
+    await refine(GradientRefiner, engine, steps=3, population=4)
+    opening, first, *later = engine.calls
+    assert (opening.method, first.method) == ("generate", "generate")
+    assert len(first.latents) == 4
+    climbs, judged = later[::2], later[1::2]
+    assert [call.method for call in climbs] == ["latent_gradient"] * 3
+    assert [call.method for call in judged] == ["generate"] * 3
+    assert [len(call.latents) for call in judged] == [1 + 4, 1 + 4, 1]
+    for climb, batch in zip(climbs[1:], judged[:-1], strict=True):
+        # What is climbed from is what was judged and sampled.
+        assert all(torch.equal(latent, climb.latents[0]) for latent in batch.latents)
+
+
 async def test_candidates_are_mirrored_pairs_at_one_distance() -> None:
     engine = hopeful()
     start = engine.neutral_latent()
