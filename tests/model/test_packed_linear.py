@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.packed_linear import PackedLinear, pack
+from model.packed_linear import PackedLinear, cpu_dtype, pack
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
 
@@ -32,6 +32,21 @@ def test_gradient_passes_to_the_input() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(cpu_dtype() != torch.bfloat16, reason="this CPU does not multiply tiles of bfloat16")
+def test_bfloat16_where_the_cpu_has_tiles_rounds_but_agrees() -> None:
+    exact = linear(bias=True)
+    given = torch.randn(5, 96, generator=torch.Generator().manual_seed(2))
+    layer = PackedLinear(linear(bias=True).to(torch.bfloat16))
+    results = []
+    for of, leaf in ((exact, given.clone()), (layer, given.to(torch.bfloat16))):
+        leaf.requires_grad_()
+        product = of(leaf)
+        (gradient,) = torch.autograd.grad(product.float().square().sum(), leaf)
+        results.append((product.detach().float(), gradient.float()))
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        assert (ours - theirs).norm() <= 0.01 * theirs.norm()
+
+
 class Tied(torch.nn.Module):
     """Embeddings and a head that share their weight, as in small language models."""
 
@@ -52,9 +67,22 @@ def test_packing_keeps_tied_weights_tied() -> None:
 
 
 def test_other_types_are_left_alone() -> None:
-    network = Tied().to(torch.bfloat16)
+    network = Tied().to(torch.float16)
     pack(network)
     assert type(network.head) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_bfloat16_is_packed_only_where_the_cpu_has_tiles(
+    tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if tiles and cpu_dtype() != torch.bfloat16:
+        pytest.skip("this CPU does not multiply tiles of bfloat16")
+    monkeypatch.setattr("model.packed_linear._multiplies_bfloat16", lambda: tiles)
+    assert cpu_dtype() == (torch.bfloat16 if tiles else torch.float32)
+    network = Tied().to(torch.bfloat16)
+    pack(network)
+    assert (type(network.head) is PackedLinear) == tiles
 
 
 def test_the_default_model_is_packed(small_model: str) -> None:
