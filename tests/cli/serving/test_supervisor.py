@@ -124,14 +124,18 @@ def test_dead_worker_is_started_again_and_said_so(grow: Grow) -> None:
     tree = grow({"gateway": {"code": SLEEPER}, "worker": {"code": SLEEPER, "restart": True}})
     tree.wait_for_pids(2)
     for generation in range(2):
-        worker = [pid for pid in tree.pids() if alive(pid) and _name(tree, pid) == "worker"][-1]
-        os.kill(worker, signal.SIGKILL)
+        eventually(lambda: _alive_workers(tree), "the worker runs and has said so")
+        os.kill(_alive_workers(tree)[-1], signal.SIGKILL)
         tree.wait_for_pids(3 + generation)
     code, events, said = tree.end()
     assert code == 0
     waits = [event["wait_s"] for event in events if event["event"] == "restart"]
     assert waits == [0.05, 0.1], "each failure in a row waits longer"
     assert "worker ended (killed by SIGKILL); starting it again in 0.05 s" in said
+
+
+def _alive_workers(tree: Tree) -> list[int]:
+    return [pid for pid in tree.pids() if alive(pid) and _name(tree, pid) == "worker"]
 
 
 def _name(tree: Tree, pid: int) -> str:
