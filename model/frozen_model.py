@@ -23,6 +23,7 @@ from model.engine import (
     UnsupportedError,
 )
 from model.fingerprint import checkpoint_dtype, space_of
+from model.grouped_attention import share_heads
 from model.packed_linear import pack
 from model.placement import Placement, PlacementKind, render_chat
 from model.prefill import Row, batches, last_states, prefill
@@ -79,6 +80,7 @@ class FrozenModel:
                 network = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype)
                 network = network.eval().requires_grad_(False).to(device)
                 pack(network)
+                share_heads(network)
         except (OSError, ValueError) as error:
             raise ModelUnavailableError(f"cannot load {model_path}: {error}") from error
         self.network: Any = network
