@@ -48,10 +48,13 @@ class Candidate:
     competence: Competence
 
     def predict(self, episodes: Sequence[Episode]) -> torch.Tensor:
-        """Return its latents for the episodes' keys, (N, L, d), wherever they lie."""
+        """Return its latents for the episodes' keys, (N, L, d), wherever they lie.
+
+        One key at a time, as priors serve: in one batch the same weights round to other latents, and the
+        active prior over again would not be known for what it is.
+        """
         with torch.no_grad():
-            latents: torch.Tensor = self.network(torch.from_numpy(stack_keys(episodes)))
-        return latents
+            return torch.cat([self.network(torch.from_numpy(key[None])) for key in stack_keys(episodes)])
 
 
 def contestants(

@@ -20,7 +20,8 @@ competence, for outside it says nothing:
    the mean latent, which are mostly made of the latents that it served. It has learned from all that the
    other one has and from more, so where nothing tells them apart it is the better guess: beside the active
    prior its answers agree no less on average, beside the other two they are not proven to, and nowhere does
-   an interval lie below zero (ADR 0012, 0018). One that is the active prior over again is refused.
+   an interval lie below zero (ADR 0012, 0018); or it is better on average in one of the two, as beside the
+   random latent. One that is the active prior over again is refused.
 4. At least five neighbourhoods judged. With fewer, intervals promise too much.
 
 An engine that does not generate leaves likelihood alone to judge by.
@@ -63,7 +64,7 @@ _EPISODES_PER_CALL = 4
 
 Scores = NDArray[np.float64]
 
-Demand = Literal["proven", "better", "no worse", "not proven worse"]
+Demand = Literal["proven by answers", "proven", "better", "no worse", "not proven worse"]
 """What a candidate must be beside a control, by rules 1 and 2 or 3 of this module."""
 
 
@@ -71,13 +72,19 @@ def demands(goes_on: bool) -> Mapping[str, Demand]:
     """Return what is asked beside each control, by whether the candidate went on from the active prior."""
     if goes_on:
         return {
-            "none": "proven",
+            "none": "proven by answers",
             "knn": "not proven worse",
             "mean": "not proven worse",
             "random": "better",
             "active": "no worse",
         }
-    return {"none": "proven", "knn": "better", "mean": "better", "random": "better", "active": "proven"}
+    return {
+        "none": "proven by answers",
+        "knn": "better",
+        "mean": "better",
+        "random": "better",
+        "active": "proven",
+    }
 
 
 @dataclass(frozen=True)
@@ -279,11 +286,11 @@ def _meets(demand: Demand, measured: Sequence[Interval], answers: Answers | None
     unproven = all(found.high >= -TIE for found in measured)
     if demand == "not proven worse" and unproven:
         return True
-    if answers is not None and (answers.worse or (demand == "proven" and not answers.better)):
+    if answers is not None and (answers.worse or (demand == "proven by answers" and not answers.better)):
         return False
     if demand == "no worse" and unproven:
         return any(abs(found.mean) > TIE for found in measured)
-    return any(found.mean > TIE and (found.low > 0 or demand != "proven") for found in measured)
+    return any(found.mean > TIE and (found.low > 0 or not demand.startswith("proven")) for found in measured)
 
 
 def _bounds(found: Interval) -> tuple[float, float | None, float | None]:

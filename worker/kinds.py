@@ -33,7 +33,7 @@ def kinds(sides: Split) -> tuple[Kind, ...]:
     it is left out, for nobody has seen what the prior does there; small ones make one kind together. Where
     no kind can be judged by itself all are one.
     """
-    everything = [*sides.train, *sides.holdout]
+    everything = [*sides.train, *sides.holdout, *sides.validation]  # these, too, hold a kind together
     whole = Kind(sides.train, sides.holdout, sides.holdout_groups)
     alone: list[Kind] = []
     few: list[Kind] = []
@@ -56,8 +56,8 @@ def _judgements(kind: Kind) -> int:
 
 
 def _part(sides: Split, component: Sequence[int]) -> Kind:
-    first = len(sides.train)
-    held = [index - first for index in component if index >= first]
+    first, end = len(sides.train), len(sides.train) + len(sides.holdout)
+    held = [index - first for index in component if first <= index < end]
     return Kind(
         tuple(sides.train[index] for index in component if index < first),
         tuple(sides.holdout[index] for index in held),

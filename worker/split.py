@@ -53,6 +53,8 @@ class Split:
     """Cosine above which two prompts count as near-twins."""
     unseen: bool
     """Whether no hold-out or validation neighbourhood holds a prompt that the active prior learned from."""
+    left_out: tuple[Episode, ...] = ()
+    """Of kinds of task with nothing to learn, on no side: the unsteered answer was the best."""
 
 
 def split(
@@ -73,10 +75,16 @@ def split(
     Raises:
         TooFewEpisodesError: too few neighbourhoods for the three sides.
     """
-    pairs = _worthwhile(merged(episodes))
+    remembered = merged(episodes)
+    pairs = _worthwhile(remembered)
     kept = [episode for episode, _ in pairs]
+    worth = {episode.id for episode in kept}
+    left_out = tuple(episode for episode, _ in remembered if episode.id not in worth)
     if len(kept) < FEWEST:
-        raise TooFewEpisodesError(f"{len(kept)} different prompts, {FEWEST} are the fewest to learn from")
+        others = f"; to {len(left_out)} others unsteered answers were the best" if left_out else ""
+        raise TooFewEpisodesError(
+            f"{len(kept)} different prompts, {FEWEST} are the fewest to learn from{others}"
+        )
     keys = stack_keys(kept)
     known = [not seen.isdisjoint(digests) for _, digests in pairs]
 
@@ -110,6 +118,7 @@ def split(
         holdout_groups=tuple(group for group, cluster in enumerate(holdout) for _ in cluster),
         twin_cosine=max(one.twin_cosine for one in found),
         unseen=all(one.unseen for one in found),
+        left_out=left_out,
     )
 
 
@@ -135,7 +144,7 @@ def _worthwhile(pairs: list[tuple[Episode, frozenset[str]]]) -> list[tuple[Episo
     """
     if len(pairs) < FEWEST:
         return pairs
-    gained = np.array([episode.reward - episode.plain_reward >= LEAST_GAIN for episode, _ in pairs])
+    gained = np.array([_gained(episode) for episode, _ in pairs])
     kinds = _kinds(stack_keys([episode for episode, _ in pairs]))
     worth = sorted(index for kind in kinds if gained[kind].mean() >= LEAST_GAINING for index in kind)
     if not worth:
@@ -146,6 +155,11 @@ def _worthwhile(pairs: list[tuple[Episode, frozenset[str]]]) -> list[tuple[Episo
     if len(worth) < len(pairs):
         logger.info("%d prompts are left out: unsteered answers were the best", len(pairs) - len(worth))
     return [pairs[index] for index in worth]
+
+
+def _gained(episode: Episode) -> bool:
+    # A remembered answer may be a little worse than the one that a latent earned its place with (ADR 0016).
+    return episode.latent_earned or episode.reward - episode.plain_reward >= LEAST_GAIN
 
 
 def _kinds(keys: Array) -> Clusters:

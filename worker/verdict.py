@@ -9,7 +9,8 @@ gains for one that does not (ADR 0019):
   away: there a candidate that went on from the active prior is served too when no interval of a difference
   to it and to no latent lies below zero; otherwise the whole candidate is refused.
 * Where nobody can judge tonight, for there is too little or nothing of the kind in memory, a candidate that
-  went on speaks where the active prior does. One that began anew stays silent.
+  went on speaks where the active prior does. One that began anew stays silent, and each does at kinds that
+  were left out because the unsteered answers were the best.
 * It is promoted when at least one kind passes the gate.
 
 With a single kind the verdict is the gate's. Where the active prior is silent, nothing is granted for having
@@ -21,12 +22,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from memory.episode import Array, Episode
 from memory.prior import Competence, Prior, PriorNetwork
 from model.engine import Engine
 from worker.contestants import Candidate, Recall
 from worker.gate import TIE, Comparison, GateReport, judge
 from worker.kinds import Kind, kinds
-from worker.neighbourhood import KIND_COSINE
+from worker.neighbourhood import KIND_COSINE, stack_keys
 from worker.region import recall_floor, region
 from worker.split import Split
 
@@ -101,9 +103,11 @@ async def decide(
         )
         judged.append(_Judged(kind, competence, report))
     report, served = (judged[0].report, judged) if len(judged) == 1 else _together(judged, active, goes_on)
+    covered = sum(one.report.coverage * len(one.kind.holdout) for one in served)
+    report = replace(report, coverage=covered / len(sides.holdout))
     parts = [one.competence for one in served]
     if goes_on and active is not None:
-        parts += _elsewhere(active, judged)
+        parts += _elsewhere(active, [*(one.competence.centroids for one in judged), *_keys(sides.left_out)])
     return Verdict(report, Competence.joined(parts), floor)
 
 
@@ -115,7 +119,6 @@ def _together(
     promoted = "served" in fates and LOST not in fates
     kept = [one for one, fate in zip(judged, fates, strict=True) if fate in SERVED]
     served = kept if promoted else judged
-    held_out = sum(len(one.kind.holdout) for one in judged)
     report = replace(
         judged[0].report,
         promoted=promoted,
@@ -127,16 +130,19 @@ def _together(
         neighbourhoods=sum(one.report.neighbourhoods for one in judged),
         controls=(),
         latent_error={},
-        coverage=sum(one.report.coverage * len(one.kind.holdout) for one in served) / held_out,
         threshold=min(one.report.threshold for one in served),
         kinds=tuple(one.report for one in judged),
     )
     return report, served
 
 
-def _elsewhere(active: Prior, judged: Sequence[_Judged]) -> list[Competence]:
-    """Return the part of the active prior's region that is of no kind judged tonight, if there is any."""
-    near = np.concatenate([one.competence.centroids for one in judged])
+def _keys(episodes: Sequence[Episode]) -> list[Array]:
+    return [stack_keys(episodes)] if episodes else []
+
+
+def _elsewhere(active: Prior, known: Sequence[Array]) -> list[Competence]:
+    """Return the part of the active prior's region that is of no kind of `known` keys, if there is any."""
+    near = np.concatenate(known)
     region = active.competence
     apart = (region.centroids @ near.T).max(axis=1) <= KIND_COSINE  # (C,)
     thresholds = np.broadcast_to(np.float32(region.threshold), len(apart))

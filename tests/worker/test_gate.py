@@ -134,7 +134,7 @@ def test_a_good_candidate_passes_all_five_controls(engine: ScriptedEngine, sides
     assert report.promoted, report.reason
     assert [row.control for row in report.controls] == list(CONTROLS)
     assert all(row.win and row.difference and row.difference > 0 for row in report.controls)
-    proven = [row for row in report.controls if demands(goes_on=True)[row.control] == "proven"]
+    proven = [row for row in report.controls if demands(goes_on=True)[row.control] == "proven by answers"]
     assert [row.control for row in proven] == ["none"]
     assert all(row.low and row.low > 0 for row in proven)
 
@@ -334,6 +334,21 @@ def test_where_nothing_tells_them_apart_the_candidate_that_went_on_is_the_better
     assert over_again.reason.startswith("not better than the active prior (")
     wavering.good = [*ours[1:], *theirs]
     assert not judged(wavering, remembered, candidate, active).promoted
+
+
+def test_one_that_began_anew_may_prove_itself_by_likelihood_beside_the_active_prior(
+    engine: ScriptedEngine, sides: Split
+) -> None:
+    """Only beside no latent must answers agree more: there steering itself has to be worth it."""
+    candidate, active = learned(engine, sides), learned(engine, sides, sides.train[:4])
+    same = ScriptedEngine(answer=lambda prompt, latent, how: "Answer: 1")
+    remembered = replace(sides, holdout=tuple(replace(e, answer_text="Answer: 1") for e in sides.holdout))
+    report = judged(same, remembered, candidate, active, goes_on=False)
+    rows = {row.control: row for row in report.controls}
+    assert rows["active"].answers is not None
+    assert rows["active"].answers.difference == 0
+    assert rows["active"].win
+    assert rows["none"].win is False
 
 
 def test_likelier_answers_that_say_the_same_are_no_gain(engine: ScriptedEngine, sides: Split) -> None:

@@ -166,7 +166,9 @@ def test_a_kind_that_nobody_asks_for_any_more_does_not_make_a_night_begin_anew(k
 def test_a_kind_that_the_model_masters_alone_is_left_out(knowing: Knowing) -> None:
     """Learning to say what is said anyway costs the kind that has something to learn."""
     sums, poems = of_kind(knowing, "sums", 40), of_kind(knowing, "poems", 60)
-    mastered = [replace(episode, plain_reward=episode.reward - 0.01) for episode in poems]
+    mastered = [
+        replace(episode, plain_reward=episode.reward - 0.01, latent_earned=False) for episode in poems
+    ]
     sides = dealt(sums, mastered)
     assert names([*sides.train, *sides.validation, *sides.holdout]) == ["sums"]
     assert [e.id for e in sides.holdout] == [e.id for e in dealt(sums).holdout]
@@ -174,6 +176,52 @@ def test_a_kind_that_the_model_masters_alone_is_left_out(knowing: Knowing) -> No
     assert names(dealt(sums, some).holdout) == ["poems", "sums"]
     with pytest.raises(TooFewEpisodesError, match="to 60 of 60 remembered prompts"):
         dealt(mastered)
+    with pytest.raises(TooFewEpisodesError, match=r"5 different prompts.*to 60 others unsteered answers"):
+        dealt(sums[:5], mastered)
+
+
+def test_a_latent_that_earned_its_place_has_gained_whatever_answer_is_remembered(knowing: Knowing) -> None:
+    """The shortest of the surest answers may have a lower reward than the one that the latent won with."""
+    won = [
+        replace(episode, plain_reward=episode.reward + 0.04, latent_earned=True)
+        for episode in of_kind(knowing, "sums", 40)
+    ]
+    assert names(dealt(won).holdout) == ["sums"]
+    with pytest.raises(TooFewEpisodesError, match="to 40 of 40"):
+        dealt([replace(episode, latent_earned=False) for episode in won])
+
+
+def test_the_prior_is_silent_at_a_kind_that_was_left_out(knowing: Knowing) -> None:
+    """Nobody judged what the new weights do there, and the unsteered answers are the best."""
+    sums, poems = of_kind(knowing, "sums", 40), of_kind(knowing, "poems", 60)
+    knowing.knows = {"sums"}
+    mastered = [replace(episode, plain_reward=episode.reward, latent_earned=False) for episode in poems]
+    sides = dealt(sums, mastered)
+    assert names(sides.left_out) == ["poems"]
+    assert len(sides.left_out) == 60
+    found = verdict(knowing, sides, prior_on(knowing, poems), goes_on=True)
+    assert found.report.promoted
+    assert not any(found.competence.covers(episode.key) for episode in poems)
+
+
+def test_prompts_that_watch_the_training_hold_a_kind_together(knowing: Knowing) -> None:
+    """A chain whose middle is on no judging side is one kind all the same."""
+    near, far = of_kind(knowing, "sums", 30, spread=0.3), of_kind(knowing, "poems", 30, spread=0.3)
+    between = [
+        replace(one, key=(one.key + other.key) / np.float32(np.linalg.norm(one.key + other.key)))
+        for one, other in zip(near[:4], far[:4], strict=True)
+    ]
+    sides = Split(
+        train=(*near[:20], *far[:20]),
+        validation=tuple(between),
+        holdout=(*near[20:], *far[20:24]),
+        holdout_groups=tuple(range(14)),
+        twin_cosine=0.97,
+        unseen=True,
+    )
+    (kind,) = kinds(sides)
+    assert (len(kind.train), len(kind.holdout)) == (40, 14)
+    assert [names(kind.train) for kind in kinds(replace(sides, validation=()))] == [["sums"]]
 
 
 def test_a_few_strays_change_nothing(knowing: Knowing) -> None:
@@ -278,6 +326,25 @@ def test_where_nobody_judges_tonight_the_candidate_speaks_where_the_active_prior
         assert any(active.covers(e.key) for e in asked)
 
 
+def test_what_is_judged_anew_does_not_keep_its_old_region(knowing: Knowing) -> None:
+    sums = of_kind(knowing, "sums", 40)
+    knowing.knows = {"sums"}
+    wide = replace(prior_on(knowing, sums), competence=Competence(stack_keys(sums), 0.55))
+    found = verdict(knowing, dealt(sums), wide, goes_on=True)
+    fresh = verdict(knowing, dealt(sums), None)
+    asked = of_kind(knowing, "sums", 200, spread=0.9, start=40)
+    inside = [fresh.competence.covers(episode.key) for episode in asked]
+    assert [found.competence.covers(episode.key) for episode in asked] == inside
+    assert sum(wide.covers(episode.key) for episode in asked) > sum(inside)
+
+
+def test_the_floor_of_recall_is_the_least_of_all_kinds(knowing: Knowing) -> None:
+    tight, loose = of_kind(knowing, "sums", 40, spread=0.3), of_kind(knowing, "poems", 40, spread=0.8)
+    floors = [verdict(knowing, dealt(kind)).recall_floor for kind in (tight, loose)]
+    assert floors[1] < floors[0]
+    assert verdict(knowing, dealt(tight, loose)).recall_floor == pytest.approx(floors[1])
+
+
 def test_a_kind_that_is_new_to_the_active_prior_is_judged_as_on_a_first_night(knowing: Knowing) -> None:
     sums, poems = of_kind(knowing, "sums", 40), of_kind(knowing, "poems", 60)
     knowing.knows = {"sums", "poems"}
@@ -301,3 +368,5 @@ def test_what_the_active_prior_serves_as_well_is_served_on(knowing: Knowing) -> 
     assert found.report.promoted, found.report.reason
     assert f"kind 1 of 2 {KEPT}: not better than the active prior" in found.report.reason
     assert all(found.competence.covers(episode.key) for episode in (*sums, *poems))
+    anew = verdict(knowing, dealt(sums, poems), active, goes_on=False)
+    assert LOST in anew.report.reason
