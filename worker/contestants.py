@@ -11,7 +11,7 @@ import torch
 
 from config.settings import Settings
 from memory.episode import Array, Episode
-from memory.prior import DEFAULT_RECALL_FLOOR, Competence, Prior, PriorNetwork
+from memory.prior import DEFAULT_RECALL_FLOOR, Competence, KindMeans, Prior, PriorNetwork
 from memory.store import REACH
 from memory.transfer import momentum_transfer
 from worker.neighbourhood import stack_keys
@@ -48,13 +48,16 @@ class Candidate:
     competence: Competence
 
     def predict(self, episodes: Sequence[Episode]) -> torch.Tensor:
-        """Return its latents for the episodes' keys, (N, L, d), wherever they lie.
-
-        One key at a time, as priors serve: in one batch the same weights round to other latents, and the
-        active prior over again would not be known for what it is.
-        """
+        """Return its latents for the episodes' keys, (N, L, d), wherever they lie, as priors serve them."""
+        keys = KindMeans(self.competence.centroids).of(stack_keys(episodes))
         with torch.no_grad():
-            return torch.cat([self.network(torch.from_numpy(key[None])) for key in stack_keys(episodes)])
+            # One by one: in one batch the same weights round to other latents.
+            return torch.cat([self.network(key[None]) for key in keys])
+
+    def same_weights(self, prior: Prior) -> bool:
+        """Return whether this is `prior` over again, though its region may have moved."""
+        ours, theirs = self.network.state_dict(), prior.network.state_dict()
+        return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def contestants(

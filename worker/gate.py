@@ -187,7 +187,8 @@ async def judge(
         decoded = await agreements(engine, holdout, latents, progress)
         asked = demands(goes_on)
         comparisons = [_compare(name, scores, decoded, groups, seed, asked[name]) for name in CONTROLS]
-    promoted, reason = _decide(finite, covered, comparisons)
+    again = goes_on and active is not None and candidate.same_weights(active)
+    promoted, reason = _decide(finite, covered, again, comparisons)
     return GateReport(
         promoted=promoted,
         reason=reason,
@@ -299,9 +300,11 @@ def _bounds(found: Interval) -> tuple[float, float | None, float | None]:
     return found.mean, low, high
 
 
-def _decide(finite: bool, covered: int, comparisons: Sequence[Comparison]) -> tuple[bool, str]:
+def _decide(finite: bool, covered: int, again: bool, comparisons: Sequence[Comparison]) -> tuple[bool, str]:
     if not finite:
         return False, "latents or likelihoods are not finite"
+    if again:
+        return False, "its weights are those of the active prior"
     if covered < MIN_HOLDOUT:
         return False, f"it covers {covered} held-out neighbourhoods, {MIN_HOLDOUT} are the fewest to judge by"
     lost = [comparison for comparison in comparisons if comparison.win is False]

@@ -7,8 +7,10 @@ sort headlines: what a prior is worth there, and how far it may speak, are two q
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from memory.chains import chains
 from memory.episode import Episode
-from worker.neighbourhood import KIND_COSINE, neighbourhoods, stack_keys
+from memory.prior import KIND_COSINE
+from worker.neighbourhood import stack_keys
 from worker.split import FEWEST, MIN_HOLDOUT, Split
 
 
@@ -37,7 +39,7 @@ def kinds(sides: Split) -> tuple[Kind, ...]:
     whole = Kind(sides.train, sides.holdout, sides.holdout_groups)
     alone: list[Kind] = []
     few: list[Kind] = []
-    for component in neighbourhoods(stack_keys(everything), KIND_COSINE):
+    for component in chains(stack_keys(everything), KIND_COSINE):
         part = _part(sides, component)
         if part.train and _judgements(part) >= MIN_HOLDOUT:
             alone.append(part)

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memory.chains import chains
 from memory.episode import LEAST_GAIN, Array, Episode
+from memory.prior import KIND_COSINE
 from worker.errors import TooFewEpisodesError
-from worker.neighbourhood import KIND_COSINE, merged, neighbourhoods, stack_keys
+from worker.neighbourhood import merged, stack_keys
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +166,7 @@ def _gained(episode: Episode) -> bool:
 
 def _kinds(keys: Array) -> Clusters:
     """Return the kinds of task that are large enough to be dealt by themselves, and all others as one."""
-    components = neighbourhoods(keys, KIND_COSINE)
+    components = chains(keys, KIND_COSINE)
     large = [component for component in components if len(component) >= FEWEST]
     small = sorted(index for component in components if len(component) < FEWEST for index in component)
     return [*large, small] if small else large
@@ -184,7 +186,7 @@ def _deal_kind(
     `watched`: whether some of them watch the training; otherwise only unseen ones are dealt, and none.
     """
     for threshold in TWIN_COSINES:
-        clusters = [[kind[at] for at in cluster] for cluster in neighbourhoods(keys[kind], threshold)]
+        clusters = [[kind[at] for at in cluster] for cluster in chains(keys[kind], threshold)]
         fresh = [cluster for cluster in clusters if not any(known[index] for index in cluster)]
         # When almost everything was seen, seen prompts judge too and the caller starts from nothing.
         ways = [(fresh, True, MIN_VALIDATION), (clusters, False, MIN_VALIDATION)]

@@ -28,6 +28,7 @@ from torch import nn
 
 from config.settings import Settings
 from memory.episode import Episode
+from memory.prior import KindMeans
 from model.engine import Engine
 from worker import checkpoint as checkpoints
 from worker.checkpoint import Counters, Evaluation
@@ -157,12 +158,13 @@ async def train(
         logger.info("training goes on at step %d of %d", counters.step, recipe.steps)
     resumed_at = counters.step
     judged = list(validation)[:MAX_VALIDATION]
+    asked = KindMeans(stack_keys(episodes)).of(stack_keys(judged))  # as the prior will be
 
     while True:
         if not counters.stopped and (counters.step % EVALUATE_EVERY == 0 or counters.step == recipe.steps):
             known = counters.evaluations and counters.evaluations[-1].step == counters.step
             if not known:  # a checkpoint is written after the evaluation of its step
-                worth = _note(counters, await _likelihoods(engine, network, judged), recipe.goes_on)
+                worth = _note(counters, await _likelihoods(engine, network, judged, asked), recipe.goes_on)
                 if worth and (not recipe.goes_on or counters.step in (0, recipe.steps)):
                     kept, counters.best_step = _copy(network), counters.step
                 ended = counters.stale >= PATIENCE and not recipe.goes_on
@@ -180,13 +182,18 @@ async def train(
     return Trained(counters.step, counters.best_step, tuple(counters.evaluations), resumed_at)
 
 
-async def _likelihoods(engine: Engine, network: nn.Module, episodes: Sequence[Episode]) -> torch.Tensor:
-    """Return the likelihood of each remembered answer, (N,); of latents that are not finite, -inf."""
+async def _likelihoods(
+    engine: Engine, network: nn.Module, episodes: Sequence[Episode], keys: torch.Tensor
+) -> torch.Tensor:
+    """Return the likelihood of each remembered answer under the latent of its key, (N,).
+
+    Of latents that are not finite it is -inf.
+    """
     values: list[torch.Tensor] = []
     for start in range(0, len(episodes), _EVALUATION_BATCH):
         batch = episodes[start : start + _EVALUATION_BATCH]
         with torch.no_grad():
-            latents = network(torch.from_numpy(stack_keys(batch)))  # (B, L, d)
+            latents = network(keys[start : start + _EVALUATION_BATCH])  # (B, L, d)
         if not bool(torch.isfinite(latents).all()):
             return torch.full((len(episodes),), -math.inf)
         values.append(await likelihoods(engine, batch, list(latents)))

@@ -23,12 +23,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from memory.episode import Array, Episode
-from memory.prior import Competence, Prior, PriorNetwork
+from memory.prior import KIND_COSINE, Competence, Prior, PriorNetwork
 from model.engine import Engine
 from worker.contestants import Candidate, Recall
 from worker.gate import TIE, Comparison, GateReport, judge
 from worker.kinds import Kind, kinds
-from worker.neighbourhood import KIND_COSINE, stack_keys
+from worker.neighbourhood import stack_keys
 from worker.region import recall_floor, region
 from worker.split import Split
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from memory.episode import Array
-from memory.prior import Competence, Prior, PriorNetwork
+from memory.prior import Competence, KindMeans, Prior, PriorNetwork
 
 HIDDEN, LENGTH = 48, 4
 
@@ -127,7 +127,7 @@ def test_unusable_training_keys_are_refused() -> None:
         Competence.fit(np.ones((2, HIDDEN), np.float32), np.full((1, HIDDEN), np.inf, np.float32))
 
 
-def test_a_prior_predicts_what_its_network_does(rng: np.random.Generator) -> None:
+def test_a_prior_predicts_what_its_network_does_for_kinds_of_one_key(rng: np.random.Generator) -> None:
     network = PriorNetwork(HIDDEN, LENGTH, rank=4)
     torch.nn.init.normal_(network.up.weight)
     keys = unit(rng.normal(size=(3, HIDDEN)))
@@ -143,6 +143,29 @@ def test_a_prior_predicts_what_its_network_does(rng: np.random.Generator) -> Non
         assert not prior.covers(-key)
     with pytest.raises(ValueError, match="key has shape"):
         prior.predict(keys)
+
+
+def test_a_prior_gives_every_request_of_a_kind_the_latent_of_the_kind(rng: np.random.Generator) -> None:
+    first, second = np.eye(HIDDEN, dtype=np.float32)[:2]
+    keys = np.concatenate([task_keys(rng, centre, 20, 0.8) for centre in (first, second)])
+    network = PriorNetwork(HIDDEN, LENGTH, rank=4)
+    torch.nn.init.normal_(network.up.weight)
+    prior = Prior("v1", "space-a", network, Competence(keys, 0.5), {})
+    means = [keys[:20].mean(axis=0), keys[20:].mean(axis=0)]
+    expected = [network(torch.from_numpy(mean)[None])[0].detach().numpy() for mean in means]
+    assert not np.allclose(*expected, atol=0.1)
+    for centre, latent in zip((first, second), expected, strict=True):
+        for key in task_keys(rng, centre, 5, 0.8):
+            assert prior.predict(key) == pytest.approx(latent, abs=1e-5)
+
+
+def test_kinds_are_chains_of_keys() -> None:
+    angles = np.deg2rad([0, 50, 100, 200])
+    keys = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    means = KindMeans(keys).of(keys[[0, 2, 3]]).numpy()
+    assert means[0] == pytest.approx(keys[:3].mean(axis=0))
+    assert np.array_equal(means[0], means[1])
+    assert means[2] == pytest.approx(keys[3])
 
 
 def test_regions_that_are_joined_keep_their_thresholds() -> None:

@@ -46,6 +46,8 @@ class Indifferent(ScriptedEngine):
     def __init__(self) -> None:
         super().__init__()
         self.good: list[torch.Tensor] = []
+        self.misses: list[tuple[Episode, torch.Tensor]] = []
+        """Where one of them does not help."""
 
     async def log_likelihood(
         self,
@@ -58,11 +60,18 @@ class Indifferent(ScriptedEngine):
     async def generate(
         self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
     ) -> list[Generation]:
-        def text(latent: torch.Tensor | None) -> str:
-            helped = latent is not None and any(torch.allclose(latent, good, atol=1e-5) for good in self.good)
-            return "Answer: 1" if helped else "Let me think"
+        def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+            return torch.allclose(one, other, atol=1e-5)
 
-        return [Generation(text(prompt.latent), (1,), "stop") for prompt in prompts]
+        def text(prompt: SteeredPrompt) -> str:
+            z = prompt.latent
+            helped = z is not None and any(same(z, good) for good in self.good)
+            missed = z is not None and any(
+                same(z, bad) and prompt.token_ids == episode.prompt_token_ids for episode, bad in self.misses
+            )
+            return "Answer: 1" if helped and not missed else "Let me think"
+
+        return [Generation(text(prompt), (1,), "stop") for prompt in prompts]
 
 
 class Wavering(Indifferent):
@@ -177,11 +186,14 @@ def test_a_candidate_that_learned_other_topics_answers_is_refused(
     assert "the active prior" in report.reason
 
 
-def test_a_tie_with_the_active_prior_is_refused(engine: ScriptedEngine, sides: Split) -> None:
-    candidate = learned(engine, sides)
-    report = judged(engine, sides, candidate, candidate)
-    assert not report.promoted
-    assert report.reason.startswith("not better than the active prior (")
+def test_the_active_prior_over_again_is_refused(engine: ScriptedEngine, sides: Split) -> None:
+    """Also where its region has moved, and with it the means that it is asked with."""
+    active = learned(engine, sides)
+    moved = Candidate(active.network, region(sides.train[1:], sides.holdout, 0))
+    for candidate in (active, moved):
+        report = judged(engine, sides, candidate, active)
+        assert not report.promoted
+        assert report.reason == "its weights are those of the active prior"
 
 
 def test_an_untrained_candidate_is_refused(engine: ScriptedEngine, sides: Split) -> None:
@@ -330,9 +342,7 @@ def test_where_nothing_tells_them_apart_the_candidate_that_went_on_is_the_better
     assert (row.answers.difference, row.low < 0 < row.high) == (0, True)
     assert report.promoted, report.reason
     assert not judged(wavering, remembered, candidate, active, goes_on=False).promoted
-    over_again = judged(wavering, remembered, active, active)
-    assert over_again.reason.startswith("not better than the active prior (")
-    wavering.good = [*ours[1:], *theirs]
+    wavering.misses = [(remembered.holdout[0], ours[0])]
     assert not judged(wavering, remembered, candidate, active).promoted
 
 
@@ -373,7 +383,7 @@ def test_a_little_better_than_the_active_prior_is_enough_and_than_no_latent_is_n
     indifferent = Indifferent()
     remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
     ours, theirs = list(candidate.predict(remembered.holdout)), list(active.predict(remembered.holdout))
-    indifferent.good = ours + theirs[1:]
+    indifferent.good, indifferent.misses = [*ours, *theirs], [(remembered.holdout[0], theirs[0])]
     report = judged(indifferent, remembered, candidate, active)
     (row,) = (row for row in report.controls if row.control == "active")
     assert row.answers is not None
@@ -382,7 +392,7 @@ def test_a_little_better_than_the_active_prior_is_enough_and_than_no_latent_is_n
     anew = judged(indifferent, remembered, candidate, active, goes_on=False)
     assert not anew.promoted
     assert anew.reason.startswith("not better than the active prior (")
-    indifferent.good = ours[:1]
+    indifferent.good, indifferent.misses = ours, list(zip(remembered.holdout, ours, strict=True))[1:]
     report = judged(indifferent, remembered, candidate)
     assert not report.promoted
     assert "the interval does not exclude zero" in report.reason
@@ -397,7 +407,10 @@ def test_a_little_worse_than_the_mean_latent_is_no_matter_to_a_candidate_that_go
     remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
     ours, theirs = list(candidate.predict(remembered.holdout)), list(active.predict(remembered.holdout))
     mean = torch.from_numpy(np.mean([e.latent.astype(np.float32) for e in sides.train], axis=0))
-    indifferent.good = [mean, *ours[1:], *theirs[2:]]
+    indifferent.good = [mean, *ours, *theirs]
+    by_ours = list(zip(remembered.holdout, ours, strict=True))
+    by_theirs = list(zip(remembered.holdout, theirs, strict=True))
+    indifferent.misses = [*by_ours[:1], *by_theirs[:2]]
     report = judged(indifferent, remembered, candidate, active)
     (row,) = (row for row in report.controls if row.control == "mean")
     assert row.answers is not None
@@ -408,7 +421,7 @@ def test_a_little_worse_than_the_mean_latent_is_no_matter_to_a_candidate_that_go
     for other in (first, anew):
         assert not other.promoted
         assert "the mean latent" in other.reason
-    indifferent.good = [mean, *ours[:2]]
+    indifferent.good, indifferent.misses = [mean, *ours], by_ours[2:]
     clearly = judged(indifferent, remembered, candidate, active)
     assert not clearly.promoted
     assert "the mean latent" in clearly.reason

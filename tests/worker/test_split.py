@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from memory.chains import chains
 from memory.episode import Episode
 from tests.worker.conftest import keyed
 from worker.errors import TooFewEpisodesError
-from worker.neighbourhood import deduplicated, neighbourhoods, prompt_digest, stack_keys
+from worker.neighbourhood import deduplicated, prompt_digest, stack_keys
 from worker.split import MIN_HOLDOUT, Split, split
 
 
@@ -71,7 +72,7 @@ def test_prompts_of_the_same_key_are_one() -> None:
 def test_chains_of_near_twins_are_one_neighbourhood() -> None:
     angles = np.array([0.0, 0.1, 0.2, 1.5])
     keys = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    assert neighbourhoods(keys, 0.99) == [[0, 1, 2], [3]]
+    assert chains(keys, 0.99) == [[0, 1, 2], [3]]
 
 
 def test_prompts_that_share_a_long_instruction_are_still_split() -> None:

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from config.settings import Settings
-from memory.prior import PriorNetwork
+from memory.prior import KindMeans, PriorNetwork
 from model.engine import LatentGradient
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import scripted_episodes
 from tests.worker.likelihood import mean_likelihood
 from worker.checkpoint import Counters
 from worker.errors import TrainingDivergedError
+from worker.neighbourhood import stack_keys
 from worker.split import Split, split
 from worker.training import Recipe, Trained, _note, episode_weights, train
 
@@ -171,11 +172,12 @@ def test_training_stops_when_validation_gets_worse_and_keeps_what_was_good(engin
     good = trained(engine, sides, network, replace(RECIPE, steps=10))
     assert good.best_step == 10
     wrong = [replace(e, answer_token_ids=(*f"{POOR}7".encode(), CLOSE)) for e in sides.train]
-    before = asyncio.run(mean_likelihood(engine, network, sides.validation))
+    asked = KindMeans(stack_keys(sides.train)).of(stack_keys(sides.validation))  # as the prior will be
+    before = asyncio.run(mean_likelihood(engine, network, sides.validation, asked))
     found = trained(engine, replace(sides, train=tuple(wrong)), network, replace(RECIPE, steps=500))
     assert found.steps < 100
     assert found.best_step < found.steps
-    after = asyncio.run(mean_likelihood(engine, network, sides.validation))
+    after = asyncio.run(mean_likelihood(engine, network, sides.validation, asked))
     kept = {e.step: e.log_likelihood for e in found.evaluations}[found.best_step]
     assert after == pytest.approx(kept, abs=1e-6)
     assert after > before - 1
