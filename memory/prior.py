@@ -1,7 +1,7 @@
 """The consolidated prior: a key in, a latent out, and where that may be trusted.
 
-Owns the network's shape and the region of keys it is competent in. Knows nothing of training (`worker/`) or
-of files (`memory/registry.py`).
+Owns the network's shape, the region of keys it is competent in, and what it is asked with there. Knows
+nothing of training (`worker/`) or of files (`memory/registry.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ class PriorNetwork(nn.Module):
 
     The residual starts at zero, so an untrained network gives `base` for every key, and its hidden
     layer is bounded, so that no key can make it large. It is trained with the key of each episode and asked
-    with the mean of a kind of task (`KindMeans`).
+    with the mean of a kind of task (`Competence.mean`).
     """
 
     def __init__(self, hidden_size: int, length: int, rank: int = 32, *, base: Tensor | None = None) -> None:
@@ -65,36 +65,33 @@ class PriorNetwork(nn.Module):
         return latents
 
 
-class KindMeans:
-    """The keys that a prior is asked with: instead of a request's own the mean of its kind of task.
+def kind_means(keys: Array, asked: Array) -> Array:
+    """Return the mean of the kind of task that each of `asked`, (M, d), is nearest to: (M, d).
 
-    What the residual makes of a single key is mostly what it learned by heart of the keys near it; the mean
-    of a kind keeps what they have in common (ADR 0021).
-
-    Args:
-        keys: unit keys that show which kinds there are, (N, d), N ≥ 1.
+    Kinds are chains of the unit `keys`, (N, d), N ≥ 1, and means are not normalised.
     """
-
-    def __init__(self, keys: Array) -> None:
-        self._keys = keys
-        self._means = np.empty_like(keys)
-        for kind in chains(keys, KIND_COSINE):
-            self._means[kind] = keys[kind].mean(axis=0)
-
-    def of(self, keys: Array) -> Tensor:
-        """Return the mean of the kind that each of `keys`, (B, d), is nearest to: (B, d) float32."""
-        nearest = (np.asarray(keys, np.float32) @ self._keys.T).argmax(axis=1)
-        return torch.from_numpy(self._means[nearest])
+    means = np.empty_like(keys)
+    for kind in chains(keys, KIND_COSINE):
+        means[kind] = keys[kind].mean(axis=0)
+    found: Array = means[(asked @ keys.T).argmax(axis=1)]
+    return found
 
 
 @dataclass(frozen=True, eq=False)
 class Competence:
-    """The region of keys a prior was trained on: within its `threshold` of one of the centroids."""
+    """The region of keys a prior was trained on: within its `threshold` of one of the centroids.
+
+    A prior is not asked with a request's own key but with the mean of its kind of task: what the residual
+    makes of a single key is mostly what it learned by heart of the keys near it (ADR 0021).
+    """
 
     centroids: Array
     """(C, d), norm 1."""
     threshold: float | Array
     """Least cosine to a centroid: one for all, or one for each, (C,)."""
+    means: Array | None = None
+    """Near each centroid the mean of the training keys of its kind of task, (C, d); None: of the centroids,
+    for priors published before there were means."""
 
     @classmethod
     def fit(
@@ -121,7 +118,8 @@ class Competence:
         centroids = _spherical_means(train, min(clusters, len(train)), np.random.default_rng(seed))
         judged = _normalised(holdout_keys, "holdout_keys") if len(holdout_keys) else train
         nearest = (judged @ centroids.T).max(axis=1)
-        return cls(centroids, max(floor, float(np.quantile(nearest, quantile))))
+        threshold = max(floor, float(np.quantile(nearest, quantile)))
+        return cls(centroids, threshold, kind_means(train, centroids))
 
     @classmethod
     def joined(cls, parts: Sequence["Competence"]) -> "Competence":
@@ -129,24 +127,40 @@ class Competence:
         if len(parts) == 1:
             return parts[0]
         thresholds = [np.broadcast_to(np.float32(part.threshold), len(part.centroids)) for part in parts]
-        return cls(np.concatenate([part.centroids for part in parts]), np.concatenate(thresholds))
+        return cls(
+            np.concatenate([part.centroids for part in parts]),
+            np.concatenate(thresholds),
+            np.concatenate([part.means_of_all for part in parts]),
+        )
+
+    @cached_property
+    def means_of_all(self) -> Array:
+        """`means`, wherever they come from."""
+        return kind_means(self.centroids, self.centroids) if self.means is None else self.means
 
     def score(self, key: Array) -> float:
         """Return the cosine of `key`, (d,), to its nearest centroid; -1 for a key without direction."""
-        norm = float(np.linalg.norm(key))
-        if not np.isfinite(norm) or norm == 0.0:
-            return -1.0
-        return float((self.centroids @ np.asarray(key, np.float32)).max() / norm)
+        return float(self._cosines(key).max())
 
     def covers(self, key: Array) -> bool:
         """Return whether `key` lies in the region."""
-        if not isinstance(self.threshold, np.ndarray):
-            return self.score(key) >= self.threshold
+        return bool((self._cosines(key) >= self.threshold).any())
+
+    def mean(self, key: Array) -> Array:
+        """Return what a prior is asked with for `key`, (d,): the mean of the kind of task that covers it.
+
+        Of several it is that of the nearest centroid, also where none covers it.
+        """
+        cosines = self._cosines(key)
+        covering = cosines >= self.threshold
+        return np.asarray(self.means_of_all[np.where(covering, cosines, cosines - 2).argmax()], np.float32)
+
+    def _cosines(self, key: Array) -> Array:
+        """Return the cosine of `key` to each centroid, (C,); -1 for a key without direction."""
         norm = float(np.linalg.norm(key))
         if not np.isfinite(norm) or norm == 0.0:
-            return False
-        cosines = self.centroids @ np.asarray(key, np.float32) / norm  # (C,)
-        return bool((cosines >= self.threshold).any())
+            return np.full(len(self.centroids), -1, np.float32)
+        return cast(Array, self.centroids @ np.asarray(key, np.float32) / np.float32(norm))
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,12 +182,8 @@ class Prior:
         if key.shape != (self.network.hidden_size,):
             raise ValueError(f"key has shape {key.shape}, expected {(self.network.hidden_size,)}")
         with torch.inference_mode():
-            latent = self.network(self._kinds.of(key[None]))[0]
+            latent = self.network(torch.from_numpy(self.competence.mean(key))[None])[0]
         return cast(Array, latent.numpy())
-
-    @cached_property
-    def _kinds(self) -> KindMeans:
-        return KindMeans(self.competence.centroids)
 
     def covers(self, key: Array) -> bool:
         """Return whether the prior was trained on keys like this one."""

@@ -258,6 +258,7 @@ class PriorRegistry:
 def _pack(network: PriorNetwork, competence: Competence) -> bytes:
     tensors = {f"network.{name}": value.detach().cpu() for name, value in network.state_dict().items()}
     tensors["competence.centroids"] = torch.from_numpy(np.array(competence.centroids, np.float32))
+    tensors["competence.means"] = torch.from_numpy(np.array(competence.means_of_all, np.float32))
     if isinstance(competence.threshold, np.ndarray):
         tensors["competence.thresholds"] = torch.from_numpy(np.array(competence.threshold, np.float32))
     for name, tensor in tensors.items():
@@ -270,6 +271,7 @@ def _unpack(data: bytes, manifest: Mapping[str, Any]) -> tuple[PriorNetwork, Com
     tensors = load(data)
     centroids = tensors.pop("competence.centroids")
     thresholds = tensors.pop("competence.thresholds", None)  # there where centroids have their own
+    means = tensors.pop("competence.means", None)  # not there before there were means
     hidden_size = int(manifest["hidden_size"])
     network = PriorNetwork(hidden_size, int(manifest["length"]), int(manifest["rank"]))
     network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
@@ -277,8 +279,9 @@ def _unpack(data: bytes, manifest: Mapping[str, Any]) -> tuple[PriorNetwork, Com
         raise ValueError(f"centroids have shape {tuple(centroids.shape)}")
     network.requires_grad_(False)
     network.eval()
-    if thresholds is None:
-        return network, Competence(centroids.numpy(), float(manifest["threshold"]))
-    if thresholds.shape != centroids.shape[:1]:
+    if means is not None and means.shape != centroids.shape:
+        raise ValueError(f"means have shape {tuple(means.shape)}")
+    if thresholds is not None and thresholds.shape != centroids.shape[:1]:
         raise ValueError(f"thresholds have shape {tuple(thresholds.shape)}")
-    return network, Competence(centroids.numpy(), thresholds.numpy())
+    threshold = float(manifest["threshold"]) if thresholds is None else thresholds.numpy()
+    return network, Competence(centroids.numpy(), threshold, None if means is None else means.numpy())

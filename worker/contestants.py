@@ -11,7 +11,7 @@ import torch
 
 from config.settings import Settings
 from memory.episode import Array, Episode
-from memory.prior import DEFAULT_RECALL_FLOOR, Competence, KindMeans, Prior, PriorNetwork
+from memory.prior import DEFAULT_RECALL_FLOOR, Competence, Prior, PriorNetwork
 from memory.store import REACH
 from memory.transfer import momentum_transfer
 from worker.neighbourhood import stack_keys
@@ -49,10 +49,10 @@ class Candidate:
 
     def predict(self, episodes: Sequence[Episode]) -> torch.Tensor:
         """Return its latents for the episodes' keys, (N, L, d), wherever they lie, as priors serve them."""
-        keys = KindMeans(self.competence.centroids).of(stack_keys(episodes))
+        means = [torch.from_numpy(self.competence.mean(key)) for key in stack_keys(episodes)]
         with torch.no_grad():
             # One by one: in one batch the same weights round to other latents.
-            return torch.cat([self.network(key[None]) for key in keys])
+            return torch.cat([self.network(mean[None]) for mean in means])
 
     def same_weights(self, prior: Prior) -> bool:
         """Return whether this is `prior` over again, though its region may have moved."""

@@ -21,7 +21,7 @@ competence, for outside it says nothing:
    other one has and from more, so where nothing tells them apart it is the better guess: beside the active
    prior its answers agree no less on average, beside the other two they are not proven to, and nowhere does
    an interval lie below zero (ADR 0012, 0018); or it is better on average in one of the two, as beside the
-   random latent. One that is the active prior over again is refused.
+   random latent. One that is the active prior over again is refused where that one speaks.
 4. At least five neighbourhoods judged. With fewer, intervals promise too much.
 
 An engine that does not generate leaves likelihood alone to judge by.
@@ -303,13 +303,13 @@ def _bounds(found: Interval) -> tuple[float, float | None, float | None]:
 def _decide(finite: bool, covered: int, again: bool, comparisons: Sequence[Comparison]) -> tuple[bool, str]:
     if not finite:
         return False, "latents or likelihoods are not finite"
-    if again:
-        return False, "its weights are those of the active prior"
     if covered < MIN_HOLDOUT:
         return False, f"it covers {covered} held-out neighbourhoods, {MIN_HOLDOUT} are the fewest to judge by"
     lost = [comparison for comparison in comparisons if comparison.win is False]
     if lost:
         return False, "not better than " + ", ".join(_shortfall(comparison) for comparison in lost)
+    if again:
+        return False, "its weights are those of the active prior"
     against = {comparison.control: comparison for comparison in comparisons}["none"]
     return True, f"holds beside every control, {_against(against)} over no latent"
 

@@ -28,7 +28,7 @@ from torch import nn
 
 from config.settings import Settings
 from memory.episode import Episode
-from memory.prior import KindMeans
+from memory.prior import kind_means
 from model.engine import Engine
 from worker import checkpoint as checkpoints
 from worker.checkpoint import Counters, Evaluation
@@ -158,7 +158,7 @@ async def train(
         logger.info("training goes on at step %d of %d", counters.step, recipe.steps)
     resumed_at = counters.step
     judged = list(validation)[:MAX_VALIDATION]
-    asked = KindMeans(stack_keys(episodes)).of(stack_keys(judged))  # as the prior will be
+    asked = torch.from_numpy(kind_means(stack_keys(episodes), stack_keys(judged)))  # as the prior will be
 
     while True:
         if not counters.stopped and (counters.step % EVALUATE_EVERY == 0 or counters.step == recipe.steps):
@@ -185,7 +185,7 @@ async def train(
 async def _likelihoods(
     engine: Engine, network: nn.Module, episodes: Sequence[Episode], keys: torch.Tensor
 ) -> torch.Tensor:
-    """Return the likelihood of each remembered answer under the latent of its key, (N,).
+    """Return the likelihood of each remembered answer under the latent of each of `keys`, (N,).
 
     Of latents that are not finite it is -inf.
     """

@@ -146,7 +146,9 @@ def _elsewhere(active: Prior, known: Sequence[Array]) -> list[Competence]:
     region = active.competence
     apart = (region.centroids @ near.T).max(axis=1) <= KIND_COSINE  # (C,)
     thresholds = np.broadcast_to(np.float32(region.threshold), len(apart))
-    return [Competence(region.centroids[apart], thresholds[apart])] if apart.any() else []
+    if not apart.any():
+        return []
+    return [Competence(region.centroids[apart], thresholds[apart], region.means_of_all[apart])]
 
 
 def _fate(judged: _Judged, active: Prior | None, goes_on: bool) -> str:

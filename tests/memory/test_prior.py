@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from memory.episode import Array
-from memory.prior import Competence, KindMeans, Prior, PriorNetwork
+from memory.prior import Competence, Prior, PriorNetwork, kind_means
 
 HIDDEN, LENGTH = 48, 4
 
@@ -162,10 +162,40 @@ def test_a_prior_gives_every_request_of_a_kind_the_latent_of_the_kind(rng: np.ra
 def test_kinds_are_chains_of_keys() -> None:
     angles = np.deg2rad([0, 50, 100, 200])
     keys = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    means = KindMeans(keys).of(keys[[0, 2, 3]]).numpy()
+    means = kind_means(keys, keys[[0, 2, 3]])
     assert means[0] == pytest.approx(keys[:3].mean(axis=0))
     assert np.array_equal(means[0], means[1])
     assert means[2] == pytest.approx(keys[3])
+
+
+def test_the_mean_of_a_kind_is_that_of_its_training_keys_however_many_centroids(
+    rng: np.random.Generator,
+) -> None:
+    centres = np.eye(HIDDEN, dtype=np.float32)[:2]
+    train = np.concatenate([task_keys(rng, centre, 60, 0.8) for centre in centres])
+    competence = Competence.fit(train, train, clusters=5)
+    for kind in (train[:60], train[60:]):
+        assert competence.mean(kind[7]) == pytest.approx(kind.mean(axis=0), abs=1e-5)
+
+
+def test_joined_kinds_keep_their_means_though_their_centroids_are_near() -> None:
+    """Centroids average noise away: those of two kinds can be nearer to each other than any two keys."""
+    first, second, third = np.eye(HIDDEN, dtype=np.float32)[:3]
+    near = unit(first + second)
+    parts = [Competence(first[None], 0.5, third[None]), Competence(near[None], 0.5, second[None])]
+    joined = Competence.joined(parts)
+    assert np.array_equal(joined.mean(first), third)
+    assert np.array_equal(joined.mean(near), second)
+
+
+def test_a_request_is_asked_about_as_the_kind_that_covers_it() -> None:
+    """It may be nearer to a kind whose narrow region leaves it out, where nobody judged its latent."""
+    first, second, third = np.eye(HIDDEN, dtype=np.float32)[:3]
+    competence = Competence(np.stack([first, second]), np.array([0.5, 0.9], np.float32))
+    key = unit(0.60 * first + 0.71 * second + 0.36 * third)
+    assert competence.covers(key)
+    assert np.array_equal(competence.mean(key), first)
+    assert np.array_equal(competence.mean(unit(0.4 * first + 0.8 * second + 0.4 * third)), second)
 
 
 def test_regions_that_are_joined_keep_their_thresholds() -> None:

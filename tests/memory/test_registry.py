@@ -1,14 +1,17 @@
 """Published priors: complete or absent, checked before they serve, numbered once."""
 
+import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import memory.registry
 from memory.prior import Competence, PriorNetwork
@@ -63,6 +66,31 @@ def test_thresholds_of_single_centroids_are_kept(registry: PriorRegistry) -> Non
     found = registry.load(registry.publish(network(), Competence(rows, thresholds), {}))
     assert np.array_equal(found.competence.threshold, thresholds)
     assert found.manifest["threshold"] == pytest.approx(0.5)
+
+
+def test_what_a_prior_is_asked_with_is_kept(registry: PriorRegistry) -> None:
+    region = replace(competence(), means=np.random.default_rng(1).normal(size=(5, HIDDEN)).astype(np.float32))
+    found = registry.load(registry.publish(network(), region, {}))
+    assert np.array_equal(found.competence.means_of_all, region.means_of_all)
+
+
+def test_priors_of_before_there_were_means_are_served(registry: PriorRegistry) -> None:
+    version = publish(registry)
+    folder = registry.root / version
+    weights = load_file(folder / "prior.safetensors")
+    del weights["competence.means"]
+    save_file(weights, folder / "prior.safetensors")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"] = hashlib.sha256((folder / "prior.safetensors").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    found = registry.load(version).competence
+    assert np.array_equal(found.means_of_all, competence().means_of_all)
+
+
+def test_means_of_another_shape_are_refused(registry: PriorRegistry) -> None:
+    region = replace(competence(), means=np.zeros((4, HIDDEN), np.float32))
+    with pytest.raises(CorruptPriorError, match="means have shape"):
+        registry.load(registry.publish(network(), region, {}))
 
 
 def test_manifests_are_listed_oldest_first(registry: PriorRegistry) -> None:

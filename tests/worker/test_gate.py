@@ -1,6 +1,7 @@
 """What passes the gate and what does not."""
 
 import asyncio
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -186,14 +187,45 @@ def test_a_candidate_that_learned_other_topics_answers_is_refused(
     assert "the active prior" in report.reason
 
 
-def test_the_active_prior_over_again_is_refused(engine: ScriptedEngine, sides: Split) -> None:
-    """Also where its region has moved, and with it the means that it is asked with."""
+def test_a_tie_with_the_active_prior_is_refused(engine: ScriptedEngine, sides: Split) -> None:
     active = learned(engine, sides)
-    moved = Candidate(active.network, region(sides.train[1:], sides.holdout, 0))
-    for candidate in (active, moved):
+    nearly = replace(active, network=copy.deepcopy(active.network))
+    with torch.no_grad():
+        nearly.network.base += 1e-7
+    for candidate in (active, nearly):
         report = judged(engine, sides, candidate, active)
         assert not report.promoted
-        assert report.reason == "its weights are those of the active prior"
+        assert report.reason.startswith("not better than the active prior (")
+
+
+def test_the_active_prior_over_again_is_refused_however_its_region_has_moved(
+    engine: ScriptedEngine, sides: Split
+) -> None:
+    """With the region the means move that it is asked with, and so do its latents a little."""
+    active = learned(engine, sides)
+    candidate = replace(
+        active, competence=replace(active.competence, means=0.9 * active.competence.means_of_all)
+    )
+    wavering = Wavering()
+    remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
+    wavering.good = [*candidate.predict(remembered.holdout), *active.predict(remembered.holdout)]
+    report = judged(wavering, remembered, candidate, active)
+    assert not report.promoted
+    assert report.reason == "its weights are those of the active prior"
+    for weights in active.network.parameters():
+        other = replace(candidate, network=copy.deepcopy(candidate.network))
+        assert other.same_weights(Prior("v1", "s", active.network, active.competence, {}))
+        changed = dict(zip(map(id, active.network.parameters()), other.network.parameters(), strict=True))
+        with torch.no_grad():
+            changed[id(weights)].view(-1)[0] += 1e-4
+        assert not other.same_weights(Prior("v1", "s", active.network, active.competence, {}))
+
+
+def test_a_candidate_is_asked_as_a_prior_is(engine: ScriptedEngine, sides: Split) -> None:
+    candidate = learned(engine, sides)
+    prior = Prior("v1", engine.space.id, candidate.network, candidate.competence, {})
+    for episode, latent in zip(sides.holdout, candidate.predict(sides.holdout), strict=True):
+        assert np.array_equal(latent.numpy(), prior.predict(episode.key))
 
 
 def test_an_untrained_candidate_is_refused(engine: ScriptedEngine, sides: Split) -> None:

@@ -366,7 +366,7 @@ def test_what_the_active_prior_serves_as_well_is_served_on(knowing: Knowing) -> 
     knowing.knows = {"sums", "poems"}
     found = verdict(knowing, dealt(sums, poems), active, goes_on=True)
     assert found.report.promoted, found.report.reason
-    assert f"kind 1 of 2 {KEPT}: its weights are those of the active prior" in found.report.reason
+    assert f"kind 1 of 2 {KEPT}: not better than the active prior" in found.report.reason
     assert all(found.competence.covers(episode.key) for episode in (*sums, *poems))
     anew = verdict(knowing, dealt(sums, poems), active, goes_on=False)
     assert LOST in anew.report.reason

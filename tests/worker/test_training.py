@@ -8,11 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from config.settings import Settings
-from memory.prior import KindMeans, PriorNetwork
+from memory.prior import PriorNetwork, kind_means
 from model.engine import LatentGradient
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import scripted_episodes
@@ -172,7 +173,9 @@ def test_training_stops_when_validation_gets_worse_and_keeps_what_was_good(engin
     good = trained(engine, sides, network, replace(RECIPE, steps=10))
     assert good.best_step == 10
     wrong = [replace(e, answer_token_ids=(*f"{POOR}7".encode(), CLOSE)) for e in sides.train]
-    asked = KindMeans(stack_keys(sides.train)).of(stack_keys(sides.validation))  # as the prior will be
+    asked = torch.from_numpy(
+        kind_means(stack_keys(sides.train), stack_keys(sides.validation))
+    )  # as the prior will be
     before = asyncio.run(mean_likelihood(engine, network, sides.validation, asked))
     found = trained(engine, replace(sides, train=tuple(wrong)), network, replace(RECIPE, steps=500))
     assert found.steps < 100
@@ -181,6 +184,19 @@ def test_training_stops_when_validation_gets_worse_and_keeps_what_was_good(engin
     kept = {e.step: e.log_likelihood for e in found.evaluations}[found.best_step]
     assert after == pytest.approx(kept, abs=1e-6)
     assert after > before - 1
+
+
+def test_training_asks_with_each_episodes_key_and_validation_with_the_mean_of_its_kind(
+    engine: ScriptedEngine,
+) -> None:
+    sides, network = sides_of(engine), fresh(engine)
+    asked: list[torch.Tensor] = []
+    network.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].clone()))
+    trained(engine, sides, network, replace(RECIPE, steps=1))
+    validating, training = asked[0], asked[-2]  # then comes the validation after the step
+    keys, means = stack_keys(sides.train), kind_means(stack_keys(sides.train), stack_keys(sides.validation))
+    assert all(any(np.array_equal(key, known) for known in keys) for key in training.numpy())
+    assert validating.numpy() == pytest.approx(means[: len(validating)])
 
 
 def test_a_prior_that_goes_on_keeps_its_last_weights_or_its_first_and_none_in_between(
