@@ -1,8 +1,8 @@
 """What the gate of a night found, as a table.
 
 Owns how the gate's part of a night's record is read: `controls`, one row per control with
-`control`, `candidate`, `mean`, `difference`, `low`, `high`, `win`, and the same of decoded `answers`; of
-several kinds of task, `kinds` with the same for each. Knows nothing of how it was measured.
+`control`, `candidate`, `mean`, `difference`, `low`, `high`, `win`, and the same of decoded `answers` and
+`samples`; of several kinds of task, `kinds` with the same for each. Knows nothing of how it was measured.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def show_gate(screen: Screen, gate: Mapping[str, Any]) -> None:
 
 
 def _show_kind(screen: Screen, kind: Mapping[str, Any], which: str) -> None:
-    """Write likelihoods, and agreement of decoded answers."""
+    """Write likelihoods, and agreement of greedy answers and of sampled ones."""
     controls = kind.get("controls", ())
     if not controls:
         return
@@ -41,12 +41,14 @@ def _show_kind(screen: Screen, kind: Mapping[str, Any], which: str) -> None:
     screen.table(
         headers, rows, title=f"Gate on {kind['n']} held-out episodes{which}, log-likelihood of their answers"
     )
-    decoded = [_row(row, answers) for row in controls if (answers := row.get("answers"))]
-    if decoded:
-        judged = max(row["answers"]["n"] for row in controls if row.get("answers"))
-        screen.table(
-            headers[:-1], decoded, title=f"Agreement of {judged} decoded answers with the remembered ones"
-        )
+    for name, title in (
+        ("answers", "Agreement of the greedy answers to {} of them with the remembered ones"),
+        ("samples", "The same with sampled answers beside the greedy ones"),
+    ):
+        decoded = [_row(row, found) for row in controls if (found := row.get(name))]
+        if decoded:
+            judged = max(row[name]["n"] for row in controls if row.get(name))
+            screen.table(headers[:-1], decoded, title=title.format(judged))
 
 
 def _row(row: Mapping[str, Any], measured: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,12 +1,13 @@
 """How much decoded answers agree with the remembered ones.
 
-Owns the night's live self-reward: whether a greedy answer says in the end what the best remembered one
+Owns the night's live self-reward: whether an answer says in the end what the best remembered one
 says. It tells nothing of right or wrong: remembered answers are the model's own.
 """
 
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,8 +22,23 @@ MAX_EPISODES = 32
 """Decoding is the slow part of a gate."""
 MAX_TOKENS = 256
 """Longest answer decoded, unless the remembered one is longer."""
+FEWEST_ANSWERS = 64
+"""Of each contestant: hold-outs are smaller, so answers are sampled beside the greedy ones (ADR 0022)."""
+MOST_EACH = 8
+"""Answers to one prompt, the greedy one among them."""
+TEMPERATURE = 1.0
 _SPARE_TOKENS = 8
 _EPISODES_PER_CALL = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """Of one contestant's answers with the remembered ones, per episode."""
+
+    greedy: NDArray[np.float64]
+    """(n,) in [0, 1]."""
+    sampled: NDArray[np.float64]
+    """(n,) mean over the greedy answer and the sampled ones."""
 
 
 def agreement(answer: Generation, remembered: Episode) -> float:
@@ -56,17 +72,19 @@ async def agreements(
     holdout: Sequence[Episode],
     latents: Mapping[str, Latents],
     progress: Callable[[int, int, str], None] = lambda done, total, message: None,
-) -> Mapping[str, NDArray[np.float64]] | None:
-    """Decode hold-out prompts greedily under each contestant's latents and compare with what was remembered.
+) -> Mapping[str, Agreement] | None:
+    """Decode hold-out prompts under each contestant's latents and compare with what was remembered.
 
-    Answers that were one of a few choices are held to them here too, and have the tokens that were allowed.
+    Each prompt once greedily and some times by sampling, with the same seeds for all contestants, so that
+    there are `FEWEST_ANSWERS`, at most `MOST_EACH` to a prompt. Answers that were one of a few choices are
+    held to them here too, and have the tokens that were allowed.
 
     Returns:
-        Per contestant, (n,) for the first `MAX_EPISODES` of the hold-out; None when the engine does not
-        generate.
+        Per contestant, for the first `MAX_EPISODES` of the hold-out; None when the engine does not generate.
     """
     episodes = list(holdout)[:MAX_EPISODES]
-    found = {name: np.zeros(len(episodes)) for name in latents}
+    each = min(-(-FEWEST_ANSWERS // len(episodes)), MOST_EACH)
+    found = {name: np.zeros((len(episodes), each)) for name in latents}
     for start in range(0, len(episodes), _EPISODES_PER_CALL):
         progress(start, len(episodes), "answers of candidate and controls")
         rows = [
@@ -75,29 +93,42 @@ async def agreements(
             for name in latents
         ]
         try:
-            answers = await _decoded(engine, episodes, rows)
+            answers = await _decoded(engine, episodes, rows, each)
         except UnsupportedError:
             return None
-        for (name, index, _), answer in zip(rows, answers, strict=True):
-            found[name][index] = agreement(answer, episodes[index])
+        for (name, index, _), given in zip(rows, answers, strict=True):
+            found[name][index] = [agreement(answer, episodes[index]) for answer in given]
     progress(len(episodes), len(episodes), "answers of candidate and controls")
-    return found
+    return {name: Agreement(values[:, 0], values.mean(axis=1)) for name, values in found.items()}
 
 
 async def _decoded(
-    engine: Engine, episodes: Sequence[Episode], rows: Sequence[tuple[str, int, torch.Tensor | None]]
-) -> list[Generation]:
-    """Return one answer per row; those without a latent are decoded once per episode."""
+    engine: Engine,
+    episodes: Sequence[Episode],
+    rows: Sequence[tuple[str, int, torch.Tensor | None]],
+    each: int,
+) -> list[list[Generation]]:
+    """Return `each` answers per row, the greedy one first; without a latent an episode is asked only once."""
     asked = {(index, name if latent is not None else "none"): latent for name, index, latent in rows}
     generations = await engine.generate(
-        [SteeredPrompt(episodes[index].prompt_token_ids, latent) for (index, _), latent in asked.items()],
         [
-            Decoding(max_tokens=_room(episodes[index]), choices=episodes[index].choices or None)
-            for index, _ in asked
+            SteeredPrompt(episodes[index].prompt_token_ids, latent)
+            for (index, _), latent in asked.items()
+            for _ in range(each)
         ],
+        [_decoding(episodes[index], index, draw) for index, _ in asked for draw in range(each)],
     )
-    answers = dict(zip(asked, generations, strict=True))
-    return [answers[index, name if latent is not None else "none"] for name, index, latent in rows]
+    given = {at: generations[place * each : (place + 1) * each] for place, at in enumerate(asked)}
+    return [given[index, name if latent is not None else "none"] for name, index, latent in rows]
+
+
+def _decoding(episode: Episode, index: int, draw: int) -> Decoding:
+    return Decoding(
+        max_tokens=_room(episode),
+        temperature=TEMPERATURE if draw else 0.0,
+        seed=MOST_EACH * index + draw if draw else None,
+        choices=episode.choices or None,
+    )
 
 
 def _room(episode: Episode) -> int:

@@ -24,6 +24,10 @@ competence, for outside it says nothing:
    random latent. One that is the active prior over again is refused where that one speaks.
 4. At least five neighbourhoods judged. With fewer, intervals promise too much.
 
+Sampled answers prove what greedy ones are too few for: their agreement has an interval of its own, which
+proves good and harm like the others. Whose answers agree more is for the greedy ones to say: samples agree
+more by being surer, too (ADR 0022).
+
 An engine that does not generate leaves likelihood alone to judge by.
 """
 
@@ -39,7 +43,7 @@ from numpy.typing import NDArray
 from memory.episode import Episode
 from memory.prior import Prior
 from model.engine import Engine
-from worker.agreement import agreements
+from worker.agreement import Agreement, agreements
 from worker.bootstrap import Interval, grouped_means, interval
 from worker.contestants import Candidate, Latents, Recall, contestants
 from worker.replay import likelihoods
@@ -123,7 +127,9 @@ class Comparison:
     low: float | None = None
     high: float | None = None
     answers: Answers | None = None
-    """None: there is no such control, or the engine does not generate."""
+    """Greedy ones. None: there is no such control, or the engine does not generate."""
+    samples: Answers | None = None
+    """The same of greedy and sampled answers together."""
     win: bool | None = None
     """Whether the candidate is what is asked of it beside this control."""
     note: str = ""
@@ -253,7 +259,7 @@ async def _scores(
 def _compare(
     name: str,
     scores: Mapping[str, Scores],
-    decoded: Mapping[str, Scores] | None,
+    decoded: Mapping[str, Agreement] | None,
     groups: Sequence[int],
     seed: int,
     demand: Demand,
@@ -265,32 +271,46 @@ def _compare(
     control = grouped_means(scores[name], groups)
     likelihood = interval(candidate - control, seed)
     measured = [likelihood]
-    answers = None
+    answers = samples = None
     if decoded is not None:
-        judged = groups[: len(decoded[name])]
-        ours, theirs = grouped_means(decoded["candidate"], judged), grouped_means(decoded[name], judged)
-        measured.append(interval(ours - theirs, seed))
-        mean_ours, mean_theirs = float(ours.mean()), float(theirs.mean())
-        answers = Answers(len(judged), mean_ours, mean_theirs, *_bounds(measured[-1]))
+        ours, theirs = decoded["candidate"], decoded[name]
+        answers, found = _answers(ours.greedy, theirs.greedy, groups, seed)
+        measured.append(found)
+        samples, found = _answers(ours.sampled, theirs.sampled, groups, seed)
+        measured.append(found)
     return Comparison(
         name,
         mean,
         float(control.mean()),
         *_bounds(likelihood),
         answers=answers,
+        samples=samples,
         win=_meets(demand, measured, answers),
     )
 
 
+def _answers(
+    candidate: Scores, control: Scores, groups: Sequence[int], seed: int
+) -> tuple[Answers, Interval]:
+    """Return how the agreements of two contestants, (n,), compare, and the interval of their difference."""
+    judged = groups[: len(candidate)]
+    ours, theirs = grouped_means(candidate, judged), grouped_means(control, judged)
+    found = interval(ours - theirs, seed)
+    return Answers(len(judged), float(ours.mean()), float(theirs.mean()), *_bounds(found)), found
+
+
 def _meets(demand: Demand, measured: Sequence[Interval], answers: Answers | None) -> bool:
-    """Return whether differences in likelihood and, where there are any, in `answers` are what is asked."""
+    """Return whether differences in likelihood and, where there are any, in `answers` are what is asked.
+
+    `measured`: of likelihood, greedy answers and sampled ones.
+    """
     unproven = all(found.high >= -TIE for found in measured)
     if demand == "not proven worse" and unproven:
         return True
     if answers is not None and (answers.worse or (demand == "proven by answers" and not answers.better)):
         return False
     if demand == "no worse" and unproven:
-        return any(abs(found.mean) > TIE for found in measured)
+        return any(abs(found.mean) > TIE for found in measured[:2])  # chance parts samples of equals
     return any(found.mean > TIE and (found.low > 0 or not demand.startswith("proven")) for found in measured)
 
 

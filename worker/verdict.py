@@ -172,5 +172,5 @@ def _holds(report: GateReport) -> bool:
 
 
 def _proven_worse(row: Comparison) -> bool:
-    bounds = [row.high, row.answers.high if row.answers else None]
+    bounds = [row.high, *(found.high for found in (row.answers, row.samples) if found)]
     return any(high is not None and high < -TIE for high in bounds)

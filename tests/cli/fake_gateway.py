@@ -33,6 +33,7 @@ GATE = {
             "low": 0.2,
             "high": 0.9,
             "answers": {"n": 12, "candidate": 0.8, "mean": 0.55, "difference": 0.25, "low": 0.1, "high": 0.5},
+            "samples": {"n": 12, "candidate": 0.71, "mean": 0.5, "difference": 0.21, "low": 0.1, "high": 0.3},
             "win": True,
         }
         for step, name in enumerate(("none", "knn", "mean", "random"))

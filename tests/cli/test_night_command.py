@@ -27,6 +27,7 @@ def test_promoted_night_ends_with_the_table_and_zero(run: Run, gateway: FakeGate
     assert "+0.2000 … +0.9000" in ran.out
     assert "no prior is active yet" in ran.out
     assert "0.5500" in ran.out  # of decoded answers without latents
+    assert "0.7100" in ran.out  # with samples
     assert "competent for 75 %" in ran.out
     assert "promoted: v3 is active (before: v1)" in ran.out
 

@@ -17,7 +17,7 @@ from memory.prior import DEFAULT_FLOOR, Competence, Prior, PriorNetwork
 from model.engine import Decoding, Generation, SteeredPrompt, UnsupportedError
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import scripted_episodes
-from worker.agreement import agreement, word_overlap
+from worker.agreement import agreement, agreements, word_overlap
 from worker.contestants import Candidate, Recall, contestants
 from worker.gate import CONTROLS, GateReport, demands, judge
 from worker.region import recall_floor, region
@@ -49,6 +49,8 @@ class Indifferent(ScriptedEngine):
         self.good: list[torch.Tensor] = []
         self.misses: list[tuple[Episode, torch.Tensor]] = []
         """Where one of them does not help."""
+        self.samples_help = False
+        """Whether samples give the remembered answer there, too."""
 
     async def log_likelihood(
         self,
@@ -64,15 +66,18 @@ class Indifferent(ScriptedEngine):
         def same(one: torch.Tensor, other: torch.Tensor) -> bool:
             return torch.allclose(one, other, atol=1e-5)
 
-        def text(prompt: SteeredPrompt) -> str:
+        def text(prompt: SteeredPrompt, how: Decoding) -> str:
             z = prompt.latent
             helped = z is not None and any(same(z, good) for good in self.good)
             missed = z is not None and any(
                 same(z, bad) and prompt.token_ids == episode.prompt_token_ids for episode, bad in self.misses
             )
+            missed = missed and not (self.samples_help and how.temperature > 0)
             return "Answer: 1" if helped and not missed else "Let me think"
 
-        return [Generation(text(prompt), (1,), "stop") for prompt in prompts]
+        decodings = [decoding] * len(prompts) if isinstance(decoding, Decoding) else decoding
+        pairs = zip(prompts, decodings, strict=True)
+        return [Generation(text(prompt, how), (1,), "stop") for prompt, how in pairs]
 
 
 class Wavering(Indifferent):
@@ -428,6 +433,76 @@ def test_a_little_better_than_the_active_prior_is_enough_and_than_no_latent_is_n
     report = judged(indifferent, remembered, candidate)
     assert not report.promoted
     assert "the interval does not exclude zero" in report.reason
+
+
+def test_samples_prove_what_greedy_answers_are_too_few_for(engine: ScriptedEngine, sides: Split) -> None:
+    candidate = learned(engine, sides)
+    indifferent = Indifferent()
+    remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
+    ours = list(candidate.predict(remembered.holdout))
+    indifferent.good, indifferent.misses = ours, list(zip(remembered.holdout, ours, strict=True))[1:]
+    assert not judged(indifferent, remembered, candidate).promoted
+    indifferent.samples_help = True
+    report = judged(indifferent, remembered, candidate)
+    assert report.promoted, report.reason
+    (row,) = (row for row in report.controls if row.control == "none")
+    assert row.answers is not None
+    assert row.samples is not None
+    assert (row.answers.candidate, row.answers.low) == (pytest.approx(1 / 15), 0.0)
+    assert (row.samples.candidate, row.samples.mean) == (pytest.approx((5 - 14 / 15) / 5), 0.0)
+
+
+def test_samples_that_agree_more_are_no_gain_where_greedy_answers_do_not(
+    engine: ScriptedEngine, sides: Split
+) -> None:
+    candidate = learned(engine, sides)
+    indifferent = Indifferent()
+    remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
+    ours = list(candidate.predict(remembered.holdout))
+    indifferent.good, indifferent.misses = ours, list(zip(remembered.holdout, ours, strict=True))
+    indifferent.samples_help = True
+    report = judged(indifferent, remembered, candidate)
+    assert not report.promoted
+    assert report.reason.startswith("not better than no latent (")
+
+
+@pytest.mark.parametrize(("episodes", "each"), [(5, 8), (8, 8), (15, 5), (40, 2)])
+def test_all_contestants_sample_with_the_same_seeds(sides: Split, episodes: int, each: int) -> None:
+    asked: dict[bytes, dict[tuple[int, ...], list[Decoding]]] = {}
+
+    class Noting(ScriptedEngine):
+        async def generate(
+            self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
+        ) -> list[Generation]:
+            assert not isinstance(decoding, Decoding)
+            for prompt, how in zip(prompts, decoding, strict=True):
+                name = b"" if prompt.latent is None else prompt.latent.numpy().tobytes()
+                asked.setdefault(name, {}).setdefault(prompt.token_ids, []).append(how)
+            return await super().generate(prompts, decoding)
+
+    known = sides.holdout  # the same prompt again gets one more token in front
+    held = [
+        replace(known[at % 15], prompt_token_ids=(65,) * (at // 15) + known[at % 15].prompt_token_ids)
+        for at in range(episodes)
+    ]
+    zeros, ones = torch.zeros(4, 64), torch.ones(4, 64)
+    found = asyncio.run(
+        agreements(
+            Noting(),
+            held,
+            {"candidate": [zeros] * episodes, "none": [None] * episodes, "x": [ones] * episodes},
+        )
+    )
+    assert found is not None
+    assert {len(one.greedy) for one in found.values()} == {min(episodes, 32)}
+    first, *others = asked.values()
+    assert others == [first] * 2
+    seeds = [[how.seed for how in given] for given in first.values()]
+    assert all(len(given) == each and given[0] is None for given in seeds)
+    drawn = [seed for given in seeds for seed in given[1:]]
+    assert None not in drawn
+    assert len(set(drawn)) == len(drawn)
+    assert all([how.temperature for how in given] == [0, *[1.0] * (each - 1)] for given in first.values())
 
 
 def test_a_little_worse_than_the_mean_latent_is_no_matter_to_a_candidate_that_goes_on(
