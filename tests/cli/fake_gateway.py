@@ -59,6 +59,9 @@ class FakeGateway:
 
     key: str | None = None
     answers: dict[str, str] = field(default_factory=dict)
+    rounds: bool = False
+    """Whether the first answer to a prompt is another one than those from its prefix cache."""
+    read: set[str] = field(default_factory=set)
     """Answer by text that the question holds; otherwise `Business`."""
     mode: str = "recall"
     refusal: str | None = None
@@ -192,6 +195,9 @@ class FakeGateway:
     def _chunks(self, body: dict[str, Any]) -> Iterator[str]:
         question = body["messages"][-1]["content"]
         text = next((answer for part, answer in self.answers.items() if part in question), "Business")
+        if self.rounds and question not in self.read:
+            text += ", rounded otherwise"
+        self.read.add(question)
         for piece in (text[:3], text[3:]):
             yield event({"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]})
             if self.broken:

@@ -33,7 +33,7 @@ def test_answers_never_reach_the_server(run: Run, gateway: FakeGateway, stream: 
     gateway.nights = [record("promoted", version="v1", gate=GATE)]
     ran = run(*options(gateway, stream))
     assert ran.code == 0, ran.err
-    assert len(gateway.asked) == 8 + 8 + 8 + 3 + 3
+    assert len(gateway.asked) == 8 + 8 + 8 + 3 + 3 + 3
     assert "secret" not in json.dumps(gateway.asked)
 
 
@@ -43,9 +43,17 @@ def test_allowed_answers_of_a_stream_become_a_grammar(run: Run, gateway: FakeGat
     path.write_text("\n".join(json.dumps(row) for row in rows))
     gateway.nights = [record("skipped")]
     run(*options(gateway, path))
-    days, unlike = gateway.asked[:-6], gateway.asked[-6:]
+    days, unlike = gateway.asked[:-9], gateway.asked[-9:]
     assert all(body["structured_outputs"] == {"choice": list(LABELS)} for body in days)
     assert not any("structured_outputs" in body for body in unlike)
+
+
+def test_an_answer_from_the_prefix_cache_is_compared_with_one_from_there(
+    run: Run, gateway: FakeGateway, stream: Path
+) -> None:
+    gateway.nights, gateway.rounds = [record("skipped")], True
+    ran = run(*options(gateway, stream))
+    assert "unlike prompts: 3 of 3 answers byte-identical to plain" in ran.err + ran.out
 
 
 def test_day_is_medium_and_the_next_compares_none_with_low(
