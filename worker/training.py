@@ -158,7 +158,9 @@ async def train(
         logger.info("training goes on at step %d of %d", counters.step, recipe.steps)
     resumed_at = counters.step
     judged = list(validation)[:MAX_VALIDATION]
-    asked = torch.from_numpy(kind_means(stack_keys(episodes), stack_keys(judged)))  # as the prior will be
+    asked = torch.from_numpy(
+        kind_means(stack_keys(episodes), stack_keys(judged))
+    )  # much as the prior will be
 
     while True:
         if not counters.stopped and (counters.step % EVALUATE_EVERY == 0 or counters.step == recipe.steps):

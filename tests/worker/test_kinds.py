@@ -326,6 +326,19 @@ def test_where_nobody_judges_tonight_the_candidate_speaks_where_the_active_prior
         assert any(active.covers(e.key) for e in asked)
 
 
+def test_regions_of_the_active_prior_keep_what_it_is_asked_with(knowing: Knowing) -> None:
+    sums, poems = of_kind(knowing, "sums", 40), of_kind(knowing, "poems", 40)
+    active = prior_on(knowing, poems)
+    means = 0.9 * active.competence.means_of_all
+    active = replace(active, competence=replace(active.competence, means=means))
+    knowing.knows = {"sums"}
+    sides = dealt(sums)
+    found = verdict(knowing, sides, active, goes_on=True).competence
+    assert found.mean(poems[0].key) == pytest.approx(means[0])
+    ours = stack_keys(sides.train).mean(axis=0)
+    assert found.mean(sums[0].key) == pytest.approx(ours, abs=1e-5)
+
+
 def test_what_is_judged_anew_does_not_keep_its_old_region(knowing: Knowing) -> None:
     sums = of_kind(knowing, "sums", 40)
     knowing.knows = {"sums"}
