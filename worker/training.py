@@ -158,9 +158,8 @@ async def train(
         logger.info("training goes on at step %d of %d", counters.step, recipe.steps)
     resumed_at = counters.step
     judged = list(validation)[:MAX_VALIDATION]
-    asked = torch.from_numpy(
-        kind_means(stack_keys(episodes), stack_keys(judged))
-    )  # much as the prior will be
+    # Much as the prior will be asked.
+    asked = torch.from_numpy(kind_means(stack_keys(episodes), stack_keys(judged)))
 
     while True:
         if not counters.stopped and (counters.step % EVALUATE_EVERY == 0 or counters.step == recipe.steps):

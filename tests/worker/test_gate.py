@@ -129,6 +129,11 @@ def learned(engine: ScriptedEngine, sides: Split, episodes: Sequence[Episode] | 
     return Candidate(network, region(sides.train, sides.holdout, 0))
 
 
+def answered(sides: Split, text: str) -> Split:
+    """Return the split with `text` as the remembered answer of the whole hold-out."""
+    return replace(sides, holdout=tuple(replace(episode, answer_text=text) for episode in sides.holdout))
+
+
 def judged(
     engine: ScriptedEngine,
     sides: Split,
@@ -212,7 +217,7 @@ def test_the_active_prior_over_again_is_refused_however_its_region_has_moved(
         active, competence=replace(active.competence, means=0.9 * active.competence.means_of_all)
     )
     wavering = Wavering()
-    remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
+    remembered = answered(sides, "1")
     wavering.good = [*candidate.predict(remembered.holdout), *active.predict(remembered.holdout)]
     report = judged(wavering, remembered, candidate, active)
     assert not report.promoted
@@ -335,7 +340,7 @@ def test_answers_are_decoded_under_the_choices_they_were_given(sides: Split) -> 
 
 def test_answers_that_agree_clearly_less_are_refused(sides: Split) -> None:
     engine = Contrary()
-    remembered = replace(sides, holdout=tuple(replace(e, answer_text="Answer: 1") for e in sides.holdout))
+    remembered = answered(sides, "Answer: 1")
     report = judged(engine, remembered, learned(engine, sides))
     assert not report.promoted
     assert "no latent (" in report.reason
@@ -352,7 +357,7 @@ def test_an_engine_without_generation_is_judged_by_likelihood(sides: Split) -> N
 def test_answers_promote_where_likelihood_says_nothing(engine: ScriptedEngine, sides: Split) -> None:
     candidate = learned(engine, sides)
     indifferent = Indifferent()
-    remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
+    remembered = answered(sides, "1")
     assert not judged(indifferent, remembered, candidate).promoted
     indifferent.good = list(candidate.predict(remembered.holdout))
     report = judged(indifferent, remembered, candidate)
@@ -368,7 +373,7 @@ def test_where_nothing_tells_them_apart_the_candidate_that_went_on_is_the_better
 ) -> None:
     candidate, active = learned(engine, sides), learned(engine, sides, sides.train[:4])
     wavering = Wavering()
-    remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
+    remembered = answered(sides, "1")
     ours, theirs = list(candidate.predict(remembered.holdout)), list(active.predict(remembered.holdout))
     wavering.good = [*ours, *theirs]
     report = judged(wavering, remembered, candidate, active)
@@ -389,7 +394,7 @@ def test_one_that_began_anew_may_prove_itself_by_likelihood_beside_the_active_pr
     """Only beside no latent must answers agree more: there steering itself has to be worth it."""
     candidate, active = learned(engine, sides), learned(engine, sides, sides.train[:4])
     same = ScriptedEngine(answer=lambda prompt, latent, how: "Answer: 1")
-    remembered = replace(sides, holdout=tuple(replace(e, answer_text="Answer: 1") for e in sides.holdout))
+    remembered = answered(sides, "Answer: 1")
     report = judged(same, remembered, candidate, active, goes_on=False)
     rows = {row.control: row for row in report.controls}
     assert rows["active"].answers is not None
@@ -402,7 +407,7 @@ def test_likelier_answers_that_say_the_same_are_no_gain(engine: ScriptedEngine, 
     """A 0.5B model's headlines were all answered as remembered without a latent, and only surer with one."""
     candidate = learned(engine, sides)
     same = ScriptedEngine(answer=lambda prompt, latent, how: "Answer: 1")
-    remembered = replace(sides, holdout=tuple(replace(e, answer_text="Answer: 1") for e in sides.holdout))
+    remembered = answered(sides, "Answer: 1")
     report = judged(same, remembered, candidate)
     rows = {row.control: row for row in report.controls}
     assert rows["none"].low is not None
@@ -418,7 +423,7 @@ def test_a_little_better_than_the_active_prior_is_enough_and_than_no_latent_is_n
     """One answer more than the other: the interval of the difference holds zero."""
     candidate, active = learned(engine, sides), learned(engine, sides, sides.train[:4])
     indifferent = Indifferent()
-    remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
+    remembered = answered(sides, "1")
     ours, theirs = list(candidate.predict(remembered.holdout)), list(active.predict(remembered.holdout))
     indifferent.good, indifferent.misses = [*ours, *theirs], [(remembered.holdout[0], theirs[0])]
     report = judged(indifferent, remembered, candidate, active)
@@ -438,7 +443,7 @@ def test_a_little_better_than_the_active_prior_is_enough_and_than_no_latent_is_n
 def test_samples_prove_what_greedy_answers_are_too_few_for(engine: ScriptedEngine, sides: Split) -> None:
     candidate = learned(engine, sides)
     indifferent = Indifferent()
-    remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
+    remembered = answered(sides, "1")
     ours = list(candidate.predict(remembered.holdout))
     indifferent.good, indifferent.misses = ours, list(zip(remembered.holdout, ours, strict=True))[1:]
     assert not judged(indifferent, remembered, candidate).promoted
@@ -457,7 +462,7 @@ def test_samples_that_agree_more_are_no_gain_where_greedy_answers_do_not(
 ) -> None:
     candidate = learned(engine, sides)
     indifferent = Indifferent()
-    remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
+    remembered = answered(sides, "1")
     ours = list(candidate.predict(remembered.holdout))
     indifferent.good, indifferent.misses = ours, list(zip(remembered.holdout, ours, strict=True))
     indifferent.samples_help = True
@@ -511,7 +516,7 @@ def test_a_little_worse_than_the_mean_latent_is_no_matter_to_a_candidate_that_go
     """One answer less than the mean latent, which is made of what the active prior served, is chance."""
     candidate, active = learned(engine, sides), learned(engine, sides, sides.train[:4])
     indifferent = Indifferent()
-    remembered = replace(sides, holdout=tuple(replace(episode, answer_text="1") for episode in sides.holdout))
+    remembered = answered(sides, "1")
     ours, theirs = list(candidate.predict(remembered.holdout)), list(active.predict(remembered.holdout))
     mean = torch.from_numpy(np.mean([e.latent.astype(np.float32) for e in sides.train], axis=0))
     indifferent.good = [mean, *ours, *theirs]

@@ -173,9 +173,7 @@ def test_training_stops_when_validation_gets_worse_and_keeps_what_was_good(engin
     good = trained(engine, sides, network, replace(RECIPE, steps=10))
     assert good.best_step == 10
     wrong = [replace(e, answer_token_ids=(*f"{POOR}7".encode(), CLOSE)) for e in sides.train]
-    asked = torch.from_numpy(
-        kind_means(stack_keys(sides.train), stack_keys(sides.validation))
-    )  # as the prior will be
+    asked = torch.from_numpy(kind_means(stack_keys(sides.train), stack_keys(sides.validation)))
     before = asyncio.run(mean_likelihood(engine, network, sides.validation, asked))
     found = trained(engine, replace(sides, train=tuple(wrong)), network, replace(RECIPE, steps=500))
     assert found.steps < 100
