@@ -102,6 +102,21 @@ async def agreements(
     return {name: Agreement(values[:, 0], values.mean(axis=1)) for name, values in found.items()}
 
 
+async def greedy_agreement(
+    engine: Engine, episodes: Sequence[Episode], latents: Sequence[torch.Tensor]
+) -> NDArray[np.float64] | None:
+    """Return how much the greedy answer under each latent, (L, d), agrees with the remembered one, (n,).
+
+    None when the engine does not generate.
+    """
+    rows = [("", index, latent) for index, latent in enumerate(latents)]
+    try:
+        answers = await _decoded(engine, episodes, rows, each=1)
+    except UnsupportedError:
+        return None
+    return np.array([agreement(given, e) for (given,), e in zip(answers, episodes, strict=True)])
+
+
 async def _decoded(
     engine: Engine,
     episodes: Sequence[Episode],

@@ -20,11 +20,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Replay likelihood of the validation episodes after some steps."""
+    """What the watched episodes say of the weights after some steps."""
 
     step: int
     log_likelihood: float
-    """Mean over episodes, as `worker/replay.py` measures it."""
+    """Mean over the validation episodes, as `worker/replay.py` measures it."""
+    agreement: float | None = None
+    """Mean of greedy answers with the remembered ones, in [0, 1]; None: the engine does not generate."""
+
+    @property
+    def text(self) -> str:
+        """What people are shown of it."""
+        if self.agreement is not None:
+            return f"{100 * self.agreement:.0f} % of answers agree"
+        return f"validation log-likelihood {self.log_likelihood:.3f}"
 
 
 @dataclass
@@ -37,7 +46,7 @@ class Counters:
     best_step: int = 0
     """Whose weights are kept."""
     best_values: list[float] = field(default_factory=list)
-    """Likelihood of each validation episode where their mean was highest."""
+    """Agreement of each watched episode, or likelihood of each validation one, where the mean was highest."""
     stale: int = 0
     """Evaluations in a row that were clearly worse than the best."""
     skipped: int = 0

@@ -31,6 +31,7 @@ from memory.episode import Episode
 from memory.prior import kind_means
 from model.engine import Engine
 from worker import checkpoint as checkpoints
+from worker.agreement import greedy_agreement
 from worker.checkpoint import Counters, Evaluation
 from worker.errors import TrainingDivergedError
 from worker.neighbourhood import prompt_digest, stack_keys
@@ -54,7 +55,7 @@ LATER_PEAK = 0.25
 MOST_PASSES = 12
 """Times that one night may see each episode: a few dozen answers are soon learned by heart (ADR 0014)."""
 
-EVALUATE_EVERY = 5
+EVALUATE_EVERY = 10
 PATIENCE = 4
 """Evaluations in a row that are clearly worse than the best one, after which training stops."""
 CLEARLY = 2.0
@@ -63,7 +64,8 @@ ROUNDING = 1e-4
 """Least fall of the mean likelihood that can count as worse."""
 
 MAX_SKIPPED = 3
-MAX_VALIDATION = 32
+MAX_WATCHED = 32
+"""Most episodes whose answers are decoded, or whose likelihood is measured, to watch the training."""
 _EVALUATION_BATCH = 8
 
 
@@ -138,11 +140,15 @@ async def train(
 ) -> Trained:
     """Train `network`, (B, d) → (B, L, d), in place and leave the weights in it that are kept.
 
-    Keeps the latest weights whose validation likelihood is not clearly worse than the best one, by
-    `CLEARLY` standard errors, and stops when it has been clearly worse for some evaluations (ADR 0009). Where
-    it goes on from an earlier prior the rate falls to zero and what was lost comes back, so there it runs to
-    the end and keeps the last weights by the same measure, else the first (ADR 0015). With `checkpoint`, goes
-    on from there; the result is that of an uninterrupted run, but for rounding.
+    Every `EVALUATE_EVERY` steps greedy answers to prompts of `validation`, and of `episodes` where these are
+    few, are compared with the remembered ones. The weights whose answers agree most are kept, of equals the
+    latest (ADR 0023). An engine that does not generate leaves the likelihood of `validation` to choose by:
+    the latest weights where it is not clearly worse than the best, and of a prior that goes on only the first
+    ones or the last (ADR 0009, 0015).
+
+    Training stops when what it is watched by has been clearly worse, by `CLEARLY` standard errors, for some
+    evaluations, but where it goes on from an earlier prior: there the rate falls, and what was lost comes
+    back. With `checkpoint`, goes on from there; the result is that of an uninterrupted run, but for rounding.
 
     Raises:
         TrainingDivergedError: gradients were not finite several steps in a row.
@@ -150,6 +156,7 @@ async def train(
     """
     adam = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
     batches = _Batches(engine, episodes, recipe)
+    watch = _Watch(engine, episodes, validation)
     counters = Counters(_fingerprint(network, episodes, validation, recipe))
     kept = _copy(network)
     restored = checkpoints.restore(checkpoint, network, adam, counters.fingerprint) if checkpoint else None
@@ -157,23 +164,18 @@ async def train(
         counters, kept = restored
         logger.info("training goes on at step %d of %d", counters.step, recipe.steps)
     resumed_at = counters.step
-    judged = list(validation)[:MAX_VALIDATION]
-    # Much as the prior will be asked.
-    asked = torch.from_numpy(kind_means(stack_keys(episodes), stack_keys(judged)))
 
     while True:
         if not counters.stopped and (counters.step % EVALUATE_EVERY == 0 or counters.step == recipe.steps):
             known = counters.evaluations and counters.evaluations[-1].step == counters.step
             if not known:  # a checkpoint is written after the evaluation of its step
-                worth = _note(counters, await _likelihoods(engine, network, judged, asked), recipe.goes_on)
-                if worth and (not recipe.goes_on or counters.step in (0, recipe.steps)):
+                if _note(counters, await watch.look(network), recipe):
                     kept, counters.best_step = _copy(network), counters.step
                 ended = counters.stale >= PATIENCE and not recipe.goes_on
                 counters.stopped = ended or counters.step >= recipe.steps
                 if checkpoint:
                     checkpoints.save(checkpoint, network, kept, adam, counters)
-        latest = counters.evaluations[-1].log_likelihood
-        progress(counters.step, recipe.steps, f"validation log-likelihood {latest:.3f}")
+        progress(counters.step, recipe.steps, counters.evaluations[-1].text)
         if counters.stopped:
             break
         await _step(engine, network, adam, batches, counters)
@@ -183,22 +185,36 @@ async def train(
     return Trained(counters.step, counters.best_step, tuple(counters.evaluations), resumed_at)
 
 
-async def _likelihoods(
-    engine: Engine, network: nn.Module, episodes: Sequence[Episode], keys: torch.Tensor
-) -> torch.Tensor:
-    """Return the likelihood of each remembered answer under the latent of each of `keys`, (N,).
+@dataclass(frozen=True)
+class _Look:
+    """What one look at the weights saw."""
 
-    Of latents that are not finite it is -inf.
-    """
-    values: list[torch.Tensor] = []
-    for start in range(0, len(episodes), _EVALUATION_BATCH):
-        batch = episodes[start : start + _EVALUATION_BATCH]
+    likelihoods: torch.Tensor
+    """(N,), of the validation episodes; -inf where latents are not finite."""
+    agreement: torch.Tensor | None
+    """(M,), of the watched ones; None: the engine does not generate, or latents are not finite."""
+
+
+class _Watch:
+    """Measures weights on episodes, asked much as the prior will be: with the mean of their kind."""
+
+    def __init__(self, engine: Engine, train: Sequence[Episode], validation: Sequence[Episode]) -> None:
+        self._engine = engine
+        self._validation = list(validation)[:MAX_WATCHED]
+        self._watched = [*validation, *train][:MAX_WATCHED]
+        self._keys = torch.from_numpy(kind_means(stack_keys(train), stack_keys(self._watched)))  # (M, d)
+
+    async def look(self, network: nn.Module) -> _Look:
         with torch.no_grad():
-            latents = network(keys[start : start + _EVALUATION_BATCH])  # (B, L, d)
+            latents = network(self._keys)  # (M, L, d)
         if not bool(torch.isfinite(latents).all()):
-            return torch.full((len(episodes),), -math.inf)
-        values.append(await likelihoods(engine, batch, list(latents)))
-    return torch.cat(values)
+            return _Look(torch.full((len(self._validation),), -math.inf), None)
+        values: list[torch.Tensor] = []
+        for start in range(0, len(self._validation), _EVALUATION_BATCH):
+            batch = self._validation[start : start + _EVALUATION_BATCH]
+            values.append(await likelihoods(self._engine, batch, list(latents[start : start + len(batch)])))
+        decoded = await greedy_agreement(self._engine, self._watched, list(latents))
+        return _Look(torch.cat(values), None if decoded is None else torch.from_numpy(decoded))
 
 
 class _Batches:
@@ -254,25 +270,32 @@ async def _step(
     adam.step()
 
 
-def _note(counters: Counters, values: torch.Tensor, goes_on: bool) -> bool:
-    """Record the validation likelihoods, (N,), and return whether these weights are worth keeping.
+def _note(counters: Counters, look: _Look, recipe: Recipe) -> bool:
+    """Record what was seen and return whether these weights are to be kept.
 
-    They are unless they are clearly worse than the best ones, by `CLEARLY` standard errors of the paired
-    difference. A plateau is no reason to stop: it hid the steps in which greedy answers took on their form.
-    Where training goes on from an earlier prior, the best ones are that prior's.
+    By agreement they are unless earlier ones agree more. By likelihood they are unless they are clearly worse
+    than the best ones, by `CLEARLY` standard errors of the paired difference: a plateau is no reason to stop,
+    for it hid the steps in which greedy answers took on their form. There, where training goes on from an
+    earlier prior, the best ones are that prior's.
     """
+    decoded = look.agreement is not None
+    values = look.likelihoods if look.agreement is None else look.agreement
     mean = float(values.mean())
-    best = torch.tensor(counters.best_values)
+    best = torch.tensor(counters.best_values, dtype=values.dtype)
     worse = not math.isfinite(mean)
     if len(best) and not worse:
         difference = values - best
         error = float(difference.std()) / math.sqrt(len(best)) if len(best) > 1 else math.inf
         worse = float(difference.mean()) < -max(CLEARLY * error, ROUNDING)
-    if not worse and (not len(best) or (mean > float(best.mean()) and not goes_on)):
+    highest = not worse and (not len(best) or mean >= float(best.mean()))
+    if highest and (decoded or not len(best) or not recipe.goes_on):
         counters.best_values = values.tolist()
     counters.stale = counters.stale + 1 if worse else 0
-    counters.evaluations.append(Evaluation(counters.step, mean))
-    return not worse
+    agreement = mean if decoded else None
+    counters.evaluations.append(Evaluation(counters.step, float(look.likelihoods.mean()), agreement))
+    if decoded:
+        return highest
+    return not worse and (not recipe.goes_on or counters.step in (0, recipe.steps))
 
 
 def _copy(network: nn.Module) -> dict[str, torch.Tensor]:

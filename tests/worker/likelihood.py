@@ -8,7 +8,7 @@ from torch import nn
 from memory.episode import Episode
 from model.engine import Engine
 from worker.neighbourhood import stack_keys
-from worker.training import _likelihoods
+from worker.replay import likelihoods
 
 
 async def mean_likelihood(
@@ -16,4 +16,6 @@ async def mean_likelihood(
 ) -> float:
     """Return the mean likelihood of remembered answers under `network`, asked with `keys` or their own."""
     keys = torch.from_numpy(stack_keys(episodes)) if keys is None else keys
-    return float((await _likelihoods(engine, network, episodes, keys)).mean())
+    with torch.no_grad():
+        latents = network(keys)
+    return float((await likelihoods(engine, episodes, list(latents))).mean())

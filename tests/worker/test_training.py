@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from config.settings import Settings
 from memory.prior import PriorNetwork, kind_means
-from model.engine import LatentGradient
+from model.engine import Generation, LatentGradient, UnsupportedError
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import scripted_episodes
 from tests.worker.likelihood import mean_likelihood
@@ -22,7 +23,7 @@ from worker.checkpoint import Counters
 from worker.errors import TrainingDivergedError
 from worker.neighbourhood import stack_keys
 from worker.split import Split, split
-from worker.training import Recipe, Trained, _note, episode_weights, train
+from worker.training import MAX_WATCHED, Recipe, Trained, _Look, _note, episode_weights, train
 
 RECIPE = Recipe(objective="replay", steps=30, batch=4)
 
@@ -68,6 +69,19 @@ class Unsteady(ScriptedEngine):
         if self.gradient_calls - 1 in self.calls_with_nan:
             return replace(found, gradient=found.gradient * math.nan)
         return found
+
+
+class Mute(ScriptedEngine):
+    """Does not generate: likelihood alone tells what training is worth."""
+
+    async def generate(self, *arguments: Any, **named: Any) -> list[Generation]:
+        raise UnsupportedError("mute")
+
+
+def look(likelihoods: Sequence[float], agreement: Sequence[float] | None = None) -> _Look:
+    return _Look(
+        torch.tensor(likelihoods), None if agreement is None else torch.tensor(agreement, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("objective", ["replay", "regress", "both"])
@@ -167,16 +181,59 @@ def test_gradients_that_stay_not_finite_end_the_training() -> None:
         trained(engine, sides_of(engine), fresh(engine))
 
 
-def test_training_stops_when_validation_gets_worse_and_keeps_what_was_good(engine: ScriptedEngine) -> None:
-    """Validation asks for other answers than training teaches."""
+def wrongly_taught(sides: Split) -> Split:
+    """Training teaches other answers than validation asks for."""
+    wrong = [replace(e, answer_token_ids=(*f"{POOR}7".encode(), CLOSE)) for e in sides.train]
+    return replace(sides, train=tuple(wrong))
+
+
+def test_weights_whose_answers_agree_most_are_kept_of_equals_the_latest() -> None:
+    """Whatever their likelihood says, and at whatever step, also where it goes on from an earlier prior."""
+    for goes_on in (False, True):
+        counters, recipe, worth = Counters(""), replace(RECIPE, goes_on=goes_on), []
+        for step, agreement in enumerate(
+            ([0, 0, 1, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 1, 0, 0], [1, 1, 1, 0])
+        ):
+            counters.step = 5 * step + 1
+            worth.append(_note(counters, look([-1.0 - step] * 2, agreement), recipe))
+        assert worth == [True, True, True, False, True]
+        assert [found.agreement for found in counters.evaluations] == [0.25, 0.5, 0.5, 0.25, 0.75]
+        assert [found.log_likelihood for found in counters.evaluations] == [-1, -2, -3, -4, -5]
+
+
+def test_answers_that_agree_clearly_less_for_long_end_the_training(engine: ScriptedEngine) -> None:
+    """The prior is good already, and training teaches poor answers."""
     sides, network = sides_of(engine), fresh(engine)
+    good = trained(engine, sides, network)
+    assert good.evaluations[-1].agreement == 1
+    before = copy.deepcopy(network.state_dict())
+    found = trained(engine, wrongly_taught(sides), network, replace(RECIPE, steps=500))
+    assert found.steps < 200
+    assert found.best_step < found.steps - 30
+    assert found.evaluations[found.best_step // 10].agreement == found.evaluations[0].agreement
+    assert found.best_step > 0 or all(torch.equal(v, before[n]) for n, v in network.state_dict().items())
+
+
+def test_training_answers_are_watched_where_there_are_few_for_validation(engine: ScriptedEngine) -> None:
+    sides = split(scripted_episodes(engine, 60), holdout_share=0.25, seed=0)
+    assert len(sides.validation) < MAX_WATCHED < len(sides.validation) + len(sides.train)
+    engine.calls.clear()
+    trained(engine, sides, fresh(engine), replace(RECIPE, steps=1))
+    watched = [call.prompts for call in engine.calls if call.method == "generate"]
+    expected = [e.prompt_token_ids for e in (*sides.validation, *sides.train)][:MAX_WATCHED]
+    assert watched == [tuple(expected)] * 2
+
+
+def test_without_generation_training_stops_when_validation_gets_worse_and_keeps_what_was_good() -> None:
+    engine = Mute()
+    sides, network = sides_of(ScriptedEngine()), fresh(engine)
     good = trained(engine, sides, network, replace(RECIPE, steps=10))
     assert good.best_step == 10
-    wrong = [replace(e, answer_token_ids=(*f"{POOR}7".encode(), CLOSE)) for e in sides.train]
+    assert good.evaluations[-1].agreement is None
     asked = torch.from_numpy(kind_means(stack_keys(sides.train), stack_keys(sides.validation)))
     before = asyncio.run(mean_likelihood(engine, network, sides.validation, asked))
-    found = trained(engine, replace(sides, train=tuple(wrong)), network, replace(RECIPE, steps=500))
-    assert found.steps < 100
+    found = trained(engine, wrongly_taught(sides), network, replace(RECIPE, steps=500))
+    assert found.steps < 150
     assert found.best_step < found.steps
     after = asyncio.run(mean_likelihood(engine, network, sides.validation, asked))
     kept = {e.step: e.log_likelihood for e in found.evaluations}[found.best_step]
@@ -184,64 +241,67 @@ def test_training_stops_when_validation_gets_worse_and_keeps_what_was_good(engin
     assert after > before - 1
 
 
-def test_training_asks_with_each_episodes_key_and_validation_with_the_mean_of_its_kind(
+def test_training_asks_with_each_episodes_key_and_its_watch_with_the_mean_of_a_kind(
     engine: ScriptedEngine,
 ) -> None:
     sides, network = sides_of(engine), fresh(engine)
     asked: list[torch.Tensor] = []
     network.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].clone()))
     trained(engine, sides, network, replace(RECIPE, steps=1))
-    validating, training = asked[0], asked[-2]  # then comes the validation after the step
-    keys, means = stack_keys(sides.train), kind_means(stack_keys(sides.train), stack_keys(sides.validation))
+    watching, training, again = asked
+    keys = stack_keys(sides.train)
+    watched = stack_keys([*sides.validation, *sides.train][:MAX_WATCHED])
     assert all(any(np.array_equal(key, known) for known in keys) for key in training.numpy())
-    assert validating.numpy() == pytest.approx(means[: len(validating)])
+    assert watching.numpy() == pytest.approx(kind_means(keys, watched))
+    assert torch.equal(watching, again)
 
 
-def test_a_prior_that_goes_on_keeps_its_last_weights_or_its_first_and_none_in_between(
-    engine: ScriptedEngine,
-) -> None:
+def test_without_generation_a_prior_that_goes_on_keeps_its_last_weights_or_its_first() -> None:
     """What it loses while the rate is high may come back."""
-    sides, network = sides_of(engine), fresh(engine)
+    engine = Mute()
+    sides, network = sides_of(ScriptedEngine()), fresh(engine)
     trained(engine, sides, network, replace(RECIPE, steps=10))
     recipe = replace(RECIPE, steps=98, goes_on=True)
     better = trained(engine, sides, copy.deepcopy(network), recipe)
     assert better.best_step == better.steps == 98
-    wrong = replace(
-        sides, train=tuple(replace(e, answer_token_ids=(*f"{POOR}7".encode(), CLOSE)) for e in sides.train)
-    )
     first = copy.deepcopy(network.state_dict())
-    worse = trained(engine, wrong, network, recipe)
+    worse = trained(engine, wrongly_taught(sides), network, recipe)
     assert (worse.best_step, worse.steps) == (0, 98)
     assert all(torch.equal(value, first[name]) for name, value in network.state_dict().items())
 
 
-def test_a_prior_that_goes_on_is_measured_by_its_first_weights() -> None:
+def test_likelihood_of_a_prior_that_goes_on_is_measured_by_its_first_weights() -> None:
     """A rise in between, which it loses again, is no reason to undo what it has gained."""
-    for goes_on, worth in ((True, [True, True, True, False]), (False, [True, True, False, False])):
-        counters = Counters("")
-        curve = [[-0.50] * 4, [-0.40] * 4, [-0.45] * 4, [-0.55] * 4]
-        assert [_note(counters, torch.tensor(values), goes_on) for values in curve] == worth
+    for goes_on, kept, stale in ((True, [True, False, True], 1), (False, [True, True, False], 2)):
+        counters, recipe = Counters(""), replace(RECIPE, goes_on=goes_on)
+        found = []
+        for step, value in ((0, -0.50), (10, -0.40), (recipe.steps, -0.45)):
+            counters.step = step
+            found.append(_note(counters, look([value] * 4), recipe))
+        assert found == kept
+        assert not _note(counters, look([-0.55] * 4), recipe)
+        assert counters.stale == stale
 
 
-def test_a_plateau_is_no_reason_to_stop(engine: ScriptedEngine) -> None:
+def test_a_plateau_of_likelihood_is_no_reason_to_stop() -> None:
     counters = Counters("")
     for step, values in enumerate(
         ([-1.0, -2.0, -3.0], [-0.9, -2.2, -3.0], [-1.1, -1.9, -3.1], [-1.5, -2.5, -3.5])
     ):
         counters.step = step
-        assert _note(counters, torch.tensor(values), False) == (step < 3)
+        assert _note(counters, look(values), RECIPE) == (step < 3)
     assert counters.stale == 1
     assert counters.best_values == pytest.approx([-1.0, -2.0, -3.0])
-    assert not _note(counters, torch.full((3,), -math.inf), False)
+    assert not _note(counters, look([-math.inf] * 3), RECIPE)
 
 
 @pytest.mark.parametrize(("fall", "worth"), [((3.0, 0.0, 3.0, 0.0), True), ((2.0, 1.0, 2.0, 1.0), False)])
 def test_clearly_worse_is_two_standard_errors(fall: tuple[float, ...], worth: bool) -> None:
     """Both fall by 1.5 on average: that is 1.7 standard errors of the first, 5.2 of the second."""
     counters = Counters("")
-    assert _note(counters, torch.zeros(4), False)
+    assert _note(counters, look([0.0] * 4), RECIPE)
     counters.step = 1
-    assert _note(counters, -torch.tensor(fall), False) == worth
+    assert _note(counters, look([-value for value in fall]), RECIPE) == worth
 
 
 def test_latents_that_did_not_earn_their_place_are_not_regressed_on(engine: ScriptedEngine) -> None:
