@@ -45,7 +45,7 @@ def agreement(answer: Generation, remembered: Episode) -> float:
     """Return 1 for an answer with the final answer of the remembered one, boxed where that is boxed, else 0.
 
     One that was cut off agrees with nothing. Choices are compared as they stand. Where the remembered answer
-    says nothing to compare, such as a long free text, it is word overlap in [0, 1].
+    says nothing to compare, such as a long free text, it is word overlap in [0, 1], cut off or not.
     """
     text = remembered.answer_text
     if text in remembered.choices:

@@ -20,20 +20,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the watched episodes say of the weights after some steps."""
+    """What one look at the weights after some steps saw."""
 
     step: int
-    log_likelihood: float
-    """Mean over the validation episodes, as `worker/replay.py` measures it."""
+    log_likelihood: float | None
+    """Mean over the validation episodes, as `worker/replay.py` measures it; None: not finite."""
     agreement: float | None = None
-    """Mean of greedy answers with the remembered ones, in [0, 1]; None: the engine does not generate."""
+    """Mean of greedy answers to validation and training prompts with the remembered ones, in [0, 1]; None:
+    the engine does not generate, or something is not finite."""
 
     @property
     def text(self) -> str:
         """What people are shown of it."""
         if self.agreement is not None:
-            return f"{100 * self.agreement:.0f} % of answers agree"
-        return f"validation log-likelihood {self.log_likelihood:.3f}"
+            return f"answers agree {100 * self.agreement:.0f} %"
+        if self.log_likelihood is not None:
+            return f"validation log-likelihood {self.log_likelihood:.3f}"
+        return "not finite"
 
 
 @dataclass
@@ -48,7 +51,7 @@ class Counters:
     best_values: list[float] = field(default_factory=list)
     """Agreement of each watched episode, or likelihood of each validation one, where the mean was highest."""
     stale: int = 0
-    """Evaluations in a row that were clearly worse than the best."""
+    """Looks in a row that were clearly worse than the best."""
     skipped: int = 0
     """Steps in a row whose gradient was not finite."""
     stopped: bool = False

@@ -302,7 +302,8 @@ def _answers(
 def _meets(demand: Demand, measured: Sequence[Interval], answers: Answers | None) -> bool:
     """Return whether differences in likelihood and, where there are any, in `answers` are what is asked.
 
-    `measured`: of likelihood, greedy answers and sampled ones.
+    `measured`: of likelihood, greedy answers and sampled ones. The last can prove; their average alone says
+    nothing, for chance parts the samples of equals.
     """
     unproven = all(found.high >= -TIE for found in measured)
     if demand == "not proven worse" and unproven:
@@ -310,8 +311,10 @@ def _meets(demand: Demand, measured: Sequence[Interval], answers: Answers | None
     if answers is not None and (answers.worse or (demand == "proven by answers" and not answers.better)):
         return False
     if demand == "no worse" and unproven:
-        return any(abs(found.mean) > TIE for found in measured[:2])  # chance parts samples of equals
-    return any(found.mean > TIE and (found.low > 0 or not demand.startswith("proven")) for found in measured)
+        return any(abs(found.mean) > TIE for found in measured[:2])
+    if any(found.mean > TIE and found.low > 0 for found in measured):
+        return True
+    return not demand.startswith("proven") and any(found.mean > TIE for found in measured[:2])
 
 
 def _bounds(found: Interval) -> tuple[float, float | None, float | None]:
@@ -337,10 +340,13 @@ def _decide(finite: bool, covered: int, again: bool, comparisons: Sequence[Compa
 def _shortfall(comparison: Comparison) -> str:
     answers = comparison.answers
     better = [comparison.difference or 0.0] + ([answers.difference] if answers else [])
+    proven = any((one.low or 0.0) > 0 for one in (comparison, comparison.samples) if one)
     doubt = ""
-    if max(better) > TIE and not (answers and answers.worse):
-        surer_only = answers is not None and not answers.better and (comparison.low or 0.0) > 0
-        doubt = ": surer, but no more of them agree" if surer_only else ": the interval does not exclude zero"
+    worse = answers is not None and answers.worse
+    if answers and not answers.better and not worse and proven:
+        doubt = ": surer, but no more of them agree"
+    elif max(better) > TIE and not worse:
+        doubt = ": the interval does not exclude zero"
     return f"{CONTROLS[comparison.control]} ({_against(comparison)}{doubt})"
 
 

@@ -46,8 +46,9 @@ class Split:
 
     train: tuple[Episode, ...]
     validation: tuple[Episode, ...]
-    """Decides when training stops, so that the hold-out has decided nothing before it judges. Unseen where
-    the hold-out is: on answers that it knows by heart, the earlier prior looks better than any later one."""
+    """Watches the training, with training episodes where these are few, so that the hold-out has decided
+    nothing before it judges. Unseen where the hold-out is: on answers that it knows by heart, the earlier
+    prior looks better than any later one."""
     holdout: tuple[Episode, ...]
     holdout_groups: tuple[int, ...]
     """Neighbourhood of each hold-out episode: near-twins are one observation, not several."""

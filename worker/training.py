@@ -27,8 +27,9 @@ import torch
 from torch import nn
 
 from config.settings import Settings
+from memory.chains import chains
 from memory.episode import Episode
-from memory.prior import kind_means
+from memory.prior import KIND_COSINE, kind_means
 from model.engine import Engine
 from worker import checkpoint as checkpoints
 from worker.agreement import greedy_agreement
@@ -55,18 +56,21 @@ LATER_PEAK = 0.25
 MOST_PASSES = 12
 """Times that one night may see each episode: a few dozen answers are soon learned by heart (ADR 0014)."""
 
-EVALUATE_EVERY = 10
+LOOK_EVERY = 10
+"""Steps between two looks at what the weights are worth; of long trainings a tenth of the steps."""
 PATIENCE = 4
-"""Evaluations in a row that are clearly worse than the best one, after which training stops."""
+"""Looks in a row that are clearly worse than the best one, after which training stops."""
 CLEARLY = 2.0
 """Standard errors: with one, three validation answers that moved together by chance undid later weights."""
 ROUNDING = 1e-4
 """Least fall of the mean likelihood that can count as worse."""
 
 MAX_SKIPPED = 3
+_COUNTERS = "agreement"
+"""What the counters of a checkpoint mean: those of earlier builds are not gone on from."""
 MAX_WATCHED = 32
-"""Most episodes whose answers are decoded, or whose likelihood is measured, to watch the training."""
-_EVALUATION_BATCH = 8
+"""Most episodes whose answers are decoded, or whose likelihood is measured, at one look."""
+_LIKELIHOODS_PER_CALL = 8
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,10 @@ class Recipe:
         if step < warm_up:
             return peak * (step + 1) / warm_up
         return peak * (1 + math.cos(math.pi * (step - warm_up) / (self.steps - warm_up))) / 2
+
+    def looks_at(self, step: int) -> bool:
+        """Return whether the weights are looked at after so many steps."""
+        return step % max(LOOK_EVERY, self.steps // 10) == 0 or step == self.steps
 
     @classmethod
     def of(cls, settings: Settings, size: int, *, goes_on: bool) -> "Recipe":
@@ -140,9 +148,9 @@ async def train(
 ) -> Trained:
     """Train `network`, (B, d) → (B, L, d), in place and leave the weights in it that are kept.
 
-    Every `EVALUATE_EVERY` steps greedy answers to prompts of `validation`, and of `episodes` where these are
-    few, are compared with the remembered ones. The weights whose answers agree most are kept, of equals the
-    latest (ADR 0023). An engine that does not generate leaves the likelihood of `validation` to choose by:
+    Every `LOOK_EVERY` steps greedy answers to prompts of `validation`, and of `episodes` where these are few,
+    are compared with the remembered ones. The weights whose answers agree most are kept, of equals the latest
+    (ADR 0023). An engine that does not generate leaves the likelihood of `validation` to choose by:
     the latest weights where it is not clearly worse than the best, and of a prior that goes on only the first
     ones or the last (ADR 0009, 0015).
 
@@ -166,7 +174,7 @@ async def train(
     resumed_at = counters.step
 
     while True:
-        if not counters.stopped and (counters.step % EVALUATE_EVERY == 0 or counters.step == recipe.steps):
+        if not counters.stopped and recipe.looks_at(counters.step):
             known = counters.evaluations and counters.evaluations[-1].step == counters.step
             if not known:  # a checkpoint is written after the evaluation of its step
                 if _note(counters, await watch.look(network), recipe):
@@ -192,7 +200,7 @@ class _Look:
     likelihoods: torch.Tensor
     """(N,), of the validation episodes; -inf where latents are not finite."""
     agreement: torch.Tensor | None
-    """(M,), of the watched ones; None: the engine does not generate, or latents are not finite."""
+    """(M,), of the watched ones; None: the engine does not generate, or something is not finite."""
 
 
 class _Watch:
@@ -201,20 +209,34 @@ class _Watch:
     def __init__(self, engine: Engine, train: Sequence[Episode], validation: Sequence[Episode]) -> None:
         self._engine = engine
         self._validation = list(validation)[:MAX_WATCHED]
-        self._watched = [*validation, *train][:MAX_WATCHED]
-        self._keys = torch.from_numpy(kind_means(stack_keys(train), stack_keys(self._watched)))  # (M, d)
+        self._watched = _watched(train, validation)
+        taught = stack_keys(train)
+        self._validation_keys = torch.from_numpy(kind_means(taught, stack_keys(self._validation)))  # (N, d)
+        self._watched_keys = torch.from_numpy(kind_means(taught, stack_keys(self._watched)))  # (M, d)
 
     async def look(self, network: nn.Module) -> _Look:
         with torch.no_grad():
-            latents = network(self._keys)  # (M, L, d)
-        if not bool(torch.isfinite(latents).all()):
-            return _Look(torch.full((len(self._validation),), -math.inf), None)
+            latents, watched = network(self._validation_keys), network(self._watched_keys)  # (…, L, d)
+        if not bool(torch.isfinite(latents).all() and torch.isfinite(watched).all()):
+            return _Look(torch.full((len(latents),), -math.inf), None)
         values: list[torch.Tensor] = []
-        for start in range(0, len(self._validation), _EVALUATION_BATCH):
-            batch = self._validation[start : start + _EVALUATION_BATCH]
-            values.append(await likelihoods(self._engine, batch, list(latents[start : start + len(batch)])))
-        decoded = await greedy_agreement(self._engine, self._watched, list(latents))
-        return _Look(torch.cat(values), None if decoded is None else torch.from_numpy(decoded))
+        for start in range(0, len(latents), _LIKELIHOODS_PER_CALL):
+            part = slice(start, start + _LIKELIHOODS_PER_CALL)
+            values.append(await likelihoods(self._engine, self._validation[part], list(latents[part])))
+        found = torch.cat(values)
+        if not bool(torch.isfinite(found).all()):
+            return _Look(found, None)
+        decoded = await greedy_agreement(self._engine, self._watched, list(watched))
+        return _Look(found, None if decoded is None else torch.from_numpy(decoded))
+
+
+def _watched(train: Sequence[Episode], validation: Sequence[Episode]) -> list[Episode]:
+    """Return the episodes whose answers are looked at: of each kind of task in turn, those for validation
+    first, then the newest that train, which an earlier prior has not learned from."""
+    ordered = [*validation, *sorted(train, key=lambda episode: episode.created_at, reverse=True)]
+    kinds = chains(stack_keys(ordered), KIND_COSINE)
+    turns = sorted((turn, index) for kind in kinds for turn, index in enumerate(kind))
+    return [ordered[index] for _, index in turns[:MAX_WATCHED]]
 
 
 class _Batches:
@@ -291,8 +313,12 @@ def _note(counters: Counters, look: _Look, recipe: Recipe) -> bool:
     if highest and (decoded or not len(best) or not recipe.goes_on):
         counters.best_values = values.tolist()
     counters.stale = counters.stale + 1 if worse else 0
-    agreement = mean if decoded else None
-    counters.evaluations.append(Evaluation(counters.step, float(look.likelihoods.mean()), agreement))
+    likelihood = float(look.likelihoods.mean())
+    counters.evaluations.append(
+        Evaluation(
+            counters.step, likelihood if math.isfinite(likelihood) else None, mean if decoded else None
+        )
+    )
     if decoded:
         return highest
     return not worse and (not recipe.goes_on or counters.step in (0, recipe.steps))
@@ -305,7 +331,7 @@ def _copy(network: nn.Module) -> dict[str, torch.Tensor]:
 def _fingerprint(
     network: nn.Module, episodes: Sequence[Episode], validation: Sequence[Episode], recipe: Recipe
 ) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([_COUNTERS, asdict(recipe)], sort_keys=True).encode())
     for part in _identities(network, episodes, validation):
         digest.update(part)
     return digest.hexdigest()[:16]

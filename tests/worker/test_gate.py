@@ -18,8 +18,9 @@ from model.engine import Decoding, Generation, SteeredPrompt, UnsupportedError
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import scripted_episodes
 from worker.agreement import agreement, agreements, word_overlap
+from worker.bootstrap import Interval
 from worker.contestants import Candidate, Recall, contestants
-from worker.gate import CONTROLS, GateReport, demands, judge
+from worker.gate import CONTROLS, Answers, Demand, GateReport, _meets, demands, judge
 from worker.region import recall_floor, region
 from worker.split import Split, split
 from worker.training import Recipe, train
@@ -334,7 +335,7 @@ def test_without_a_latent_that_earned_its_place_there_is_no_mean_and_no_recall(
 def test_answers_are_decoded_under_the_choices_they_were_given(sides: Split) -> None:
     engine = Choosing()
     held = replace(sides, holdout=tuple(replace(e, choices=("yes", "no")) for e in sides.holdout))
-    judged(engine, held, learned(engine, sides))
+    judged(engine, held, learned(ScriptedEngine(), sides))
     assert engine.seen == {("yes", "no")}
 
 
@@ -469,6 +470,21 @@ def test_samples_that_agree_more_are_no_gain_where_greedy_answers_do_not(
     report = judged(indifferent, remembered, candidate)
     assert not report.promoted
     assert report.reason.startswith("not better than no latent (")
+    assert "surer, but no more of them agree" in report.reason.split(")")[0]
+
+
+@pytest.mark.parametrize("demand", ["better", "no worse", "not proven worse", "proven", "proven by answers"])
+def test_samples_win_by_proof_only_and_not_by_an_average(demand: Demand) -> None:
+    """Greedy answers agree a little more, but for one demand that asks more of them."""
+    greedy = (
+        Answers(9, 0.6, 0.5, 0.1, -0.1, 0.3)
+        if demand == "proven by answers"
+        else Answers(9, 0.5, 0.5, 0, 0, 0)
+    )
+    answers = Interval(greedy.difference, -0.1, 0.3) if greedy.better else Interval(0, 0, 0)
+    worse = Interval(-0.05, -0.08, -0.02)
+    assert not _meets(demand, [worse, answers, Interval(0.014, -0.10, 0.12)], greedy)
+    assert _meets(demand, [worse, answers, Interval(0.1, 0.02, 0.2)], greedy)
 
 
 @pytest.mark.parametrize(("episodes", "each"), [(5, 8), (8, 8), (15, 5), (40, 2)])
@@ -651,7 +667,7 @@ def test_choices_agree_only_when_they_are_the_same() -> None:
 def test_answers_may_be_as_long_as_the_request_allowed(sides: Split) -> None:
     engine = Choosing()
     held = replace(sides, holdout=tuple(replace(e, max_tokens=40) for e in sides.holdout))
-    judged(engine, held, learned(engine, sides))
+    judged(engine, held, learned(ScriptedEngine(), sides))
     assert engine.lengths == {40}
 
 

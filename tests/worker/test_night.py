@@ -1,6 +1,7 @@
 """Whole nights on the scripted engine."""
 
 import asyncio
+import math
 import multiprocessing
 import threading
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from config.settings import Settings
 from memory.episode import now
@@ -280,8 +282,8 @@ def test_a_night_that_got_further_each_time_is_not_given_up(place: Place, engine
     record = place.queue(scripted_episodes(engine))
     for _ in range(MAX_ATTEMPTS + 1):
         with pytest.raises(Killed):
-            run(place, record, lambda _: type("Tired", (Mortal,), {"gradients_left": 6})())
-    assert run(place, record).state == "promoted"
+            run(place, record, lambda _: type("Tired", (Mortal,), {"gradients_left": 12})(), night_steps=60)
+    assert run(place, record, night_steps=60).state == "promoted"
 
 
 def test_a_night_that_was_stopped_on_purpose_is_not_given_up(place: Place, engine: ScriptedEngine) -> None:
@@ -294,6 +296,22 @@ def test_a_night_that_was_stopped_on_purpose_is_not_given_up(place: Place, engin
         with pytest.raises(KeyboardInterrupt):
             run(place, record, stopped)
     assert run(place, record).state == "promoted"
+
+
+def test_a_night_survives_a_look_that_saw_infinity(place: Place, engine: ScriptedEngine) -> None:
+    class Dazzled(ScriptedEngine):
+        seen = 0
+
+        async def log_likelihood(self, *arguments: Any, **named: Any) -> torch.Tensor:
+            Dazzled.seen += 1
+            found = await super().log_likelihood(*arguments, **named)
+            return found * math.inf if Dazzled.seen == 2 else found
+
+    record = run(place, place.queue(scripted_episodes(engine)), lambda _: Dazzled())
+    assert record.state == "promoted"
+    looks = place.registry.load("v1").manifest["metrics"]["validation"]
+    assert [look["log_likelihood"] is None for look in looks] == [False, True, False, False, False]
+    assert [look["agreement"] is None for look in looks] == [False, True, False, False, False]
 
 
 def test_a_night_delivered_twice_runs_once(place: Place, engine: ScriptedEngine) -> None:
@@ -361,7 +379,11 @@ def test_phases_are_seen_from_outside(place: Place, engine: ScriptedEngine) -> N
             self.seen.add((what, found.state, found.phase))
 
     run(place, record, lambda _: Watching())
-    assert Watching.seen == {("gradient", "running", "train"), ("answers", "running", "gate")}
+    assert Watching.seen == {
+        ("gradient", "running", "train"),
+        ("answers", "running", "train"),
+        ("answers", "running", "gate"),
+    }
 
 
 def hold(folder: Path, ready: Any) -> None:

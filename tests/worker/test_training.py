@@ -23,7 +23,7 @@ from worker.checkpoint import Counters
 from worker.errors import TrainingDivergedError
 from worker.neighbourhood import stack_keys
 from worker.split import Split, split
-from worker.training import MAX_WATCHED, Recipe, Trained, _Look, _note, episode_weights, train
+from worker.training import MAX_WATCHED, Recipe, Trained, _Look, _note, _watched, episode_weights, train
 
 RECIPE = Recipe(objective="replay", steps=30, batch=4)
 
@@ -204,24 +204,60 @@ def test_weights_whose_answers_agree_most_are_kept_of_equals_the_latest() -> Non
 def test_answers_that_agree_clearly_less_for_long_end_the_training(engine: ScriptedEngine) -> None:
     """The prior is good already, and training teaches poor answers."""
     sides, network = sides_of(engine), fresh(engine)
-    good = trained(engine, sides, network)
-    assert good.evaluations[-1].agreement == 1
-    before = copy.deepcopy(network.state_dict())
-    found = trained(engine, wrongly_taught(sides), network, replace(RECIPE, steps=500))
-    assert found.steps < 200
-    assert found.best_step < found.steps - 30
-    assert found.evaluations[found.best_step // 10].agreement == found.evaluations[0].agreement
-    assert found.best_step > 0 or all(torch.equal(v, before[n]) for n, v in network.state_dict().items())
+    trained(engine, sides, network)
+    recipe = replace(RECIPE, steps=100)
+    kept = copy.deepcopy(network)
+    found = trained(engine, wrongly_taught(sides), network, recipe)
+    agreed = [look.agreement for look in found.evaluations]
+    assert agreed[: found.best_step // 10 + 1] == [1] * (found.best_step // 10 + 1)
+    assert agreed[-4:] == [0] * 4
+    assert 0 < found.best_step < found.steps < 100
+    trained(engine, wrongly_taught(sides), kept, replace(recipe, steps=found.best_step))
+    assert all(torch.equal(kept.state_dict()[name], value) for name, value in network.state_dict().items())
 
 
-def test_training_answers_are_watched_where_there_are_few_for_validation(engine: ScriptedEngine) -> None:
-    sides = split(scripted_episodes(engine, 60), holdout_share=0.25, seed=0)
+def test_weights_that_were_kept_before_an_interruption_are_kept_after_it(
+    engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    sides, start = sides_of(engine), fresh(engine)
+    trained(engine, sides, start)
+    wrong, recipe = wrongly_taught(sides), replace(RECIPE, steps=100)
+    whole, resumed = copy.deepcopy(start), copy.deepcopy(start)
+    uninterrupted = trained(engine, wrong, whole, recipe)
+    checkpoint, mortal = tmp_path / "checkpoint.safetensors", Interrupted()
+    mortal.gradients_left = uninterrupted.best_step + 25
+    with pytest.raises(KeyboardInterrupt):
+        trained(mortal, wrong, copy.deepcopy(start), recipe, checkpoint=checkpoint)
+    again = trained(engine, wrong, resumed, recipe, checkpoint=checkpoint)
+    assert again.resumed_at == uninterrupted.best_step + 20
+    assert replace(again, resumed_at=0) == uninterrupted
+    assert all(torch.equal(whole.state_dict()[name], value) for name, value in resumed.state_dict().items())
+
+
+def test_long_trainings_are_looked_at_as_often_as_short_ones() -> None:
+    for steps, looks in ((6, [0, 6]), (25, [0, 10, 20, 25]), (1000, list(range(0, 1001, 100)))):
+        recipe = replace(RECIPE, steps=steps)
+        assert [step for step in range(steps + 1) if recipe.looks_at(step)] == looks
+
+
+def test_the_newest_training_answers_are_watched_where_there_are_few_for_validation() -> None:
+    """And each kind of task in turn."""
+    engine = ScriptedEngine()
+    sides = split(scripted_episodes(engine, 90), holdout_share=0.25, seed=0)
     assert len(sides.validation) < MAX_WATCHED < len(sides.validation) + len(sides.train)
     engine.calls.clear()
     trained(engine, sides, fresh(engine), replace(RECIPE, steps=1))
-    watched = [call.prompts for call in engine.calls if call.method == "generate"]
-    expected = [e.prompt_token_ids for e in (*sides.validation, *sides.train)][:MAX_WATCHED]
-    assert watched == [tuple(expected)] * 2
+    first, second = (call.prompts for call in engine.calls if call.method == "generate")
+    assert first == second
+    assert len(first) == MAX_WATCHED
+    newest = sorted(sides.train, key=lambda e: e.created_at, reverse=True)
+    shares = []
+    for topic in ("sums", "poems", "news"):
+        mine = [prompt for prompt in first if engine.topic(prompt) == topic]
+        shares.append(len(mine))
+        wanted = [e.prompt_token_ids for e in (*sides.validation, *newest)]
+        assert mine == [prompt for prompt in wanted if engine.topic(prompt) == topic][: len(mine)]
+    assert sorted(shares) == [10, 11, 11]
 
 
 def test_without_generation_training_stops_when_validation_gets_worse_and_keeps_what_was_good() -> None:
@@ -232,8 +268,8 @@ def test_without_generation_training_stops_when_validation_gets_worse_and_keeps_
     assert good.evaluations[-1].agreement is None
     asked = torch.from_numpy(kind_means(stack_keys(sides.train), stack_keys(sides.validation)))
     before = asyncio.run(mean_likelihood(engine, network, sides.validation, asked))
-    found = trained(engine, wrongly_taught(sides), network, replace(RECIPE, steps=500))
-    assert found.steps < 150
+    found = trained(engine, wrongly_taught(sides), network, replace(RECIPE, steps=100))
+    assert found.steps < 100
     assert found.best_step < found.steps
     after = asyncio.run(mean_likelihood(engine, network, sides.validation, asked))
     kept = {e.step: e.log_likelihood for e in found.evaluations}[found.best_step]
@@ -248,12 +284,13 @@ def test_training_asks_with_each_episodes_key_and_its_watch_with_the_mean_of_a_k
     asked: list[torch.Tensor] = []
     network.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].clone()))
     trained(engine, sides, network, replace(RECIPE, steps=1))
-    watching, training, again = asked
+    validating, watching, training, *again = asked
     keys = stack_keys(sides.train)
-    watched = stack_keys([*sides.validation, *sides.train][:MAX_WATCHED])
     assert all(any(np.array_equal(key, known) for known in keys) for key in training.numpy())
+    assert validating.numpy() == pytest.approx(kind_means(keys, stack_keys(sides.validation)))
+    watched = stack_keys(_watched(sides.train, sides.validation))
     assert watching.numpy() == pytest.approx(kind_means(keys, watched))
-    assert torch.equal(watching, again)
+    assert all(map(torch.equal, again, (validating, watching)))
 
 
 def test_without_generation_a_prior_that_goes_on_keeps_its_last_weights_or_its_first() -> None:
