@@ -3,7 +3,7 @@
 Owns their form. Knows nothing of how a run is done.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from bench.stream.runner import START
 from bench.stream.summary import MAJORITY, Row, Score, auc, remembered
 from worker.bootstrap import Interval
 
-_MARKERS = "os^D"
-
 
 def draw(folder: Path, found: Sequence[Score], rows: Sequence[Row]) -> list[Path]:
-    """Draw into the folder and return the files; nothing without matplotlib."""
+    """Draw into the folder and return the files; nothing without matplotlib.
+
+    Accuracies have a panel per set of questions, and each arm its colour in all of them.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -26,15 +27,43 @@ def draw(folder: Path, found: Sequence[Score], rows: Sequence[Row]) -> list[Path
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pictures: dict[str, tuple[float, Callable[[Any], None]]] = {
-        "accuracy-by-night": (8.5, lambda axes: _by_night(axes, found)),
-        "accuracy-against-compute": (8.5, lambda axes: _against_compute(axes, found)),
-        "reward-calibration": (6, lambda axes: _calibration(axes, rows)),
+    sets: dict[str, list[Score]] = {}
+    for score in found:
+        sets.setdefault(_set(score), []).append(score)
+    colours = {arm: f"C{number}" for number, arm in enumerate(dict.fromkeys(map(_arm, found)))}
+
+    def panels(fill: Callable[[Any, Sequence[Score], Mapping[str, str]], None], title: str) -> Any:
+        width = 1.5 + 5 * max(len(sets), 1)
+        figure, axes = pyplot.subplots(
+            1, max(len(sets), 1), figsize=(width, 4.5), layout="constrained", sharey=True, squeeze=False
+        )
+        for (name, mine), panel in zip(sets.items(), axes[0], strict=False):
+            fill(panel, mine, colours)
+            panel.set(title=(name or "stream").replace("_", " "))
+        axes[0][0].set(ylabel="share of right answers", ylim=(-0.03, None))
+        named = {
+            label: line
+            for panel in axes[0]
+            for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
+        if named:
+            figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize=8)
+        figure.suptitle(f"{title} (95 % intervals over questions)")
+        return figure
+
+    def calibration() -> Any:
+        figure, axes = pyplot.subplots(figsize=(6, 4.5), layout="constrained")
+        _calibration(axes, rows)
+        return figure
+
+    pictures: dict[str, Callable[[], Any]] = {
+        "accuracy-by-night": lambda: panels(_by_night, "Accuracy by night"),
+        "accuracy-against-compute": lambda: panels(_against_compute, "Accuracy against compute"),
+        "reward-calibration": calibration,
     }
     paths = []
-    for name, (width, fill) in pictures.items():
-        figure, axes = pyplot.subplots(figsize=(width, 4.5), layout="constrained")
-        fill(axes)
+    for name, made in pictures.items():
+        figure = made()
         path = folder / f"{name}.png"
         figure.savefig(path, dpi=150)
         pyplot.close(figure)
@@ -42,65 +71,83 @@ def draw(folder: Path, found: Sequence[Score], rows: Sequence[Row]) -> list[Path
     return paths
 
 
+def _set(score: Score) -> str:
+    return score.arm.partition("@")[2]
+
+
+def _arm(score: Score) -> str:
+    """Return the arm without its set; all majorities are one."""
+    arm = score.arm.partition("@")[0]
+    return MAJORITY if arm.startswith(MAJORITY) else arm
+
+
 def reach(accuracy: Interval) -> list[list[float]]:
     """Return how far an interval reaches below and above its mean, as error bars want it: (2, 1)."""
     return [[max(accuracy.mean - accuracy.low, 0)], [max(accuracy.high - accuracy.mean, 0)]]
 
 
-def _by_night(axes: Any, found: Sequence[Score]) -> None:
+def _by_night(axes: Any, found: Sequence[Score], colours: Mapping[str, str]) -> None:
     stages = list(dict.fromkeys(score.stage for score in found))
-    levels: dict[float, list[str]] = {}  # arms that are asked once
-    for arm in dict.fromkeys(score.arm for score in found):
+    arms = dict.fromkeys(score.arm for score in found)
+    for arm in arms:
         mine = [score for score in found if score.arm == arm]
-        if [score.stage for score in mine] == [START]:
-            levels.setdefault(mine[0].accuracy.mean, []).append(arm)
-            continue
+        name = _arm(mine[0])
+        if arm.startswith(f"{MAJORITY} of "):
+            continue  # of fewer samples: those stand in the picture of compute
         at = [stages.index(score.stage) for score in mine]
-        (line,) = axes.plot(at, [score.accuracy.mean for score in mine], marker="o", label=arm)
+        if [score.stage for score in mine] == [START]:  # asked once: a level
+            at, mine = [0, max(len(stages) - 1, 1)], mine * 2
+        once = mine[0] is mine[-1] and len(mine) > 1
+        style = "--" if once else "-"
+        means = [score.accuracy.mean for score in mine]
+        axes.plot(at, means, marker="" if once else "o", linestyle=style, color=colours[name], label=name)
         low = [max(score.accuracy.low, 0) for score in mine]
         high = [min(score.accuracy.high, 1) for score in mine]
-        axes.fill_between(at, low, high, alpha=0.15, color=line.get_color())
-    for level, arms in levels.items():
-        axes.axhline(level, linestyle="--", linewidth=1, color="grey")
-        axes.annotate(", ".join(arms), (0, level), fontsize=8, color="grey", va="bottom")
+        axes.fill_between(at, low, high, alpha=0.12, color=colours[name], linewidth=0)
     axes.set_xticks(range(len(stages)), stages)
-    axes.set(ylabel="share of right answers", title="Accuracy by night (95 % intervals over questions)")
-    if axes.get_legend_handles_labels()[0]:
-        axes.figure.legend(loc="outside right upper", fontsize=8)
 
 
-def _against_compute(axes: Any, found: Sequence[Score]) -> None:
+def _against_compute(axes: Any, found: Sequence[Score], colours: Mapping[str, str]) -> None:
     from matplotlib import ticker
 
-    for number, score in enumerate(found):
+    for name in dict.fromkeys(map(_arm, found)):
+        mine = sorted((score for score in found if _arm(score) == name), key=_place)
+        at, means = [score.forward for score in mine], [score.accuracy.mean for score in mine]
         axes.errorbar(
-            score.forward,
-            score.accuracy.mean,
-            yerr=reach(score.accuracy),
-            fmt=_MARKERS[number // 10 % len(_MARKERS)],  # ten colours, then another shape
-            color=f"C{number % 10}",
+            at,
+            means,
+            yerr=np.hstack([reach(score.accuracy) for score in mine]),
+            fmt="o:",
+            color=colours[name],
             markersize=5,
-            elinewidth=0.8,
-            label=f"{score.arm}, {score.stage}",
+            linewidth=0.8,
+            elinewidth=0.6,
+            label=name,
         )
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for score in found:
-        if score.arm.startswith(MAJORITY):
-            curves.setdefault(score.arm.partition("@")[2], []).append((score.forward, score.accuracy.mean))
-    for points in curves.values():
-        axes.plot(*zip(*sorted(points), strict=True), linestyle=":", linewidth=1, color="grey")
+        for score in mine:
+            number = _number(score)
+            axes.annotate(
+                number, (score.forward, score.accuracy.mean), (5, 4), textcoords="offset points", fontsize=8
+            )
     axes.set(
         xscale="log",
-        xlabel="forward-equivalent tokens per question",
-        ylabel="share of right answers",
-        title="Accuracy against compute (95 % intervals over questions)",
+        xlabel="forward-equivalent tokens per question\n(beside points: night, or samples that vote)",
     )
     axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:.0f}"))
     low, high = axes.get_xlim()
     few = high / low < 10  # more minor ticks would write over each other
     axes.xaxis.set_minor_formatter(ticker.StrMethodFormatter("{x:.0f}" if few else ""))
-    if found:
-        axes.figure.legend(loc="outside right upper", fontsize=7)
+
+
+def _place(score: Score) -> tuple[float, float]:
+    """Order of the points of one arm: by night, majorities by their compute."""
+    return (0, score.forward) if _arm(score) == MAJORITY else (float(_number(score) or 0), 0)
+
+
+def _number(score: Score) -> str:
+    """Return the number of the night, or of the samples where fewer than all vote; "" for neither."""
+    text = score.arm.partition("@")[0] if _arm(score) == MAJORITY else score.stage
+    return text.rpartition("-")[2] if text.startswith("night-") else text.partition(" of ")[2]
 
 
 def _calibration(axes: Any, rows: Sequence[Row]) -> None:

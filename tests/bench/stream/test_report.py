@@ -47,6 +47,24 @@ def test_page_has_a_row_per_arm_and_stage_and_names_its_pictures(tmp_path: Path)
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_each_set_of_questions_has_a_panel_and_each_arm_one_colour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    drawn: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    other = [one | {"arm": f"{one['arm']}@hard_ones"} for one in rows() if "correct" in one]
+    write_report(tmp_path, HEAD, [*rows(), *other])
+    for figure in drawn[:2]:
+        assert [axes.get_title() for axes in figure.axes] == ["stream", "hard ones"]
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["plain", "majority", "low"]
+        colours = [{line.get_label(): line.get_color() for line in axes.get_lines()} for axes in figure.axes]
+        assert colours[0] == colours[1]
+    nights = [text.get_text() for text in drawn[1].axes[0].texts]
+    assert [text for text in nights if text] == ["1", "2"]
+
+
 def test_text_of_others_breaks_no_table(tmp_path: Path) -> None:
     write_report(tmp_path, HEAD, rows())
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
