@@ -210,9 +210,10 @@ class _Watch:
         self._engine = engine
         self._validation = list(validation)[:MAX_WATCHED]
         self._watched = _watched(train, validation)
-        taught = stack_keys(train)
-        self._validation_keys = torch.from_numpy(kind_means(taught, stack_keys(self._validation)))  # (N, d)
-        self._watched_keys = torch.from_numpy(kind_means(taught, stack_keys(self._watched)))  # (M, d)
+        everything = stack_keys([*self._validation, *self._watched])
+        asked = torch.from_numpy(kind_means(stack_keys(train), everything))
+        count = len(self._validation)
+        self._validation_keys, self._watched_keys = asked[:count], asked[count:]  # (N, d), (M, d)
 
     async def look(self, network: nn.Module) -> _Look:
         with torch.no_grad():

@@ -33,9 +33,9 @@ def draw(folder: Path, found: Sequence[Score], rows: Sequence[Row]) -> list[Path
     colours = {arm: f"C{number}" for number, arm in enumerate(dict.fromkeys(map(_arm, found)))}
 
     def panels(fill: Callable[[Any, Sequence[Score], Mapping[str, str]], None], title: str) -> Any:
-        width = 1.5 + 5 * max(len(sets), 1)
+        count = max(len(sets), 1)
         figure, axes = pyplot.subplots(
-            1, max(len(sets), 1), figsize=(width, 4.5), layout="constrained", sharey=True, squeeze=False
+            1, count, figsize=(1.5 + 5 * count, 4.5), layout="constrained", sharey=True, squeeze=False
         )
         for (name, mine), panel in zip(sets.items(), axes[0], strict=False):
             fill(panel, mine, colours)
@@ -88,19 +88,15 @@ def reach(accuracy: Interval) -> list[list[float]]:
 
 def _by_night(axes: Any, found: Sequence[Score], colours: Mapping[str, str]) -> None:
     stages = list(dict.fromkeys(score.stage for score in found))
-    arms = dict.fromkeys(score.arm for score in found)
-    for arm in arms:
-        mine = [score for score in found if score.arm == arm]
-        name = _arm(mine[0])
+    for arm in dict.fromkeys(score.arm for score in found):
         if arm.startswith(f"{MAJORITY} of "):
             continue  # of fewer samples: those stand in the picture of compute
-        at = [stages.index(score.stage) for score in mine]
+        mine = [score for score in found if score.arm == arm]
+        at, style = [stages.index(score.stage) for score in mine], "o-"
         if [score.stage for score in mine] == [START]:  # asked once: a level
-            at, mine = [0, max(len(stages) - 1, 1)], mine * 2
-        once = mine[0] is mine[-1] and len(mine) > 1
-        style = "--" if once else "-"
-        means = [score.accuracy.mean for score in mine]
-        axes.plot(at, means, marker="" if once else "o", linestyle=style, color=colours[name], label=name)
+            at, mine, style = [0, max(len(stages) - 1, 1)], mine * 2, "--"
+        name = _arm(mine[0])
+        axes.plot(at, [score.accuracy.mean for score in mine], style, color=colours[name], label=name)
         low = [max(score.accuracy.low, 0) for score in mine]
         high = [min(score.accuracy.high, 1) for score in mine]
         axes.fill_between(at, low, high, alpha=0.12, color=colours[name], linewidth=0)
