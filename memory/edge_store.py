@@ -23,6 +23,7 @@ import numpy as np
 import qdrant_edge as edge
 
 from memory.episode import Array, Episode, StoreUnavailableError
+from memory.merge import fold
 from memory.record import (
     COSINE_ROUNDING,
     CREATED_AT,
@@ -30,6 +31,7 @@ from memory.record import (
     LATENT,
     NEIGHBOUR_FIELDS,
     REWARD,
+    SEEN,
     TENANT,
     check_batch,
     episode_of,
@@ -93,8 +95,11 @@ class EdgeStore:
         check_batch(episodes, space=self._space, length=self._shape[0], hidden_size=self._shape[1])
         if not episodes:
             return
-        points = [edge.Point(e.id, vectors_of(e), payload_of(e)) for e in episodes]
-        self._update(edge.UpdateOperation.upsert_points(points), len(points))
+        with self._write:
+            kept, replaced = fold(self, episodes)
+            points = [edge.Point(e.id, vectors_of(e), payload_of(e)) for e in kept]
+            self._update(edge.UpdateOperation.upsert_points(points), len(points))
+            self.delete(replaced)
 
     def near(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Neighbour]:
         """Return up to `k` episodes of cosine ≥ `floor`, most similar first. `key` is (d,)."""
@@ -148,10 +153,10 @@ class EdgeStore:
         if known is not None and known[0] == version:
             return known[1]
         tally = Tally()
-        fields = edge.PayloadSelector.Include([REWARD, CREATED_AT])
+        fields = edge.PayloadSelector.Include([REWARD, CREATED_AT, SEEN])
         for records in self._pages(_filter(tenant=tenant), 256, with_vector=False, with_payload=fields):
             for record in records:
-                tally.add(record.payload[REWARD], record.payload[CREATED_AT])
+                tally.add(record.payload[REWARD], record.payload[CREATED_AT], record.payload.get(SEEN, 1))
         stats = tally.stats()
         self._stats[tenant] = (version, stats)
         return stats

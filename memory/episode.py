@@ -1,9 +1,12 @@
 """One remembered success.
 
-Owns the values that stores keep and nights read. Knows nothing of Qdrant or of models.
+Owns the values that stores keep and nights read, and which prompts are the same one. Knows nothing of Qdrant
+or of models.
 """
 
+import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -35,6 +38,25 @@ class StoreUnavailableError(LatentMemoryError):
 def new_id() -> str:
     """Return a fresh identifier of an episode, trace or run."""
     return str(uuid.uuid4())
+
+
+_PROMPTS = uuid.UUID("3c4b1b0e-6d0d-5d7a-9a53-0f7f4d6f2f11")
+
+
+def prompt_id(space: str, tenant: str, prompt_token_ids: Sequence[int], held_to: object = None) -> str:
+    """Return the id of the episode of a prompt: whoever asks it again finds the same one.
+
+    A prompt is its rendered tokens, which hold messages, tools and template, and what its answer is held to:
+    prose and the JSON of a schema are not answers to the same question, and their rewards do not compare.
+
+    Args:
+        space: Id of the latent space.
+        tenant: Whose memory it is.
+        prompt_token_ids: Rendered prompt, without latents.
+        held_to: What the answer is held to, as JSON values; None: nothing.
+    """
+    named = [space, tenant, [int(token) for token in prompt_token_ids], held_to]
+    return str(uuid.uuid5(_PROMPTS, json.dumps(named, sort_keys=True)))
 
 
 def now() -> datetime:
@@ -89,7 +111,18 @@ class Episode:
     """Prior that was active when the latent was found."""
     trace_id: str | None = None
     id: str = field(default_factory=new_id)
+    """The prompt's (`prompt_id`); adding another episode of that id merges both (`memory/merge.py`)."""
     created_at: datetime = field(default_factory=now)
+    """When this answer, or its latent, was found."""
+    seen: int = 1
+    """How often this prompt came to be remembered."""
+    seen_at: datetime | None = None
+    """When it last did; None: at `created_at`."""
+
+    @property
+    def seen_last(self) -> datetime:
+        """When the prompt last came to be remembered."""
+        return self.seen_at or self.created_at
 
     def check(self, length: int, hidden_size: int) -> None:
         """Raise EpisodeRejectedError, naming the field, unless shapes and values are sound."""
@@ -130,4 +163,6 @@ class Episode:
             "prior_version": self.prior_version,
             "trace_id": self.trace_id,
             "created_at": self.created_at.isoformat(),
+            "seen": self.seen,
+            "seen_at": self.seen_last.isoformat(),
         }

@@ -14,6 +14,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError
+from memory.merge import fold
 from memory.record import (
     COSINE_ROUNDING,
     CREATED_AT,
@@ -21,6 +22,7 @@ from memory.record import (
     LATENT,
     NEIGHBOUR_FIELDS,
     REWARD,
+    SEEN,
     TENANT,
     check_batch,
     episode_of,
@@ -73,7 +75,8 @@ class QdrantStore:
         check_batch(episodes, space=self._space, length=self._shape[0], hidden_size=self._shape[1])
         if not episodes:
             return
-        points = [models.PointStruct(id=e.id, vector=vectors_of(e), payload=payload_of(e)) for e in episodes]
+        kept, replaced = fold(self, episodes)
+        points = [models.PointStruct(id=e.id, vector=vectors_of(e), payload=payload_of(e)) for e in kept]
         try:
             self._call(lambda c: c.upsert(self._name, points, wait=True))
         except StoreUnavailableError as error:
@@ -83,6 +86,7 @@ class QdrantStore:
                     f"the Qdrant server refuses {len(points)} episodes: {refused}"
                 ) from error
             raise
+        self.delete(replaced)
 
     def near(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Neighbour]:
         """Return up to `k` episodes of cosine ≥ `floor`, most similar first. `key` is (d,)."""
@@ -133,11 +137,11 @@ class QdrantStore:
     def stats(self, *, tenant: str | None = None) -> StoreStats:
         """Return counts and the reward distribution; reads the rewards of all episodes."""
         tally = Tally()
-        fields = [REWARD, CREATED_AT]
+        fields = [REWARD, CREATED_AT, SEEN]
         for records in self._pages(_filter(tenant=tenant), 1024, with_vectors=False, with_payload=fields):
             for record in records:
                 payload = record.payload or {}
-                tally.add(payload[REWARD], payload[CREATED_AT])
+                tally.add(payload[REWARD], payload[CREATED_AT], payload.get(SEEN, 1))
         return tally.stats()
 
     def close(self) -> None:

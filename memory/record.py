@@ -20,6 +20,7 @@ LATENT = "latent"
 TENANT = "tenant"
 REWARD = "reward"
 CREATED_AT = "created_at"
+SEEN = "seen"
 EARNED, START_LIFT, PRIOR_VERSION = NEIGHBOUR_FIELDS = ("latent_earned", "start_lift", "prior_version")
 
 COSINE_ROUNDING = 1e-6
@@ -80,7 +81,9 @@ def episode_of(episode_id: str, payload: Mapping[str, Any], key: ArrayLike, late
     fields["prompt_token_ids"] = tuple(fields["prompt_token_ids"])
     fields["answer_token_ids"] = tuple(fields["answer_token_ids"])
     fields["choices"] = tuple(fields.get("choices", ()))
-    fields["created_at"] = datetime.fromisoformat(fields["created_at"])
+    for name in (CREATED_AT, "seen_at"):  # the latter is not there before there was a count
+        if fields.get(name) is not None:
+            fields[name] = datetime.fromisoformat(fields[name])
     return Episode(id=episode_id, key=_array(key), latent=_array(latent), **fields)
 
 
@@ -112,8 +115,11 @@ def _check_space(episode: Episode, space: str) -> None:
 def _check_fields(episode: Episode) -> None:
     if not is_id(episode.id):
         raise EpisodeRejectedError(f"id is {episode.id!r}, expected a UUID")
-    if not isinstance(episode.created_at, datetime) or episode.created_at.tzinfo is None:
-        raise EpisodeRejectedError("created_at has no time zone")
+    for name, time in (("created_at", episode.created_at), ("seen_at", episode.seen_last)):
+        if not isinstance(time, datetime) or time.tzinfo is None:
+            raise EpisodeRejectedError(f"{name} has no time zone")
+    if episode.seen < 1:
+        raise EpisodeRejectedError(f"seen is {episode.seen}, expected 1 or more")
     if not 0.0 <= episode.plain_reward <= 1.0:
         raise EpisodeRejectedError(f"plain_reward is {episode.plain_reward}, expected 0 to 1")
     for name, value in episode.signals.items():

@@ -38,6 +38,8 @@ class StoreStats:
     """Counts and the reward distribution of one (space, tenant)."""
 
     episodes: int
+    seen: int
+    """How often the prompts of these came to be remembered, repetitions included."""
     reward_mean: float | None
     reward_histogram: tuple[int, ...]
     """Episodes per tenth of the reward's range: [0, 0.1), …, [0.9, 1]."""
@@ -54,6 +56,8 @@ class EpisodeStore(Protocol):
 
     def add(self, episodes: Sequence[Episode]) -> None:
         """Store episodes; when it returns, they survive the death of the process.
+
+        One whose id is there already is merged with it (`memory/merge.py`).
 
         Raises:
             EpisodeRejectedError: naming the field; then nothing of the batch is stored.

@@ -134,7 +134,7 @@ class NightCoordinator:
             replace(episode, latent=np.asarray(episode.latent, np.float16))  # as it is written
             for episode in self._store.scroll(min_reward=self._min_reward)
         )
-        newest = heapq.nlargest(MAX_EPISODES, good, key=lambda episode: episode.created_at)
+        newest = heapq.nlargest(MAX_EPISODES, good, key=lambda episode: episode.seen_last)
         if len(newest) < self._min_episodes:
             message = (
                 f"{len(newest)} episodes of reward {self._min_reward:g} or more;"

@@ -21,6 +21,7 @@ async def stats(gateway: GatewayDep) -> dict[str, Any]:
         "spaces": {
             gateway.space: {
                 "episodes": found.episodes,
+                "seen": found.seen,
                 "reward_mean": found.reward_mean,
                 "reward_histogram": list(found.reward_histogram),
                 "oldest": found.oldest.isoformat() if found.oldest else None,

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from memory.episode import LEAST_GAIN, Array, Episode
+from memory.episode import LEAST_GAIN, Array, Episode, prompt_id
 from memory.prior import Prior
 from memory.store import Recalled
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions
@@ -177,4 +177,13 @@ def episode_of(
         refiner="none" if work.explores else work.refiner.name,
         prior_version=work.prior.version if work.prior else None,
         trace_id=work.trace_id,
+        id=prompt_id(space, tenant, work.prompt.token_ids, held_to(work.prompt)),
     )
+
+
+def held_to(prompt: RenderedPrompt) -> dict[str, Any] | None:
+    """Return what an answer to the prompt is held to, as JSON values; None: nothing."""
+    rules = dict(prompt.format_rules)
+    if prompt.decoding.choices:
+        rules["choices"] = prompt.decoding.choices
+    return rules or None

@@ -18,7 +18,14 @@ from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from memory.edge_store import EdgeStore
-from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError, new_id
+from memory.episode import (
+    Array,
+    Episode,
+    EpisodeRejectedError,
+    StoreUnavailableError,
+    new_id,
+    prompt_id,
+)
 from memory.qdrant_store import QdrantStore, connect
 from memory.store import EpisodeStore, Recalled, recall
 from tests.memory.conftest import recall_from
@@ -247,14 +254,128 @@ def test_deleted_episodes_are_gone(store: EpisodeStore, make: Make) -> None:
     assert store.stats().episodes == store.count() == 1
 
 
-def test_adding_an_id_again_replaces_it(store: EpisodeStore, make: Make) -> None:
-    episode = make(reward=0.6)
-    store.add([episode])
-    store.add([replace(episode, reward=0.9)])
-    stored = store.get(episode.id)
-    assert stored is not None
-    assert stored.reward == 0.9
-    assert store.count() == 1
+START = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def asked_again(first: Episode, hours: int, **fields: Any) -> Episode:
+    """Return a later episode of the prompt of `first`."""
+    return replace(first, **({"created_at": START + timedelta(hours=hours)} | fields))
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_one_prompt_is_one_episode_with_the_better_answer_counted_and_dated(
+    store: EpisodeStore, make: Make, at_once: bool
+) -> None:
+    first = make(reward=0.6, answer_token_ids=(1,), answer_text="one", created_at=START)
+    episodes = [
+        first,
+        asked_again(first, 1, reward=0.9, answer_token_ids=(2,), answer_text="two", plain_reward=0.2),
+        asked_again(first, 2, reward=0.7, answer_token_ids=(3,), answer_text="three"),
+        asked_again(first, 3, reward=0.9, answer_token_ids=(4,), answer_text="four"),
+        make(created_at=START),
+    ]
+    for batch in [episodes] if at_once else [[one] for one in episodes]:
+        store.add(batch)
+    kept = store.get(first.id)
+    assert kept is not None
+    assert (kept.answer_text, kept.answer_token_ids, kept.reward, kept.plain_reward) == (
+        "two",
+        (2,),
+        0.9,
+        0.2,
+    )
+    assert (kept.seen, kept.seen_at) == (4, START + timedelta(hours=3))
+    assert store.count() == 2
+    stats = store.stats()
+    assert (stats.episodes, stats.seen) == (2, 5)
+    assert ids(recall_from(store, first.key, tenant="default", k=9, floor=0.9)) == [first.id]
+
+
+def test_a_repeated_prompt_is_new_again_only_when_a_better_answer_or_a_latent_was_found(
+    store: EpisodeStore, make: Make
+) -> None:
+    first = make(reward=0.6, answer_token_ids=(1,), latent_earned=False, created_at=START)
+    store.add([first])
+    store.add([asked_again(first, 1), asked_again(first, 2, reward=0.8), asked_again(first, 3, reward=0.1)])
+    assert store.count(since=START) == 0  # the same answer, and a worse one
+    store.add([asked_again(first, 4, reward=0.9, answer_token_ids=(2,))])
+    assert store.count(since=START + timedelta(hours=3)) == 1
+    store.add([asked_again(first, 5, latent_earned=True)])
+    assert store.count(since=START + timedelta(hours=4)) == 1
+    store.add([asked_again(first, 6, latent_earned=True)])
+    assert store.count(since=START + timedelta(hours=5)) == 0
+
+
+def test_what_more_signals_judged_is_not_given_up_for_a_higher_reward(
+    store: EpisodeStore, make: Make
+) -> None:
+    verified = make(reward=0.6, signals={"consistency": 0.6, "verifier": 0.6}, created_at=START)
+    store.add([verified, asked_again(verified, 1, reward=1.0, signals={"consistency": 1.0})])
+    kept = store.get(verified.id)
+    assert kept is not None
+    assert (kept.reward, kept.seen) == (0.6, 2)
+
+
+def test_the_latent_of_the_prior_that_serves_is_kept_beside_the_better_answer(
+    store: EpisodeStore, make: Make
+) -> None:
+    latents = [np.full((LENGTH, HIDDEN), value, np.float32) for value in (1, 2, 3, 4)]
+    best = make(reward=0.9, latent=latents[0], prior_version="v1", start_lift=0.5, created_at=START)
+    later = asked_again(best, 1, reward=0.7, latent=latents[1], prior_version="v2", start_lift=0.1)
+    plain = asked_again(
+        best, 2, reward=0.6, latent=latents[2], prior_version="v2", latent_earned=False, start_lift=None
+    )
+    store.add([best, later, plain])
+    kept = store.get(best.id)
+    assert kept is not None
+    assert (kept.reward, kept.prior_version, kept.latent_earned, kept.start_lift) == (0.9, "v2", True, 0.1)
+    assert kept.latent[0, 0] == 2
+    store.add([asked_again(plain, 3, prior_version="v3", latent=latents[3])])
+    kept = store.get(best.id)
+    assert kept is not None
+    assert (kept.prior_version, kept.latent_earned, kept.start_lift) == ("v3", False, None)
+
+
+def test_a_write_that_is_repeated_counts_once(store: EpisodeStore, make: Make) -> None:
+    first = make(created_at=START)
+    again = asked_again(first, 1)
+    for _ in range(3):
+        store.add([first, again])
+    kept = store.get(first.id)
+    assert kept is not None
+    assert (kept.seen, kept.seen_at) == (2, START + timedelta(hours=1))
+
+
+def test_episodes_of_builds_with_an_id_for_each_answer_become_the_prompts_one(
+    store: EpisodeStore, make: Make, space: str
+) -> None:
+    old = [make(prompt_token_ids=(7, 8), reward=0.6 + hour / 10, created_at=START) for hour in range(3)]
+    old = [replace(one, key=old[0].key) for one in old]
+    other = make(prompt_token_ids=(7, 9), key=old[0].key)
+    store.add([*old, other])
+    assert store.count() == 4
+    name = prompt_id(space, "default", (7, 8))
+    store.add([asked_again(old[0], 1, id=name, reward=0.7, latent_earned=False)])
+    assert {episode.id for episode in store.scroll()} == {name, other.id}
+    kept = store.get(name)
+    assert kept is not None
+    assert kept.reward == pytest.approx(0.8)
+    assert kept.latent_earned
+    assert kept.seen_at == START + timedelta(hours=1)
+
+
+def test_a_prompt_is_named_by_space_tenant_tokens_and_what_its_answer_is_held_to() -> None:
+    named = {
+        prompt_id(space, tenant, tokens, held_to)
+        for space in ("s", "t")
+        for tenant in ("a", "b")
+        for tokens in ((1, 23), (12, 3))
+        for held_to in (None, {"choices": ("yes", "no")}, {"json_object": True})
+    }
+    assert len(named) == 2 * 2 * 2 * 3
+    assert prompt_id("s", "a", np.asarray([1, 2]), {"b": 1, "a": 2}) == prompt_id(
+        "s", "a", (1, 2), {"a": 2, "b": 1}
+    )
 
 
 def test_unknown_ids_are_none(store: EpisodeStore) -> None:
@@ -283,6 +404,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("tenant", {"tenant": ""}),
     ("id", {"id": "../../etc"}),
     ("created_at", {"created_at": datetime(2026, 1, 1)}),
+    ("seen_at", {"seen_at": datetime(2026, 1, 1)}),
+    ("seen", {"seen": 0}),
     ("space", {"space": "elsewhere"}),
 ]
 

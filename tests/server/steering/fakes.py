@@ -97,7 +97,7 @@ class ListStore:
         return len(self.episodes)
 
     def stats(self, *, tenant: str | None = None) -> StoreStats:
-        return StoreStats(len(self.episodes), None, (0,) * 10, None, None)
+        return StoreStats(len(self.episodes), len(self.episodes), None, (0,) * 10, None, None)
 
     def close(self) -> None:
         self.away = True

@@ -36,6 +36,21 @@ async def test_vote_of_samples_is_remembered_and_nobody_waits(make_day: MakeDay)
     assert settled["explored"]["generated_tokens"] > 0
 
 
+async def test_equal_prompts_share_an_episode_and_what_an_answer_is_held_to_parts_them(
+    make_day: MakeDay,
+) -> None:
+    engine = ScriptedEngine(answer=once_wrong)
+    day = await make_day(engine, rewards="consistency=1")
+    prompt = rendered(engine, "apples How many?")
+    chosen = replace(prompt, decoding=replace(prompt.decoding, choices=("yes", "no")))
+    for asked in (prompt, chosen, rendered(engine, "pears How many?"), prompt, chosen):
+        await day.ask(asked, explore=True)
+    await day.steering.explorer.drain()
+    assert await day.remember.drain()
+    names = [episode.id for episode in day.store.episodes]
+    assert (len(names), len(set(names))) == (5, 3)
+
+
 async def test_explorations_and_their_tokens_are_counted(make_day: MakeDay, monkeypatch) -> None:
     day = await make_day(ScriptedEngine(answer=once_wrong), rewards="consistency=1")
 

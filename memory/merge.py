@@ -1,0 +1,99 @@
+"""One episode per prompt.
+
+Owns what becomes of two episodes of one prompt. Knows nothing of how stores keep them, but that a prompt's
+episodes share an id (`memory/episode.py`), or, where builds before there were such ids wrote them, a key.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from uuid import UUID
+
+from memory.episode import Episode
+from memory.store import EpisodeStore
+
+_RANDOM = 4
+"""Version of the UUIDs that earlier builds gave: one for each answer, not for each prompt."""
+_SAME_COSINE = 0.999
+_LOOKED_AT = 64
+"""Older episodes of one prompt that are found at once."""
+
+
+def merged(before: Episode, after: Episode) -> Episode:
+    """Return what is kept of a prompt's episode and a later one of the same prompt.
+
+    * The better answer stays: the one that more signals have judged, of equally many the one of the higher
+      reward, of equal ones the earlier.
+    * The later latent stays, for it started from what is served now; but one that earned its place is not
+      given up for one that did not while the same prior is active.
+    * `created_at` is when the answer or the first latent that earned its place was found, so that a night
+      counts what it can learn from, and not how often somebody asked.
+    * Each is counted once, also when a write is repeated because nobody knew whether it had arrived.
+    """
+    better = after if _rank(after) > _rank(before) else before
+    same_prior = before.prior_version == after.prior_version
+    latent = before if same_prior and before.latent_earned and not after.latent_earned else after
+    lift = after.start_lift if after.start_lift is not None or not same_prior else before.start_lift
+    improved = (after.latent_earned and not before.latent_earned) or (
+        better is after and after.answer_token_ids != before.answer_token_ids
+    )
+    again = after.seen_last > before.seen_last
+    return replace(
+        better,
+        id=after.id,
+        latent=latent.latent,
+        latent_earned=latent.latent_earned,
+        prior_version=latent.prior_version,
+        start_lift=lift,
+        created_at=after.created_at if improved else before.created_at,
+        seen=before.seen + after.seen if again else before.seen,
+        seen_at=after.seen_last if again else before.seen_last,
+    )
+
+
+def merge_all(episodes: Iterable[Episode], known: Iterable[Episode]) -> list[Episode]:
+    """Return one episode for each id among `episodes`, merged in order with those that are `known` by it."""
+    kept: dict[str, Episode] = {}
+    before = {episode.id: episode for episode in known}
+    for episode in episodes:
+        earlier = kept.get(episode.id, before.get(episode.id))
+        kept[episode.id] = episode if earlier is None else merged(earlier, episode)
+    return list(kept.values())
+
+
+def fold(store: EpisodeStore, episodes: Sequence[Episode]) -> tuple[list[Episode], list[str]]:
+    """Return what adding `episodes` to `store` has to write, and ids of what that takes the place of.
+
+    Raises:
+        StoreUnavailableError: the store failed.
+    """
+    known = {episode.id: episode for episode in store.fetch(list({episode.id for episode in episodes}))}
+    replaced: list[str] = []
+    for episode in episodes:
+        if episode.id not in known and UUID(episode.id).version != _RANDOM:
+            older = _of_earlier_builds(store, episode)
+            replaced += (one.id for one in older)
+            if older:
+                known[episode.id] = _as_one(older, episode.id)
+    return merge_all(episodes, known.values()), replaced
+
+
+def _of_earlier_builds(store: EpisodeStore, episode: Episode) -> list[Episode]:
+    near = store.near(episode.key, tenant=episode.tenant, k=_LOOKED_AT, floor=_SAME_COSINE)
+    found = store.fetch([one.id for one in near if UUID(one.id).version == _RANDOM])
+    return [
+        one
+        for one in found
+        if one.prompt_token_ids == episode.prompt_token_ids and one.choices == episode.choices
+    ]
+
+
+def _as_one(episodes: Sequence[Episode], episode_id: str) -> Episode:
+    first, *later = sorted(episodes, key=lambda episode: episode.created_at)
+    kept = replace(first, id=episode_id)
+    for episode in later:
+        kept = merged(kept, replace(episode, id=episode_id))
+    return kept
+
+
+def _rank(episode: Episode) -> tuple[int, float]:
+    return len(episode.signals), episode.reward
