@@ -74,7 +74,9 @@ class Settings(BaseSettings):
     kv_cache_gib: float = Field(0.5, gt=0, description="KV cache on CPU in GiB (ignored on a GPU).")
     max_num_seqs: int = Field(32, ge=1, description="Most sequences that vLLM decodes at once.")
     enforce_eager: bool = Field(
-        True, description="Start without compiling the model: quicker start, a few percent slower."
+        True,
+        description="Start without compiling the model: quicker start, a few percent slower. "
+        "To compile it, a CPU needs g++ and Python's headers.",
     )
     vllm_args: str = Field("", description="Further `vllm serve` options, as one shell-quoted string.")
     twin: bool = Field(True, description="Run the autograd twin; without it the gradient refiner is refused.")

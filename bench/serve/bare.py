@@ -15,6 +15,7 @@ from server.engine.launch import (
     engine_arguments,
     model_context,
     prepare_environment,
+    runs_on_cpu,
 )
 
 VLLM = "vllm.entrypoints.openai.api_server"
@@ -29,13 +30,11 @@ def main() -> None:
     settings = Settings()
     path = resolve_model(settings.model, settings.cache_dir, print)
     prepare_environment(settings, path)
-    from vllm.platforms import current_platform
-
     options = engine_arguments(
         settings,
         path,
         context=model_context(path),
-        on_cpu=current_platform.is_cpu(),
+        on_cpu=runs_on_cpu(),
         has_bfloat16=computes_in_bfloat16(),
     )
     command = [sys.executable, "-m", VLLM, *without_steering(options)]

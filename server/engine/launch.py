@@ -9,7 +9,8 @@ import importlib.metadata
 import logging
 import os
 import shlex
-from argparse import Namespace
+import sysconfig
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -153,10 +154,20 @@ def runs_on_cuda() -> bool:
     return bool(current_platform.is_cuda())
 
 
+def runs_on_cpu() -> bool:
+    """Return whether vLLM computes on the CPU."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
 def prepare_environment(settings: Settings, model_path: str) -> None:
     """Set what vLLM and its child processes read from the environment, before vllm is imported.
 
     What the operator has set stays, except the model runner: our hooks are written for V1.
+
+    Raises:
+        ValueError: the model is to be compiled on a CPU, and what that needs is missing.
     """
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     defaults = {
@@ -173,6 +184,40 @@ def prepare_environment(settings: Settings, model_path: str) -> None:
     runtime = intel_openmp()
     if runtime is not None and not any(name in preloaded for name in ("libiomp", "libomp", "libgomp")):
         os.environ["LD_PRELOAD"] = ":".join(filter(None, (str(runtime), preloaded)))
+    if runs_on_cpu():
+        if starts_eager(settings):
+            # vLLM compiles parts of its sampler for an eager engine too: the first request that asks for
+            # log-probabilities would wait ten seconds or, without a compiler, end the engine.
+            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+        elif os.environ.get("TORCH_COMPILE_DISABLE") != "1":
+            _require_compiler()
+
+
+def starts_eager(settings: Settings) -> bool:
+    """Return whether the model is not to be compiled: the setting, unless `vllm_args` says otherwise."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    names = ("--enforce-eager", "--enforce_eager")
+    parser.add_argument(*names, action=BooleanOptionalAction, default=settings.enforce_eager)
+    known, _ = parser.parse_known_args(shlex.split(settings.vllm_args))
+    return bool(known.enforce_eager)
+
+
+def _require_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    missing = []
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        missing.append("a C++ compiler")
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        missing.append("Python's headers")
+    if missing:
+        raise ValueError(
+            f"enforce_eager is false, but compiling the model needs {' and '.join(missing)}: install "
+            "them (on Debian: g++ and python3-dev), or set LATENTEVOLVE_ENFORCE_EAGER=true"
+        )
 
 
 def intel_openmp() -> Path | None:
@@ -196,14 +241,13 @@ def parse_arguments(settings: Settings, model_path: str) -> Namespace:
         ValueError: `settings.vllm_args` is not understood.
     """
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     arguments = engine_arguments(
         settings,
         model_path,
         context=model_context(model_path),
-        on_cpu=current_platform.is_cpu(),
+        on_cpu=runs_on_cpu(),
         has_bfloat16=computes_in_bfloat16(),
     )
     parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))

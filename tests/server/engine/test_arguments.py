@@ -1,12 +1,26 @@
 """What vLLM is started with."""
 
 import os
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from config.settings import Settings
-from server.engine.launch import MAX_MODEL_LEN, engine_arguments, intel_openmp, prepare_environment
+from server.engine.launch import (
+    MAX_MODEL_LEN,
+    engine_arguments,
+    intel_openmp,
+    prepare_environment,
+    runs_on_cpu,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_cpu() -> bool:
+    """Also imports vLLM, which writes to the environment, before a test changes that."""
+    return runs_on_cpu()
 
 
 def arguments(context: int | None = 2048, on_cpu: bool = True, **settings: Any) -> list[str]:
@@ -83,3 +97,47 @@ def test_intels_openmp_is_loaded_first_but_never_beside_another(monkeypatch: pyt
         monkeypatch.setattr(os, "environ", {"LD_PRELOAD": before})
         prepare_environment(Settings(_env_file=None), "org/model")
         assert os.environ["LD_PRELOAD"] == after
+
+
+@pytest.fixture
+def nothing_to_compile_with(on_cpu: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if not on_cpu:
+        pytest.skip("vLLM is not the CPU build")
+    monkeypatch.setattr(os, "environ", {"PATH": str(tmp_path)})
+    monkeypatch.setattr(sysconfig, "get_path", lambda _name: str(tmp_path))
+
+
+def prepared(**settings: Any) -> str | None:
+    """Return what the environment then says of compiling."""
+    prepare_environment(Settings(_env_file=None, **settings), "org/model")
+    return os.environ.get("TORCH_COMPILE_DISABLE")
+
+
+@pytest.mark.usefixtures("nothing_to_compile_with")
+class TestCompiling:
+    @pytest.mark.parametrize(
+        "settings",
+        [{}, {"enforce_eager": False, "vllm_args": "--enforce-eager"}, {"vllm_args": "--dtype float32"}],
+    )
+    def test_eager_engine_on_a_cpu_compiles_nothing(self, settings: dict[str, Any]) -> None:
+        assert prepared(**settings) == "1"
+
+    @pytest.mark.parametrize(
+        "settings", [{"enforce_eager": False}, {"vllm_args": "--no-enforce-eager --dtype float32"}]
+    )
+    def test_compiling_without_a_compiler_is_refused_at_the_start(self, settings: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=r"needs a C\+\+ compiler and Python's headers: .*ENFORCE_EAGER"):
+            prepared(**settings)
+
+    def test_model_is_compiled_where_that_can_be_done(self, tmp_path: Path) -> None:
+        compiler = tmp_path / "g++"
+        compiler.write_text("#!/bin/sh\n")
+        compiler.chmod(0o755)
+        (tmp_path / "Python.h").touch()
+        assert prepared(enforce_eager=False) is None
+
+    def test_operators_word_on_compiling_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TORCH_COMPILE_DISABLE", "0")
+        assert prepared() == "0"
+        monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+        assert prepared(enforce_eager=False) == "1"
