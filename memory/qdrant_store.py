@@ -5,6 +5,7 @@ Owns one collection, named after the space. Knows nothing of Qdrant Edge (`memor
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -36,6 +37,8 @@ from memory.tally import Tally
 
 T = TypeVar("T")
 
+PREFIX = "latentevolve-"
+"""Of the names of collections."""
 TIMEOUT_S = 10
 """Longest wait for one answer of the server."""
 REFUSALS = frozenset({400, 413, 422})
@@ -46,6 +49,20 @@ def connect(url: str, api_key: str | None = None) -> QdrantClient:
     """Return a client of the server at `url`; nothing is sent before its first call."""
     # The compatibility check would connect here and only warn when it cannot.
     return QdrantClient(url=url, api_key=api_key, timeout=TIMEOUT_S, check_compatibility=False)
+
+
+def spaces_of(url: str, api_key: str | None = None) -> set[str]:
+    """Return ids of the spaces that have a collection on the server at `url`.
+
+    Raises:
+        StoreUnavailableError: the server does not answer.
+    """
+    try:
+        with closing(connect(url, api_key)) as client:
+            names = [collection.name for collection in client.get_collections().collections]
+    except Exception as exc:  # as in QdrantStore._call
+        raise StoreUnavailableError(f"the Qdrant server at {url} cannot be reached: {exc}") from exc
+    return {name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)}
 
 
 class QdrantStore:
@@ -62,7 +79,7 @@ class QdrantStore:
         self._client = client
         self._space = space
         self._shape = (length, hidden_size)
-        self._name = f"latentevolve-{space}"
+        self._name = PREFIX + space
         self._call(self._prepare)
 
     def add(self, episodes: Sequence[Episode]) -> None:

@@ -21,7 +21,7 @@ TEXTS = "episodes.jsonl"
 VECTORS = "vectors.safetensors"
 
 MAX_EPISODES = 10_000
-"""Most episodes of one night, those whose prompts came last: comparing all pairs of keys takes 100 MB for so many."""
+"""Most episodes of one night, whose prompts came last: comparing all pairs of keys takes 100 MB."""
 
 
 class SnapshotError(LatentMemoryError):

@@ -127,10 +127,8 @@ class Engine(Protocol):
     Shapes: L soft vectors, d hidden size, B batch. All tensors float32 on the CPU.
     """
 
-    @property
-    def space(self) -> LatentSpace:
-        """The space whose latents this engine takes."""
-        ...
+    space: LatentSpace
+    """The space whose latents this engine takes; whoever keeps memories says under which id they lie."""
 
     @property
     def max_model_len(self) -> int:

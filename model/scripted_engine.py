@@ -82,7 +82,7 @@ class ScriptedEngine:
         differentiable: bool = True,
         revision: str = "1",
     ) -> None:
-        self._space = LatentSpace(
+        self.space = LatentSpace(
             model="scripted",
             revision=revision,
             template="bytes",
@@ -103,11 +103,6 @@ class ScriptedEngine:
         self.alive = True
         """Set to False: every asynchronous method raises EngineDeadError."""
         self.calls: list[Call] = []
-
-    @property
-    def space(self) -> LatentSpace:
-        """The space whose latents this engine takes."""
-        return self._space
 
     @property
     def max_model_len(self) -> int:
@@ -143,7 +138,7 @@ class ScriptedEngine:
 
     def neutral_latent(self) -> torch.Tensor:
         """Return the neutral start, (L, d): one drawn row, repeated, wherever latents stand."""
-        return _drawn("newline", 1, self._space.hidden_size).repeat(self._space.length, 1)
+        return _drawn("newline", 1, self.space.hidden_size).repeat(self.space.length, 1)
 
     def topic(self, token_ids: Sequence[int]) -> str:
         """Return the first word of the last user message, or of the whole text, in lower case."""
@@ -169,10 +164,10 @@ class ScriptedEngine:
         await self._enter("keys", [SteeredPrompt(tuple(prompt)) for prompt in prompts])
         rows = []
         for prompt in prompts:
-            topic = _unit(f"key {self.topic(prompt)}", 1, self._space.hidden_size)
-            itself = _unit(f"text {tuple(prompt)}", 1, self._space.hidden_size)
+            topic = _unit(f"key {self.topic(prompt)}", 1, self.space.hidden_size)
+            itself = _unit(f"text {tuple(prompt)}", 1, self.space.hidden_size)
             rows.append(normalize(topic + 0.3 * itself, dim=-1))
-        return torch.cat(rows) if rows else torch.zeros(0, self._space.hidden_size)
+        return torch.cat(rows) if rows else torch.zeros(0, self.space.hidden_size)
 
     async def generate(
         self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
@@ -220,7 +215,7 @@ class ScriptedEngine:
             values.append(value.detach())
             gradients.append(gradient)
         if not values:
-            return LatentGradient(torch.zeros(0), torch.zeros(0, *self._space.shape))
+            return LatentGradient(torch.zeros(0), torch.zeros(0, *self.space.shape))
         return LatentGradient(torch.stack(values), torch.stack(gradients))
 
     async def close(self) -> None:
@@ -230,12 +225,12 @@ class ScriptedEngine:
     async def _enter(self, method: str, prompts: Sequence[SteeredPrompt]) -> None:
         for prompt in prompts:
             if prompt.latent is not None:
-                self._space.check(prompt.latent)
+                self.space.check(prompt.latent)
                 if prompt.position is None:
                     self.position(prompt.token_ids)
                 elif not 0 <= prompt.position <= len(prompt.token_ids):
                     raise PlacementError(f"position {prompt.position} lies outside the prompt")
-            latents = 0 if prompt.latent is None else self._space.length
+            latents = 0 if prompt.latent is None else self.space.length
             if len(prompt.token_ids) + latents >= self._max_model_len:
                 raise PromptTooLongError(
                     f"prompt of {len(prompt.token_ids)} tokens with {latents} latents leaves no room in "
@@ -251,7 +246,7 @@ class ScriptedEngine:
         ends = [at for at in (text.find(stop) for stop in decoding.stop) if at >= 0]
         if ends:
             text = text[: min(ends)]
-        latents = 0 if prompt.latent is None else self._space.length
+        latents = 0 if prompt.latent is None else self.space.length
         room = min(decoding.max_tokens, self._max_model_len - len(prompt.token_ids) - latents)
         tokens = (*text.encode(), CLOSE)
         finished = len(tokens) <= room or (bool(ends) and len(tokens) - 1 <= room)
@@ -290,7 +285,7 @@ class ScriptedEngine:
         return logsigmoid(score if self._is_good(self.decode(answer)) else -score)
 
     def _direction(self, token_ids: Sequence[int]) -> torch.Tensor:
-        return _unit(f"latent {self.topic(token_ids)}", *self._space.shape)
+        return _unit(f"latent {self.topic(token_ids)}", *self.space.shape)
 
     def _question(self, token_ids: Sequence[int]) -> str:
         # Text without its markers is read too: scripts see the prompt as text.

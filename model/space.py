@@ -25,7 +25,7 @@ class LatentSpace:
     """What a latent of shape (L, d) belongs to. Episodes and priors of two spaces never mix."""
 
     model: str
-    """Name of the model, without the path of its folder."""
+    """Name of the model, without the path of its folder; no part of the identity."""
     revision: str
     """Fingerprint of the weights and the tokenizer."""
     template: str
@@ -40,12 +40,29 @@ class LatentSpace:
     """Version of the way keys are centred (model/keys.py)."""
     neutral_version: int
     """Version of the neutral start (model/placement.py)."""
+    known_as: str | None = None
+    """Id under which its memories lie (memory/spaces.py); None: its own."""
 
-    @cached_property
+    @property
     def id(self) -> str:
         """Sixteen hex digits that name the space in folders, collections and the API."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return self.known_as or self.own_id
+
+    @cached_property
+    def own_id(self) -> str:
+        """The id that follows from what makes the space, and not from names."""
+        return _digest({name: value for name, value in self._parts.items() if name != "model"})
+
+    @cached_property
+    def earlier_id(self) -> str:
+        """The id that builds gave before they left out the model's name."""
+        return _digest(self._parts)
+
+    @property
+    def _parts(self) -> dict[str, object]:
+        parts = asdict(self)
+        del parts["known_as"]
+        return parts
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,3 +85,8 @@ class LatentSpace:
         if not bool(latent.isfinite().all()):
             raise LatentRejectedError("latent holds NaN or infinity")
         return latent.detach().float().cpu()
+
+
+def _digest(parts: dict[str, object]) -> str:
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

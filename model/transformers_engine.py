@@ -19,7 +19,6 @@ from model.frozen_model import FrozenModel
 from model.keys import KEY_PROBES, centre, centred
 from model.placement import PlacementKind
 from model.prefixes import LIMIT_BYTES
-from model.space import LatentSpace
 
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
@@ -72,7 +71,7 @@ class TransformersEngine:
             max_model_len=max_model_len,
             prefix_bytes=prefix_bytes,
         )
-        self._space = self._model.space
+        self.space = self._model.space
         self._centre: torch.Tensor | None = None
         self._calls: list[_Call] = []
         self._taking = threading.Lock()
@@ -84,11 +83,6 @@ class TransformersEngine:
         if self._model is None:
             raise EngineDeadError("the transformers engine was closed")
         return self._model
-
-    @property
-    def space(self) -> LatentSpace:
-        """The space whose latents this engine takes."""
-        return self._space
 
     @property
     def max_model_len(self) -> int:

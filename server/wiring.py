@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from memory.night import NightLog
 from memory.open import open_store
 from memory.registry import PriorRegistry
 from memory.signal import listen
+from memory.spaces import memory_id
 from memory.store import EpisodeStore
 from model.engine import Engine
 from model.pull import resolve_model
@@ -100,6 +102,8 @@ async def assemble(
         checks: Results of the self-checks; a failed one turns steering off.
         send_night: Queues a night; None: through Celery.
     """
+    known_as = await asyncio.to_thread(memory_id, settings, engine.space.own_id, (engine.space.earlier_id,))
+    engine.space = replace(engine.space, known_as=known_as)
     space = engine.space.id
     data = settings.data_dir
     async with AsyncExitStack() as stack:

@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from memory.prior import Prior, PriorNetwork
 from memory.registry import PriorRegistry, RegistryError
 from memory.signal import announce
 from memory.snapshot import read_snapshot
+from memory.spaces import memory_id
 from model.engine import Engine, EngineError, PlacementError
 from worker.checkpoint import reached_step
 from worker.contestants import Candidate, Recall
@@ -156,6 +157,7 @@ async def _consolidate(night: _Night) -> None:
     journal.change(phase="load", done=0, total=1, message=f"loading {settings.model}")
     engine = await asyncio.to_thread(night.engine_factory, settings)
     try:
+        await asyncio.to_thread(_take_space, engine, settings)
         _check_space(engine, journal.record.space, episodes)
         episodes = [episode for episode in episodes if _fits(engine, episode)]
         active = _active(night.registry)
@@ -262,6 +264,12 @@ def _episodes(night: _Night) -> list[Episode]:
             f"a night needs {settings.night_min_episodes}"
         )
     return sorted(good, key=lambda episode: episode.created_at)
+
+
+def _take_space(engine: Engine, settings: Settings) -> None:
+    """Let the engine's space be known by the id under which the gateway keeps its memories."""
+    known_as = memory_id(settings, engine.space.own_id, (engine.space.earlier_id,))
+    engine.space = replace(engine.space, known_as=known_as)
 
 
 def _check_space(engine: Engine, space: str, episodes: Sequence[Episode]) -> None:

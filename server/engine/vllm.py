@@ -57,7 +57,7 @@ class VLLMEngine:
         self.llm = llm
         self.tokenizer = llm.get_tokenizer()
         self.twin = twin
-        self._space = space
+        self.space = space
         self._placement = placement
         self._dtype: torch.dtype = llm.model_config.dtype
         self._centre = torch.zeros(space.hidden_size)
@@ -88,11 +88,6 @@ class VLLMEngine:
         probes = [engine.render([{"role": "user", "content": probe}]) for probe in KEY_PROBES]
         engine._centre = centre(await engine.raw_states(probes))
         return engine
-
-    @property
-    def space(self) -> LatentSpace:
-        """The space whose latents this engine takes."""
-        return self._space
 
     @property
     def max_model_len(self) -> int:
@@ -160,7 +155,7 @@ class VLLMEngine:
         ids, length = list(token_ids), 0
         mask = [True] * len(ids)
         if latent is not None:
-            latent = self._space.check(latent).to(self._dtype)
+            latent = self.space.check(latent).to(self._dtype)
             if position is None:
                 position = self.position(ids)
             elif not 1 <= position <= len(ids):
@@ -174,7 +169,7 @@ class VLLMEngine:
                 f"{len(token_ids)} prompt tokens and {length} latents leave no room in {self.max_model_len}"
             )
         self.llm.renderer.validate_token_ids(ids)  # vLLM itself validates tokens of plain prompts only
-        rows = torch.zeros(len(ids), self._space.hidden_size, dtype=self._dtype)
+        rows = torch.zeros(len(ids), self.space.hidden_size, dtype=self._dtype)
         if latent is not None and position is not None:
             rows[position : position + length] = latent
         return embeds_input(
@@ -259,7 +254,7 @@ class VLLMEngine:
         return [
             prompt
             if prompt.latent is None
-            else SteeredPrompt(prompt.token_ids, self._space.check(prompt.latent), prompt.position)
+            else SteeredPrompt(prompt.token_ids, self.space.check(prompt.latent), prompt.position)
             for prompt in prompts
         ]
 

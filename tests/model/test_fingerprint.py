@@ -9,6 +9,9 @@ import pytest
 
 from model.engine import ModelUnavailableError
 from model.fingerprint import checkpoint_dtype, model_folder, revision, space_of
+from model.space import LatentSpace
+
+EARLIER = "2ccbce05e12b22cc"
 
 
 class Template:
@@ -23,12 +26,13 @@ def checkpoint(folder: Path, **config: object) -> Path:
     return folder
 
 
-def test_same_files_in_another_folder_have_the_same_revision(tmp_path: Path) -> None:
-    one, two = checkpoint(tmp_path / "a" / "tiny"), checkpoint(tmp_path / "b" / "tiny")
+def test_same_files_in_a_folder_of_another_name_are_the_same_space(tmp_path: Path) -> None:
+    one, two = checkpoint(tmp_path / "a" / "tiny"), checkpoint(tmp_path / "b" / "renamed")
     assert revision(one) == revision(two)
     spaces = [space_of(folder, Template(), 8, "torch.bfloat16", 4, "user_turn_end") for folder in (one, two)]
     assert spaces[0].id == spaces[1].id
-    assert spaces[0].model == "tiny"
+    assert spaces[0].earlier_id != spaces[1].earlier_id
+    assert (spaces[0].model, spaces[1].model) == ("tiny", "renamed")
     assert spaces[0].dtype == "bfloat16"
 
 
@@ -63,6 +67,14 @@ def test_length_placement_and_template_make_other_spaces(tmp_path: Path) -> None
 def test_another_neutral_start_makes_another_space(tmp_path: Path) -> None:
     space = space_of(checkpoint(tmp_path / "tiny"), Template(), 8, "bfloat16", 4, "after_header")
     assert replace(space, neutral_version=space.neutral_version + 1).id != space.id
+
+
+def test_the_id_of_earlier_builds_can_still_be_told(tmp_path: Path) -> None:
+    space = LatentSpace("tiny", "r", "t", 4, 8, "after_header", "bfloat16", 1, 2)
+    # What a build of 2026-11-26 gave.
+    assert space.earlier_id == EARLIER
+    assert replace(space, known_as="elsewhere").earlier_id == EARLIER
+    assert replace(space, known_as="elsewhere").own_id == space.id
 
 
 def test_a_hub_snapshot_is_named_after_its_repository(tmp_path: Path) -> None:

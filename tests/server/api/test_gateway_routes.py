@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from memory.edge_store import EdgeStore
 from memory.prior import Competence, PriorNetwork
+from model.scripted_engine import ScriptedEngine
 from tests.server.api.conftest import CheckFound, Parts, Serve, Served
 
 
@@ -89,6 +91,21 @@ async def test_statistics_count_by_space_and_mode(served: Served) -> None:
     assert stats["requests"]["steered"] == 2
     assert stats["hit_rate"] == 1.0
     assert stats["pending_writes"] == stats["dropped_writes"] == 0
+
+
+async def test_memories_of_a_build_that_named_spaces_after_folders_are_served(
+    serve: Serve, tmp_path: Path
+) -> None:
+    space = ScriptedEngine().space
+    length, hidden_size = space.shape
+    name = space.earlier_id
+    EdgeStore(tmp_path / "episodes" / name, space=name, length=length, hidden_size=hidden_size).close()
+    served = await serve()
+    await remember(served, 1)
+    assert (await served.chat("sum it up")).headers["x-latent-mode"] == "recall"
+    stats = (await served.http.get("/v1/memory/stats")).json()
+    assert stats["space"] == served.engine.space.id == space.earlier_id
+    assert sorted(folder.name for folder in (tmp_path / "episodes").iterdir()) == [space.earlier_id]
 
 
 async def test_recalled_episode_can_be_read(served: Served) -> None:
