@@ -53,6 +53,13 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     _sync(path.parent)
 
 
+def sync_tree(path: Path) -> None:
+    """Have the kernel write a folder and everything below it."""
+    for file in path.rglob("*"):
+        _sync(file)
+    _sync(path)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path` against other processes and threads; its end releases it."""

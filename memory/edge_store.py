@@ -1,6 +1,6 @@
 """Episodes in Qdrant Edge, inside this process.
 
-Owns one shard directory and the lock that keeps other processes out of it. Knows nothing of
+Owns what a shard holds and how it is asked; `memory/edge_shard.py` owns its files. Knows nothing of
 collections on a server (`memory/qdrant_store.py`) or of what episodes are used for.
 
 Durability: Edge appends each update to its write-ahead log before it applies it, and replays that
@@ -8,21 +8,16 @@ log when the shard is loaded, so an update that returned survives the death of t
 log is not synced per update: what a power failure can take is what the kernel had not yet written.
 """
 
-import fcntl
-import logging
-import os
-import shutil
-import threading
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any
 
 import numpy as np
 import qdrant_edge as edge
 
-from memory.episode import Array, Episode, StoreUnavailableError
+from memory.edge_shard import EdgeFolder
+from memory.episode import Array, Episode
 from memory.merge import fold
 from memory.record import (
     COSINE_ROUNDING,
@@ -43,17 +38,8 @@ from memory.record import (
 from memory.store import Neighbour, StoreStats
 from memory.tally import Tally
 
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-FLUSH_EVERY = 512
-"""Episodes between flushes. A flush empties the write-ahead log, so this bounds the replay at the next
-open to a fraction of a second; it costs 20–100 ms, during which Edge holds the interpreter lock."""
-
 INDEX_FROM = 10_000
-"""Unindexed episodes from which opening builds the HNSW graph of the keys. Below, Edge scans them all
-(about 2 ms). Only done while opening: Edge holds the interpreter lock for the whole build."""
+"""Episodes without a graph from which one is built. Below, Edge scans them all (about 2 ms)."""
 
 
 class EdgeStore:
@@ -66,25 +52,11 @@ class EdgeStore:
     def __init__(
         self, path: Path, *, space: str, length: int, hidden_size: int, index_from: int = INDEX_FROM
     ) -> None:
-        self._path = path
         self._space = space
         self._shape = (length, hidden_size)
-        self._write = threading.RLock()
-        self._idle = threading.Condition()
-        self._calls = 0
-        self._unflushed = 0
         self._version = 0
         self._stats: dict[str | None, tuple[int, StoreStats]] = {}
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(path)
-        except OSError as exc:
-            raise StoreUnavailableError(f"cannot use the episode folder {path}: {exc}") from exc
-        try:
-            self._shard: Any = self._open(index_from)
-        except BaseException:
-            self._lock.close()
-            raise
+        self._folder = EdgeFolder(path, lambda new: _create(new, *self._shape), index_from=index_from)
 
     def add(self, episodes: Sequence[Episode]) -> None:
         """Store episodes; when it returns, they survive the death of the process.
@@ -95,7 +67,7 @@ class EdgeStore:
         check_batch(episodes, space=self._space, length=self._shape[0], hidden_size=self._shape[1])
         if not episodes:
             return
-        with self._write:
+        with self._folder.writing:
             kept, replaced = fold(self, episodes)
             points = [edge.Point(e.id, vectors_of(e), payload_of(e)) for e in kept]
             self._update(edge.UpdateOperation.upsert_points(points), len(points))
@@ -111,7 +83,7 @@ class EdgeStore:
             with_vector=False,
             with_payload=edge.PayloadSelector.Include(list(NEIGHBOUR_FIELDS)),
         )
-        points = self._call(lambda s: s.query(request))
+        points = self._folder.call(lambda s: s.query(request))
         return [neighbour_of(str(point.id), point.payload, float(point.score)) for point in points]
 
     def get(self, episode_id: str) -> Episode | None:
@@ -122,7 +94,7 @@ class EdgeStore:
     def fetch(self, episode_ids: Sequence[str]) -> list[Episode]:
         """Return those of the episodes that there are, vectors included, in any order."""
         ids = [i for i in episode_ids if is_id(i)]
-        return [_episode(p) for p in self._call(lambda s: s.retrieve(ids, True, True))] if ids else []
+        return [_episode(p) for p in self._folder.call(lambda s: s.retrieve(ids, True, True))] if ids else []
 
     def scroll(
         self, *, tenant: str | None = None, min_reward: float = 0.0, batch: int = 256
@@ -135,8 +107,8 @@ class EdgeStore:
     def delete(self, episode_ids: Sequence[str]) -> int:
         """Delete episodes and return how many there were."""
         ids = [i for i in dict.fromkeys(episode_ids) if is_id(i)]
-        with self._write:
-            found: list[Any] = [p.id for p in self._call(lambda s: s.retrieve(ids, False, False))]
+        with self._folder.writing:
+            found: list[Any] = [p.id for p in self._folder.call(lambda s: s.retrieve(ids, False, False))]
             if found:
                 self._update(edge.UpdateOperation.delete_points(found), len(found))
         return len(found)
@@ -144,7 +116,7 @@ class EdgeStore:
     def count(self, *, tenant: str | None = None, since: datetime | None = None) -> int:
         """Return how many episodes there are, created after `since` when given."""
         where = _filter(tenant=tenant, since=since)
-        return int(self._call(lambda s: s.count(edge.CountRequest(exact=True, filter=where))))
+        return int(self._folder.call(lambda s: s.count(edge.CountRequest(exact=True, filter=where))))
 
     def stats(self, *, tenant: str | None = None) -> StoreStats:
         """Return counts and the reward distribution; counted again only after a write."""
@@ -162,42 +134,21 @@ class EdgeStore:
         return stats
 
     def indexed(self) -> int:
-        """Return how many episodes the HNSW graph reaches; the others are scanned."""
-        return self._call(_indexed)
+        """Return how many episodes the graph of the keys reaches; the others are scanned."""
+        return self._folder.indexed()
+
+    def settle(self, timeout_s: float | None = None) -> bool:
+        """Wait until no graph is being built; False when that took longer."""
+        return self._folder.settle(timeout_s)
 
     def close(self) -> None:
         """Flush and release files. May be called again."""
-        with self._write:
-            with self._idle:
-                shard, self._shard = self._shard, None
-                self._idle.wait_for(lambda: not self._calls)  # Edge closes nothing that is being read
-            if shard is not None:
-                try:
-                    _translated(self._path, shard.close)
-                finally:
-                    self._lock.close()
-
-    def _open(self, index_from: int) -> Any:
-        """Load the shard, or make it: complete in a folder of its own, then renamed into place."""
-        home = self._path / "shard"
-        for leftover in self._path.glob("new-*"):
-            shutil.rmtree(leftover)
-        if not home.exists():
-            new = self._path / f"new-{uuid.uuid4().hex}"
-            _translated(self._path, lambda: _create(new, *self._shape))
-            os.rename(new, home)
-        shard = _translated(self._path, lambda: edge.EdgeShard.load(str(home)))
-        _translated(self._path, lambda: _index(shard, index_from))
-        return shard
+        self._folder.close()
 
     def _update(self, operation: Any, episodes: int) -> None:
-        with self._write:
-            self._call(lambda s: s.update(operation))
+        with self._folder.writing:
+            self._folder.update(operation, episodes)
             self._version += 1
-            self._unflushed += episodes
-            if self._unflushed >= FLUSH_EVERY:
-                self._unflushed = 0
-                self._call(lambda s: s.flush())
 
     def _pages(
         self, where: Any, batch: int, *, with_vector: bool, with_payload: Any
@@ -213,34 +164,8 @@ class EdgeStore:
                 return
 
     def _scroll(self, request: Any) -> tuple[Sequence[Any], Any]:
-        page: tuple[Sequence[Any], Any] = self._call(lambda s: s.scroll(request))
+        page: tuple[Sequence[Any], Any] = self._folder.call(lambda s: s.scroll(request))
         return page
-
-    def _call(self, action: Callable[[Any], T]) -> T:
-        with self._idle:
-            shard = self._shard
-            if shard is None:
-                raise StoreUnavailableError(f"the episode store {self._path} is closed")
-            self._calls += 1
-        try:
-            return _translated(self._path, lambda: action(shard))
-        finally:
-            with self._idle:
-                self._calls -= 1
-                self._idle.notify_all()
-
-
-def _lock(path: Path) -> IO[bytes]:
-    """Take the folder's lock; the kernel releases it when the process ends, however it ends."""
-    file = (path / "lock").open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        file.close()
-        raise StoreUnavailableError(
-            f"the episode folder {path} is in use by another process; Qdrant Edge allows only one"
-        ) from exc
-    return file
 
 
 def _create(path: Path, length: int, hidden_size: int) -> None:
@@ -264,7 +189,7 @@ def _create(path: Path, length: int, hidden_size: int) -> None:
                     hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=4, full_scan_threshold=10_000),
                 ),
             },
-            # Edge only indexes when asked to, see INDEX_FROM; then it shall whatever the size, in KiB.
+            # Edge only indexes when asked to; then it shall whatever the size, in KiB.
             optimizers=edge.EdgeOptimizersConfig(indexing_threshold=1),
         ),
     )
@@ -276,19 +201,6 @@ def _create(path: Path, length: int, hidden_size: int) -> None:
         shard.update(edge.UpdateOperation.create_field_index(field, schema))
     shard.flush()
     shard.close()
-
-
-def _indexed(shard: Any) -> int:
-    # Both named vectors of an indexed point count as indexed.
-    return int(shard.info().indexed_vectors_count) // 2
-
-
-def _index(shard: Any, index_from: int) -> None:
-    unindexed = shard.info().points_count - _indexed(shard)
-    if unindexed >= index_from:
-        logger.info("indexing %d episodes", unindexed)
-        shard.optimize()
-        shard.flush()
 
 
 def _filter(
@@ -307,15 +219,3 @@ def _filter(
 def _episode(point: Any) -> Episode:
     vectors = point.vector  # each access converts all of them
     return episode_of(str(point.id), point.payload, vectors[KEY], vectors[LATENT])
-
-
-def _translated(path: Path, action: Callable[[], T]) -> T:
-    """Run `action`; what Edge raises, a Rust panic included, becomes StoreUnavailableError."""
-    try:
-        return action()
-    except Exception as exc:
-        raise StoreUnavailableError(f"the episode store {path} failed: {exc}") from exc
-    except BaseException as exc:
-        if type(exc).__name__ != "PanicException":  # pyo3's, which is no Exception and cannot be imported
-            raise
-        raise StoreUnavailableError(f"the episode store {path} failed: {exc}") from exc

@@ -1,6 +1,6 @@
 """Adds episodes until it is killed, and acknowledges each batch on its standard output.
 
-Run by tests/memory/test_store_crash.py: `store_victim.py FOLDER SEED FLUSH_EVERY`.
+Run by tests/memory/test_store_crash.py: `store_victim.py FOLDER SEED FLUSH_EVERY INDEX_FROM`.
 """
 
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-import memory.edge_store
+import memory.edge_shard
 from memory.edge_store import EdgeStore
 from memory.episode import Episode
 
@@ -31,8 +31,9 @@ def episode(seed: int) -> Episode:
 
 def main() -> None:
     """Add batches of one to three episodes for ever."""
-    folder, seed, memory.edge_store.FLUSH_EVERY = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    store = EdgeStore(folder, space=SPACE, length=LENGTH, hidden_size=HIDDEN)
+    folder, seed = Path(sys.argv[1]), int(sys.argv[2])
+    memory.edge_shard.FLUSH_EVERY = int(sys.argv[3])
+    store = EdgeStore(folder, space=SPACE, length=LENGTH, hidden_size=HIDDEN, index_from=int(sys.argv[4]))
     print("ready", flush=True)
     while True:
         batch = [episode(seed + i) for i in range(1 + seed % 3)]

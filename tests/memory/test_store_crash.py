@@ -1,5 +1,6 @@
 """What Qdrant Edge keeps when its process dies, is shared, or finds its files spoilt."""
 
+import contextlib
 import os
 import random
 import signal
@@ -12,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
+from memory.edge_shard import FLUSH_EVERY
 from memory.edge_store import EdgeStore
 from memory.episode import Episode, StoreUnavailableError
 from tests.memory.conftest import recall_from
@@ -29,9 +32,11 @@ def open_edge(folder: Path, index_from: int = 10_000) -> EdgeStore:
     return EdgeStore(folder, space="space-a", length=LENGTH, hidden_size=HIDDEN, index_from=index_from)
 
 
-def start_victim(folder: Path, seed: int, flush_every: int) -> "subprocess.Popen[str]":
+def start_victim(
+    folder: Path, seed: int, flush_every: int, index_from: int = 10_000
+) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, str(VICTIM), str(folder), str(seed), str(flush_every)],
+        [sys.executable, str(VICTIM), str(folder), str(seed), str(flush_every), str(index_from)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -39,23 +44,28 @@ def start_victim(folder: Path, seed: int, flush_every: int) -> "subprocess.Popen
     )
 
 
-@pytest.mark.parametrize("flush_every", [5, 1_000_000])
-def test_kill_9_loses_no_acknowledged_episode(tmp_path: Path, flush_every: int) -> None:
+@pytest.mark.parametrize(
+    ("flush_every", "index_from"),
+    [(5, 10_000), (1_000_000, 10_000), (5, 10)],
+    ids=["flushing", "never flushed", "building graphs"],
+)
+def test_kill_9_loses_no_acknowledged_episode(tmp_path: Path, flush_every: int, index_from: int) -> None:
     folder = tmp_path / "space-a"
     chance = random.Random(flush_every)
     acknowledged: dict[int, str] = {}
     for round_number in range(5):
-        victim = start_victim(folder, 100_000 * round_number, flush_every)
+        victim = start_victim(folder, 100_000 * round_number, flush_every, index_from)
         assert victim.stdout is not None
-        killer: threading.Timer | None = None
+        before = len(acknowledged)
+        enough, killer = chance.randint(5, 40), None
         for line in victim.stdout:
-            if line == "ready\n":
-                # The stream of adds is under way when the signal comes, wherever in an add that is.
-                killer = threading.Timer(chance.uniform(0.02, 0.5), victim.send_signal, [signal.SIGKILL])
-                killer.start()
-            elif line.endswith("\n"):
+            if line.endswith("\n") and line != "ready\n":
                 seed, episode_id = line.split()
                 acknowledged[int(seed)] = episode_id
+            if killer is None and len(acknowledged) - before >= enough:
+                # The stream of adds is under way when the signal comes, wherever in an add that is.
+                killer = threading.Timer(chance.uniform(0.0, 0.05), victim.send_signal, [signal.SIGKILL])
+                killer.start()
         assert killer is not None
         assert victim.wait() == -signal.SIGKILL
         victim.stdout.close()
@@ -80,7 +90,6 @@ def test_kill_9_loses_no_acknowledged_episode(tmp_path: Path, flush_every: int) 
         assert found is not None
         assert recall_from(store, found.key, tenant="default", k=1, floor=0.99)[0].episode.id == found.id
         store.close()
-    assert len(acknowledged) > 20
 
 
 def test_a_second_process_is_told_which_folder_is_taken(tmp_path: Path) -> None:
@@ -184,25 +193,101 @@ def test_closing_while_others_read_ends_them_cleanly(tmp_path: Path, make_episod
     assert unexpected == []
 
 
-def test_indexing_while_opening_changes_no_answer(tmp_path: Path, make_episode: Make) -> None:
+def test_a_graph_changes_no_answer(tmp_path: Path, make_episode: Make) -> None:
     store = open_edge(tmp_path)
     episodes = [make_episode() for _ in range(300)]
     store.add(episodes)
-    before = [recall_from(store, e.key, tenant="default", k=4, floor=0.2) for e in episodes[:20]]
+    before = nearest(store, episodes[:20])
     store.close()
     store = open_edge(tmp_path, index_from=100)
+    assert store.settle(60)
     assert store.indexed() >= 300
     store.add([make_episode(tenant="other")])
-    after = [recall_from(store, e.key, tenant="default", k=4, floor=0.2) for e in episodes[:20]]
-    assert [[r.episode.id for r in row] for row in after] == [[r.episode.id for r in row] for row in before]
+    assert nearest(store, episodes[:20]) == before
     assert {e.id for e in store.scroll(tenant="default")} == {e.id for e in episodes}
     store.close()
-    assert open_reopened(tmp_path) == 301
+    store = open_edge(tmp_path)
+    assert (store.count(), nearest(store, episodes[:20])) == (301, before)
+    store.close()
 
 
-def open_reopened(folder: Path) -> int:
-    store = open_edge(folder)
+def test_a_store_that_grows_builds_its_graph_without_being_opened_again(
+    tmp_path: Path, make_episode: Make
+) -> None:
+    store = open_edge(tmp_path, index_from=FLUSH_EVERY)
+    store.add([make_episode() for _ in range(FLUSH_EVERY)])
+    assert store.settle(60)
+    assert store.indexed() == FLUSH_EVERY
+    store.close()
+
+
+def test_reads_and_writes_go_on_while_a_graph_is_built(tmp_path: Path, make_episode: Make) -> None:
+    store = open_edge(tmp_path)
+    episodes = [make_episode() for _ in range(300)]
+    store.add(episodes)
+    store.close()
+    store = open_edge(tmp_path, index_from=100)
+    builder = builder_of(tmp_path)
+    builder.suspend()
     try:
-        return store.count()
+        late = make_episode()
+        store.add([late])
+        assert store.delete([episodes[0].id]) == 1
+        assert store.near(late.key, tenant="default", k=1, floor=0.9)[0].id == late.id
+        assert store.get(episodes[0].id) is None
+        assert not store.settle(0)
     finally:
-        store.close()
+        builder.resume()
+    assert store.settle(60)
+    assert store.indexed() >= 299
+    kept = {episode.id for episode in (*episodes[1:], late)}
+    assert {episode.id for episode in store.scroll()} == kept
+    store.close()
+    assert len(list(tmp_path.glob("shard*"))) == 1
+    store = open_edge(tmp_path)
+    assert {episode.id for episode in store.scroll()} == kept
+    store.close()
+
+
+def test_a_graph_that_cannot_be_built_costs_no_episode(tmp_path: Path, make_episode: Make) -> None:
+    store = open_edge(tmp_path)
+    episodes = [make_episode() for _ in range(300)]
+    store.add(episodes)
+    store.close()
+    store = open_edge(tmp_path, index_from=100)
+    builder_of(tmp_path).kill()
+    assert store.settle(60)
+    assert store.indexed() == 0
+    assert {episode.id for episode in store.scroll()} == {episode.id for episode in episodes}
+    assert [path.name for path in tmp_path.glob("shard*")] == ["shard"]
+    store.close()
+
+
+def test_closing_does_not_wait_for_a_graph(tmp_path: Path, make_episode: Make) -> None:
+    store = open_edge(tmp_path)
+    store.add([make_episode() for _ in range(300)])
+    store.close()
+    store = open_edge(tmp_path, index_from=100)
+    builder_of(tmp_path).suspend()
+    store.close()  # would wait for ever
+    store = open_edge(tmp_path)
+    assert store.count() == 300
+    store.close()
+
+
+def nearest(store: EdgeStore, episodes: list[Episode]) -> list[list[str]]:
+    return [
+        [found.episode.id for found in recall_from(store, episode.key, tenant="default", k=4, floor=0.2)]
+        for episode in episodes
+    ]
+
+
+def builder_of(folder: Path) -> psutil.Process:
+    """Return the process that builds a graph for a store in `folder`."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if any(str(folder) in part for part in child.cmdline()):
+                    return child
+    raise TimeoutError("no graph is being built")

@@ -1,0 +1,277 @@
+"""One shard of Qdrant Edge on disk, replaced by an indexed copy of itself while it is used.
+
+Owns the shard's folder, the lock that keeps other processes out of it, the flushes, and when and how the
+graph of the keys is built. Knows nothing of what is stored.
+
+Edge builds a graph only when it is asked to, in one call that holds the interpreter lock from beginning to
+end. So the graph is built elsewhere: what is stored is copied, a child process indexes the copy
+(`memory/edge_index.py`), what was written meanwhile is written to the copy too, and the copy takes over.
+Reads go on all the time; writes wait while files are copied. `current.json` names the folder that holds the
+truth, and is replaced at once: whoever dies on the way leaves a folder that the next start removes.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import qdrant_edge as edge
+
+from memory.atomic import sync_tree, write_json
+from memory.episode import StoreUnavailableError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FLUSH_EVERY = 512
+"""Points between flushes. A flush empties the write-ahead log, so this bounds the replay at the next
+open to a fraction of a second; it costs 20–100 ms, during which Edge holds the interpreter lock."""
+
+POINTER = "current.json"
+
+FIRST = "shard"
+"""Name of a shard that was never replaced."""
+
+
+@dataclass(eq=False)
+class _Open:
+    """A loaded shard, and how many calls are inside it."""
+
+    shard: Any
+    folder: Path
+    calls: int = 0
+
+
+class EdgeFolder:
+    """The shard in the directory `path`. Thread-safe.
+
+    Args:
+        path: Made when it is not there.
+        create: Makes an empty shard in a folder that is not there yet, and closes it.
+        index_from: Points without a graph from which one is built; below, Edge scans them.
+
+    Raises, from every method:
+        StoreUnavailableError: closed, locked by another process, or files that Edge cannot read.
+    """
+
+    def __init__(self, path: Path, create: Callable[[Path], None], *, index_from: int) -> None:
+        self.path = path
+        self.writing = threading.RLock()
+        """Held by whoever writes; hold it to read and write as one."""
+        self._index_from = index_from
+        self._idle = threading.Condition()
+        self._unflushed = 0
+        self._copied: list[Any] | None = None
+        """Operations since the copy that is being indexed was taken; None: there is none."""
+        self._indexer: threading.Thread | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._closing = False
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path)
+        except OSError as exc:
+            raise StoreUnavailableError(f"cannot use the episode folder {path}: {exc}") from exc
+        try:
+            self._current: _Open | None = self._open(create)
+        except BaseException:
+            self._lock.close()
+            raise
+        with self.writing:
+            self._index_if_due()
+
+    def call(self, action: Callable[[Any], T]) -> T:
+        """Return what `action` makes of the shard, which stays open for as long."""
+        with self._idle:
+            current = self._current
+            if current is None:
+                raise StoreUnavailableError(f"the episode store {self.path} is closed")
+            current.calls += 1
+        try:
+            return self._translated(lambda: action(current.shard))
+        finally:
+            with self._idle:
+                current.calls -= 1
+                self._idle.notify_all()
+
+    def update(self, operation: Any, points: int) -> None:
+        """Apply an operation on so many points; when it returns, it survives the death of the process."""
+        with self.writing:
+            self.call(lambda shard: shard.update(operation))
+            if self._copied is not None:
+                self._copied.append(operation)
+            self._unflushed += points
+            if self._unflushed >= FLUSH_EVERY:
+                self._flush()
+                self._index_if_due()
+
+    def indexed(self) -> int:
+        """Return how many points the graph reaches; the others are scanned."""
+        return self.call(_indexed)
+
+    def settle(self, timeout_s: float | None = None) -> bool:
+        """Wait until no graph is being built; False when that took longer."""
+        indexer = self._indexer
+        if indexer is not None:
+            indexer.join(timeout_s)
+        return indexer is None or not indexer.is_alive()
+
+    def close(self) -> None:
+        """Flush and release files; a graph that is being built is given up. May be called again."""
+        with self.writing:
+            self._closing = True
+            if self._child is not None:
+                self._child.kill()
+        self.settle()
+        with self.writing, self._idle:
+            current, self._current = self._current, None
+            if current is None:
+                return
+            self._idle.wait_for(lambda: not current.calls)  # Edge closes nothing that is being read
+        try:
+            self._translated(current.shard.close)
+        finally:
+            self._lock.close()
+
+    def _open(self, create: Callable[[Path], None]) -> _Open:
+        pointer = self.path / POINTER
+        named: str = (
+            self._translated(lambda: json.loads(pointer.read_text())["shard"]) if pointer.exists() else FIRST
+        )
+        home = self.path / named
+        for leftover in self.path.iterdir():
+            if leftover.is_dir() and leftover != home:
+                shutil.rmtree(leftover, ignore_errors=True)
+        if not home.exists() and not pointer.exists():
+            # Complete in a folder of its own, then renamed into place.
+            new = self.path / f"new-{uuid.uuid4().hex}"
+            self._translated(lambda: create(new))
+            os.rename(new, home)
+        return _Open(self._translated(lambda: edge.EdgeShard.load(str(home))), home)
+
+    def _flush(self) -> None:
+        self.call(lambda shard: shard.flush())
+        self._unflushed = 0
+
+    def _index_if_due(self) -> None:
+        if self._closing or self._current is None or not self.settle(0):
+            return
+        home = self._current.folder
+        unindexed = self.call(lambda shard: shard.info().points_count - _indexed(shard))
+        if unindexed < self._index_from:
+            return
+        # The copy, and what the child writes anew before it removes what that replaces.
+        needed = 2 * sum(512 * file.stat().st_blocks for file in home.rglob("*"))
+        if (free := shutil.disk_usage(self.path).free) < needed:
+            logger.warning(
+                "no graph is built: it takes %d MiB for a while, %d are free", needed >> 20, free >> 20
+            )
+            return
+        logger.info("building the graph of %d episodes beside the server", unindexed)
+        self._indexer = threading.Thread(target=self._index, name="edge-index", daemon=True)
+        self._indexer.start()
+
+    def _index(self) -> None:
+        copy = self.path / f"shard-{uuid.uuid4().hex}"
+        try:
+            self._copy_to(copy)
+            if self._indexed_by_child(copy):
+                self._replace_by(copy)
+        except Exception:  # recall is only slower without a graph
+            logger.exception("the graph of the episodes in %s could not be built", self.path)
+        finally:
+            with self.writing:
+                self._copied = None
+                self._child = None
+                if self._current is None or self._current.folder != copy:
+                    shutil.rmtree(copy, ignore_errors=True)
+
+    def _copy_to(self, copy: Path) -> None:
+        with self.writing:
+            self._flush()
+            assert self._current is not None
+            # With its write-ahead log, though that is flushed: operations are numbered on from it, and Edge
+            # leaves out one whose number a point has seen already.
+            shutil.copytree(self._current.folder, copy)
+            self._copied = []
+
+    def _indexed_by_child(self, copy: Path) -> bool:
+        with self.writing:
+            if self._closing:
+                return False
+            script = Path(__file__).with_name("edge_index.py")
+            self._child = child = subprocess.Popen(
+                [sys.executable, "-I", str(script), str(copy)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        _, complaint = child.communicate()
+        if child.returncode and not self._closing:
+            last = complaint.decode(errors="replace").strip().rpartition("\n")[2]
+            logger.error("the graph could not be built: exit code %d: %s", child.returncode, last)
+        return child.returncode == 0
+
+    def _replace_by(self, copy: Path) -> None:
+        with self.writing:
+            if self._closing:
+                return
+            shard = self._translated(lambda: edge.EdgeShard.load(str(copy)))
+            for operation in self._copied or ():
+                shard.update(operation)
+            shard.flush()
+            expected, found = self.call(_count), _count(shard)
+            if found != expected:
+                shard.close()
+                raise StoreUnavailableError(f"the indexed copy has {found} episodes instead of {expected}")
+            sync_tree(copy)  # before the old files go: a power failure takes recent episodes, not all
+            write_json(self.path / POINTER, {"shard": copy.name})
+            with self._idle:
+                old, self._current = self._current, _Open(shard, copy)
+                assert old is not None
+                self._idle.wait_for(lambda: not old.calls)
+            self._translated(old.shard.close)
+        shutil.rmtree(old.folder, ignore_errors=True)
+        logger.info("the graph reaches %d episodes", self.indexed())
+
+    def _translated(self, action: Callable[[], T]) -> T:
+        """Run `action`; what Edge raises, a Rust panic included, becomes StoreUnavailableError."""
+        try:
+            return action()
+        except Exception as exc:
+            raise StoreUnavailableError(f"the episode store {self.path} failed: {exc}") from exc
+        except BaseException as exc:
+            if type(exc).__name__ != "PanicException":  # pyo3's, which is no Exception and cannot be imported
+                raise
+            raise StoreUnavailableError(f"the episode store {self.path} failed: {exc}") from exc
+
+
+def _lock(path: Path) -> IO[bytes]:
+    """Take the folder's lock; the kernel releases it when the process ends, however it ends."""
+    file = (path / "lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        file.close()
+        raise StoreUnavailableError(
+            f"the episode folder {path} is in use by another process; Qdrant Edge allows only one"
+        ) from exc
+    return file
+
+
+def _indexed(shard: Any) -> int:
+    # Both named vectors of an indexed point count as indexed.
+    return int(shard.info().indexed_vectors_count) // 2
+
+
+def _count(shard: Any) -> int:
+    return int(shard.count(edge.CountRequest(exact=True)))
