@@ -46,7 +46,7 @@ def memory(
     wanted = parse_sizes(sizes)
     from bench.memory.growth import Plan, grow
     from bench.memory.workload import Workload
-    from memory.open import open_store
+    from memory.edge_store import EdgeStore
     from memory.prior import DEFAULT_RECALL_FLOOR
 
     settings = load_settings(memory_url="")
@@ -56,9 +56,8 @@ def memory(
     report = Report(screen, "memory", options, output)
     try:
         with own_folder(folder, wanted[-1]) as data_dir, PhaseProgress(screen) as progress:
-            here = load_settings(memory_url="", data_dir=data_dir)
             rows = grow(
-                lambda: open_store(here, SPACE, length, hidden_size),
+                lambda: EdgeStore(data_dir / SPACE, space=SPACE, length=length, hidden_size=hidden_size),
                 data_dir,
                 Workload(SPACE, hidden_size, length, seed),
                 plan,
@@ -112,12 +111,13 @@ def own_folder(parent: Path | None, episodes: int) -> Iterator[Path]:
 def show(screen: Screen, rows: list[dict[str, Any]]) -> None:
     """Show a row per size."""
     screen.table(
-        ["episodes", "inserts/s", "grown: p50 / p95 / p99 ms", "open s", "reopened: p50 / p95 / p99 ms",
+        ["episodes", "inserts/s", "graph s", "grown: p50 / p95 / p99 ms", "open s", "reopened: p50 / p95 / p99 ms",
          "found", "same", "disk MiB", "process MiB"],
         [
             [
                 row["episodes"],
                 f"{row['insert_per_s']:.0f}",
+                f"{row['indexing_s']:.1f}",
                 _times(row["grown"]),
                 f"{row['open_s']:.1f}",
                 _times(row["reopened"]),

@@ -1,10 +1,9 @@
 """A store that grows, measured at each size.
 
-Owns what is timed: adding batches, opening, and recall. Knows nothing of what is shown.
+Owns what is timed: adding batches, the graph of the keys, opening, and recall. Knows nothing of what is shown.
 
-Two recalls at each size. `grown`: the store has been open since the last size, so that everything added
-since then is scanned. `reopened`: closed and opened again, as after a restart of the server; that is when
-the embedded store builds its graph.
+Two recalls at each size. `grown`: the store has been open since the last size, and a graph that it builds
+beside itself is done. `reopened`: closed and opened again, as after a restart of the server.
 """
 
 import time
@@ -16,8 +15,9 @@ from typing import Any
 from bench.memory.workload import Workload
 from bench.processes import resident_mib
 from bench.result import quantiles_ms
+from memory.edge_store import EdgeStore
 from memory.episode import Array
-from memory.store import REACH, EpisodeStore, Recalled, recall
+from memory.store import REACH, Recalled, recall
 
 TENANT = "default"
 WARM_UP = 20
@@ -41,7 +41,7 @@ class Plan:
 
 
 def grow(
-    open_store: Callable[[], EpisodeStore], folder: Path, workload: Workload, plan: Plan, progress: Progress
+    open_store: Callable[[], EdgeStore], folder: Path, workload: Workload, plan: Plan, progress: Progress
 ) -> list[dict[str, Any]]:
     """Return one row per size. `open_store` opens the same, at first empty, store in `folder`."""
     rows = []
@@ -50,6 +50,7 @@ def grow(
         held = 0
         for size in plan.sizes:
             inserting_s = _fill(store, workload, size - held, plan.batch, progress, f"insert to {size}")
+            indexing_s = _settle(store, progress, f"graph at {size}")
             queries = workload.keys(WARM_UP + plan.queries)
             grown_s, grown = _recall(store, queries, plan, progress, f"recall at {size}")
             store.close()
@@ -58,12 +59,15 @@ def grow(
             store = open_store()
             opening_s = time.perf_counter() - begun
             progress(f"reopen at {size}", 1, 1)
+            indexing_s += _settle(store, progress, f"graph at {size}, reopened")
             reopened_s, reopened = _recall(store, queries, plan, progress, f"again at {size}")
             rows.append(
                 {
                     "episodes": store.count(tenant=TENANT),
                     "inserted": size - held,
                     "insert_per_s": round((size - held) / inserting_s, 1),
+                    "indexing_s": round(indexing_s, 3),
+                    "indexed": store.indexed(),
                     "grown": quantiles_ms(grown_s),
                     "open_s": round(opening_s, 3),
                     "reopened": quantiles_ms(reopened_s),
@@ -80,7 +84,7 @@ def grow(
 
 
 def _fill(
-    store: EpisodeStore, workload: Workload, count: int, batch: int, progress: Progress, phase: str
+    store: EdgeStore, workload: Workload, count: int, batch: int, progress: Progress, phase: str
 ) -> float:
     """Add `count` episodes and return the seconds spent in the store."""
     spent, done = 0.0, 0
@@ -93,8 +97,17 @@ def _fill(
     return spent
 
 
+def _settle(store: EdgeStore, progress: Progress, phase: str) -> float:
+    """Wait for the graph that is being built, if one is, and return the seconds."""
+    begun = time.perf_counter()
+    progress(phase, 0, 1)
+    store.settle()
+    progress(phase, 1, 1)
+    return time.perf_counter() - begun
+
+
 def _recall(
-    store: EpisodeStore, queries: Array, plan: Plan, progress: Progress, phase: str
+    store: EdgeStore, queries: Array, plan: Plan, progress: Progress, phase: str
 ) -> tuple[list[float], list[list[Recalled]]]:
     seconds, found = [], []
     for at, key in enumerate(queries, start=1):
