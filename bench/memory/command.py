@@ -111,8 +111,8 @@ def own_folder(parent: Path | None, episodes: int) -> Iterator[Path]:
 def show(screen: Screen, rows: list[dict[str, Any]]) -> None:
     """Show a row per size."""
     screen.table(
-        ["episodes", "inserts/s", "graph s", "grown: p50 / p95 / p99 ms", "open s", "reopened: p50 / p95 / p99 ms",
-         "found", "same", "disk MiB", "process MiB"],
+        ["episodes", "inserts/s", "graph s", "grown: p50 / p95 / p99 ms", "open s",
+         "reopened: p50 / p95 / p99 ms", "found", "same", "disk MiB", "process MiB"],
         [
             [
                 row["episodes"],

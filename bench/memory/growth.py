@@ -1,6 +1,7 @@
 """A store that grows, measured at each size.
 
-Owns what is timed: adding batches, the graph of the keys, opening, and recall. Knows nothing of what is shown.
+Owns what is timed: adding batches, the graph of the keys, opening, and recall. Knows nothing of what is
+shown.
 
 Two recalls at each size. `grown`: the store has been open since the last size, and a graph that it builds
 beside itself is done. `reopened`: closed and opened again, as after a restart of the server.
