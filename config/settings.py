@@ -170,6 +170,11 @@ class Settings(BaseSettings):
     memory_url: str | None = Field(
         None, description="URL of a Qdrant server; empty or `none`: Qdrant Edge inside the gateway."
     )
+    min_free_mib: int = Field(
+        256,
+        ge=0,
+        description="Free space in MiB below which nothing more is stored; 0: never look.",
+    )
     memory_api_key: str | None = Field(None, description="API key of the Qdrant server.")
 
     # The night

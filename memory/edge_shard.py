@@ -28,6 +28,7 @@ import qdrant_edge as edge
 
 from memory.atomic import sync_tree, write_json
 from memory.episode import StoreUnavailableError
+from memory.free_space import FreeSpace, NoRoomError
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +59,19 @@ class EdgeFolder:
     Args:
         path: Made when it is not there.
         create: Makes an empty shard in a folder that is not there yet, and closes it.
+        room: Asked before the shard is opened, which writes, and before a graph is built. Without room the
+            shard stays shut until there is some.
         index_from: Points without a graph from which one is built; below, Edge scans them.
 
     Raises, from every method:
         StoreUnavailableError: closed, locked by another process, or files that Edge cannot read.
     """
 
-    def __init__(self, path: Path, create: Callable[[Path], None], *, index_from: int) -> None:
+    def __init__(
+        self, path: Path, create: Callable[[Path], None], *, room: FreeSpace, index_from: int
+    ) -> None:
         self.path = path
+        self._create, self._room = create, room
         self.writing = threading.RLock()
         """Held by whoever writes; hold it to read and write as one."""
         self._index_from = index_from
@@ -81,8 +87,11 @@ class EdgeFolder:
             self._lock = _lock(path)
         except OSError as exc:
             raise StoreUnavailableError(f"cannot use the episode folder {path}: {exc}") from exc
+        self._current: _Open | None = None
         try:
-            self._current: _Open | None = self._open(create)
+            self._current = self._open()
+        except NoRoomError as exc:
+            logger.error("memory stays shut until there is room: %s", exc)
         except BaseException:
             self._lock.close()
             raise
@@ -92,9 +101,9 @@ class EdgeFolder:
     def call(self, action: Callable[[Any], T]) -> T:
         """Return what `action` makes of the shard, which stays open for as long."""
         with self._idle:
+            if self._current is None:
+                self._current = self._reopened()
             current = self._current
-            if current is None:
-                raise StoreUnavailableError(f"the episode store {self.path} is closed")
             current.calls += 1
         try:
             return self._translated(lambda: action(current.shard))
@@ -134,15 +143,25 @@ class EdgeFolder:
         self.settle()
         with self.writing, self._idle:
             current, self._current = self._current, None
-            if current is None:
-                return
-            self._idle.wait_for(lambda: not current.calls)  # Edge closes nothing that is being read
+            if current is not None:
+                self._idle.wait_for(lambda: not current.calls)  # Edge closes nothing that is being read
         try:
-            self._translated(current.shard.close)
+            if current is not None:
+                self._translated(current.shard.close)
         finally:
             self._lock.close()
 
-    def _open(self, create: Callable[[Path], None]) -> _Open:
+    def _reopened(self) -> _Open:
+        """Open what was not when the disk was full."""
+        if self._closing:
+            raise StoreUnavailableError(f"the episode store {self.path} is closed")
+        try:
+            return self._open()
+        except NoRoomError as exc:
+            raise StoreUnavailableError(f"the episode store {self.path} is shut: {exc}") from exc
+
+    def _open(self) -> _Open:
+        self._room.demand("an episode store", reserve=True)
         pointer = self.path / POINTER
         named: str = (
             self._translated(lambda: json.loads(pointer.read_text())["shard"]) if pointer.exists() else FIRST
@@ -154,7 +173,7 @@ class EdgeFolder:
         if not home.exists() and not pointer.exists():
             # Complete in a folder of its own, then renamed into place.
             new = self.path / f"new-{uuid.uuid4().hex}"
-            self._translated(lambda: create(new))
+            self._translated(lambda: self._create(new))
             os.rename(new, home)
         return _Open(self._translated(lambda: edge.EdgeShard.load(str(home))), home)
 
@@ -171,10 +190,10 @@ class EdgeFolder:
             return
         # The copy, and what the child writes anew before it removes what that replaces.
         needed = 2 * sum(512 * file.stat().st_blocks for file in home.rglob("*"))
-        if (free := shutil.disk_usage(self.path).free) < needed:
-            logger.warning(
-                "no graph is built: it takes %d MiB for a while, %d are free", needed >> 20, free >> 20
-            )
+        try:
+            self._room.demand("the graph of the episodes", needed)
+        except NoRoomError as exc:
+            logger.warning("memory is scanned: %s", exc)
             return
         logger.info("building the graph of %d episodes beside the server", unindexed)
         self._indexer = threading.Thread(target=self._index, name="edge-index", daemon=True)

@@ -17,7 +17,8 @@ import numpy as np
 import qdrant_edge as edge
 
 from memory.edge_shard import EdgeFolder
-from memory.episode import Array, Episode
+from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError
+from memory.free_space import UNLIMITED, FreeSpace
 from memory.merge import fold
 from memory.record import (
     COSINE_ROUNDING,
@@ -45,32 +46,54 @@ INDEX_FROM = 10_000
 class EdgeStore:
     """The EpisodeStore of one space in the directory `path`. Thread-safe.
 
+    Where the disk is full when it is opened, it stays shut until there is room.
+
     Raises, from every method:
         StoreUnavailableError: closed, locked by another process, or files that Edge cannot read.
     """
 
     def __init__(
-        self, path: Path, *, space: str, length: int, hidden_size: int, index_from: int = INDEX_FROM
+        self,
+        path: Path,
+        *,
+        space: str,
+        length: int,
+        hidden_size: int,
+        room: FreeSpace = UNLIMITED,
+        index_from: int = INDEX_FROM,
     ) -> None:
+        """`room` is asked before anything is written."""
+        self._room = room
         self._space = space
         self._shape = (length, hidden_size)
         self._version = 0
         self._stats: dict[str | None, tuple[int, StoreStats]] = {}
-        self._folder = EdgeFolder(path, lambda new: _create(new, *self._shape), index_from=index_from)
+        self._folder = EdgeFolder(
+            path, lambda new: _create(new, *self._shape), room=room, index_from=index_from
+        )
 
     def add(self, episodes: Sequence[Episode]) -> None:
         """Store episodes; when it returns, they survive the death of the process.
 
         Raises:
-            EpisodeRejectedError: naming the field; then nothing of the batch is stored.
+            EpisodeRejectedError: naming the field, or with what Edge says; then nothing of the batch is
+                stored.
+            NoRoomError: the disk is too full; nothing is stored.
         """
         check_batch(episodes, space=self._space, length=self._shape[0], hidden_size=self._shape[1])
         if not episodes:
             return
+        self._room.demand(f"{len(episodes)} episodes")
         with self._folder.writing:
             kept, replaced = fold(self, episodes)
             points = [edge.Point(e.id, vectors_of(e), payload_of(e)) for e in kept]
-            self._update(edge.UpdateOperation.upsert_points(points), len(points))
+            try:
+                self._update(edge.UpdateOperation.upsert_points(points), len(points))
+            except StoreUnavailableError as error:
+                self.count()  # raises what is wrong with the store, unless it is these episodes
+                raise EpisodeRejectedError(
+                    f"Qdrant Edge refuses {len(points)} episodes: {error.__cause__}"
+                ) from error
             self.delete(replaced)
 
     def near(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Neighbour]:
@@ -105,11 +128,18 @@ class EdgeStore:
             yield from sorted(map(_episode, records), key=lambda episode: episode.created_at)
 
     def delete(self, episode_ids: Sequence[str]) -> int:
-        """Delete episodes and return how many there were."""
+        """Delete episodes and return how many there were.
+
+        Raises:
+            NoRoomError: the disk is too full even for that; nothing is deleted.
+        """
         ids = [i for i in dict.fromkeys(episode_ids) if is_id(i)]
+        if not ids:
+            return 0
         with self._folder.writing:
             found: list[Any] = [p.id for p in self._folder.call(lambda s: s.retrieve(ids, False, False))]
             if found:
+                self._room.demand("a deletion", reserve=True)
                 self._update(edge.UpdateOperation.delete_points(found), len(found))
         return len(found)
 

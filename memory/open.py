@@ -4,6 +4,7 @@ Owns the choice and the folder's place. Knows nothing of how stores work.
 """
 
 from config.settings import Settings
+from memory.free_space import FreeSpace
 from memory.store import EpisodeStore
 
 
@@ -22,4 +23,5 @@ def open_store(settings: Settings, space: str, length: int, hidden_size: int) ->
     from memory.edge_store import EdgeStore
 
     folder = settings.data_dir / "episodes" / space
-    return EdgeStore(folder, space=space, length=length, hidden_size=hidden_size)
+    room = FreeSpace(settings.data_dir, settings.min_free_mib)
+    return EdgeStore(folder, space=space, length=length, hidden_size=hidden_size, room=room)

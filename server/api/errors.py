@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 
 from memory.episode import LatentMemoryError, StoreUnavailableError
+from memory.free_space import NoRoomError
 from memory.night import NightRunningError
 from memory.registry import RegistryError
 from model.engine import EngineDeadError, EngineError, PromptTooLongError, UnsupportedError
@@ -57,6 +58,8 @@ def response_of(error: Exception) -> JSONResponse:
             return error_response(400, str(error), param="latent.refiner")
         case EngineDeadError():
             return error_response(503, "the engine is gone; see the server's log")
+        case NoRoomError():
+            return error_response(507, str(error), "InsufficientStorageError")
         case StoreUnavailableError():
             return error_response(503, f"the episode store does not answer: {error}")
         case NightRunningError():

@@ -1,4 +1,4 @@
-"""GET /v1/memory/stats and /v1/memory/episodes/{id}: what is remembered, and how often it helps."""
+"""GET /v1/memory/stats, GET and DELETE /v1/memory/episodes/{id}: what is remembered, and forgotten again."""
 
 import asyncio
 from typing import Any
@@ -32,17 +32,34 @@ async def stats(gateway: GatewayDep) -> dict[str, Any]:
         "hit_rate": gateway.steering.counts.hit_rate,
         "pending_writes": gateway.remember.pending,
         "dropped_writes": gateway.remember.counts.dropped,
+        "refused_writes": gateway.remember.counts.refused,
     }
 
 
 @router.get("/episodes/{episode_id}")
 async def episode(gateway: GatewayDep, episode_id: str) -> dict[str, Any]:
     """Return one episode without its vectors."""
-    try:
-        name = str(UUID(episode_id))
-    except ValueError:
-        raise NotFoundError("ids of episodes are UUIDs, as in x-latent-episodes", "episode_id") from None
+    name = _name(episode_id)
     found = await asyncio.to_thread(gateway.store.get, name)
     if found is None:
-        raise NotFoundError(f"no episode {name} in this space", "episode_id")
+        raise _unknown(name)
     return found.summary()
+
+
+@router.delete("/episodes/{episode_id}", status_code=204)
+async def delete_episode(gateway: GatewayDep, episode_id: str) -> None:
+    """Forget one episode: it is recalled no more, and later nights do not see it."""
+    name = _name(episode_id)
+    if not await gateway.remember.delete(name):
+        raise _unknown(name)
+
+
+def _name(episode_id: str) -> str:
+    try:
+        return str(UUID(episode_id))
+    except ValueError:
+        raise NotFoundError("ids of episodes are UUIDs, as in x-latent-episodes", "episode_id") from None
+
+
+def _unknown(name: str) -> NotFoundError:
+    return NotFoundError(f"no episode {name} in this space", "episode_id")

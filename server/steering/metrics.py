@@ -78,7 +78,8 @@ class Metrics:
         )
         self.episodes = Counter(
             "latentevolve_episodes_total",
-            "Episodes by fate: stored, dropped when the queue was full, failed when the store refused.",
+            "Episodes by fate: stored, dropped when the queue was full, failed when the store found fault, "
+            "refused when the disk was nearly full, deleted while they waited.",
             ["result"],
             registry=registry,
         )

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from memory.episode import Episode, EpisodeRejectedError, StoreUnavailableError
+from memory.free_space import NoRoomError
 from memory.store import EpisodeStore
 from server.steering.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-Fate = Literal["stored", "failed", "dropped"]
+Fate = Literal["stored", "failed", "dropped", "refused", "deleted"]
 Listener = Callable[[Episode, Fate], None]
 """Called on the event loop once per episode, when its fate is settled."""
 
@@ -30,14 +31,19 @@ class RememberCounts:
     dropped: int = 0
     """Not taken, for the queue was full or the process ended."""
     failed: int = 0
-    """Refused by the store."""
+    """Not taken by the store, which found fault with them."""
+    refused: int = 0
+    """Not written, for the disk is nearly full."""
+    deleted: int = 0
+    """Deleted while they waited."""
 
 
 class Remember:
     """Writes episodes in the background, in batches.
 
     An episode counts as stored once `store.add` has returned, which promises that it survives the
-    process. While the store is away its episodes wait; when the queue is full, new ones are dropped.
+    process. While the store is away its episodes wait; when the queue is full, new ones are dropped. Where the
+    disk has no room they are refused, until it has some again.
 
     Args:
         limit: Most episodes that wait.
@@ -60,6 +66,9 @@ class Remember:
         self._waiting: deque[Episode] = deque()
         self._writing: list[Episode] = []
         self._listeners: list[Listener] = []
+        self._storing = asyncio.Lock()
+        """Held while the store is told something."""
+        self._roomy = True
         self._added = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -89,6 +98,19 @@ class Remember:
         self._idle.clear()
         self._added.set()
         return True
+
+    async def delete(self, episode_id: str) -> bool:
+        """Delete an episode, and what waits to be written of it; False when there is neither.
+
+        Raises:
+            StoreUnavailableError, NoRoomError: nothing is deleted.
+        """
+        async with self._storing:
+            found = await asyncio.to_thread(self._store.delete, [episode_id])
+            waiting = [one for one in (*self._writing, *self._waiting) if one.id == episode_id]
+            for episode in waiting:
+                self._settle(episode, "deleted")
+        return bool(found or waiting)
 
     async def drain(self, timeout_s: float = 10.0) -> bool:
         """Wait until nothing is pending; False when that took too long."""
@@ -128,9 +150,18 @@ class Remember:
     async def _write(self, episodes: list[Episode]) -> None:
         """Write a batch however long the store is away; alone, when one of them spoils it for all."""
         wait_s = self._first_wait_s
-        while True:
+        while episodes := [one for one in episodes if any(one is other for other in self._writing)]:
             try:
-                await asyncio.to_thread(self._store.add, episodes)
+                async with self._storing:
+                    await asyncio.to_thread(self._store.add, episodes)
+                    self._roomy = True
+            except NoRoomError as error:
+                if self._roomy:
+                    logger.error("nothing is remembered until there is room: %s", error)
+                self._roomy = False
+                for episode in episodes:
+                    self._settle(episode, "refused")
+                return
             except StoreUnavailableError as error:
                 if wait_s == self._first_wait_s:
                     logger.warning("the store is away, %d episodes wait: %s", self.pending, error)
@@ -152,6 +183,7 @@ class Remember:
 
     def _settle(self, episode: Episode, fate: Fate) -> None:
         self._writing = [other for other in self._writing if other is not episode]
+        self._waiting = deque(other for other in self._waiting if other is not episode)
         setattr(self.counts, fate, getattr(self.counts, fate) + 1)
         self._metrics.episodes.labels(fate).inc()
         for listener in self._listeners:

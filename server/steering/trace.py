@@ -14,7 +14,7 @@ from memory.episode import now
 from server.steering.call import Outcome, SteeringOptions
 from server.steering.refiners.refiner import RefineStep
 
-Remembered = Literal["no", "pending", "stored", "failed", "dropped"]
+Remembered = Literal["no", "pending", "stored", "failed", "dropped", "refused", "deleted"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,7 +69,9 @@ class TraceLog:
         if fate != "stored":
             changes["why_not_remembered"] = {
                 "dropped": "too many episodes were waiting",
-                "failed": "the store refused it",
+                "failed": "the store found fault with it",
+                "refused": "the disk is nearly full",
+                "deleted": "it was deleted",
             }[fate]
         self.change(episode.trace_id, changes)
 

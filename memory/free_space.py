@@ -1,0 +1,61 @@
+"""Whether there is room on the disk to write.
+
+Owns the floor of free space and the one question that every writer asks before it writes. Knows nothing of
+what is written. It is asked beforehand because nothing can be done afterwards: Qdrant Edge writes into mapped,
+sparse files, and where the disk has no block left the kernel ends the process (SIGBUS).
+"""
+
+import os
+from pathlib import Path
+
+from memory.episode import LatentMemoryError
+
+MIB = 2**20
+_RESERVE = 4
+
+
+class NoRoomError(LatentMemoryError):
+    """There is less free space than the floor; nothing was written."""
+
+
+class FreeSpace:
+    """The free space of the disk under one folder."""
+
+    def __init__(self, folder: Path, least_mib: float) -> None:
+        """`folder` need not be there yet. `least_mib` is the floor in MiB; 0: nothing is ever refused."""
+        self._folder, self._least = folder, int(least_mib * MIB)
+
+    def demand(self, what: str, size: int = 0, *, reserve: bool = False) -> None:
+        """Return if `what`, of `size` bytes, may be written.
+
+        Args:
+            what: For the message, such as `episodes`.
+            size: Bytes that it takes, where they matter beside the floor.
+            reserve: Whether a quarter of the floor is enough: for what makes room, or what a running process
+                needs to go on.
+
+        Raises:
+            NoRoomError: there is too little room, with how much there is and what to do.
+        """
+        least = self._least // _RESERVE if reserve else self._least
+        if not least:
+            return
+        free = self.free()
+        if free < least + size:
+            raise NoRoomError(
+                f"{what} cannot be written: {free / MIB:.0f} MiB are free under {self._folder}, "
+                f"{(least + size) / MIB:.0f} are wanted; delete something there, or lower "
+                "LATENTEVOLVE_MIN_FREE_MIB"
+            )
+
+    def free(self) -> int:
+        """Return the bytes that this process may still write."""
+        folder = self._folder.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize
+
+
+UNLIMITED = FreeSpace(Path("/"), 0)
+"""Refuses nothing: for tests, and for what is kept elsewhere."""
