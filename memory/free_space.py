@@ -1,8 +1,10 @@
 """Whether there is room on the disk to write.
 
-Owns the floor of free space and the one question that every writer asks before it writes. Knows nothing of
-what is written. It is asked beforehand because nothing can be done afterwards: Qdrant Edge writes into mapped,
-sparse files, and where the disk has no block left the kernel ends the process (SIGBUS).
+Owns the floor of free space and the one question that writers ask before they write. Knows nothing of what is
+written. It is asked beforehand because nothing can be done afterwards: Qdrant Edge writes into mapped, sparse
+files, and where the disk has no block left the kernel ends the process (SIGBUS). Records and pointers do not
+ask: they are a few kilobytes of ordinary files, whose writing fails with an error, and they say why nothing
+else is written.
 """
 
 import os

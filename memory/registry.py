@@ -24,6 +24,7 @@ from safetensors.torch import load, save
 
 from memory.atomic import locked, write_folder, write_json
 from memory.episode import LatentMemoryError, now
+from memory.free_space import UNLIMITED, FreeSpace
 from memory.prior import Competence, Prior, PriorNetwork
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,8 @@ class PriorRegistry:
     Versions are immutable folders, renamed into place when complete; numbers are never used again.
     """
 
-    def __init__(self, root: Path, space: str) -> None:
-        """`root` is the folder of all spaces' priors, `space` the id of one.
+    def __init__(self, root: Path, space: str, room: FreeSpace = UNLIMITED) -> None:
+        """`root` is the folder of all spaces' priors, `space` the id of one; `room` is asked by `publish`.
 
         Raises:
             ValueError: `space` cannot be the name of a folder.
@@ -67,6 +68,7 @@ class PriorRegistry:
             raise ValueError(f"{space!r} is no id of a space")
         self.root = root / space
         self.space = space
+        self._room = room
 
     def publish(self, network: PriorNetwork, competence: Competence, manifest: Mapping[str, Any]) -> str:
         """Write a new version and return its name; it does not become active.
@@ -76,8 +78,10 @@ class PriorRegistry:
 
         Raises:
             ValueError: `manifest` is not JSON, or weights are not finite.
+            NoRoomError: the disk is too full.
         """
         weights = _pack(network, competence)
+        self._room.demand("a prior", len(weights), reserve=True)
         written = {"parent": None, "promoted": False, "created_at": now().isoformat(), **manifest}
         self.root.mkdir(parents=True, exist_ok=True)
         with locked(self.root / "lock"):

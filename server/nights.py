@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from memory.episode import Episode, LatentMemoryError, now
+from memory.free_space import UNLIMITED, FreeSpace
 from memory.night import NightLog, NightRecord, Trigger
 from memory.snapshot import MAX_EPISODES, write_snapshot
 from memory.store import EpisodeStore
@@ -41,6 +42,7 @@ class NightCoordinator:
         min_episodes: Fewest episodes a night can work with.
         min_reward: Least reward of an episode that goes into a snapshot.
         every: New episodes that start a night; 0: never.
+        room: Asked before a snapshot is written.
         pause_s: Shortest pause between two looks at how many episodes are new.
     """
 
@@ -55,10 +57,11 @@ class NightCoordinator:
         min_episodes: int,
         min_reward: float,
         every: int,
+        room: FreeSpace = UNLIMITED,
         pause_s: float = 5.0,
     ) -> None:
         self._space, self._store, self._log, self._snapshots = space, store, log, snapshots
-        self._send, self._every, self._pause_s = send, every, pause_s
+        self._send, self._every, self._pause_s, self._room = send, every, pause_s, room
         self._min_episodes, self._min_reward = min_episodes, min_reward
         self._remembered = asyncio.Event()
         self._remembered.set()  # look once at the start
@@ -67,10 +70,12 @@ class NightCoordinator:
         """Queue a night and return its record; state `skipped` when there are too few episodes.
 
         Raises:
+            NoRoomError: the disk is too full for a snapshot.
             NightRunningError: one is queued or running.
             QueueUnreachableError: the broker does not answer; the record says `failed`.
             LatentMemoryError: there is no snapshot; the record says `failed`.
         """
+        await asyncio.to_thread(self._room.demand, "a night's snapshot")
         await asyncio.to_thread(self._end_stale)
         record = await asyncio.to_thread(self._log.create, self._space, trigger)
         try:

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from config.queue import NIGHT_TASK, make_celery
 from config.settings import Settings
+from memory.free_space import FreeSpace
 from memory.night import NightLog
 from memory.open import open_store
 from memory.registry import PriorRegistry
@@ -107,6 +108,7 @@ async def assemble(
     space = engine.space.id
     data = settings.data_dir
     async with AsyncExitStack() as stack:
+        room = FreeSpace(data, settings.min_free_mib)
         store: EpisodeStore = await asyncio.to_thread(open_store, settings, space, *engine.space.shape)
         stack.push_async_callback(asyncio.to_thread, store.close)
         metrics = Metrics(registry)
@@ -114,7 +116,7 @@ async def assemble(
         prior = ActivePrior(priors, poll_s=settings.prior_poll_s, metrics=metrics)
         await prior.refresh()
         await _background(stack, prior.watch(), "prior")
-        traces = TraceLog(data / "traces", limit=settings.trace_limit)
+        traces = TraceLog(data / "traces", limit=settings.trace_limit, room=room)
         await traces.start()
         stack.push_async_callback(traces.close)
         remember = Remember(store, limit=settings.remember_queue, metrics=metrics)
@@ -131,6 +133,7 @@ async def assemble(
             store=store,
             log=NightLog(data / "nights"),
             snapshots=data / "snapshots",
+            room=room,
             send=send_night or _celery_sender(settings),
             min_episodes=settings.night_min_episodes,
             min_reward=settings.night_min_reward,

@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from memory.free_space import UNLIMITED, FreeSpace, NoRoomError
+
 logger = logging.getLogger(__name__)
 
 
@@ -59,9 +61,19 @@ class Counters:
 
 
 def save(
-    path: Path, network: nn.Module, kept: dict[str, torch.Tensor], adam: torch.optim.Adam, counters: Counters
+    path: Path,
+    network: nn.Module,
+    kept: dict[str, torch.Tensor],
+    adam: torch.optim.Adam,
+    counters: Counters,
+    room: FreeSpace = UNLIMITED,
 ) -> None:
-    """Write all of it to `path`, atomically."""
+    """Write all of it to `path`, atomically; nothing, and logged, where the disk has no room."""
+    try:
+        room.demand("a checkpoint")
+    except NoRoomError as error:
+        logger.warning("the training goes on without a checkpoint: %s", error)
+        return
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"kept.{name}": value for name, value in kept.items()}
     for index, moments in adam.state_dict()["state"].items():

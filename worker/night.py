@@ -21,6 +21,7 @@ import torch
 from config.settings import Settings
 from memory.atomic import write_json
 from memory.episode import Episode, LatentMemoryError
+from memory.free_space import FreeSpace
 from memory.night import NightLog, NightRecord, UnknownNightError
 from memory.prior import Prior, PriorNetwork
 from memory.registry import PriorRegistry, RegistryError
@@ -118,7 +119,11 @@ class _Night:
 
     @property
     def registry(self) -> PriorRegistry:
-        return PriorRegistry(self.settings.data_dir / "priors", self.journal.record.space)
+        return PriorRegistry(self.settings.data_dir / "priors", self.journal.record.space, self.room)
+
+    @property
+    def room(self) -> FreeSpace:
+        return FreeSpace(self.settings.data_dir, self.settings.min_free_mib)
 
 
 async def _attempt(night: _Night) -> None:
@@ -195,6 +200,7 @@ async def _learn(
         sides.validation,
         recipe,
         checkpoint=night.checkpoint,
+        room=night.room,
         progress=journal.progress,
     )
     journal.change(phase="gate", done=0, total=len(sides.holdout), message="comparing with all controls")

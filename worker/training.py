@@ -29,6 +29,7 @@ from torch import nn
 from config.settings import Settings
 from memory.chains import chains
 from memory.episode import Episode
+from memory.free_space import UNLIMITED, FreeSpace
 from memory.prior import KIND_COSINE, kind_means
 from model.engine import Engine
 from worker import checkpoint as checkpoints
@@ -144,6 +145,7 @@ async def train(
     recipe: Recipe,
     *,
     checkpoint: Path | None = None,
+    room: FreeSpace = UNLIMITED,
     progress: Progress = lambda done, total, message: None,
 ) -> Trained:
     """Train `network`, (B, d) → (B, L, d), in place and leave the weights in it that are kept.
@@ -182,7 +184,7 @@ async def train(
                 ended = counters.stale >= PATIENCE and not recipe.goes_on
                 counters.stopped = ended or counters.step >= recipe.steps
                 if checkpoint:
-                    checkpoints.save(checkpoint, network, kept, adam, counters)
+                    checkpoints.save(checkpoint, network, kept, adam, counters, room)
         progress(counters.step, recipe.steps, counters.evaluations[-1].text)
         if counters.stopped:
             break

@@ -33,6 +33,7 @@ async def stats(gateway: GatewayDep) -> dict[str, Any]:
         "pending_writes": gateway.remember.pending,
         "dropped_writes": gateway.remember.counts.dropped,
         "refused_writes": gateway.remember.counts.refused,
+        "lost_traces": gateway.traces.lost,
     }
 
 

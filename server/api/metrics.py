@@ -47,6 +47,11 @@ class GatewayCollector(Collector):
         yield GaugeMetricFamily(
             "latentevolve_pending_writes", "Episodes waiting to be stored.", value=gateway.remember.pending
         )
+        yield GaugeMetricFamily(
+            "latentevolve_lost_traces",
+            "Traces since the start that could not be written.",
+            value=gateway.traces.lost,
+        )
         try:
             episodes = gateway.store.count()
         except StoreUnavailableError as error:

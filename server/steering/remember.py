@@ -42,8 +42,8 @@ class Remember:
     """Writes episodes in the background, in batches.
 
     An episode counts as stored once `store.add` has returned, which promises that it survives the
-    process. While the store is away its episodes wait; when the queue is full, new ones are dropped. Where the
-    disk has no room they are refused, until it has some again.
+    process. While the store is away its episodes wait; when the queue is full, new ones are dropped. While
+    the disk has no room they are refused.
 
     Args:
         limit: Most episodes that wait.
@@ -108,6 +108,7 @@ class Remember:
         async with self._storing:
             found = await asyncio.to_thread(self._store.delete, [episode_id])
             waiting = [one for one in (*self._writing, *self._waiting) if one.id == episode_id]
+            self._waiting = deque(one for one in self._waiting if one.id != episode_id)
             for episode in waiting:
                 self._settle(episode, "deleted")
         return bool(found or waiting)
@@ -183,7 +184,6 @@ class Remember:
 
     def _settle(self, episode: Episode, fate: Fate) -> None:
         self._writing = [other for other in self._writing if other is not episode]
-        self._waiting = deque(other for other in self._waiting if other is not episode)
         setattr(self.counts, fate, getattr(self.counts, fate) + 1)
         self._metrics.episodes.labels(fate).inc()
         for listener in self._listeners:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from memory.episode import Episode
+from memory.free_space import UNLIMITED, FreeSpace, NoRoomError
 from server.steering.remember import Fate
 from server.steering.trace import Trace
 
@@ -33,10 +34,12 @@ class TraceLog:
     Args:
         root: Folder of the traces; made when it is not there.
         limit: Most traces on disk, and most that wait to be written.
+        room: Asked before anything is written.
     """
 
-    def __init__(self, root: Path, *, limit: int) -> None:
-        self._root, self._limit = root, limit
+    def __init__(self, root: Path, *, limit: int, room: FreeSpace = UNLIMITED) -> None:
+        self._root, self._limit, self._room = root, limit, room
+        self._roomy = True
         self._fresh: OrderedDict[str, Trace] = OrderedDict()
         self._changes: dict[str, dict[str, Any]] = {}
         self._on_disk: OrderedDict[str, None] = OrderedDict()  # oldest first
@@ -137,6 +140,12 @@ class TraceLog:
                 surplus = self._surplus(batch)
                 try:
                     await asyncio.to_thread(self._write, batch, changes, surplus)
+                    self._roomy = True
+                except NoRoomError as error:
+                    if self._roomy:
+                        logger.error("no traces until there is room: %s", error)
+                    self._roomy = False
+                    self.lost += len(batch)
                 except Exception:
                     logger.exception("%d traces could not be written", len(batch))
                     self.lost += len(batch)
@@ -158,6 +167,10 @@ class TraceLog:
         return [path.stem for path in files]
 
     def _write(self, batch: list[Trace], changes: dict[str, dict[str, Any]], surplus: list[str]) -> None:
+        for trace_id in surplus:
+            for suffix in (".json", ".safetensors"):
+                (self._root / f"{trace_id}{suffix}").unlink(missing_ok=True)
+        self._room.demand("traces")
         for trace in batch:
             if trace.outcome.latent is not None:
                 path = self._root / f"{trace.id}.safetensors"
@@ -170,9 +183,6 @@ class TraceLog:
                 found, _ = self._read(trace_id, False)
                 if found is not None:
                     self._write_json(trace_id, found | change)
-        for trace_id in surplus:
-            for suffix in (".json", ".safetensors"):
-                (self._root / f"{trace_id}{suffix}").unlink(missing_ok=True)
 
     def _write_json(self, trace_id: str, content: Mapping[str, Any]) -> None:
         path = self._root / f"{trace_id}.json"

@@ -18,7 +18,7 @@ import pytest
 
 from memory.edge_shard import FLUSH_EVERY
 from memory.edge_store import EdgeStore
-from memory.episode import Episode, StoreUnavailableError
+from memory.episode import Episode, EpisodeRejectedError, StoreUnavailableError
 from tests.memory.conftest import recall_from
 
 VICTIM = Path(__file__).with_name("store_victim.py")
@@ -291,3 +291,17 @@ def builder_of(folder: Path) -> psutil.Process:
                 if any(str(folder) in part for part in child.cmdline()):
                     return child
     raise TimeoutError("no graph is being built")
+
+
+def test_an_episode_that_edge_refuses_is_told_from_a_store_that_is_away(
+    tmp_path: Path, make_episode: Make
+) -> None:
+    EdgeStore(tmp_path, space="space-a", length=LENGTH, hidden_size=HIDDEN - 1).close()
+    store = open_edge(tmp_path)  # whose shard keeps shorter vectors
+    for _ in range(2):
+        with pytest.raises(EpisodeRejectedError, match="Edge refuses 1 episodes: Vector dimension error"):
+            store.add([make_episode()])
+    assert store.count() == 0
+    store.close()
+    with pytest.raises(StoreUnavailableError, match="closed"):
+        store.add([make_episode()])

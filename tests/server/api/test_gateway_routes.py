@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from memory.edge_store import EdgeStore
+from memory.free_space import MIB, FreeSpace
 from memory.prior import Competence, PriorNetwork
 from model.scripted_engine import ScriptedEngine
 from tests.server.api.conftest import CheckFound, Parts, Serve, Served
@@ -106,6 +107,39 @@ async def test_memories_of_a_build_that_named_spaces_after_folders_are_served(
     stats = (await served.http.get("/v1/memory/stats")).json()
     assert stats["space"] == served.engine.space.id == space.earlier_id
     assert sorted(folder.name for folder in (tmp_path / "episodes").iterdir()) == [space.earlier_id]
+
+
+async def test_deleted_episode_is_gone_also_after_a_restart(serve: Serve) -> None:
+    served = await serve()
+    await remember(served, 2)
+    name = (await served.chat("sum 0", latent={"k": 1})).headers["x-latent-episodes"]
+    path = f"/v1/memory/episodes/{name}"
+    answer = await served.http.delete(path)
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert (await served.http.delete(path)).status_code == 404
+    assert (await served.http.get(path)).status_code == 404
+    assert (await served.http.delete("/v1/memory/episodes/no-uuid")).status_code == 404
+    assert name not in (await served.chat("sum 0")).headers["x-latent-episodes"]
+    await served.gateway.remember.close()
+    await asyncio.to_thread(served.gateway.store.close)
+    again = await serve()
+    assert (await again.http.get(path)).status_code == 404
+    assert (await again.http.get("/v1/memory/stats")).json()["spaces"][again.gateway.space]["episodes"] == 1
+    assert name not in (await again.chat("sum 0")).headers["x-latent-episodes"]
+
+
+async def test_full_disk_is_told_and_serving_goes_on(serve: Serve, tmp_path: Path) -> None:
+    served = await serve(min_free_mib=2 * FreeSpace(tmp_path, 0).free() // MIB)
+    answer = await served.chat("sum 0", latent={"effort": "medium"})
+    assert (answer.status_code, answer.headers["x-latent-mode"]) == (200, "refined")
+    await served.gateway.remember.drain()
+    stats = (await served.http.get("/v1/memory/stats")).json()
+    assert stats["refused_writes"] == 1
+    assert 'latentevolve_episodes_total{result="refused"} 1.0' in (await served.http.get("/metrics")).text
+    night = await served.http.post("/v1/consolidations")
+    assert night.status_code == 507
+    assert "LATENTEVOLVE_MIN_FREE_MIB" in night.json()["error"]["message"]
+    assert served.queued == []
 
 
 async def test_recalled_episode_can_be_read(served: Served) -> None:

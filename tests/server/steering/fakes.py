@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError
+from memory.free_space import NoRoomError
 from memory.store import Neighbour, StoreStats
 from model.engine import Decoding, Generation
 from model.scripted_engine import GOOD, ScriptedEngine
@@ -46,11 +47,11 @@ class GoodAnswers:
 
 
 class ListStore:
-    """An episode store in a list. `away` and `refuse` make it fail; `gate` holds writes up."""
+    """An episode store in a list. `away`, `full` and `refuse` make it fail; `gate` holds writes up."""
 
     def __init__(self) -> None:
         self.episodes: list[Episode] = []
-        self.away = False
+        self.away = self.full = self.deletes_while_away = False
         self.refuse: set[str] = set()
         self.gate = threading.Event()
         self.gate.set()
@@ -60,6 +61,8 @@ class ListStore:
     def add(self, episodes: Sequence[Episode]) -> None:
         self.gate.wait(10)
         self._enter()
+        if self.full:
+            raise NoRoomError("episodes cannot be written")
         self.writes += 1
         for episode in episodes:
             if episode.id in self.refuse:
@@ -88,6 +91,8 @@ class ListStore:
         yield from self.episodes
 
     def delete(self, episode_ids: Sequence[str]) -> int:
+        if not self.deletes_while_away:
+            self._enter()
         before = len(self.episodes)
         self.episodes = [episode for episode in self.episodes if episode.id not in episode_ids]
         return before - len(self.episodes)

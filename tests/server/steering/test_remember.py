@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from memory.episode import Episode
+from memory.episode import Episode, StoreUnavailableError
 from server.steering.metrics import Metrics
 from server.steering.remember import Remember
 from tests.server.steering.fakes import ListStore
@@ -120,6 +120,62 @@ async def test_one_refused_episode_does_not_spoil_its_batch(
     assert await remember.drain()
     assert sorted(fates) == [("0", "stored"), ("1", "failed"), ("2", "stored")]
     assert (remember.counts.stored, remember.counts.failed) == (2, 1)
+
+
+async def test_full_disk_refuses_and_counts_until_there_is_room(
+    remember: Remember, store: ListStore, fates: Fates
+) -> None:
+    store.full = True
+    remember.start()
+    for number in range(4):
+        remember.submit(episode(number))
+    assert await remember.drain()
+    assert fates == [(number, "refused") for number in "0123"]
+    assert (remember.counts.refused, remember.pending) == (4, 0)
+    store.full = False
+    remember.submit(episode(4))
+    assert await remember.drain()
+    assert [kept.prompt_text for kept in store.episodes] == ["4"]
+
+
+async def test_deleted_episode_is_not_written_afterwards(
+    remember: Remember, store: ListStore, fates: Fates
+) -> None:
+    waiting = [episode(number) for number in range(5)]
+    for one in waiting:
+        remember.submit(one)
+    assert await remember.delete(waiting[4].id)  # nobody writes yet
+    store.gate.clear()
+    remember.start()
+    await asyncio.sleep(0.02)
+    deletion = asyncio.create_task(remember.delete(waiting[0].id))  # which is being written
+    await asyncio.sleep(0.02)
+    assert not deletion.done()
+    store.gate.set()
+    assert await deletion
+    assert await remember.drain()
+    assert [kept.prompt_text for kept in store.episodes] == ["1", "2", "3"]
+    assert ("4", "deleted") in fates
+    assert remember.counts.deleted == 1
+    assert not await remember.delete(waiting[0].id)
+
+
+async def test_episode_of_a_batch_that_waits_for_the_store_can_be_deleted(
+    remember: Remember, store: ListStore, fates: Fates
+) -> None:
+    store.full, store.away = False, True
+    remember.start()
+    waiting = [episode(number) for number in range(3)]
+    for one in waiting:
+        remember.submit(one)
+    await asyncio.sleep(0.03)
+    with pytest.raises(StoreUnavailableError):
+        await remember.delete(waiting[1].id)
+    store.deletes_while_away = True
+    assert await remember.delete(waiting[1].id)
+    store.away = False
+    assert await remember.drain()
+    assert [kept.prompt_text for kept in store.episodes] == ["0", "2"]
 
 
 async def test_end_with_the_store_away_drops_each_episode_once(

@@ -14,6 +14,7 @@ from memory.episode import new_id
 from server.steering.call import Outcome, SteeringOptions
 from server.steering.trace import Trace
 from server.steering.traces import TraceLog
+from tests.memory.full_disk import Disk
 from tests.server.steering.test_remember import episode
 
 LATENT = torch.arange(6, dtype=torch.float32).reshape(2, 3)
@@ -91,6 +92,27 @@ async def test_traces_survive_the_process(log: TraceLog, tmp_path: Path) -> None
     await again.start()
     assert (await again.get(one.id, include_latent=True))["latent"]["values"] == LATENT.tolist()
     await again.close()
+
+
+async def test_full_disk_loses_traces_and_counts_them_until_there_is_room(tmp_path: Path) -> None:
+    disk = Disk()
+    log = TraceLog(tmp_path / "traces", limit=2, room=disk)
+    await log.start()
+    old = trace()
+    log.record(old)
+    assert await log.drain()
+    disk.free_mib = 99
+    for _ in range(2):
+        log.record(trace(LATENT))
+        assert await log.drain()
+    assert log.lost == 2
+    assert list((tmp_path / "traces").iterdir()) == []  # what is too old goes all the same
+    disk.free_mib = 100
+    new = trace(LATENT)
+    log.record(new)
+    assert await log.drain()
+    assert (tmp_path / "traces" / f"{new.id}.json").exists()
+    await log.close()
 
 
 @pytest.mark.parametrize("unknown", ["", "..", "../traces/x", "abc", "A" * 36, new_id().upper(), new_id()])

@@ -1,0 +1,174 @@
+"""Nothing is written where there is no room; reading goes on, and writing once there is some again."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memory.edge_store import EdgeStore
+from memory.episode import Episode, StoreUnavailableError
+from memory.free_space import FreeSpace, NoRoomError
+from memory.prior import Competence, PriorNetwork
+from memory.registry import PriorRegistry
+from tests.memory.full_disk import Disk
+
+ROOT = Path(__file__).parents[2]
+MIB = 2**20
+
+Make = Callable[..., Episode]
+
+
+def opened(folder: Path, disk: FreeSpace, index_from: int = 10_000) -> EdgeStore:
+    return EdgeStore(folder, space="space-a", length=4, hidden_size=32, room=disk, index_from=index_from)
+
+
+def test_a_floor_above_what_is_free_refuses_and_says_what_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "not" / "there yet"
+    free_mib = FreeSpace(folder, 0).free() // MIB
+    FreeSpace(folder, max(free_mib - 1000, 1)).demand("episodes")
+    with pytest.raises(
+        NoRoomError, match=r"episodes cannot be written: \d+ MiB .* LATENTEVOLVE_MIN_FREE_MIB"
+    ):
+        FreeSpace(folder, free_mib + 1000).demand("episodes")
+    with pytest.raises(NoRoomError):
+        FreeSpace(folder, 1).demand("a graph", size=(free_mib + 1000) * MIB)
+    FreeSpace(folder, 0).demand("anything", size=2**62)
+
+
+def test_a_full_disk_refuses_episodes_and_goes_on_reading_until_there_is_room(
+    tmp_path: Path, make_episode: Make
+) -> None:
+    disk = Disk()
+    store = opened(tmp_path, disk)
+    kept, refused = make_episode(), make_episode()
+    store.add([kept])
+    disk.free_mib = 99
+    with pytest.raises(NoRoomError, match="1 episodes cannot be written: 99 MiB are free"):
+        store.add([refused])
+    assert [episode.id for episode in store.scroll()] == [kept.id]
+    assert store.near(kept.key, tenant="default", k=1, floor=0.9)[0].id == kept.id
+    disk.free_mib = 100
+    store.add([refused])
+    assert store.count() == 2
+    store.close()
+
+
+def test_episodes_can_be_deleted_from_the_reserve(tmp_path: Path, make_episode: Make) -> None:
+    disk = Disk()
+    store = opened(tmp_path, disk)
+    episodes = [make_episode() for _ in range(2)]
+    store.add(episodes)
+    disk.free_mib = 25
+    assert store.delete([episodes[0].id]) == 1
+    disk.free_mib = 24
+    with pytest.raises(NoRoomError, match="a deletion"):
+        store.delete([episodes[1].id])
+    assert store.count() == 1
+    store.close()
+
+
+def test_a_store_on_a_full_disk_opens_when_there_is_room(tmp_path: Path, make_episode: Make) -> None:
+    disk = Disk()
+    store = opened(tmp_path, disk)
+    episode = make_episode()
+    store.add([episode])
+    store.close()
+    disk.free_mib = 24
+    store = opened(tmp_path, disk)
+    for ask in (store.count, store.stats, lambda: store.get(episode.id)):
+        with pytest.raises(StoreUnavailableError, match="is shut: an episode store cannot be written"):
+            ask()
+    with pytest.raises(StoreUnavailableError, match="in use"):
+        opened(tmp_path, disk)
+    disk.free_mib = 25
+    assert store.get(episode.id) is not None
+    store.close()
+    with pytest.raises(StoreUnavailableError, match="is closed"):
+        store.count()
+    opened(tmp_path, disk).close()
+
+
+def test_no_graph_is_built_where_there_is_no_room(tmp_path: Path, make_episode: Make) -> None:
+    disk = Disk()
+    store = opened(tmp_path, disk)
+    store.add([make_episode() for _ in range(20)])
+    store.close()
+    disk.free_mib = 100
+    store = opened(tmp_path, disk, index_from=10)
+    assert store.settle(60)
+    assert (store.indexed(), store.count()) == (0, 20)
+    store.close()
+
+
+def test_a_prior_is_published_from_the_reserve_or_not_at_all(tmp_path: Path) -> None:
+    disk = Disk(free_mib=24)
+    registry = PriorRegistry(tmp_path, "space-a", disk)
+    prior = (PriorNetwork(8, 2), Competence(np.eye(1, 8, dtype=np.float32), 0.5), {})
+    with pytest.raises(NoRoomError, match="a prior"):
+        registry.publish(*prior)
+    assert registry.versions() == []
+    disk.free_mib = 30
+    assert registry.publish(*prior) == "v1"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+FILLS = """
+import sys
+from pathlib import Path
+import numpy as np
+from memory.edge_store import EdgeStore
+from memory.episode import Episode
+from memory.free_space import FreeSpace, NoRoomError
+
+folder = Path(sys.argv[1])
+store = EdgeStore(folder / "space-a", space="space-a", length=4, hidden_size=32, room=FreeSpace(folder, 24))
+
+def add():
+    key = np.eye(1, 32, dtype=np.float32)[0]
+    latent, text = np.zeros((4, 32), np.float32), "x" * 200_000
+    store.add([Episode("space-a", key, latent, 0.5, {}, (1,), (1,), text, "")])
+
+try:
+    for _ in range(1000):
+        add()
+except NoRoomError as error:
+    print(error)
+held = store.count()
+(folder / "ballast").unlink()
+add()
+print(held, store.count())
+store.close()
+"""
+
+
+def test_a_process_that_fills_a_real_disk_lives_and_stores_again_later(small_disk: Path) -> None:
+    with (small_disk / "ballast").open("wb") as file:
+        file.write(bytes(16 * MIB))
+    filler = subprocess.run(
+        [sys.executable, "-c", FILLS, str(small_disk)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert filler.returncode == 0, filler.stderr
+    refusal, counts = filler.stdout.splitlines()
+    assert "1 episodes cannot be written" in refusal
+    held, later = map(int, counts.split())
+    assert 0 < held < 1000
+    assert later == held + 1
