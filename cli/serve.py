@@ -15,13 +15,21 @@ import typer
 from cli.options import CacheDir, DataDir, Host, Json, Model, Port, environment, given, load_settings
 from cli.screen import Screen
 from cli.serving.board import Board
-from cli.serving.child import ChildSpec
+from cli.serving.child import ChildSpec, Limit
 from cli.serving.claim import check_port, claim
 from cli.serving.preload import preload
 from cli.serving.readiness import Readiness
 from cli.serving.supervisor import STOP_S, Supervisor
 from config.loopback import connectable
 from config.settings import Effort, Settings
+
+GATEWAY_LIMIT = Limit(
+    deaths=3,
+    within_s=600.0,
+    advice="What it remembered is kept. If the machine ran out of memory (`dmesg` tells), lower "
+    "LATENTEVOLVE_KV_CACHE_GIB or LATENTEVOLVE_MAX_NUM_SEQS, or serve a smaller model; otherwise look for "
+    "the first error in the log, and start again with LATENTEVOLVE_LOG_LEVEL=DEBUG if it does not tell.",
+)
 
 
 def serve(
@@ -45,7 +53,7 @@ def serve(
     ] = STOP_S,
     as_json: Json = False,
 ) -> None:
-    """Run gateway, worker and beat until Ctrl-C; restarts worker and beat when they die."""
+    """Run gateway, worker and beat until Ctrl-C; starts again what dies."""
     overrides = given(
         host=host,
         port=port,
@@ -77,6 +85,8 @@ def serve(
             hold_fds=(lock,),
             stop_s=stop_timeout,
             on_line=watch.line,
+            is_ready=watch.is_ready,
+            on_restart=watch.restarts,
             on_passed=watch.passed,
             on_tick=watch.tick,
         )
@@ -97,7 +107,7 @@ def tree(settings: Settings, *, worker: bool) -> list[ChildSpec]:
     fast = preload(os.environ)
     specs = [
         ChildSpec("model", (python, "-m", "cli.main", "pull"), passing=True),
-        ChildSpec("gateway", (python, "-m", "server"), env=fast),
+        ChildSpec("gateway", (python, "-m", "server"), env=fast, restart=True, limit=GATEWAY_LIMIT),
     ]
     if worker:
         celery = (python, "-m", "celery", "-A", "worker.app")
@@ -135,6 +145,16 @@ class Watch:
             self._model = text  # its last line is the folder
         self._readiness.line(name, text)
 
+    def is_ready(self, name: str) -> bool:
+        """Return whether a child does its work; only the gateway is looked at."""
+        return name != "gateway" or self._readiness.gateway_ready
+
+    def restarts(self, name: str) -> None:
+        """Take notice that a child will be started again."""
+        if name == "gateway":
+            self._readiness.gateway_ended()
+            self._shown = False
+
     def passed(self, _name: str) -> None:
         """Tick off the model."""
         self._readiness.model(self._model)
@@ -143,8 +163,8 @@ class Watch:
         """Look at what has changed; called a few times per second."""
         if not self._shown:
             self._readiness.look()
-            if self._readiness.ready:
-                self._shown = True
+            self._shown = self._readiness.ready
+            if self._shown:
                 self._ready()
 
     def _ready(self) -> None:

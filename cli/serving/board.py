@@ -25,6 +25,10 @@ class Board:
         self._status = Status("", console=screen.console) if screen.live else None
         self._muted = False
 
+    def begin(self) -> None:
+        """Count the seconds of the checklist from now."""
+        self._started = time.monotonic()
+
     def log(self, name: str, text: str) -> None:
         """Show one line of a child's output, after the child's name."""
         if self._muted:

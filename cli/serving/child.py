@@ -22,6 +22,17 @@ LINE_LIMIT = 64 * 1024
 
 
 @dataclass(frozen=True)
+class Limit:
+    """When a child that is started again has died too often, and what is said then."""
+
+    deaths: int
+    within_s: float
+    """Time over which deaths are counted; only time in which the child was ready counts."""
+    advice: str
+    """What the operator can do."""
+
+
+@dataclass(frozen=True)
 class ChildSpec:
     """What is started, and what its end means."""
 
@@ -31,6 +42,8 @@ class ChildSpec:
     """Variables over those of this process."""
     restart: bool = False
     """Start it again when it ends; otherwise its end is the end of the tree."""
+    limit: Limit | None = None
+    """Deaths that end the tree all the same, as does one before it was ever ready; None: there are none."""
     passing: bool = False
     """It is to end with code 0 before the others start."""
     stop_signal: signal.Signals = signal.SIGTERM

@@ -11,6 +11,8 @@ import httpx
 
 from cli.serving.board import Board
 
+GATEWAY_ITEMS = ("gateway", "engine", "self-checks", "memory")
+"""What the gateway's answers tell of."""
 WORKER_READY = "ready."
 """How Celery's last start-up line ends: `celery@host ready.`"""
 
@@ -21,16 +23,12 @@ class Readiness:
     def __init__(self, url: str, board: Board, *, worker: bool, every_s: float = 0.5) -> None:
         self._url = url
         self._board = board
-        self._missing = [
-            "model",
-            "gateway",
-            "engine",
-            "self-checks",
-            "memory",
-            *(["worker"] if worker else []),
-        ]
+        self._missing = ["model", *GATEWAY_ITEMS, *(["worker"] if worker else [])]
         self._every_s = every_s
         self._latest: tuple[int, dict[str, Any]] | None = None
+        self._lives = 0
+        """How many gateways have ended: an answer is of the one that it was asked of."""
+        self._lock = threading.Lock()
         self._ended = threading.Event()
         self.steering = True
         """Whether steered answers are served; False when a self-check has failed."""
@@ -40,8 +38,21 @@ class Readiness:
         """Whether everything is up."""
         return not self._missing
 
+    @property
+    def gateway_ready(self) -> bool:
+        """Whether the gateway that runs now can serve."""
+        return not set(GATEWAY_ITEMS) & set(self._missing)
+
+    def gateway_ended(self) -> None:
+        """Wait for the gateway anew: it has ended and will be started again."""
+        with self._lock:
+            self._lives += 1
+            self._latest = None
+        self._missing = [*GATEWAY_ITEMS, *(item for item in self._missing if item not in GATEWAY_ITEMS)]
+        self._board.begin()
+
     def start(self) -> None:
-        """Poll in the background until ready or closed."""
+        """Poll in the background until closed, but not while the gateway is known to be ready."""
         threading.Thread(target=self._poll, name="readiness", daemon=True).start()
 
     def close(self) -> None:
@@ -91,12 +102,14 @@ class Readiness:
     def _poll(self) -> None:
         with httpx.Client(trust_env=False, timeout=5.0) as client:
             while not self._ended.wait(self._every_s):
+                lives = self._lives
+                if self._latest is not None and self._latest[0] == 200:
+                    continue
                 try:
                     response = client.get(f"{self._url}/readyz")
                     body = response.json()
                 except (httpx.HTTPError, ValueError):
                     continue  # not listening yet
-                if isinstance(body, dict):
-                    self._latest = response.status_code, body
-                    if response.status_code == 200:
-                        return
+                with self._lock:
+                    if isinstance(body, dict) and lives == self._lives:
+                        self._latest = response.status_code, body

@@ -1,8 +1,8 @@
 """Starts children, watches them, ends them.
 
-Owns the life of the tree: the order of starting, restarts with backoff, one stop for all, and the
-guard that ends everything when this process is killed. Knows nothing of what the children do:
-readiness comes from a probe that is given, output goes to a board that is given.
+Owns the life of the tree: the order of starting, restarts with backoff, when to give up, one stop for
+all, and the guard that ends everything when this process is killed. Knows nothing of what the children
+do: readiness comes from a probe that is given, output goes to a board that is given.
 """
 
 import logging
@@ -33,7 +33,7 @@ class Backoff:
     first_s: float = 1.0
     most_s: float = 60.0
     healthy_s: float = 60.0
-    """A child that lived this long starts again from `first_s`."""
+    """A child that was ready for so long starts again from `first_s`."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,31 @@ class Life:
     spec: ChildSpec
     child: Child | None = None
     started_at: float = 0.0
+    ready_at: float | None = None
+    """When the running child was first seen to be ready."""
+    served_s: float = 0.0
+    """How long it was ready, over all restarts."""
+    deaths: list[float] = field(default_factory=list)
+    """What `served_s` was at each of its ends."""
     wait_s: float = 0.0
     """Last wait before a restart."""
     start_at: float | None = None
     """When it is to be started again."""
+
+    def end(self) -> float:
+        """Note that the child has ended; return how long it was ready."""
+        served_s = 0.0 if self.ready_at is None else time.monotonic() - self.ready_at
+        self.child, self.ready_at = None, None
+        self.served_s += served_s
+        self.deaths.append(self.served_s)
+        return served_s
+
+    def died_too_often(self) -> bool:
+        """Return whether the latest deaths have used up what its limit allows."""
+        limit = self.spec.limit
+        if limit is None or len(self.deaths) < limit.deaths:
+            return False
+        return self.served_s - self.deaths[-limit.deaths] < limit.within_s
 
 
 STOP_S = 60.0
@@ -75,6 +96,10 @@ class Supervisor:
     backoff: Backoff = field(default_factory=Backoff)
     on_line: Callable[[str, str], None] = lambda _name, _text: None
     """Called with a child's name and a line of its output."""
+    is_ready: Callable[[str], bool] = lambda _name: True
+    """Whether the running child of this name does its work; asked a few times per second until it does."""
+    on_restart: Callable[[str], None] = lambda _name: None
+    """Called with the name of a child that has ended and will be started again."""
     on_passed: Callable[[str], None] = lambda _name: None
     """Called with the name of a child that had to pass and did."""
     on_tick: Callable[[], None] = lambda: None
@@ -134,10 +159,12 @@ class Supervisor:
                 self._kill()
                 self._stop_at = float("inf")
             return
+        self.on_tick()
         for life in self._lives.values():
             if life.start_at is not None and now >= life.start_at:
                 self._start(life)
-        self.on_tick()
+            elif life.child and life.ready_at is None and self.is_ready(life.spec.name):
+                life.ready_at = now
 
     def _start_next(self) -> None:
         """Start the first child that must pass and has not; when all have, start the others."""
@@ -166,7 +193,7 @@ class Supervisor:
                 self._write(waiting.child.name, waiting.text)
             else:
                 self._events.put(waiting)
-        life.child = None
+        served_s = life.end()
         with suppress(OSError):
             os.write(self._guard_fd, b"-%d\n" % child.pid)
         self._write_log(child.name, f"--- ended, {describe(code)}")
@@ -176,10 +203,13 @@ class Supervisor:
         if life.spec.passing and code == 0:
             self.on_passed(child.name)
             self._start_next()
-        elif life.spec.restart:
-            self._restart_later(life, code)
-        else:
+        elif not life.spec.restart or (life.spec.limit and not life.served_s):
             self._fail(child, code)
+        elif life.died_too_often():
+            self._fail(child, code)
+            self._advise(life)
+        else:
+            self._restart_later(life, code, served_s)
 
     def _sweep(self, child: Child) -> None:
         """Tell what the first process left behind; reap() kills it."""
@@ -187,9 +217,8 @@ class Supervisor:
         if left:
             self.board.say(f"{child.name} left {left} process(es) behind: killed")
 
-    def _restart_later(self, life: Life, code: int) -> None:
-        lived_s = time.monotonic() - life.started_at
-        if lived_s >= self.backoff.healthy_s or not life.wait_s:
+    def _restart_later(self, life: Life, code: int, served_s: float) -> None:
+        if served_s >= self.backoff.healthy_s or not life.wait_s:
             life.wait_s = self.backoff.first_s
         else:
             life.wait_s = min(life.wait_s * 2, self.backoff.most_s)
@@ -199,6 +228,7 @@ class Supervisor:
             "bold yellow",
         )
         self.board.event("restart", name=life.spec.name, code=code, wait_s=life.wait_s)
+        self.on_restart(life.spec.name)
 
     def _fail(self, child: Child, code: int) -> None:
         self.board.say(f"{child.name} ended ({describe(code)}); its last lines:", "bold red")
@@ -206,6 +236,15 @@ class Supervisor:
             self.board.say(f"  {text}")
         self.board.say(f"all of it: {self.logs / child.name}.log")
         self._stop(code if code >= 0 else 128 - code)
+
+    def _advise(self, life: Life) -> None:
+        limit = life.spec.limit
+        assert limit is not None
+        self.board.say(
+            f"{life.spec.name} died {limit.deaths} times in {limit.within_s / 60:g} minutes of service: "
+            f"not started again. {limit.advice}",
+            "bold red",
+        )
 
     def _stop(self, code: int) -> None:
         self.board.close()

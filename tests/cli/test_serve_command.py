@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.serve import ready_facts, tree
+from cli.serve import GATEWAY_LIMIT, ready_facts, tree
 from cli.serving import preload as preloading
 from cli.serving.claim import check_port, claim, free_port
 from cli.serving.preload import preload
@@ -65,9 +65,8 @@ def test_tree_is_model_gateway_worker_and_beat(tmp_path: Path) -> None:
     specs = {spec.name: spec for spec in tree(Settings(data_dir=tmp_path), worker=True)}
     assert list(specs) == ["model", "gateway", "worker", "beat"]
     assert specs["model"].passing
-    assert not specs["gateway"].restart, "a dead gateway ends the tree"
-    assert specs["worker"].restart
-    assert specs["beat"].restart
+    assert all(specs[name].restart for name in ("gateway", "worker", "beat"))
+    assert specs["gateway"].limit == GATEWAY_LIMIT, "one that cannot serve ends the tree"
 
 
 def test_gateway_can_run_alone(tmp_path: Path) -> None:

@@ -108,6 +108,23 @@ def test_gateway_that_cannot_start_ends_all_with_its_code_and_words(project: Pro
     assert project.left() == []
 
 
+def test_gateway_that_dies_comes_back_with_its_checklist_while_the_worker_lives_on(project: Project) -> None:
+    process = start(project, "--json")
+    wait_for_line(process, lambda line: '"ready"' in line)
+    before = project.sessions()
+    os.kill(before["gateway"], signal.SIGKILL)
+    events = [json.loads(line) for line in wait_for_line(process, lambda line: '"ready"' in line)]
+    assert httpx.get(f"http://127.0.0.1:{project.port}/readyz").status_code == 200
+    process.terminate()
+    process.communicate(timeout=60)
+    assert [event["event"] for event in events] == ["ended", "restart", "started", *["check"] * 4, "ready"]
+    assert {event["name"] for event in events[:3]} == {"gateway"}
+    assert [event["name"] for event in events[3:7]] == ["gateway", "engine", "memory", "self-checks"]
+    after = project.sessions()
+    assert (after["worker"], after["beat"]) == (before["worker"], before["beat"])
+    assert after["gateway"] != before["gateway"]
+
+
 def test_reader_that_goes_away_does_not_end_the_server(project: Project) -> None:
     process = start(project, "--no-worker")
     wait_for_line(process, lambda line: line.startswith("  stop"))

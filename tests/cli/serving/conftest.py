@@ -61,6 +61,11 @@ class Tree:
         eventually(lambda: len(self.pids()) >= count, f"{count} children")
         return self.pids()
 
+    def wait_for_ready(self, count: int) -> None:
+        """Wait until children were seen to be ready so many times."""
+        notes = self.folder / "ready"
+        eventually(lambda: notes.exists() and len(notes.read_text().split()) >= count, f"{count} times ready")
+
     def end(self, number: int = signal.SIGTERM) -> tuple[int, list[dict], str]:
         """Send a signal and return exit code, events and what was said."""
         self.process.send_signal(number)

@@ -124,8 +124,8 @@ def test_dead_worker_is_started_again_and_said_so(grow: Grow) -> None:
     tree = grow({"gateway": {"code": SLEEPER}, "worker": {"code": SLEEPER, "restart": True}})
     tree.wait_for_pids(2)
     for generation in range(2):
-        eventually(lambda: _alive_workers(tree), "the worker runs and has said so")
-        os.kill(_alive_workers(tree)[-1], signal.SIGKILL)
+        eventually(lambda: _running(tree, "worker"), "the worker runs and has said so")
+        os.kill(_running(tree, "worker")[-1], signal.SIGKILL)
         tree.wait_for_pids(3 + generation)
     code, events, said = tree.end()
     assert code == 0
@@ -134,8 +134,8 @@ def test_dead_worker_is_started_again_and_said_so(grow: Grow) -> None:
     assert "worker ended (killed by SIGKILL); starting it again in 0.05 s" in said
 
 
-def _alive_workers(tree: Tree) -> list[int]:
-    return [pid for pid in tree.pids() if alive(pid) and _name(tree, pid) == "worker"]
+def _running(tree: Tree, name: str) -> list[int]:
+    return [pid for pid in tree.pids() if alive(pid) and _name(tree, pid) == name]
 
 
 def _name(tree: Tree, pid: int) -> str:
@@ -154,18 +154,33 @@ def test_worker_waiting_for_its_restart_does_not_outlive_the_stop(grow: Grow) ->
     assert tree.end()[0] == 0
 
 
-def test_dead_gateway_ends_everything_with_its_code_and_last_lines(grow: Grow) -> None:
+LIMIT = {"deaths": 3, "within_s": 600.0}
+READY = SLEEPER.replace("time.sleep", "print('ready')\ntime.sleep")
+
+
+def test_gateway_that_never_was_ready_ends_everything_with_its_code_and_last_lines(grow: Grow) -> None:
     dying = NOTE + "note(os.getpid())\nprint('the weights are missing')\ntime.sleep(0.5)\nsys.exit(7)\n"
-    tree = grow({"gateway": {"code": dying}, "worker": {"code": SLEEPER, "restart": True}})
-    code, _, said = tree.outcome()
+    tree = grow(
+        {
+            "gateway": {"code": dying, "restart": True, "limit": LIMIT},
+            "worker": {"code": SLEEPER, "restart": True},
+        }
+    )
+    code, events, said = tree.outcome()
     assert code == 7
     assert "gateway ended (exit code 7)" in said
     assert "  the weights are missing" in said
+    assert "restart" not in {event["event"] for event in events}
     assert not any(alive(pid) for pid in tree.pids())
 
 
-def test_gateway_killed_by_a_signal_ends_everything_with_a_shell_code(grow: Grow) -> None:
-    tree = grow({"gateway": {"code": PARENT}, "worker": {"code": SLEEPER, "restart": True}})
+def test_gateway_killed_before_it_is_ready_ends_everything_with_a_shell_code(grow: Grow) -> None:
+    tree = grow(
+        {
+            "gateway": {"code": PARENT, "restart": True, "limit": LIMIT},
+            "worker": {"code": SLEEPER, "restart": True},
+        }
+    )
     pids = tree.wait_for_pids(3)
     leader = next(pid for pid in pids if _name(tree, pid) == "gateway")
     os.kill(leader, signal.SIGKILL)
@@ -173,6 +188,50 @@ def test_gateway_killed_by_a_signal_ends_everything_with_a_shell_code(grow: Grow
     assert code == 128 + signal.SIGKILL
     assert "left 1 process(es) behind: killed" in said
     assert not any(alive(pid) for pid in pids)
+
+
+def test_gateway_that_was_ready_comes_back_until_it_has_died_too_often(grow: Grow) -> None:
+    tree = grow(
+        {
+            "gateway": {"code": READY, "restart": True, "limit": LIMIT},
+            "worker": {"code": SLEEPER, "restart": True},
+        }
+    )
+    tree.wait_for_pids(2)
+    for died in range(3):
+        tree.wait_for_ready(died + 1)
+        assert len(_running(tree, "worker")) == 1, "the death of one child is not that of another"
+        os.kill(_running(tree, "gateway")[0], signal.SIGKILL)
+    code, events, said = tree.outcome()
+    assert code == 128 + signal.SIGKILL
+    assert [event["wait_s"] for event in events if event["event"] == "restart"] == [0.05, 0.1]
+    assert "gateway died 3 times in 10 minutes of service: not started again. Add memory." in said
+    assert not any(alive(pid) for pid in tree.pids())
+
+
+def test_deaths_that_lie_far_apart_are_forgiven(grow: Grow) -> None:
+    tree = grow({"gateway": {"code": READY, "restart": True, "limit": {"deaths": 2, "within_s": 0.2}}})
+    for died in range(4):
+        tree.wait_for_ready(died + 1)
+        time.sleep(0.3)
+        os.kill(_running(tree, "gateway")[0], signal.SIGKILL)
+    tree.wait_for_ready(5)
+    assert tree.end()[0] == 0
+
+
+def test_gateway_that_does_not_get_ready_again_is_given_up_however_long_it_tries(grow: Grow) -> None:
+    once = NOTE + (
+        "if os.path.exists(os.environ['FOLDER'] + '/pids'): time.sleep(0.5); sys.exit('no memory left')\n"
+        "note(os.getpid())\nprint('ready')\n"
+    )
+    limit = {"deaths": 3, "within_s": 0.2}
+    tree = grow({"gateway": {"code": once + SLEEP, "restart": True, "limit": limit}})
+    tree.wait_for_ready(1)
+    os.kill(tree.pids()[0], signal.SIGKILL)
+    code, events, said = tree.outcome()
+    assert code == 1
+    assert len([event for event in events if event["event"] == "restart"]) == 2
+    assert "  no memory left" in said
 
 
 def test_others_start_only_after_the_first_has_passed(grow: Grow) -> None:
