@@ -1,7 +1,7 @@
 """The gateway's ASGI app.
 
-Owns the order of its layers, from the outside in: request ids, authentication, the steered routes,
-our own routes, and vLLM's app for everything else. What the parts are is server/wiring.py's.
+Owns the order of its layers, from the outside in: CORS, request ids, authentication, our own routes, and
+vLLM's app, with steering around it, for everything else. What the parts are is server/wiring.py's.
 """
 
 import asyncio
@@ -10,12 +10,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from prometheus_client import REGISTRY, CollectorRegistry
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from config.settings import Settings
-from server.api import consolidations, health, memory, metrics, priors, traces
+from server.api import consolidations, docs, health, memory, metrics, priors, traces
 from server.api.auth import Authentication
+from server.api.cors import cors_options
 from server.api.errors import install_on_gateway, response_of
 from server.api.requests import RequestIds
 from server.api.steered import SteeredRoutes
@@ -63,22 +66,30 @@ def create_app(
     app = FastAPI(
         title="LatentEvolve",
         lifespan=lifespan,
-        docs_url="/latent/docs",  # vLLM's app keeps /docs and /openapi.json
-        redoc_url=None,
-        openapi_url="/latent/openapi.json",
+        openapi_url=None,  # server/api/docs.py has the schema of all routes
         redirect_slashes=False,
     )
     app.state.readiness = readiness
     app.state.metrics = registry
-    for part in (health, metrics, traces, memory, priors, consolidations):
+    for part in (health, metrics, docs, traces, memory, priors, consolidations):
         app.include_router(part.router)
-    app.mount("/", _Inner(readiness))
+    _answer_head(app)
     install_on_gateway(app)
-    app.add_middleware(SteeredRoutes, readiness=readiness)
+    app.router.default = SteeredRoutes(_Inner(readiness), readiness)
+    # What is added later stands further outside.
     if settings.api_key:
         app.add_middleware(Authentication, api_key=settings.api_key)
-    app.add_middleware(RequestIds)  # added last, so outermost
+    app.add_middleware(RequestIds)
+    if cors := cors_options(settings.vllm_args):
+        app.add_middleware(CORSMiddleware, **cors)
     return app
+
+
+def _answer_head(app: FastAPI) -> None:
+    """Let every route that has GET have HEAD, which FastAPI does not do by itself."""
+    for route in [*app.routes]:
+        if isinstance(route, APIRoute) and "GET" in route.methods:
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 async def _run(
@@ -112,8 +123,8 @@ class _Inner:
         try:
             inner = self._readiness.require().inner
         except NotReadyError as error:
-            inner = response_of(error)
             if scope["type"] == "websocket":
                 await receive()
                 return await send({"type": "websocket.close", "code": 1013, "reason": str(error)})
+            return await response_of(error, scope["path"])(scope, receive, send)
         return await inner(scope, receive, send)

@@ -8,7 +8,6 @@ class GatewayError(Exception):
     """Base of what the gateway answers with an error of its own.
 
     GatewayError
-    ├── BodyRejectedError      400: the body is not a JSON object
     ├── UnauthorizedError      401: no API key, or a wrong one
     ├── UnknownModelError      404: the model, or the effort after its colon, is not served
     ├── NotFoundError          404: no such trace, prior or night
@@ -27,13 +26,6 @@ class GatewayError(Exception):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
-
-
-class BodyRejectedError(GatewayError):
-    """The body is not a JSON object."""
-
-    status = 400
-    kind = "BadRequestError"
 
 
 class UnauthorizedError(GatewayError):

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from starlette.types import ASGIApp
+from fastapi import FastAPI
 
 from config.settings import Settings
 from memory.registry import PriorRegistry
@@ -54,7 +54,7 @@ class Gateway:
     settings: Settings
     space: str
     """Id of the latent space that is served."""
-    inner: ASGIApp
+    inner: FastAPI
     """vLLM's app: every route that is not ours."""
     served: Callable[[], Collection[str]]
     """Names that vLLM answers to, adapters included."""

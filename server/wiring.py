@@ -25,7 +25,6 @@ from memory.spaces import memory_id
 from memory.store import EpisodeStore
 from model.engine import Engine
 from model.pull import resolve_model
-from server.api.errors import install_on_inner
 from server.gateway import Check, Gateway
 from server.nights import NightCoordinator
 from server.steering.metrics import Metrics
@@ -76,7 +75,6 @@ async def open_gateway(
             )
         )
         install(app.state, engine, gateway.steering.steer)
-        install_on_inner(app)
         await _background(stack, _watch_engine(engine.llm, stop), "engine")
         yield gateway
 
@@ -97,7 +95,7 @@ async def assemble(
 
     Args:
         engine: What steering asks.
-        inner: ASGI app of every route that is not ours.
+        inner: App of every route that is not ours.
         served: Names that it answers to.
         engine_answers: Whether the engine is alive.
         checks: Results of the self-checks; a failed one turns steering off.

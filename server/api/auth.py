@@ -23,9 +23,7 @@ class Authentication:
         self._digest = _digest(api_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (
-            scope["method"] == "OPTIONS" or scope["path"] in OPEN_PATHS  # a CORS preflight bears no key
-        ):
+        if scope["type"] == "http" and scope["path"] in OPEN_PATHS:
             return await self.app(scope, receive, send)
         if scope["type"] not in ("http", "websocket") or self._knows(Headers(scope=scope)):
             return await self.app(scope, receive, send)
@@ -33,7 +31,7 @@ class Authentication:
             await receive()
             return await send({"type": "websocket.close", "code": 1008, "reason": "unauthorized"})
         error = UnauthorizedError("send the server's API key as `Authorization: Bearer KEY`")
-        return await response_of(error)(scope, receive, send)
+        return await response_of(error, scope["path"])(scope, receive, send)
 
     def _knows(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")

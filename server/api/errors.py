@@ -1,17 +1,19 @@
-"""One shape for every error: OpenAI's, with vLLM's types and numeric codes.
+"""Errors of the gateway's own, in the shape of the route that was asked.
 
-Owns the translation of exceptions into responses. An unknown exception becomes a generic 500 that
-names the request id and nothing from inside.
+Owns the translation of exceptions into responses: OpenAI's shape, and Anthropic's on its routes, with
+vLLM's types and numeric codes. An unknown exception becomes a generic 500 that names the request id and
+nothing from inside. What vLLM's app answers is its own.
 """
 
+import json
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.routing import Match, Route
 
 from memory.episode import LatentMemoryError, StoreUnavailableError
 from memory.free_space import NoRoomError
@@ -24,79 +26,96 @@ from server.steering.call import SteeringRejectedError
 
 logger = logging.getLogger(__name__)
 
+ANTHROPIC_PATHS = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
+"""Routes whose errors have Anthropic's shape."""
+
 _KINDS = {
     400: "BadRequestError",
     404: "NotFoundError",
     405: "MethodNotAllowedError",
+    409: "ConflictError",
     503: "ServiceUnavailableError",
 }
 
 
-def error_response(
-    status: int, message: str, kind: str | None = None, param: str | None = None
-) -> JSONResponse:
-    """Return an OpenAI-shaped error."""
-    kind = kind or _KINDS.get(status, "InternalServerError" if status >= 500 else "BadRequestError")
-    return JSONResponse(
-        {"error": {"message": message, "type": kind, "param": param, "code": status}}, status_code=status
+class _Escaped(JSONResponse):
+    """JSON in ASCII: an error may repeat what a client sent, and UTF-8 has no lone surrogates."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
+
+
+class _Fault(NamedTuple):
+    status: int
+    message: str
+    param: str | None = None
+    kind: str | None = None
+    headers: dict[str, str] | None = None
+
+
+def response_of(error: Exception, path: str) -> JSONResponse:
+    """Return the response that says `error` on the route `path`; one nobody foresaw is logged, not shown."""
+    fault = _fault(error)
+    kind = fault.kind or _KINDS.get(
+        fault.status, "InternalServerError" if fault.status >= 500 else "BadRequestError"
     )
+    body: dict[str, Any]
+    if path in ANTHROPIC_PATHS:
+        body = {"type": "error", "error": {"type": kind, "message": fault.message}}
+    else:
+        body = {"error": {"message": fault.message, "type": kind, "param": fault.param, "code": fault.status}}
+    return _Escaped(body, fault.status, fault.headers)
 
 
-def response_of(error: Exception) -> JSONResponse:
-    """Return the response that says `error`; one nobody foresaw is logged and not shown."""
+def _fault(error: Exception) -> _Fault:
     match error:
         case GatewayError():
-            response = error_response(error.status, str(error), error.kind, error.param)
-            if error.status == 401:
-                response.headers["www-authenticate"] = "Bearer"
-            return response
+            headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
+            return _Fault(error.status, str(error), error.param, error.kind, headers)
         case SteeringRejectedError():
-            return error_response(400, str(error), param=error.param)
+            return _Fault(400, str(error), error.param)
         case PromptTooLongError():
-            return error_response(400, str(error), param="messages")
+            return _Fault(400, str(error), "messages")
         case UnsupportedError():
-            return error_response(400, str(error), param="latent.refiner")
+            return _Fault(400, str(error), "latent.refiner")
         case EngineDeadError():
-            return error_response(503, "the engine is gone; see the server's log")
+            return _Fault(503, "the engine is gone; see the server's log")
         case NoRoomError():
-            return error_response(507, str(error), "InsufficientStorageError")
+            return _Fault(507, str(error), kind="InsufficientStorageError")
         case StoreUnavailableError():
-            return error_response(503, f"the episode store does not answer: {error}")
+            return _Fault(503, f"the episode store does not answer: {error}")
         case NightRunningError():
-            return error_response(409, f"{error}; one night at a time", "ConflictError")
+            return _Fault(409, f"{error}; one night at a time")
         case RegistryError():
-            return error_response(409, str(error), "ConflictError", "version")
+            return _Fault(409, str(error), "version")
         case RequestValidationError():
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-            return error_response(400, f"{place}: {first['msg']}", param=place)
+            return _Fault(400, f"{place}: {first['msg']}", place)
         case HTTPException():
-            return error_response(error.status_code, str(error.detail))
+            return _Fault(error.status_code, str(error.detail))
     request_id = current_request_id.get()
     logger.error("unforeseen error in request %s", request_id, exc_info=error)
-    return error_response(500, f"internal error; the server's log has it under request id {request_id}")
+    return _Fault(500, f"internal error; the server's log has it under request id {request_id}")
 
 
-async def _answer(_: Request, error: Exception) -> JSONResponse:
-    return response_of(error)
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    response = response_of(error, request.scope["path"])
+    if response.status_code == 405:  # the error itself knows the methods of one route only
+        response.headers["allow"] = ", ".join(sorted(_methods(request)))
+    return response
+
+
+def _methods(request: Request) -> set[str]:
+    """Return the methods that our routes have for the request's path."""
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    fitting = (route.methods for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for methods in fitting for method in methods or ()}
 
 
 def install_on_gateway(app: FastAPI) -> None:
-    """Answer every foreseen error of the gateway's own routes in one shape."""
+    """Answer every foreseen error of the gateway's own routes."""
     for kind in (GatewayError, SteeringRejectedError, EngineError, LatentMemoryError):
         app.add_exception_handler(kind, _answer)
     app.add_exception_handler(RequestValidationError, _answer)
     app.add_exception_handler(HTTPException, _answer)
-
-
-def install_on_inner(app: FastAPI) -> None:
-    """Let vLLM's app name the field of what steering refuses; its own handlers would lose it.
-
-    It has a handler for FastAPI's HTTPException, but none for Starlette's, which unknown routes raise.
-    """
-    # vLLM's app comes with its layers already built, and building them anew would lose its HTTP metrics.
-    layer: Any = app.middleware_stack
-    while layer is not None and not isinstance(layer, ExceptionMiddleware):
-        layer = getattr(layer, "app", None)
-    for kind in (SteeringRejectedError, EngineError, LatentMemoryError, HTTPException):
-        (layer or app).add_exception_handler(kind, _answer)

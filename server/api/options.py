@@ -14,10 +14,12 @@ from server.errors import UnknownModelError
 from server.steering.call import SteeringOptions, SteeringRejectedError
 
 CHAT = "/v1/chat/completions"
+BATCH = "/v1/chat/completions/batch"
 COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
 MESSAGES = "/v1/messages"
-STEERED_PATHS = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
+INVOCATIONS = "/invocations"
+STEERED_PATHS = frozenset({CHAT, BATCH, COMPLETIONS, RESPONSES, MESSAGES, INVOCATIONS})
 """Routes that read our options. Completions read them too, though they are never steered."""
 
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
@@ -74,7 +76,7 @@ def read_options(
             "latent.refiner: 'gradient' needs the autograd twin, which this server runs without",
             "latent.refiner",
         )
-    model, suffix = _split_model(body.get("model"), served)
+    _, suffix = _split_model(body.get("model"), served)
     effort, source = _effort(latent, suffix, body, path, settings)
     options = SteeringOptions(
         effort=effort,
@@ -90,12 +92,20 @@ def read_options(
         explore=latent.explore,
         seed=latent.seed,
     )
-    if "latent" not in body and suffix is None:
-        return options, body
-    rest = {name: value for name, value in body.items() if name != "latent"}
-    if suffix is not None:
-        rest["model"] = model
+    rest = without_suffix(body, served)
+    if "latent" in body:
+        rest = {name: value for name, value in rest.items() if name != "latent"}
     return options, rest
+
+
+def without_suffix(body: dict[str, Any], served: Collection[str]) -> dict[str, Any]:
+    """Return the body with the effort taken off its model's name (the same object if there is none).
+
+    Raises:
+        UnknownModelError: the effort after the model's colon does not exist.
+    """
+    model, suffix = _split_model(body.get("model"), served)
+    return body if suffix is None else {**body, "model": model}
 
 
 def _latent_object(value: Any) -> LatentObject:
@@ -138,19 +148,16 @@ def _effort(
         return latent.effort, "latent.effort"
     if suffix is not None:
         return suffix, "model"
-    if settings.reasoning_effort_steers:
-        param, value = _reasoning_effort(body, path)
-        if value is not None:
-            if not isinstance(value, str) or value not in REASONING_EFFORTS:
-                raise SteeringRejectedError(f"{param}: expected one of {', '.join(REASONING_EFFORTS)}", param)
-            return REASONING_EFFORTS[value], "reasoning_effort"
+    value = _reasoning_effort(body, path) if settings.reasoning_effort_steers else None
+    if isinstance(value, str) and value in REASONING_EFFORTS:
+        return REASONING_EFFORTS[value], "reasoning_effort"
     return settings.default_effort, "default"
 
 
-def _reasoning_effort(body: dict[str, Any], path: str) -> tuple[str, Any]:
-    """Return the field's name and value; the value stays in the body, for vLLM reads it too."""
-    if path == CHAT:
-        return "reasoning_effort", body.get("reasoning_effort")
+def _reasoning_effort(body: dict[str, Any], path: str) -> Any:
+    """Return OpenAI's field. It stays in the body: vLLM reads it too, and refuses what it may not be."""
+    if path in (CHAT, BATCH, INVOCATIONS):
+        return body.get("reasoning_effort")
     if path == RESPONSES and isinstance(body.get("reasoning"), dict):
-        return "reasoning.effort", body["reasoning"].get("effort")
-    return "", None
+        return body["reasoning"].get("effort")
+    return None

@@ -15,6 +15,7 @@ from server.log import current_request_id
 
 logger = logging.getLogger(__name__)
 
+REQUEST_ID = "x-request-id"
 _ACCEPTABLE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -27,7 +28,7 @@ class RequestIds:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        offered = Headers(scope=scope).get("x-request-id", "")
+        offered = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = offered if _ACCEPTABLE.fullmatch(offered) else uuid.uuid4().hex
         started = False
 
@@ -35,7 +36,7 @@ class RequestIds:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
         token = current_request_id.set(request_id)
@@ -45,6 +46,6 @@ class RequestIds:
             if started:  # too late for another answer: the connection breaks, which clients notice
                 logger.exception("the answer to request %s broke off", request_id)
                 raise
-            await response_of(error)(scope, receive, send_named)
+            await response_of(error, scope["path"])(scope, receive, send_named)
         finally:
             current_request_id.reset(token)

@@ -1,13 +1,16 @@
-"""The layer around the routes that may be steered.
+"""The layer around vLLM's app.
 
-Owns what happens to a request between the client and vLLM's handlers: its options are read and
-stripped, the call travels in a context variable, and every answer says in its headers what ran and
-why. Knows nothing of how steering decides, and never holds back a streamed answer.
+Owns what happens to a request between the client and vLLM's handlers: the effort is taken off the model's
+name on every route, and on those that may be steered the options are read and stripped, the call travels in
+a context variable, and every answer says in its headers what ran and why. What vLLM refuses by itself, such
+as a body that is no JSON, reaches it as it came. Knows nothing of how steering decides, and never holds back
+a streamed answer.
 """
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,9 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.engine import Usage
 from server.api.errors import response_of
-from server.api.options import CHAT, COMPLETIONS, RESPONSES, STEERED_PATHS, read_options
-from server.api.usage import with_usage
-from server.errors import BodyRejectedError, BodyTooLargeError, GatewayError
+from server.api.options import BATCH, COMPLETIONS, MESSAGES, STEERED_PATHS, read_options, without_suffix
+from server.api.usage import Told, with_usage
+from server.errors import BodyTooLargeError, GatewayError
 from server.gateway import Readiness
 from server.steering.call import Outcome, SteeringCall, SteeringRejectedError, current_call
 
@@ -31,66 +34,86 @@ NOT_STEERED = Outcome(mode="plain", reason="completions-not-steered")
 EFFORT_NONE = Outcome(mode="plain", reason="effort-none")
 NOT_REACHED = Outcome(mode="plain", reason="not-rendered-as-chat")
 """vLLM answered without rendering a chat, so that the hook never saw the request."""
+MIXED = "mixed"
+"""In a header, where the conversations of a batch differ."""
+
+
+_PREFIX = "x-latent-"
+_TOLD = ("mode", "reason", "effort", "prior", "episodes", "trace", "reward-before", "reward-after")
+HEADERS = tuple(_PREFIX + name for name in _TOLD)
+"""What an answer may say of its steering."""
 
 
 class SteeredRoutes:
-    """ASGI middleware that carries a `SteeringCall` through vLLM's handlers."""
+    """ASGI app that carries a `SteeringCall` through vLLM's handlers."""
 
     def __init__(self, app: ASGIApp, readiness: Readiness) -> None:
         self.app = app
         self._readiness = readiness
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in STEERED_PATHS:
+        if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        path = scope["path"]
+        path, started = scope["path"], time.monotonic()
         call: SteeringCall | None = None
-        started = time.monotonic()
 
-        def describe(status: int) -> Outcome:
-            outcome = _outcome(status, call, path)
-            if self._readiness.gateway is not None:
-                effort = call.options.effort if call is not None else "none"
-                self._readiness.gateway.tally.count(effort, outcome, time.monotonic() - started)
-            return outcome
+        def describe(status: int) -> dict[str, str]:
+            said = []
+            for each in [call] if call is None else call.conversations:
+                outcome = _outcome(status, each, path)
+                said.append(_described(outcome, each))
+                if self._readiness.gateway is not None:
+                    effort = each.options.effort if each is not None else "none"
+                    self._readiness.gateway.tally.count(effort, outcome, time.monotonic() - started)
+            return _common(said)
 
+        if path in STEERED_PATHS:
+            send = _with_headers(send, describe)
         try:
             gateway = self._readiness.require()
-            body = await _read(scope, receive)
-            options, rewritten = read_options(body.parsed, path, gateway.settings, gateway.served())
+            raw = await _read(scope, receive) if _is_json(scope) else None
+            body = rewritten = None if raw is None else _object(raw)
+            if body is not None and path in STEERED_PATHS:
+                options, rewritten = read_options(body, path, gateway.settings, gateway.served())
+                call = SteeringCall(options, batch=[] if path == BATCH else None)
+            elif body is not None:
+                rewritten = without_suffix(body, gateway.served())
         except ClientDisconnect:
             return None
         except (GatewayError, SteeringRejectedError) as error:
-            return await response_of(error)(scope, receive, _with_headers(send, None, describe))
-        call = SteeringCall(options)
-        raw = body.raw if rewritten is body.parsed else json.dumps(rewritten).encode()
-        if path in (CHAT, RESPONSES):
-            send = with_usage(send, lambda: _spent(call))
+            return await response_of(error, path)(scope, receive, send)
+        if rewritten is not body:
+            raw = json.dumps(rewritten).encode()
+        if raw is not None:
+            scope, receive = _sized(scope, len(raw)), _replay(raw, receive)
+        if call is None:
+            return await self.app(scope, receive, send)
+        if path not in (COMPLETIONS, MESSAGES):
+            send = with_usage(send, partial(_told, call))
         # Completions have no chat to steer, so that vLLM's hook does not get to see the call.
         token = current_call.set(None if path == COMPLETIONS else call)
         try:
-            await self.app(
-                _sized(scope, len(raw)), _replay(raw, receive), _with_headers(send, call, describe)
-            )
+            await self.app(scope, receive, send)
         finally:
             current_call.reset(token)
             call.end()
 
 
-class _Body:
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-        try:
-            parsed = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            reason = str(error) if isinstance(error, json.JSONDecodeError) else "cannot be parsed"
-            raise BodyRejectedError(f"the body is not JSON: {reason}", "body") from error
-        if not isinstance(parsed, dict):
-            raise BodyRejectedError("the body is not a JSON object", "body")
-        self.parsed: dict[str, Any] = parsed
+def _is_json(scope: Scope) -> bool:
+    """Return whether vLLM reads the body as JSON; it refuses others, or they are uploads."""
+    return Headers(scope=scope).get("content-type", "").lower().partition(";")[0] == "application/json"
 
 
-async def _read(scope: Scope, receive: Receive) -> _Body:
+def _object(raw: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that a body is, None for what vLLM will refuse."""
+    try:
+        parsed = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+async def _read(scope: Scope, receive: Receive) -> bytes:
     too_large = BodyTooLargeError(f"the body is longer than {MAX_BODY_BYTES} bytes", "body")
     announced = Headers(scope=scope).get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced[:20]) > MAX_BODY_BYTES:
@@ -104,7 +127,7 @@ async def _read(scope: Scope, receive: Receive) -> _Body:
         if len(chunks) > MAX_BODY_BYTES:
             raise too_large
         if not message.get("more_body", False):
-            return _Body(bytes(chunks))
+            return bytes(chunks)
 
 
 def _sized(scope: Scope, length: int) -> Scope:
@@ -140,26 +163,55 @@ def _outcome(status: int, call: SteeringCall | None, path: str) -> Outcome:
     return EFFORT_NONE if call.options.effort == "none" else NOT_REACHED
 
 
-def _spent(call: SteeringCall) -> Usage | None:
-    """Return what refining spent, None when there was none."""
-    usage = call.outcome.usage if call.outcome is not None else Usage()
-    return None if usage == Usage() else usage
+def _told(call: SteeringCall) -> Told:
+    """Return what the body tells of the work, and in a steered batch of each conversation."""
+    spent = Usage()
+    for each in call.conversations:
+        if each.outcome is not None:
+            spent += each.outcome.usage
+    if call.batch is None or not any(each.traced for each in call.batch):
+        return Told(spent)
+    return Told(
+        spent,
+        [
+            {
+                name.replace("-", "_"): value
+                for name, value in _described(each.outcome or NOT_REACHED, each).items()
+            }
+            for each in call.batch
+        ],
+    )
 
 
-def _with_headers(send: Send, call: SteeringCall | None, describe: Callable[[int], Outcome]) -> Send:
+def _described(outcome: Outcome, call: SteeringCall | None) -> dict[str, str]:
+    """Return what an answer says of one conversation, by names of `_TOLD`."""
+    said = {
+        "mode": outcome.mode,
+        "reason": outcome.reason,
+        "effort": call.options.effort if call is not None else "none",
+        "prior": outcome.prior_version or "none",
+        "episodes": ",".join(outcome.episode_ids),
+        "trace": call.trace_id if call is not None and call.traced else "none",
+    }
+    for name, reward in (("before", outcome.reward_before), ("after", outcome.reward_after)):
+        if reward is not None:
+            said[f"reward-{name}"] = f"{reward:.4f}"
+    return said
+
+
+def _common(said: list[dict[str, str]]) -> dict[str, str]:
+    """Return what all conversations have in common; where they differ, `mixed`."""
+    names = [name for name in _TOLD if any(name in one for one in said)]
+    values = {name: {one.get(name) for one in said} for name in names}
+    return {name: str(held.pop()) if len(held) == 1 else MIXED for name, held in values.items()}
+
+
+def _with_headers(send: Send, describe: Callable[[int], Mapping[str, str]]) -> Send:
     async def send_described(message: Message) -> None:
         if message["type"] == "http.response.start":
-            outcome = describe(message["status"])
             headers = MutableHeaders(scope=message)
-            headers["x-latent-mode"] = outcome.mode
-            headers["x-latent-reason"] = outcome.reason
-            headers["x-latent-effort"] = call.options.effort if call is not None else "none"
-            headers["x-latent-prior"] = outcome.prior_version or "none"
-            headers["x-latent-episodes"] = ",".join(outcome.episode_ids)
-            headers["x-latent-trace"] = call.trace_id if call is not None and call.traced else "none"
-            for name, reward in (("before", outcome.reward_before), ("after", outcome.reward_after)):
-                if reward is not None:
-                    headers[f"x-latent-reward-{name}"] = f"{reward:.4f}"
+            for name, value in describe(message["status"]).items():
+                headers[_PREFIX + name] = value
         await send(message)
 
     return send_described

@@ -44,17 +44,19 @@ def install(state: Any, engine: VLLMEngine, steer: Steer) -> None:
         return conversation, await steered(request, inputs, question_of(messages))
 
     async def steered(request: Any, inputs: list[Any], question: str) -> list[Any]:
-        call = current_call.get()
-        if call is None:
+        request_call = current_call.get()
+        if request_call is None:
             return inputs
+        call = request_call.conversation()
         reason = why_untouched(call.options, request, inputs, state.openai_serving_models.lora_requests)
         if reason is not None:
             call.outcome = Outcome("plain", reason)
             return inputs
-        salt = cache_salt.set(inputs[0].get("cache_salt"))
+        salt, token = cache_salt.set(inputs[0].get("cache_salt")), current_call.set(call)
         try:
             return [await _steered_input(engine, steer, call, request, inputs[0], question)]
         finally:
+            current_call.reset(token)
             cache_salt.reset(salt)
 
     renderer.preprocess_chat = steered_chat

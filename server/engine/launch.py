@@ -293,6 +293,8 @@ def engine_arguments(
     options += shlex.split(settings.vllm_args)
     options += ["--enable-prefix-caching", "--enable-prompt-embeds"]
     options += ["--worker-extension-cls", "server.engine.extension.StateCatcher"]
+    options += ["--enable-offline-docs"]  # the script and style of /docs
+    options += ["--allowed-origins", "[]"]  # the gateway's own layer answers browsers (server/api/cors.py)
     return options
 
 

@@ -98,9 +98,25 @@ class SteeringCall:
     """Whether the answer has been sent, or nobody waits for it any more."""
     afterwards: list[Callable[[], None]] = field(default_factory=list)
     """Called once, when it has been."""
+    batch: list["SteeringCall"] | None = None
+    """Of a request of several conversations: a call for each, in their order, once it is rendered."""
+
+    def conversation(self) -> "SteeringCall":
+        """Return the call of the conversation that is being rendered: of a batch, a new one."""
+        if self.batch is None:
+            return self
+        self.batch.append(SteeringCall(self.options))
+        return self.batch[-1]
+
+    @property
+    def conversations(self) -> list["SteeringCall"]:
+        """What was rendered: of a batch, the call of each conversation, else itself."""
+        return self.batch or [self]
 
     def end(self) -> None:
         """Note that the answer has been sent."""
+        for call in self.batch or ():
+            call.end()
         self.answered = True
         for todo in self.afterwards:
             todo()

@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
 from model.scripted_engine import ScriptedEngine
-from server.api.errors import install_on_inner
 from server.app import create_app
 from server.gateway import Gateway
 from server.wiring import assemble
@@ -125,7 +124,6 @@ async def _served(root: Path, parts: Parts, ready: bool, values: dict[str, Any])
             checks=parts.checks,
             send_night=parts.send_night or queued.append,
         ) as gateway:
-            install_on_inner(inner)
             inner.state.steer = gateway.steering.steer
             yield gateway
 

@@ -1,16 +1,19 @@
-"""Stand-in for vLLM's app: a few of its routes on a scripted engine, steered as the real hook does."""
+"""Stand-in for vLLM's app: a few of its routes on a scripted engine, steered as the real hook does.
+
+Refusals have vLLM's shapes, so that a test can tell them from the gateway's own.
+"""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from model.engine import Decoding, SteeredPrompt
 from model.scripted_engine import ScriptedEngine
-from server.steering.call import RenderedPrompt, current_call
+from server.steering.call import Outcome, RenderedPrompt, SteeringRejectedError, current_call
 
 MODEL = "small"
 
@@ -27,31 +30,56 @@ def inner_app(engine: ScriptedEngine) -> FastAPI:
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
 
-    @app.get("/tokenize")
-    async def tokenize() -> dict[str, Any]:
-        return {"call": current_call.get() is not None}
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        told = {"call": current_call.get() is not None, "seen": await request.json()}
+        return Response(json.dumps(told), media_type="application/json")
 
     async def answer(request: Request) -> Any:
-        body = await request.json()
+        try:
+            body = await request.json()
+            if request.headers.get("content-type") != "application/json" or not isinstance(body, dict):
+                raise ValueError("not what is asked for")
+            json.dumps(body, ensure_ascii=False).encode()  # no lone surrogates
+            effort = body.get("reasoning_effort")
+            if not isinstance(effort, str | None) or effort == "extreme":
+                raise ValueError("no such reasoning_effort")
+        except (ValueError, RecursionError) as error:
+            return _refusal(400, f"1 validation error: {str(error)!a}", "Bad Request", "body.there")
         if body.get("model", MODEL) != MODEL:
-            message = f"The model `{body['model']}` does not exist."
-            error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
-            return JSONResponse({"error": error}, 404)
+            return _refusal(404, f"The model {body['model']!a} does not exist.", "NotFoundError", "model")
         if body.get("break") == "before":
             raise RuntimeError("secret of the inside")
-        text = await _answered(engine, app, body)
+        try:
+            if request.url.path.endswith("/batch"):
+                asked = [{**body, "messages": messages} for messages in body["messages"]]
+                texts = [await _answered(engine, app, each) for each in asked]
+            else:
+                texts = [await _answered(engine, app, body)]
+        except SteeringRejectedError as error:
+            return _refusal(400, str(error), "BadRequestError", error.param)
+        text = texts[0]
         usage = _usage(request.url.path, text)
         if not body.get("stream"):
             said = {"seen": body, "length": request.headers["content-length"], "text": text}
-            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-            return said | {"object": "chat.completion", "choices": [choice], "usage": usage}
+            choices = [
+                {"index": i, "finish_reason": "stop", "message": {"role": "assistant", "content": each}}
+                for i, each in enumerate(texts)
+            ]
+            return said | {"object": "chat.completion", "choices": choices, "usage": usage}
         stream = _stream(app, body, text, request.url.path, usage)
         return StreamingResponse(stream, media_type="text/event-stream")
 
     async def complete(request: Request) -> Any:
         return {"seen": await request.json(), "call": current_call.get() is not None}
 
-    for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages"):
+    for path in (
+        "/v1/chat/completions",
+        "/v1/chat/completions/batch",
+        "/v1/responses",
+        "/v1/messages",
+        "/invocations",
+    ):
         app.add_api_route(path, answer, methods=["POST"])
     app.add_api_route("/v1/completions", complete, methods=["POST"])
     app.middleware_stack = app.build_middleware_stack()  # as vLLM's app comes
@@ -64,6 +92,9 @@ async def _answered(engine: ScriptedEngine, app: FastAPI, body: dict[str, Any]) 
     decoding = Decoding(max_tokens=int(body.get("max_tokens", 32)))
     latent = position = None
     call = current_call.get()
+    if call is not None:
+        call = call.conversation()
+        call.outcome = Outcome("plain", "effort-none")
     if call is not None and call.options.effort != "none":
         prompt = RenderedPrompt(tokens, engine.decode(tokens), question, decoding)
         # In a task of its own, as vLLM runs its handlers.
@@ -72,6 +103,11 @@ async def _answered(engine: ScriptedEngine, app: FastAPI, body: dict[str, Any]) 
         latent, position = call.outcome.latent, call.outcome.position
     (generation,) = await engine.generate([SteeredPrompt(tokens, latent, position)], decoding)
     return generation.text
+
+
+def _refusal(status: int, message: str, kind: str, param: str | None) -> JSONResponse:
+    error = {"message": message, "type": kind, "param": param, "code": status}
+    return JSONResponse({"error": error}, status)
 
 
 def _usage(path: str, text: str) -> dict[str, int]:

@@ -1,10 +1,19 @@
-"""Errors: one shape, a request id, and nothing from inside."""
+"""Errors: the shape of their route, a request id, and nothing from inside."""
 
+import json
+import random
+import re
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import httpx
 import pytest
+from fastapi.routing import APIRoute
 
 from memory.episode import StoreUnavailableError
-from model.engine import EngineDeadError, PromptTooLongError
-from tests.server.api.conftest import Serve, Served
+from tests.server.api.conftest import CHAT, Serve, Served
+
+JSON = {"content-type": "application/json"}
 
 
 async def test_unknown_error_hides_internals(
@@ -24,10 +33,134 @@ async def test_unknown_error_hides_internals(
     assert "secret of the inside" in caplog.text
 
 
-async def test_unknown_route_has_one_shape(served: Served) -> None:
-    answer = await served.http.get("/v1/nothing-here")
-    assert answer.status_code == 404
-    assert answer.json()["error"]["type"] == "NotFoundError"
+async def test_unknown_route_has_vllms_answer(served: Served) -> None:
+    for method in ("GET", "POST", "DELETE"):
+        answer = await served.http.request(method, "/v1/nothing-here")
+        assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})
+
+
+def table(served: Served) -> dict[str, set[str]]:
+    """Return the methods of each of our paths."""
+    methods: dict[str, set[str]] = {}
+    for route in served.app.routes:
+        assert isinstance(route, APIRoute)
+        path = re.sub(r"{\w+}", "00000000-0000-4000-8000-000000000000", route.path)
+        methods.setdefault(path, set()).update(route.methods)
+    assert {"/healthz", "/v1/priors", "/v1/memory/stats"} <= methods.keys()
+    return methods
+
+
+async def test_head_is_answered_wherever_get_is(served: Served) -> None:
+    for path, methods in table(served).items():
+        assert ("GET" in methods) == ("HEAD" in methods), path
+        if "GET" in methods:
+            head, get = await served.http.head(path), await served.http.get(path)
+            assert head.status_code == get.status_code, path
+            assert head.headers["content-type"] == get.headers["content-type"], path
+
+
+async def test_wrong_method_is_a_405_that_names_the_right_ones(served: Served) -> None:
+    for path, methods in table(served).items():
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE"} - methods:
+            if path.endswith("/release") and method == "GET":
+                continue  # a version of that name might be asked for
+            answer = await served.http.request(method, path)
+            assert answer.status_code == 405, (method, path)
+            assert answer.json()["error"]["type"] == "MethodNotAllowedError"
+            assert methods <= set(answer.headers["allow"].split(", ")), path
+
+
+MESSAGES = "/v1/messages"
+
+
+def anthropic(answer: httpx.Response) -> str:
+    """Return the type of an error in Anthropic's shape."""
+    body = answer.json()
+    assert body.keys() == {"type", "error"}
+    assert body["error"].keys() == {"type", "message"}
+    assert body["type"] == "error"
+    assert body["error"]["message"]
+    return str(body["error"]["type"])
+
+
+@pytest.mark.parametrize("path", [MESSAGES, f"{MESSAGES}/count_tokens"])
+async def test_errors_of_ours_have_anthropics_shape_on_its_routes(serve: Serve, path: str) -> None:
+    served = await serve(api_key="s3cret")
+    unknown = await served.http.post(path, json={})
+    assert (unknown.status_code, anthropic(unknown)) == (401, "AuthenticationError")
+    served.http.headers["authorization"] = "Bearer s3cret"
+    suffix = await served.http.post(path, json={"model": "small:extreme"})
+    assert (suffix.status_code, anthropic(suffix)) == (404, "NotFoundError")
+    long = await served.http.post(
+        path, content=b"{}", headers={"content-type": "application/json", "content-length": str(2**40)}
+    )
+    assert (long.status_code, anthropic(long)) == (413, "RequestEntityTooLargeError")
+    served.app.state.readiness.close("no such model")
+    away = await served.http.post(path, json={})
+    assert (away.status_code, anthropic(away)) == (503, "ServiceUnavailableError")
+
+
+async def test_refused_option_has_anthropics_shape_on_its_route(served: Served) -> None:
+    answer = await served.http.post(MESSAGES, json={"latent": {"k": 0}})
+    assert (answer.status_code, anthropic(answer)) == (400, "BadRequestError")
+    assert "latent.k" in answer.json()["error"]["message"]
+
+
+NASTY = "\ud800\udfff\0\r\n\t\x1b\x7f\x85\u2028\ufeff\u202eé語𝕏\\\"'%{}<>:/.#? aZ0"
+
+
+def texts(seed: int, count: int) -> Iterator[str]:
+    """Yield strings of what clients should not send."""
+    generator = random.Random(seed)
+    for _ in range(count):
+        yield "".join(generator.choices(NASTY, k=generator.randint(1, 12)))
+
+
+async def test_nothing_a_client_sends_breaks_an_answer(served: Served) -> None:
+    """Whatever is echoed: a model's name, an option, a path, a query, a header, a number."""
+    version = "00000000-0000-4000-8000-000000000000"
+    for text in texts(seed=7, count=40):
+        quoted = quote(text, safe="", errors="surrogatepass")
+        latin = text.encode("latin-1", "ignore").translate(None, b"\r\n\x00")
+        bodies = [
+            {"model": f"small:{text}"},
+            {"model": text},
+            {"latent": {text: text}},
+            {"latent": {"effort": text, "prior": text}},
+            {"latent": {"effort": "low", "prior": text}},
+            {"latent": {"k": float("nan"), "floor": float("inf"), "seed": 10**400}},
+            {"reasoning_effort": text, text: text},
+        ]
+        answers = [
+            await served.http.post(path, content=json.dumps(body), headers=JSON)
+            for body in bodies
+            for path in (CHAT, MESSAGES, "/tokenize")
+        ]
+        answers += [
+            await served.http.post("/v1/consolidations", content=json.dumps(body), headers=JSON)
+            for body in ({"trigger": text}, {text: text})
+        ]
+        answers += [
+            await served.http.get(f"/v1/{place}")
+            for place in (
+                f"priors/{quoted}",
+                f"latent/traces/{quoted}",
+                f"memory/episodes/{quoted}",
+                f"consolidations/{quoted}",
+                f"latent/traces/{version}?include={quoted}",
+                f"nothing/{quoted}",
+            )
+        ]
+        answers.append(await served.http.post(f"/v1/priors/{quoted}/activate"))
+        headers = {"x-request-id": latin, "authorization": latin, "origin": latin, "cookie": latin}
+        answers.append(await served.http.get("/v1/memory/stats", headers=headers))
+        for answer in answers:
+            where = f"{answer.request.method} {answer.request.url} {text!a}: {answer.text!a}"
+            assert answer.status_code < 500, where
+            answer.json()
+            for name, value in answer.headers.raw:
+                assert re.fullmatch(rb"[\x20-\x7e]*", name + value), where
+    assert (await served.http.get("/metrics")).status_code == 200
 
 
 async def test_error_inside_vllm_still_tells_what_ran(served: Served) -> None:
@@ -54,19 +187,6 @@ async def test_store_that_is_away_is_a_503(served: Served, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(PromptTooLongError("too long"), 400), (EngineDeadError("gone"), 503)]
-)
-async def test_engine_error_in_vllms_app_has_our_shape(served: Served, error: Exception, status: int) -> None:
-    async def refuse(*_: object) -> None:
-        raise error
-
-    served.inner.state.steer = refuse
-    answer = await served.chat()
-    assert answer.status_code == status
-    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-
-
-@pytest.mark.parametrize(
     ("method", "path", "status"),
     [
         ("GET", "/v1/nothing-here", 404),
@@ -90,7 +210,7 @@ async def test_unknown_and_malformed_names(served: Served, method: str, path: st
 
 async def test_key_is_asked_for_everywhere_but_at_probes(serve: Serve) -> None:
     served = await serve(api_key="s3cret")
-    for path in ("/v1/models", "/v1/memory/stats", "/v1/priors", "/tokenize", "/v1/consolidations"):
+    for path in ("/v1/models", "/v1/memory/stats", "/v1/priors", "/tokenize", "/v1/consolidations", "/docs"):
         answer = await served.http.get(path)
         assert answer.status_code == 401, path
         assert answer.json()["error"]["type"] == "AuthenticationError"

@@ -1,6 +1,8 @@
 """The gateway's own routes: probes, metrics, statistics, traces, priors, nights."""
 
 import asyncio
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +237,25 @@ async def test_night_of_unknown_trigger_is_refused(served: Served, body: object)
     answer = await served.http.post("/v1/consolidations", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"]
+
+
+async def test_documentation_shows_every_route_and_loads_nothing_from_elsewhere(served: Served) -> None:
+    schema = (await served.http.get("/openapi.json")).json()
+    paths = {route.path for route in served.app.routes if route.include_in_schema}  # type: ignore[attr-defined]
+    assert {"/v1/models", "/tokenize", "/healthz", "/v1/priors/{version}/activate"} <= schema["paths"].keys()
+    assert paths <= schema["paths"].keys()
+    assert not any("head" in operations for operations in schema["paths"].values())
+    references = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(schema)))
+    assert references <= schema["components"]["schemas"].keys()
+    page = (await served.http.get("/docs")).text
+    assert "openapi.json" in page
+    assert "//" not in re.sub(r"<!--.*?-->", "", page, flags=re.DOTALL)
+
+
+async def test_documentation_that_vllm_was_told_to_hide_is_hidden(served: Served) -> None:
+    served.inner.openapi_url = None
+    for path in ("/docs", "/openapi.json"):
+        assert (await served.http.get(path)).status_code == 404
 
 
 async def test_models_are_vllms(served: Served) -> None:

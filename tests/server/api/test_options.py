@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 
 from config.settings import Settings
-from server.api.options import CHAT, COMPLETIONS, MESSAGES, RESPONSES, read_options
+from server.api.options import (
+    BATCH,
+    CHAT,
+    COMPLETIONS,
+    INVOCATIONS,
+    MESSAGES,
+    RESPONSES,
+    read_options,
+    without_suffix,
+)
 from server.errors import UnknownModelError
 from server.steering.call import SteeringOptions, SteeringRejectedError
 
@@ -34,6 +43,8 @@ def read(body: dict[str, Any], path: str = CHAT, **values: Any) -> tuple[Steerin
         (CHAT, {"reasoning_effort": "medium"}, "medium", "reasoning_effort"),
         (CHAT, {"reasoning_effort": "xhigh"}, "high", "reasoning_effort"),
         (CHAT, {"reasoning_effort": None}, "low", "default"),
+        (BATCH, {"reasoning_effort": "medium"}, "medium", "reasoning_effort"),
+        (INVOCATIONS, {"reasoning_effort": "medium"}, "medium", "reasoning_effort"),
         (RESPONSES, {"reasoning": {"effort": "high"}}, "high", "reasoning_effort"),
         (RESPONSES, {"reasoning": {"summary": "auto"}}, "low", "default"),
         (RESPONSES, {"reasoning_effort": "high"}, "low", "default"),
@@ -112,9 +123,6 @@ def test_every_option_arrives() -> None:
         (CHAT, {"latent": {"seed": 2**63}}, "latent.seed"),
         (CHAT, {"latent": {"effrot": "low"}}, "latent.effrot"),
         (COMPLETIONS, {"latent": {"k": 0}}, "latent.k"),
-        (CHAT, {"reasoning_effort": "extreme"}, "reasoning_effort"),
-        (CHAT, {"reasoning_effort": 3}, "reasoning_effort"),
-        (RESPONSES, {"reasoning": {"effort": "extreme"}}, "reasoning.effort"),
     ],
 )
 def test_bad_value_names_its_field(path: str, body: dict[str, Any], param: str) -> None:
@@ -136,9 +144,31 @@ def test_model_that_is_not_ours_is_left_to_vllm(model: Any) -> None:
     assert read(body)[1] is body
 
 
-def test_unread_reasoning_effort_is_left_to_vllm() -> None:
-    body = {"reasoning_effort": "extreme"}
-    assert read(body, reasoning_effort_steers=False)[1] is body
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"reasoning_effort": "extreme"}),
+        (CHAT, {"reasoning_effort": ["high"]}),
+        (CHAT, {"reasoning_effort": 3}),
+        (RESPONSES, {"reasoning": {"effort": "extreme"}}),
+        (RESPONSES, {"reasoning": "high"}),
+    ],
+)
+def test_reasoning_effort_that_is_none_is_left_to_vllm(path: str, body: dict[str, Any]) -> None:
+    options, rest = read(body, path)
+    assert (options.effort, options.effort_source) == ("low", "default")
+    assert rest is body
+
+
+def test_suffix_alone_can_be_taken_off() -> None:
+    body = {"model": "org/big:8b:high", "latent": {"k": "left alone"}}
+    assert without_suffix(body, SERVED) == {"model": "org/big:8b", "latent": {"k": "left alone"}}
+    assert body["model"] == "org/big:8b:high", "the caller's body must stay as it was"
+    for model in ("small", "other:high", None, 3):
+        other = {"model": model}
+        assert without_suffix(other, SERVED) is other
+    with pytest.raises(UnknownModelError):
+        without_suffix({"model": "small:extreme"}, SERVED)
 
 
 def test_gradient_refiner_without_a_twin_is_refused() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import httpx
 import pytest
 from starlette.types import Message
 
@@ -59,7 +60,7 @@ def chat(**fields: Any) -> bytes:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/messages", "/v1/completions"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/messages", "/v1/completions", "/invocations"])
 async def test_every_answer_tells_what_ran(served: Served, path: str, stream: bool) -> None:
     answer = await served.http.post(path, json={"model": MODEL, "stream": stream})
     assert answer.status_code == 200
@@ -89,7 +90,6 @@ async def test_plain_answer_says_why(served: Served, path: str, fields: dict[str
     [
         ({"latent": {"effort": "extreme"}}, 400, "latent.effort"),
         ({"latent": {"effort": "low", "prior": "v999"}}, 400, "latent.prior"),
-        ({"reasoning_effort": "extreme"}, 400, "reasoning_effort"),
         ({"model": f"{MODEL}:extreme"}, 404, "model"),
         ({"model": "another"}, 404, "model"),
     ],
@@ -106,12 +106,26 @@ async def test_refusal_names_the_field_and_is_plain(
     assert set(answer.headers) >= HEADERS
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b"", b'"text"', b"\xff\xfe", b"[" * 100_000])
-async def test_body_that_is_no_json_object_is_refused(served: Served, body: bytes) -> None:
-    answer = await served.http.post(CHAT, content=body, headers={"content-type": "application/json"})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "body"
-    assert answer.headers["x-latent-reason"] == "rejected"
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        *((body, "application/json") for body in (b"{", b"[]", b"", b'"text"', b"\xff\xfe", b"[" * 100_000)),
+        (b'{"reasoning_effort":"extreme"}', "application/json"),
+        (b'{"reasoning_effort":7}', "application/json"),
+        (b'{"model":"another"}', "application/json"),
+        (b'{"n":' + b"9" * 5000 + b"}", "application/json"),
+        (b'{"model":"small:high"}', "text/plain"),
+        (b"model=small", "application/x-www-form-urlencoded"),
+    ],
+)
+async def test_what_vllm_refuses_has_vllms_answer(served: Served, body: bytes, kind: str) -> None:
+    headers = {"content-type": kind}
+    answer = await served.http.post(CHAT, content=body, headers=headers)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(served.inner), base_url="http://vllm") as bare:
+        expected = await bare.post(CHAT, content=body, headers=headers)
+    assert 400 <= answer.status_code < 500
+    assert (answer.status_code, answer.content) == (expected.status_code, expected.content)
+    assert (answer.headers["x-latent-mode"], answer.headers["x-latent-reason"]) == ("plain", "rejected")
 
 
 async def test_body_that_is_too_long_is_refused_unread(served: Served) -> None:
@@ -165,7 +179,8 @@ async def test_client_that_leaves_ends_its_stream(served: Served) -> None:
         if message["type"] == "http.response.body":
             first.set()
 
-    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b""}
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers, "query_string": b""}
     async with asyncio.timeout(10):
         await served.app(scope | {"root_path": "", "asgi": {"spec_version": "2.3"}}, receive, send)
 
@@ -185,10 +200,60 @@ async def test_refined_answer_tells_its_rewards_and_is_recalled(served: Served) 
     assert unrelated.headers["x-latent-reason"] == "nothing-recalled"
 
 
-async def test_other_routes_carry_no_call(served: Served) -> None:
-    answer = await served.http.get("/tokenize")
-    assert answer.json() == {"call": False}
+async def test_other_routes_carry_no_call_but_take_the_effort(served: Served) -> None:
+    body = {"model": f"{MODEL}:high", "latent": {"left": "alone"}}
+    answer = await served.http.post("/tokenize", json=body)
+    assert answer.json() == {"call": False, "seen": body | {"model": MODEL}}
     assert "x-latent-mode" not in answer.headers
+    unknown = await served.http.post("/tokenize", json={"model": f"{MODEL}:extreme"})
+    assert unknown.status_code == 404
+    assert unknown.json()["error"]["param"] == "model"
+
+
+BATCH = f"{CHAT}/batch"
+
+
+def conversations(*questions: str) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [[{"role": "user", "content": each}] for each in questions]}
+
+
+async def test_each_conversation_of_a_batch_is_steered_and_tells_so(served: Served) -> None:
+    await served.chat("sum two and two", latent={"effort": "medium"})
+    await served.gateway.remember.drain()
+    body = conversations("sum three and four", "poem of rain", "sum five and six")
+    answer = await served.http.post(BATCH, json=body | {"model": f"{MODEL}:low"})
+    said = [choice["latent"] for choice in answer.json()["choices"]]
+    assert [each["mode"] for each in said] == ["recall", "plain", "recall"]
+    assert [each["reason"] for each in said] == ["recalled", "nothing-recalled", "recalled"]
+    assert answer.headers["x-latent-mode"] == answer.headers["x-latent-trace"] == "mixed"
+    assert answer.headers["x-latent-effort"] == "low"
+    traces = [(await served.http.get(f"/v1/latent/traces/{each['trace']}")).json() for each in said]
+    assert [trace["reason"] for trace in traces] == [each["reason"] for each in said]
+    assert [len(trace["episodes"]) for trace in traces] == [1, 0, 1]
+
+
+async def test_batch_counts_and_sums_its_conversations(served: Served) -> None:
+    body = conversations("sum two and two", "sum three and four") | {
+        "latent": {"effort": "medium", "store": False}
+    }
+    answer = (await served.http.post(BATCH, json=body)).json()
+    traces = [
+        (await served.http.get(f"/v1/latent/traces/{choice['latent']['trace']}")).json()
+        for choice in answer["choices"]
+    ]
+    spent = sum(trace["usage"]["forward_tokens"] for trace in traces)
+    assert answer["usage"]["latent"]["forward_tokens"] == spent > 0
+    assert served.gateway.tally.summary()["total"] == 2
+
+
+async def test_batch_of_one_kind_reads_as_one_answer_and_bare_ones_stay_bare(served: Served) -> None:
+    plain = await served.http.post(BATCH, json=conversations("one", "two") | {"latent": {"effort": "none"}})
+    assert (plain.headers["x-latent-mode"], plain.headers["x-latent-reason"]) == ("plain", "effort-none")
+    assert not any("latent" in choice for choice in plain.json()["choices"])
+    one = await served.http.post(BATCH, json=conversations("sum two and two"))
+    assert one.headers["x-latent-trace"] == one.json()["choices"][0]["latent"]["trace"]
+    refused = await served.http.post(BATCH, json=conversations("one") | {"latent": {"k": 0}})
+    assert (refused.status_code, refused.headers["x-latent-reason"]) == (400, "rejected")
 
 
 async def test_failed_self_check_answers_plainly_and_says_which(serve: Serve) -> None:

@@ -8,7 +8,7 @@ from openai import AsyncOpenAI
 from starlette.types import Message
 
 from model.engine import Usage
-from server.api.usage import with_usage
+from server.api.usage import Told, with_usage
 from tests.server.api.conftest import CHAT, Served
 from tests.server.api.inner import MODEL
 
@@ -88,7 +88,7 @@ async def test_answer_that_was_not_refined_or_has_no_such_usage_is_left_alone(
 async def sent_through(
     chunks: list[bytes],
     kind: str,
-    spent: Usage | None = SPENT,
+    spent: Usage = SPENT,
     status: int = 200,
     *headers: tuple[bytes, bytes],
 ) -> list[Message]:
@@ -97,7 +97,7 @@ async def sent_through(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    through = with_usage(send, lambda: spent)
+    through = with_usage(send, lambda: Told(spent))
     head = [(b"content-type", kind.encode()), (b"content-length", b"%d" % sum(map(len, chunks))), *headers]
     await through({"type": "http.response.start", "status": status, "headers": head})
     for number, chunk in enumerate(chunks, 1):
@@ -152,6 +152,6 @@ async def test_errors_other_kinds_and_packed_bodies_are_left_alone() -> None:
     raw = b'{"usage":{"total_tokens":3}}'
     assert body(await sent_through([raw], "application/json", status=400)) == raw
     assert body(await sent_through([raw], "text/plain")) == raw
-    assert body(await sent_through([raw], "application/json", None)) == raw
+    assert body(await sent_through([raw], "application/json", Usage())) == raw
     packed = (b"content-encoding", b"gzip")
     assert body(await sent_through([raw], "application/json", SPENT, 200, packed)) == raw
