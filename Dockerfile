@@ -1,4 +1,4 @@
-# One image for gateway, worker and beat; docker-compose.yml's `command` says which it is.
+# One image for gateway and worker; docker-compose.yml's `command` says which it is.
 #   docker build .                                   CPU
 #   docker build --build-arg LOCK=gpu --build-arg PYTHON=3.12 .      GPU: vLLM with CUDA
 ARG PYTHON=3.11

@@ -8,7 +8,7 @@ ARGS   ?=
 .PHONY: help setup setup-dev serve demo test check format lock clean
 
 help:
-	@echo "make serve   set up and start gateway, worker and beat on 127.0.0.1:8000 (ARGS='--model ...')"
+	@echo "make serve   set up and start gateway and worker on 127.0.0.1:8000 (ARGS='--model ...')"
 	@echo "make demo    a day, a night and the next day on example questions"
 	@echo "make test    set up and run every test"
 	@echo "make check   format, lint and types"

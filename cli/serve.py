@@ -45,15 +45,13 @@ def serve(
     log_level: Annotated[
         str | None, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")
     ] = None,
-    worker: Annotated[
-        bool, typer.Option("--worker/--no-worker", help="Run the night's worker and its schedule too.")
-    ] = True,
+    worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Run the night's worker too.")] = True,
     stop_timeout: Annotated[
         float, typer.Option("--stop-timeout", min=0, help="Seconds that children get to end by themselves.")
     ] = STOP_S,
     as_json: Json = False,
 ) -> None:
-    """Run gateway, worker and beat until Ctrl-C; starts again what dies."""
+    """Run gateway and worker until Ctrl-C; starts again what dies."""
     overrides = given(
         host=host,
         port=port,
@@ -74,7 +72,6 @@ def serve(
         env = {
             **os.environ,
             **environment(overrides),
-            "LATENTEVOLVE_GATEWAY_URL": settings.gateway_url or listens,
             "PYTHONUNBUFFERED": "1",
         }
         supervisor = Supervisor(
@@ -110,12 +107,14 @@ def tree(settings: Settings, *, worker: bool) -> list[ChildSpec]:
         ChildSpec("gateway", (python, "-m", "server"), env=fast, restart=True, limit=GATEWAY_LIMIT),
     ]
     if worker:
-        celery = (python, "-m", "celery", "-A", "worker.app")
         level = "DEBUG" if settings.log_level == "DEBUG" else "INFO"  # INFO tells when the worker is ready
         specs.append(
             ChildSpec(
                 "worker",
-                (*celery, "worker", "--without-gossip", "--without-mingle", "-l", level),
+                (
+                    *(python, "-m", "celery", "-A", "worker.app", "worker"),
+                    *("--without-gossip", "--without-mingle", "-l", level),
+                ),
                 env=fast,
                 restart=True,
                 # SIGTERM would wait for the end of a night; one that is cut short is queued again
@@ -123,8 +122,6 @@ def tree(settings: Settings, *, worker: bool) -> list[ChildSpec]:
                 stop_signal=signal.SIGQUIT,
             )
         )
-        if settings.night_cron != "never":
-            specs.append(ChildSpec("beat", (*celery, "beat", "-l", level), restart=True))
     return specs
 
 

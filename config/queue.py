@@ -7,28 +7,33 @@ from pathlib import Path
 
 from celery import Celery
 
+from config import folder_queue
 from config.settings import Settings
 
+QUEUE = "nights"
 NIGHT_TASK = "latentevolve.night"
 """Name of the task that runs one consolidation; its only argument is the run's id."""
+SOCKET_TIMEOUT_S = 5.0
+"""Of a gateway that waits for Redis."""
 
 
 def make_celery(settings: Settings) -> Celery:
     """Return a Celery app on Redis when `broker_url` is set, else on a folder under `data_dir`."""
     app = Celery("latentevolve")
     app.conf.update(
-        task_default_queue="nights",
+        task_default_queue=QUEUE,
         task_ignore_result=True,  # the run's record is the result
         task_serializer="json",
         accept_content=["json"],
         timezone="UTC",
         broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # however long the broker is away
     )
     if settings.broker_url:
         app.conf.broker_url = settings.broker_url
         return app
-    root = queue_folder(settings)
-    app.conf.broker_url = "filesystem://"
+    root = settings.data_dir.resolve() / "queue"
+    app.conf.broker_url = folder_queue.URL
     app.conf.broker_transport_options = {
         "data_folder_in": _folder(root / "messages"),
         "data_folder_out": _folder(root / "messages"),
@@ -39,9 +44,26 @@ def make_celery(settings: Settings) -> Celery:
     return app
 
 
-def queue_folder(settings: Settings) -> Path:
-    """Return the folder of messages and of beat's schedule, made when it is not there."""
-    return Path(_folder(settings.data_dir.resolve() / "queue"))
+class NightQueue:
+    """The queue as a gateway uses it. Calls block, with Redis for some seconds when it does not answer."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._celery = make_celery(settings)
+        if settings.broker_url and settings.broker_url.startswith("redis"):
+            timeouts = {"socket_timeout": SOCKET_TIMEOUT_S, "socket_connect_timeout": SOCKET_TIMEOUT_S}
+            self._celery.conf.broker_transport_options = timeouts
+
+    def send(self, night_id: str) -> None:
+        """Queue a night; raises whatever the transport does when the broker does not answer."""
+        # Celery would go on trying for minutes while the client waits.
+        self._celery.send_task(NIGHT_TASK, args=(night_id,), retry=False)
+
+    def waiting(self) -> int:
+        """Return how many messages no worker has taken; raises as `send` does."""
+        with self._celery.connection_for_write() as connection:
+            queue = self._celery.amqp.queues[QUEUE](connection.default_channel)
+            queue.declare()
+            return int(queue.queue_declare(passive=True).message_count)
 
 
 def _folder(path: Path) -> str:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from config.cron import Cron
 from config.loopback import connectable
 
 START_NIGHT_TIMEOUT_S = 300.0
@@ -48,7 +49,7 @@ class Settings(BaseSettings):
     )
     gateway_url: str | None = Field(
         None,
-        description="Where worker, beat and command line find the gateway; empty: host and port.",
+        description="Where the command line finds the gateway; empty: host and port.",
     )
     api_key: str | None = Field(
         None,
@@ -182,7 +183,8 @@ class Settings(BaseSettings):
         None, description="redis:// URL of Celery's broker; empty or `none`: Celery's filesystem transport."
     )
     night_cron: str = Field(
-        "0 3 * * *", description="When nights start, UTC: cron's five fields, or `never`."
+        "0 3 * * *",
+        description="When nights start, in UTC: cron's five fields, or `never`; missed ones are made up for.",
     )
     night_episodes: int = Field(
         200, ge=0, description="New episodes that start a night (the paper's T); 0: never."
@@ -238,11 +240,9 @@ class Settings(BaseSettings):
     @classmethod
     def _night_cron_is_cron(cls, value: str) -> str:
         if value != "never":
-            from celery.schedules import ParseException, crontab
-
             try:
-                crontab.from_string(value)
-            except (ParseException, ValueError) as error:
+                Cron(value)
+            except ValueError as error:
                 raise ValueError(f"not five fields of cron, nor `never`: {error}") from error
         return value
 

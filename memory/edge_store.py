@@ -17,7 +17,7 @@ import numpy as np
 import qdrant_edge as edge
 
 from memory.edge_shard import EdgeFolder
-from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError
+from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError, now
 from memory.free_space import UNLIMITED, FreeSpace
 from memory.merge import fold
 from memory.record import (
@@ -144,7 +144,7 @@ class EdgeStore:
         return len(found)
 
     def count(self, *, tenant: str | None = None, since: datetime | None = None) -> int:
-        """Return how many episodes there are, created after `since` when given."""
+        """Return how many episodes there are; with `since` those created after it, and not in the future."""
         where = _filter(tenant=tenant, since=since)
         return int(self._folder.call(lambda s: s.count(edge.CountRequest(exact=True, filter=where))))
 
@@ -242,7 +242,11 @@ def _filter(
     if min_reward > 0:
         must.append(edge.FieldCondition(REWARD, range=edge.RangeFloat(gte=min_reward)))
     if since is not None:
-        must.append(edge.FieldCondition(CREATED_AT, range=edge.RangeDateTime(gt=since.isoformat())))
+        must.append(
+            edge.FieldCondition(
+                CREATED_AT, range=edge.RangeDateTime(gt=since.isoformat(), lte=now().isoformat())
+            )
+        )
     return edge.Filter(must=must) if must else None
 
 

@@ -26,7 +26,7 @@ ENDED: frozenset[State] = frozenset({"promoted", "refused", "skipped", "failed"}
 """States that a night stays in. A running one may be run again, for its worker may have died."""
 
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*")
-_FIXED = ("space", "trigger", "created_at")
+_FIXED = ("space", "trigger", "created_at", "scheduled_for")
 
 
 class NightError(LatentMemoryError):
@@ -34,7 +34,7 @@ class NightError(LatentMemoryError):
 
     NightError
     ├── UnknownNightError   a change of a night that there is not
-    ├── NightRunningError   another night of the space is queued or running
+    ├── NightRunningError   another night of the space is queued, running, or was for the same scheduled time
     └── NightStateError     a change that a night cannot make, such as running again after its end
     """
 
@@ -44,7 +44,7 @@ class UnknownNightError(NightError):
 
 
 class NightRunningError(NightError):
-    """Another night of the space is queued or running; `record` is that one."""
+    """Another night of the space is queued or running, or was for the same scheduled time: `record`."""
 
     def __init__(self, record: "NightRecord") -> None:
         super().__init__(f"night {record.id} of space {record.space} is {record.state}")
@@ -65,6 +65,8 @@ class NightRecord:
     created_at: datetime = field(default_factory=now)
     updated_at: datetime = field(default_factory=now)
     """Last sign of life of whoever works on it."""
+    scheduled_for: datetime | None = None
+    """The time of the schedule that it was started for, which may be long before it began."""
     state: State = "queued"
     phase: Phase = "snapshot"
     done: int = 0
@@ -92,15 +94,31 @@ class NightRecord:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "NightRecord":
-        """Return the record that `to_json` took apart."""
+        """Return the record that `to_json` took apart.
+
+        Raises:
+            ValueError, TypeError, AttributeError: it is none.
+        """
         known = {name: value for name, value in values.items() if name in _NAMES}
-        for name in ("created_at", "updated_at", "started_at", "finished_at"):
+        for name in _TIMES:
             if known.get(name) is not None:
                 known[name] = datetime.fromisoformat(known[name])
-        return cls(**known)
+        record = cls(**known)
+        times = [getattr(record, name) for name in _TIMES]
+        if not (record.created_at and record.updated_at) or any(time and not time.tzinfo for time in times):
+            raise ValueError("times that are missing or of no time zone")
+        _check_words(record)
+        return record
 
 
 _NAMES = frozenset(f.name for f in fields(NightRecord))
+_TIMES = ("created_at", "updated_at", "started_at", "finished_at", "scheduled_for")
+
+
+def _check_words(record: NightRecord) -> None:
+    for name, words in (("state", State), ("phase", Phase), ("trigger", Trigger)):
+        if getattr(record, name) not in get_args(words):
+            raise ValueError(f"{getattr(record, name)!r} is no {name}")
 
 
 class NightLog:
@@ -108,20 +126,23 @@ class NightLog:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._spoilt: set[Path] = set()
+        """Files that were complained of."""
 
-    def create(self, space: str, trigger: Trigger) -> NightRecord:
+    def create(self, space: str, trigger: Trigger, scheduled_for: datetime | None = None) -> NightRecord:
         """Write and return a queued night, the only one of its space that has not ended.
 
         Raises:
-            NightRunningError: another one is queued or running.
+            NightRunningError: another one is queued or running, or was started for the same scheduled time.
         """
+        record = NightRecord(new_id(), space, trigger, scheduled_for=scheduled_for)
         if trigger not in get_args(Trigger):
             raise NightStateError(f"{trigger!r} is no trigger")
         with self._locked():
-            running = self.running(space)
-            if running is not None:
-                raise NightRunningError(running)
-            record = NightRecord(new_id(), space, trigger)
+            for other in self._records():
+                same_time = scheduled_for is not None and other.scheduled_for == scheduled_for
+                if other.space == space and (same_time or not other.ended):
+                    raise NightRunningError(other)
             self._write(record)
         return record
 
@@ -135,11 +156,14 @@ class NightLog:
             return None
         path = self._path(night_id)
         try:
-            return NightRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+            record = NightRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, AttributeError) as exc:
             raise NightError(f"{path} cannot be read: {exc}") from exc
+        if record.id != night_id:
+            raise NightError(f"{path} is the record of night {record.id!r}")
+        return record
 
     def update(self, record: NightRecord) -> NightRecord:
         """Write a changed record and return it as written; an unchanged one is a sign of life.
@@ -175,7 +199,9 @@ class NightLog:
                 try:
                     record = self.get(path.stem)
                 except NightError as exc:
-                    logger.warning("%s", exc)
+                    if path not in self._spoilt:  # nights are listed every minute
+                        self._spoilt.add(path)
+                        logger.warning("%s; it counts as no night", exc)
                     continue
                 if record is not None:
                     yield record
@@ -197,8 +223,10 @@ def _check_change(before: NightRecord, after: NightRecord) -> None:
     for name in _FIXED:
         if getattr(before, name) != getattr(after, name):
             raise NightStateError(f"a night's {name} cannot change")
-    if after.state not in get_args(State) or after.phase not in get_args(Phase):
-        raise NightStateError(f"a night cannot be {after.state!r} in phase {after.phase!r}")
+    try:
+        _check_words(after)
+    except ValueError as exc:
+        raise NightStateError(str(exc)) from exc
     if before.state == "running" and after.state == "queued":
         raise NightStateError(f"night {before.id} is running and cannot be queued")
     if after.state == "promoted" and after.version is None:

@@ -14,7 +14,7 @@ import numpy as np
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError
+from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError, now
 from memory.merge import fold
 from memory.record import (
     COSINE_ROUNDING,
@@ -147,7 +147,7 @@ class QdrantStore:
         return len(found)
 
     def count(self, *, tenant: str | None = None, since: datetime | None = None) -> int:
-        """Return how many episodes there are, created after `since` when given."""
+        """Return how many episodes there are; with `since` those created after it, and not in the future."""
         where = _filter(tenant=tenant, since=since)
         return int(self._call(lambda c: c.count(self._name, count_filter=where, exact=True)).count)
 
@@ -253,7 +253,7 @@ def _filter(
     if min_reward > 0:
         must.append(models.FieldCondition(key=REWARD, range=models.Range(gte=min_reward)))
     if since is not None:
-        must.append(models.FieldCondition(key=CREATED_AT, range=models.DatetimeRange(gt=since)))
+        must.append(models.FieldCondition(key=CREATED_AT, range=models.DatetimeRange(gt=since, lte=now())))
     return models.Filter(must=must) if must else None
 
 

@@ -87,7 +87,7 @@ class EpisodeStore(Protocol):
         ...
 
     def count(self, *, tenant: str | None = None, since: datetime | None = None) -> int:
-        """Return how many episodes there are, created after `since` when given."""
+        """Return how many episodes there are; with `since` those created after it, and not in the future."""
         ...
 
     def stats(self, *, tenant: str | None = None) -> StoreStats:

@@ -1,32 +1,40 @@
 """Starting nights.
 
 Owns what the gateway does for a night: the record that keeps it the only one, the snapshot it works on,
-the message in the queue, and the trigger by number of new episodes. Knows nothing of how a night
-trains; its worker keeps the record from then on.
+the message in the queue, and the triggers by the clock and by number of new episodes. Knows nothing of how a
+night trains; its worker keeps the record from then on.
 """
 
 import asyncio
 import heapq
 import logging
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 
-from memory.episode import Episode, LatentMemoryError, now
+from memory.episode import Episode, now
 from memory.free_space import UNLIMITED, FreeSpace
-from memory.night import NightLog, NightRecord, Trigger
+from memory.night import NightError, NightLog, NightRecord, NightRunningError, Trigger
 from memory.snapshot import MAX_EPISODES, write_snapshot
 from memory.store import EpisodeStore
 from server.errors import QueueUnreachableError
+from server.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
-STALE_AFTER = timedelta(minutes=15)
-"""A night without a sign of life for so long has lost its worker."""
+STALE_AFTER_S = 900.0
+"""A running night whose record does not change for so long has lost its worker."""
+AGAIN_AFTER_S = 60.0
+"""A queued night whose record does not change for so long is handed to the queue again, should it be lost."""
+AGAIN_AFTER_MOST_S = 600.0
+"""The same, when that has failed some times."""
 RETRY_AFTER = timedelta(minutes=10)
 """Of a night by episode count that failed; those by hand and by schedule are not held up."""
 SEND_TIMEOUT_S = 10.0
@@ -38,12 +46,17 @@ class NightCoordinator:
     Args:
         space: Id of the latent space.
         send: Queues the night of an id; blocks; raises when the broker does not answer.
+        waiting: Returns how many messages no worker has taken; blocks and raises as `send` does.
         snapshots: Folder of the snapshots.
+        schedule: When nights are due by the clock; None: never.
         min_episodes: Fewest episodes a night can work with.
         min_reward: Least reward of an episode that goes into a snapshot.
         every: New episodes that start a night; 0: never.
         room: Asked before a snapshot is written.
-        pause_s: Shortest pause between two looks at how many episodes are new.
+        pause_s: Shortest pause between two looks at what is due.
+        look_s: Longest pause between two looks.
+        clock: The time of day.
+        monotonic: Seconds since some moment; unlike the time of day nobody sets it.
     """
 
     def __init__(
@@ -54,17 +67,32 @@ class NightCoordinator:
         log: NightLog,
         snapshots: Path,
         send: Callable[[str], None],
+        waiting: Callable[[], int] = lambda: 0,
+        schedule: Schedule | None = None,
         min_episodes: int,
         min_reward: float,
         every: int,
         room: FreeSpace = UNLIMITED,
         pause_s: float = 5.0,
+        look_s: float = 60.0,
+        clock: Callable[[], datetime] = now,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._space, self._store, self._log, self._snapshots = space, store, log, snapshots
-        self._send, self._every, self._pause_s, self._room = send, every, pause_s, room
+        self._send, self._waiting, self._schedule = send, waiting, schedule
+        self._every, self._room = every, room
         self._min_episodes, self._min_reward = min_episodes, min_reward
+        self._pause_s, self._look_s, self._clock, self._monotonic = pause_s, look_s, clock, monotonic
         self._remembered = asyncio.Event()
-        self._remembered.set()  # look once at the start
+        # A broker that hangs holds up this thread alone.
+        self._queue_thread = ThreadPoolExecutor(1, "night-queue")
+        self._in_hand: str | None = None
+        """The night that this process is preparing or sending."""
+        self._seen: tuple[str, datetime] | None = None
+        """The open night and its last sign of life, as they were at `_seen_at`."""
+        self._seen_at = 0.0
+        self._failures = 0
+        """Times in a row that the open night could not be handed to the queue."""
 
     async def start(self, trigger: Trigger) -> NightRecord:
         """Queue a night and return its record; state `skipped` when there are too few episodes.
@@ -79,36 +107,53 @@ class NightCoordinator:
         await asyncio.to_thread(self._end_stale)
         record = await asyncio.to_thread(self._log.create, self._space, trigger)
         try:
-            record = await asyncio.to_thread(self._prepare, record)
+            return await self._hand_over(record)
+        except QueueUnreachableError as error:
+            await self._fail(record, f"the queue is unreachable: {_reason(error)}")
+            raise
         except Exception as error:
             await self._fail(record, f"no snapshot: {error}")
             raise
-        if record.ended:
-            logger.info("night %s is skipped: %s", record.id, record.message)
-            return record
-        try:
-            await asyncio.wait_for(asyncio.to_thread(self._send, record.id), SEND_TIMEOUT_S)
-        except Exception as error:  # whatever the transport raises: kombu's, redis', OSError
-            await self._fail(record, f"the queue is unreachable: {type(error).__name__}: {error}")
-            raise QueueUnreachableError(
-                "the night could not be queued; start the broker of LATENTEVOLVE_BROKER_URL and ask again"
-            ) from error
-        logger.info("night %s is queued by %s with %d episodes", record.id, trigger, record.episodes)
-        return record
 
     async def watch(self) -> None:
-        """Start a night whenever enough episodes are new. Runs until it is cancelled."""
-        while self._every:
-            await self._remembered.wait()
+        """Start nights that are due, and see to the one that is open. Runs until it is cancelled.
+
+        What is due stays due until a record says that it was started, so whatever fails is tried again.
+        """
+        with suppress(OSError):
+            await asyncio.to_thread(self._sweep)
+        said = ""
+        while True:
             self._remembered.clear()
             try:
-                if await asyncio.to_thread(self._enough_new):
-                    await self.start("episodes")
-            except (LatentMemoryError, QueueUnreachableError, OSError) as error:
-                logger.warning("no night by episode count: %s", error)
-            except Exception:
-                logger.exception("no night by episode count")
+                await self.look()
+                said = ""
+            except NightRunningError as error:
+                logger.debug("another gateway was faster: %s", error)
+            except Exception as error:
+                if said != repr(error):  # once, not every minute
+                    said = repr(error)
+                    logger.warning("no look at what nights are due: %s", said, exc_info=True)
             await asyncio.sleep(self._pause_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._remembered.wait(), self._look_s)
+
+    async def look(self) -> None:
+        """Start the night that is due, if any, unless one is open; hand that one to the queue if it is lost.
+
+        Raises:
+            NightRunningError: another gateway has just started it.
+            LatentMemoryError, OSError: memory or records cannot be read or written.
+        """
+        await asyncio.to_thread(self._end_stale)
+        record = await asyncio.to_thread(self._log.running, self._space)
+        if record is None:
+            record = await asyncio.to_thread(self._create_due)
+            self._failures = 0
+        elif not self._lost(record):
+            return
+        if record is not None:
+            await self._hand_over_or_wait(record)
 
     def remembered(self, _: Episode, fate: str) -> None:
         """Note that an episode is new. A listener for `Remember`."""
@@ -123,15 +168,116 @@ class NightCoordinator:
         """Return one night."""
         return await asyncio.to_thread(self._log.get, night_id)
 
-    def _end_stale(self) -> bool:
-        """End the night whose worker is gone, and return whether there was one."""
+    async def _hand_over_or_wait(self, record: NightRecord) -> None:
+        """Hand over a night that no client waits for: it stays queued, and what fails is tried again."""
+        try:
+            await self._hand_over(record)
+        except Exception as error:
+            self._failures += 1
+            message = (
+                f"could not be queued at {self._clock().isoformat(timespec='seconds')}: {_reason(error)}"
+            )
+            logger.warning("night %s %s; tried again in %.0f s", record.id, message, self._again_s)
+            with suppress(NightError, OSError):  # a worker has taken it after all, or the disk is full
+                await asyncio.to_thread(self._log.update, replace(record, message=message))
+        else:
+            self._failures = 0
+
+    def _lost(self, night: NightRecord) -> bool:
+        """Whether the open night waits for a worker without anything happening."""
+        return (
+            night.state == "queued"
+            and night.id != self._in_hand
+            and self._unchanged_for(night, self._again_s)
+        )
+
+    @property
+    def _again_s(self) -> float:
+        return min(AGAIN_AFTER_S * 2.0**self._failures, AGAIN_AFTER_MOST_S)
+
+    async def _hand_over(self, record: NightRecord) -> NightRecord:
+        """Write the snapshot, send the message, and return the record.
+
+        A night that has its snapshot is sent only if no message waits: so there are never many of one night.
+
+        Raises:
+            QueueUnreachableError: from what the transport raised.
+        """
+        self._in_hand = record.id
+        try:
+            again = (self._snapshots / record.id).is_dir()
+            if not again:
+                record = await asyncio.to_thread(self._prepare, record)
+            if record.ended:
+                logger.info("night %s is skipped: %s", record.id, record.message)
+                return record
+            loop = asyncio.get_running_loop()
+            sending = loop.run_in_executor(self._queue_thread, self._send_message, record, again)
+            try:
+                await asyncio.wait_for(sending, SEND_TIMEOUT_S)
+            except Exception as error:  # whatever the transport raises: kombu's, redis', OSError
+                raise QueueUnreachableError(
+                    "the night could not be queued; start the broker of LATENTEVOLVE_BROKER_URL and ask again"
+                ) from error
+            return record
+        finally:
+            self._in_hand = self._seen = None
+
+    def _send_message(self, record: NightRecord, again: bool) -> None:
+        if again and self._waiting():
+            return
+        self._send(record.id)
+        logger.info(
+            "night %s is queued%s by %s with %d episodes",
+            record.id,
+            " again" if again else "",
+            record.trigger,
+            record.episodes,
+        )
+
+    def _end_stale(self) -> None:
+        """End the running night whose worker is gone."""
         night = self._log.running(self._space)
-        if night is None or now() - night.updated_at <= STALE_AFTER:
-            return False
+        if night is None or night.state != "running" or not self._unchanged_for(night, STALE_AFTER_S):
+            return
         logger.warning("night %s gave no sign of life since %s", night.id, night.updated_at)
-        self._log.update(replace(night, state="failed", error="its worker gave no sign of life"))
-        self._drop_snapshot(night)
-        return True
+        error, ended = "its worker gave no sign of life", night.updated_at
+        with suppress(NightError):  # it has ended by itself just now
+            self._log.update(replace(night, state="failed", error=error, finished_at=ended))
+        self._drop_snapshot(night.id)
+
+    def _unchanged_for(self, night: NightRecord, seconds: float) -> bool:
+        """Return whether this process has seen no sign of life of the open night for so long.
+
+        Dates are only compared with themselves: clocks of worker and gateway may differ, and be set.
+        """
+        seen = (night.id, night.updated_at)
+        if seen != self._seen:
+            self._seen, self._seen_at = seen, self._monotonic()
+        return self._monotonic() - self._seen_at >= seconds
+
+    def _create_due(self) -> NightRecord | None:
+        """Write the record of the night that is due, if any."""
+        moment = self._clock()
+        nights = [night for night in self._log.list() if night.space == self._space]
+        if self._schedule is not None:
+            due = self._schedule.due(nights, moment)
+            if due is not None:
+                return self._log.create(self._space, "schedule", due)
+        if self._every and self._enough_new(nights, moment):
+            return self._log.create(self._space, "episodes")
+        return None
+
+    def _enough_new(self, nights: Sequence[NightRecord], moment: datetime) -> bool:
+        nights = [night for night in nights if night.created_at <= moment]  # the clock may have been ahead
+        if nights and nights[0].state == "failed":
+            ended = nights[0].finished_at or nights[0].created_at
+            if timedelta() <= moment - ended < RETRY_AFTER:
+                return False
+        # What a failed night was to consolidate is still new.
+        last = next((night for night in nights if _consolidated(night)), None)
+        since = last.created_at if last is not None else datetime.fromtimestamp(0, UTC)
+        return self._store.count(since=since) >= self._every
 
     def _prepare(self, record: NightRecord) -> NightRecord:
         """Write the snapshot, or nothing when that is not worth it."""
@@ -147,28 +293,35 @@ class NightCoordinator:
             )
             skipped = replace(record, state="skipped", episodes=len(newest), message=message)
             return self._log.update(skipped)
+        self._room.demand("a night's snapshot")
         written = write_snapshot(newest, self._snapshots / record.id)
         return self._log.update(replace(record, episodes=written))
 
     async def _fail(self, record: NightRecord, error: str) -> None:
         logger.error("night %s failed: %s", record.id, error)
         await asyncio.to_thread(self._log.update, replace(record, state="failed", error=error))
-        await asyncio.to_thread(self._drop_snapshot, record)
+        await asyncio.to_thread(self._drop_snapshot, record.id)
 
-    def _drop_snapshot(self, ended: NightRecord) -> None:
+    def _sweep(self) -> None:
+        """Delete snapshots of nights that have ended: their gateway or worker died before it could."""
+        for folder in self._snapshots.glob("[!.]*"):
+            with suppress(NightError):  # that record cannot be read
+                night = self._log.get(folder.name)
+                if night is None or night.ended:
+                    self._drop_snapshot(folder.name)
+
+    def _drop_snapshot(self, night_id: str) -> None:
         """Delete what no worker will read; a worker deletes those of the nights that it ends."""
-        shutil.rmtree(self._snapshots / ended.id, ignore_errors=True)
+        shutil.rmtree(self._snapshots / night_id, ignore_errors=True)
 
-    def _enough_new(self) -> bool:
-        waited = self._end_stale()
-        if self._log.running(self._space) is not None:
-            return False
-        nights = [night for night in self._log.list() if night.space == self._space]
-        if nights and nights[0].state == "failed" and not waited:
-            ended = nights[0].finished_at or nights[0].created_at
-            if now() - ended < RETRY_AFTER:
-                return False
-        # What a failed night was to consolidate is still to be consolidated.
-        last = next((night for night in nights if night.state != "failed"), None)
-        since = last.created_at if last is not None else datetime.fromtimestamp(0, UTC)
-        return self._store.count(since=since) >= self._every
+
+def _consolidated(night: NightRecord) -> bool:
+    """Whether the episodes before this night are not new any more."""
+    if night.state == "skipped":
+        return night.trigger == "episodes"  # counted and found too poor: not again at once
+    return night.state != "failed"
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error, QueueUnreachableError) else error
+    return f"{type(cause).__name__}: {cause}"

@@ -14,7 +14,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from config.queue import NIGHT_TASK, make_celery
+from config.cron import Cron
+from config.queue import NightQueue
 from config.settings import Settings
 from memory.free_space import FreeSpace
 from memory.night import NightLog
@@ -27,6 +28,7 @@ from model.engine import Engine
 from model.pull import resolve_model
 from server.gateway import Check, Gateway
 from server.nights import NightCoordinator
+from server.schedule import Schedule
 from server.steering.metrics import Metrics
 from server.steering.pipeline import Steering
 from server.steering.priors import ActivePrior
@@ -99,7 +101,7 @@ async def assemble(
         served: Names that it answers to.
         engine_answers: Whether the engine is alive.
         checks: Results of the self-checks; a failed one turns steering off.
-        send_night: Queues a night; None: through Celery.
+        send_night: Queues a night; None: through the queue of the settings.
     """
     known_as = await asyncio.to_thread(memory_id, settings, engine.space.own_id, (engine.space.earlier_id,))
     engine.space = replace(engine.space, known_as=known_as)
@@ -126,13 +128,16 @@ async def assemble(
         for check in checks:
             if not check.ok:
                 steering.disable(check.name)
+        queue = NightQueue(settings)
         nights = NightCoordinator(
             space=space,
             store=store,
             log=NightLog(data / "nights"),
             snapshots=data / "snapshots",
             room=room,
-            send=send_night or _celery_sender(settings),
+            send=send_night or queue.send,
+            waiting=queue.waiting,
+            schedule=_schedule(settings, space),
             min_episodes=settings.night_min_episodes,
             min_reward=settings.night_min_reward,
             every=settings.night_episodes,
@@ -183,14 +188,10 @@ class _Server:
             self._stop()
 
 
-def _celery_sender(settings: Settings) -> Callable[[str], None]:
-    celery = make_celery(settings)
-
-    def send(night_id: str) -> None:
-        # Celery would go on trying for minutes while the client waits.
-        celery.send_task(NIGHT_TASK, args=(night_id,), retry=False)
-
-    return send
+def _schedule(settings: Settings, space: str) -> Schedule | None:
+    if settings.night_cron == "never":
+        return None
+    return Schedule(Cron(settings.night_cron), settings.data_dir / "schedule" / f"{space}.json")
 
 
 async def _answers(llm: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The Celery app of worker and beat: `celery -A worker.app worker`, `celery -A worker.app beat`.
+"""The Celery app of the worker: `celery -A worker.app worker`.
 
 Owns how nights are executed: one at a time, in a child process that ends with its night and so gives
 its memory back, at low priority beside the gateway. Knows nothing of what a night does.
@@ -9,20 +9,19 @@ import signal
 from typing import Any
 
 from celery import Celery
-from celery.schedules import crontab
 from celery.signals import worker_process_init, worker_ready, worker_shutting_down
 
-from config.queue import make_celery, queue_folder
+from config.queue import make_celery
 from config.settings import Settings
 
 NICENESS = 10
-SCHEDULE_EXPIRES_S = 600
+RECOVERY_EXPIRES_S = 600
 VISIBILITY_TIMEOUT_S = 6 * 3600
 """Redis gives a message that was not acknowledged for so long to another worker."""
 
 
 def make_worker(settings: Settings) -> Celery:
-    """Return the app of worker and beat."""
+    """Return the worker's app."""
     app = make_celery(settings)
     app.conf.update(
         imports=["worker.tasks"],
@@ -34,18 +33,9 @@ def make_worker(settings: Settings) -> Celery:
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        beat_schedule_filename=str(queue_folder(settings) / "beat-schedule"),
     )
     if settings.broker_url and settings.broker_url.startswith("redis"):
         app.conf.broker_transport_options = {"visibility_timeout": VISIBILITY_TIMEOUT_S}
-    if settings.night_cron != "never":
-        app.conf.beat_schedule = {
-            "night": {
-                "task": "latentevolve.schedule",
-                "schedule": crontab.from_string(settings.night_cron),
-                "options": {"expires": SCHEDULE_EXPIRES_S},
-            }
-        }
     return app
 
 
@@ -54,7 +44,7 @@ def _yield_to_the_gateway(**_: Any) -> None:
 
 
 def _recover(sender: Any, **_: Any) -> None:
-    sender.app.send_task("latentevolve.recover", expires=SCHEDULE_EXPIRES_S)
+    sender.app.send_task("latentevolve.recover", expires=RECOVERY_EXPIRES_S)
 
 
 def _do_not_wait_for_the_night(how: str, **_: Any) -> None:

@@ -107,23 +107,24 @@ def restore(
     try:
         with safe_open(path, framework="pt") as file:
             raw = json.loads(file.metadata()["counters"])
+            evaluations = [Evaluation(**evaluation) for evaluation in raw.pop("evaluations")]
+            counters = Counters(**raw, evaluations=evaluations)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
     except FileNotFoundError:
         return None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         logger.warning("checkpoint %s cannot be read and is not used: %s", path, error)
         return None
-    if raw["fingerprint"] != fingerprint:
+    if counters.fingerprint != fingerprint:
         logger.info("checkpoint %s is of another training and is not used", path)
         return None
-    evaluations = [Evaluation(**evaluation) for evaluation in raw.pop("evaluations")]
     network.load_state_dict(_below("network.", tensors))
     state = adam.state_dict()
     for name, value in _below("adam.", tensors).items():
         index, moment = name.split(".", 1)
         state["state"].setdefault(int(index), {})[moment] = value
     adam.load_state_dict(state)
-    return Counters(**raw, evaluations=evaluations), _below("kept.", tensors)
+    return counters, _below("kept.", tensors)
 
 
 def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

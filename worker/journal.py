@@ -49,6 +49,8 @@ class Journal:
     def progress(self, done: int, total: int, message: str) -> None:
         """Note how far the phase is; written when the last writing is a second ago, or at the end.
 
+        What cannot be written is logged: a full disk, say, is no reason to end a night that gets on.
+
         Raises:
             NightOverruledError: somebody else has ended this night.
         """
@@ -57,7 +59,7 @@ class Journal:
                 raise NightOverruledError(f"night {self._record.id} was ended by somebody else")
             due = time.monotonic() - self._written_at >= PROGRESS_EVERY_S
             if due or done >= total:
-                self._write(done=done, total=total, message=message)
+                self._try_to_write(done=done, total=total, message=message)
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
@@ -77,11 +79,16 @@ class Journal:
                 if time.monotonic() - self._written_at < HEARTBEAT_S or self._record.ended:
                     continue
                 try:
-                    self._write()
+                    self._try_to_write()
                 except NightOverruledError:
                     return  # the night itself learns of it at its next progress
-                except (LatentMemoryError, OSError) as error:
-                    logger.warning("no sign of life of night %s: %s", self._record.id, error)
+
+    def _try_to_write(self, **changes: Any) -> None:
+        try:
+            self._write(**changes)
+        except (LatentMemoryError, OSError) as error:
+            self._written_at = time.monotonic()
+            logger.warning("no sign of life of night %s: %s", self._record.id, error)
 
     def _write(self, **changes: Any) -> None:
         try:

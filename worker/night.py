@@ -331,8 +331,18 @@ def _count_attempt(night: _Night) -> None:
     """
     night.folder.mkdir(parents=True, exist_ok=True)
     reached = reached_step(night.checkpoint)
-    known = json.loads(night.attempts.read_text(encoding="utf-8")) if night.attempts.exists() else {}
-    attempts = int(known["attempts"]) if known.get("reached") == reached else 0
+    attempts = _attempts(night.attempts, reached)
     if attempts >= MAX_ATTEMPTS:
         raise NightCrashedError(f"the worker died {attempts} times in this night; is there enough memory?")
     write_json(night.attempts, {"attempts": attempts + 1, "reached": reached})
+
+
+def _attempts(path: Path, reached: int) -> int:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return int(known["attempts"]) if known["reached"] == reached else 0
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        logger.warning("%s cannot be read, attempts are counted anew: %s", path, error)
+        return 0

@@ -12,9 +12,14 @@ from worker.lock import is_locked, lock_folder
 def orphaned_nights(settings: Settings) -> list[str]:
     """Return ids of nights that have not ended and that nobody is working on, oldest first.
 
-    A night that still waits in the queue is among them; queued twice, it runs once.
+    A night that still waits in the queue is among them; queued twice, it runs once. One that has no snapshot
+    yet is the gateway's.
     """
     nights = reversed(NightLog(settings.data_dir / "nights").list())
     return [
-        night.id for night in nights if not night.ended and not is_locked(lock_folder(settings), night.space)
+        night.id
+        for night in nights
+        if not night.ended
+        and (settings.data_dir / "snapshots" / night.id).is_dir()
+        and not is_locked(lock_folder(settings), night.space)
     ]

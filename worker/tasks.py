@@ -31,14 +31,6 @@ def consolidate(night_id: str) -> None:
     logger.info("night %s ended as %s: %s", record.id, record.state, record.error or record.message)
 
 
-@shared_task(name="latentevolve.schedule")  # type: ignore[untyped-decorator]
-def ask_for_night() -> None:
-    """Ask the gateway for a night; only it can write the snapshot."""
-    from worker.schedule import request_night
-
-    request_night(Settings())
-
-
 @shared_task(name="latentevolve.recover", bind=True)  # type: ignore[untyped-decorator]
 def recover(task: Any) -> None:
     """Queue nights again whose worker died."""

@@ -153,6 +153,7 @@ async def _run(
                     update={
                         "data_dir": run / f"seed-{seed}",
                         "night_seed": seed,
+                        "night_cron": "never",
                         "night_episodes": 0,
                         "explore_concurrency": CHUNK,  # nobody else waits
                         "memory_url": None,

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cli.screen import Screen, printable
 
-COLOURS = {"gateway": "cyan", "worker": "green", "beat": "magenta"}
+COLOURS = {"gateway": "cyan", "worker": "green"}
 
 
 class Board:

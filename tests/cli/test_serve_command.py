@@ -61,21 +61,16 @@ def test_port_can_be_reused_right_after_a_connection() -> None:
     check_port("127.0.0.1", port)
 
 
-def test_tree_is_model_gateway_worker_and_beat(tmp_path: Path) -> None:
+def test_tree_is_model_gateway_and_worker(tmp_path: Path) -> None:
     specs = {spec.name: spec for spec in tree(Settings(data_dir=tmp_path), worker=True)}
-    assert list(specs) == ["model", "gateway", "worker", "beat"]
+    assert list(specs) == ["model", "gateway", "worker"]
     assert specs["model"].passing
-    assert all(specs[name].restart for name in ("gateway", "worker", "beat"))
+    assert all(specs[name].restart for name in ("gateway", "worker"))
     assert specs["gateway"].limit == GATEWAY_LIMIT, "one that cannot serve ends the tree"
 
 
 def test_gateway_can_run_alone(tmp_path: Path) -> None:
     assert [spec.name for spec in tree(Settings(data_dir=tmp_path), worker=False)] == ["model", "gateway"]
-
-
-def test_no_schedule_needs_no_beat(tmp_path: Path) -> None:
-    specs = tree(Settings(data_dir=tmp_path, night_cron="never"), worker=True)
-    assert [spec.name for spec in specs] == ["model", "gateway", "worker"]
 
 
 def test_schedule_that_is_none_is_wrong_usage(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The whole `serve` command, with a gateway that has no model and a real Celery worker and beat."""
+"""The whole `serve` command, with a gateway that has no model and a real Celery worker."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_ready_box_and_clean_end_in_a_pipe(project: Project) -> None:
     assert "curl http://127.0.0.1" in shown
     assert "gateway │ weights are loading" in shown
     assert not [c for c in shown if ord(c) < 32 and c not in "\n\t"]
-    assert set(project.sessions()) == {"model", "gateway", "worker", "beat"}
+    assert set(project.sessions()) == {"model", "gateway", "worker"}
     assert project.left() == []
 
 
@@ -85,7 +85,6 @@ def test_children_get_the_options_as_settings(project: Project) -> None:
     process.terminate()
     process.communicate(timeout=60)
     assert env["LATENTEVOLVE_DEFAULT_EFFORT"] == "high"
-    assert env["LATENTEVOLVE_GATEWAY_URL"] == f"http://127.0.0.1:{project.port}"
     assert set(project.sessions()) == {"model", "gateway"}
 
 

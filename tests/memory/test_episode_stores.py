@@ -229,6 +229,14 @@ def test_count_since_a_moment_leaves_out_that_moment(store: EpisodeStore, make: 
     assert store.count(since=moment.astimezone(timezone(timedelta(hours=-5)))) == 1
 
 
+def test_episodes_from_the_future_are_not_new_for_ever(store: EpisodeStore, make: Make) -> None:
+    """The clock was ahead when they were remembered, and is right again."""
+    ahead = datetime.now(UTC) + timedelta(days=400)
+    store.add([make(created_at=created) for created in (ahead, datetime.now(UTC))])
+    assert store.count(since=datetime.now(UTC) - timedelta(days=1)) == 1
+    assert store.count() == 2
+
+
 def test_stats_count_rewards_by_tenths(store: EpisodeStore, make: Make) -> None:
     start = datetime(2026, 3, 1, tzinfo=UTC)
     rewards = (0.0, 0.05, 0.5, 0.55, 0.9, 1.0)

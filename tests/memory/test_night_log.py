@@ -1,7 +1,9 @@
 """Records of nights: one open night a space, states that only go forward."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +135,59 @@ def test_unknown_nights(log: NightLog) -> None:
             log.update(NightRecord(night_id, "space-a", "api"))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"id": "x"}', '{"created_at": "yesterday"}'])
-def test_a_spoilt_record_hides_no_other(log: NightLog, tmp_path: Path, content: str) -> None:
+WHOLE = NightRecord("spoilt", "space-a", "api").to_json()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "\0" * 300,
+        json.dumps(WHOLE)[:200],
+        '{"id": "x"}',
+        '{"created_at": "yesterday"}',
+        *(
+            json.dumps(WHOLE | change)
+            for change in (
+                {"id": "other"},
+                {"created_at": None},
+                {"created_at": 7},
+                {"created_at": "2026-11-27T03:00:00"},  # of no time zone: none to sort by
+                {"updated_at": "2026-11-27"},
+                {"scheduled_for": "2026-11-27T03:00:00"},
+                {"state": "asleep"},
+                {"phase": "dream"},
+                {"trigger": None},
+            )
+        ),
+    ],
+)
+def test_a_spoilt_record_hides_no_other_and_stops_no_night(
+    log: NightLog, tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
     record = log.create("space-a", "api")
     (tmp_path / "nights" / "spoilt.json").write_text(content)
-    assert log.list() == [record]
+    for _ in range(3):
+        assert log.list() == [record]
+    assert caplog.text.count("spoilt.json") == 1, "it is listed every minute"
     assert log.running("space-a") == record
     with pytest.raises(NightError, match=r"spoilt\.json"):
         log.get("spoilt")
+    log.update(replace(record, state="refused"))
+    assert log.create("space-a", "schedule").state == "queued"
+
+
+def test_a_scheduled_time_has_one_night(log: NightLog) -> None:
+    time = datetime(2026, 11, 27, 3, 0, tzinfo=UTC)
+    first = log.update(replace(log.create("space-a", "schedule", time), state="skipped"))
+    with pytest.raises(NightRunningError) as refusal:
+        log.create("space-a", "schedule", time)
+    assert refusal.value.record == first == log.get(first.id)
+    assert log.create("space-b", "schedule", time).scheduled_for == time
+    assert log.create("space-a", "schedule", time + timedelta(days=1)).scheduled_for != time
 
 
 def test_a_record_of_a_newer_release_can_be_read(log: NightLog) -> None:

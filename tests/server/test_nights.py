@@ -1,21 +1,25 @@
-"""Starting nights: one at a time, never without enough, never for ever in the way."""
+"""Starting nights: one at a time, never without enough, never for ever in the way, none forgotten."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
-from dataclasses import replace
-from datetime import datetime, timedelta
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from config.cron import Cron
 from memory.atomic import write_json
 from memory.episode import Episode, StoreUnavailableError
 from memory.night import NightLog, NightRunningError
 from memory.snapshot import read_snapshot
 from server.errors import QueueUnreachableError
-from server.nights import RETRY_AFTER, STALE_AFTER, NightCoordinator
+from server.nights import AGAIN_AFTER_MOST_S, AGAIN_AFTER_S, RETRY_AFTER, STALE_AFTER_S, NightCoordinator
+from server.schedule import Schedule
 
 SPACE = "space-a"
 
@@ -26,11 +30,13 @@ class ListedStore:
     def __init__(self) -> None:
         self.episodes: list[Episode] = []
         self.away = False
+        self.scrolled = 0
 
-    def add(self, count: int, reward: float = 0.8) -> None:
+    def add(self, count: int, reward: float = 0.8, **known: Any) -> None:
         for _ in range(count):
             self.episodes.append(
                 Episode(
+                    **known,
                     space=SPACE,
                     key=np.eye(1, 8, dtype=np.float32)[0],
                     latent=np.zeros((2, 8), np.float32),
@@ -44,6 +50,7 @@ class ListedStore:
             )
 
     def scroll(self, *, min_reward: float) -> Iterator[Episode]:
+        self.scrolled += 1
         if self.away:
             raise StoreUnavailableError("no answer")
         yield from (episode for episode in self.episodes if episode.reward >= min_reward)
@@ -52,6 +59,39 @@ class ListedStore:
         if self.away:
             raise StoreUnavailableError("no answer")
         return sum(episode.created_at > since for episode in self.episodes)
+
+
+class Time:
+    """A clock that nobody sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Broker:
+    """A queue that may be away, and forgets what it holds when it is told to."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.sent = 0
+        self.away = False
+
+    def send(self, night_id: str) -> None:
+        if self.away:
+            raise ConnectionError("refused")
+        self.messages.append(night_id)
+        self.sent += 1
+
+    def waiting(self) -> int:
+        if self.away:
+            raise ConnectionError("refused")
+        return len(self.messages)
 
 
 @pytest.fixture
@@ -75,6 +115,7 @@ def coordinator(store: ListedStore, log: NightLog, root: Path, **changes: Any) -
         "min_reward": 0.5,
         "every": 0,
         "pause_s": 0.01,
+        "look_s": 0.05,
     }
     return NightCoordinator(**(values | changes))
 
@@ -132,18 +173,58 @@ async def test_night_whose_worker_is_gone_makes_room(
     store: ListedStore, log: NightLog, tmp_path: Path
 ) -> None:
     store.add(5)
-    nights = coordinator(store, log, tmp_path)
+    time = Time()
+    nights = coordinator(store, log, tmp_path, monotonic=time)
     lost = log.update(replace(await nights.start("api"), state="running"))
     with pytest.raises(NightRunningError):
         await nights.start("api")
-    silent = replace(lost, updated_at=lost.updated_at - STALE_AFTER - timedelta(seconds=1))
-    write_json(tmp_path / "nights" / f"{lost.id}.json", silent.to_json())
+    time.passes(STALE_AFTER_S)
     night = await nights.start("api")
     assert night.state == "queued"
     ended = log.get(lost.id)
     assert ended is not None
     assert ended.state == "failed"
     assert [folder.name for folder in (tmp_path / "snapshots").iterdir()] == [night.id]
+
+
+@pytest.mark.parametrize(
+    "set_by", [timedelta(days=-400), timedelta(hours=-1), timedelta(hours=1), timedelta(days=400)]
+)
+async def test_a_clock_that_is_set_ends_no_night_that_lives(
+    store: ListedStore, log: NightLog, tmp_path: Path, set_by: timedelta
+) -> None:
+    store.add(5)
+    time = Time()
+    nights = coordinator(store, log, tmp_path, monotonic=time, clock=lambda: datetime.now(UTC) + set_by)
+    night = log.update(replace(await nights.start("api"), state="running"))
+    for _ in range(30):
+        await nights.look()
+        time.passes(60)
+        log.update(night)  # as its worker does
+    found = log.get(night.id)
+    assert found is not None
+    assert found.state == "running"
+
+
+async def test_a_record_from_the_future_stands_in_nobodys_way(
+    store: ListedStore, log: NightLog, tmp_path: Path
+) -> None:
+    """The clock was ahead when it was written."""
+    store.add(5)
+    time = Time()
+    nights = coordinator(store, log, tmp_path, monotonic=time, every=5)
+    future = datetime.now(UTC) + timedelta(days=4000)
+    ended = replace(await nights.start("api"), created_at=future, updated_at=future, state="running")
+    write_json(tmp_path / "nights" / f"{ended.id}.json", ended.to_json())
+    await nights.look()
+    time.passes(STALE_AFTER_S)
+    await nights.look()
+    found = log.get(ended.id)
+    assert found is not None
+    assert found.state == "failed"
+    running = log.running(SPACE)
+    assert running is not None
+    assert running.trigger == "episodes"
 
 
 async def test_queue_that_hangs_fails_the_night(
@@ -197,17 +278,15 @@ async def test_night_whose_worker_is_gone_does_not_keep_new_episodes_waiting(
     store: ListedStore, log: NightLog, tmp_path: Path
 ) -> None:
     store.add(5)
-    nights, queued = counting(store, log, tmp_path)
-    lost = await nights.start("api")
-    assert await asyncio.wait_for(queued.get(), 10) == lost.id
-    long_ago = lost.created_at - STALE_AFTER - timedelta(seconds=1)
-    silent = replace(lost, created_at=long_ago, updated_at=long_ago)
-    write_json(tmp_path / "nights" / f"{lost.id}.json", silent.to_json())
-    watching = asyncio.create_task(nights.watch())
+    time = Time()
+    nights = coordinator(store, log, tmp_path, monotonic=time, every=5)
+    long_ago = datetime.now(UTC) - timedelta(seconds=STALE_AFTER_S)
+    lost = replace(await nights.start("api"), state="running", created_at=long_ago, updated_at=long_ago)
+    write_json(tmp_path / "nights" / f"{lost.id}.json", lost.to_json())
     store.add(5)
-    nights.remembered(store.episodes[-1], "stored")
-    assert await asyncio.wait_for(queued.get(), 10)
-    watching.cancel()
+    await nights.look()
+    time.passes(STALE_AFTER_S)
+    await nights.look()
     assert {night.state for night in log.list()} == {"failed", "queued"}
 
 
@@ -244,3 +323,232 @@ async def test_a_night_that_failed_late_is_not_tried_again_at_once(
     await asyncio.sleep(0.1)
     watching.cancel()
     assert [night.id for night in log.list()] == [failed.id]
+
+
+NOON = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
+NIGHT = datetime(2026, 11, 27, 3, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+@dataclass
+class Scheduled:
+    """A gateway whose nights start at three, and the time of day around it."""
+
+    store: ListedStore
+    log: NightLog
+    broker: Broker
+    root: Path
+    moment: datetime = NOON
+    time: Time = field(default_factory=Time)
+
+    def restart(self) -> None:
+        self.nights = coordinator(
+            self.store,
+            self.log,
+            self.root,
+            send=self.broker.send,
+            waiting=self.broker.waiting,
+            schedule=Schedule(Cron("0 3 * * *"), self.root / "schedule.json"),
+            clock=lambda: self.moment,
+            monotonic=self.time,
+        )
+
+    async def pass_minutes(self, minutes: int) -> None:
+        for _ in range(minutes):
+            self.moment += timedelta(minutes=1)
+            self.time.passes(60)
+            await self.nights.look()
+
+    @property
+    def found(self) -> list[tuple[str, datetime | None]]:
+        return [(night.state, night.scheduled_for) for night in self.log.list()]
+
+
+@pytest.fixture
+async def scheduled(store: ListedStore, log: NightLog, broker: Broker, tmp_path: Path) -> Scheduled:
+    made = Scheduled(store, log, broker, tmp_path)
+    made.restart()
+    await made.nights.look()
+    store.add(5)
+    return made
+
+
+async def test_a_night_that_was_missed_is_asked_for_once_the_gateway_is_there(scheduled: Scheduled) -> None:
+    scheduled.moment = NIGHT + timedelta(hours=5)
+    scheduled.restart()
+    await scheduled.pass_minutes(3)
+    assert scheduled.found == [("queued", NIGHT)]
+    assert len(scheduled.broker.messages) == 1
+    [night] = scheduled.log.list()
+    scheduled.log.update(replace(night, state="refused"))
+    scheduled.restart()
+    await scheduled.pass_minutes(3)
+    assert scheduled.found == [("refused", NIGHT)]
+
+
+async def test_a_night_that_is_due_waits_for_the_one_under_way(scheduled: Scheduled) -> None:
+    first = await scheduled.nights.start("api")
+    scheduled.moment = NIGHT
+    await scheduled.pass_minutes(3)
+    assert scheduled.found == [("queued", None)]
+    scheduled.log.update(replace(first, state="refused"))
+    await scheduled.pass_minutes(1)
+    assert sorted(scheduled.found, key=str) == [("queued", NIGHT), ("refused", None)]
+
+
+async def test_gateways_of_one_space_start_a_due_night_once(scheduled: Scheduled) -> None:
+    scheduled.moment = NIGHT
+    first = scheduled.nights
+    scheduled.restart()
+    results = await asyncio.gather(first.look(), scheduled.nights.look(), return_exceptions=True)
+    assert [result for result in results if result and not isinstance(result, NightRunningError)] == []
+    assert scheduled.found == [("queued", NIGHT)]
+    with pytest.raises(NightRunningError):
+        scheduled.log.create(SPACE, "schedule", NIGHT)
+    [night] = scheduled.log.list()
+    scheduled.log.update(replace(night, state="skipped"))
+    with pytest.raises(NightRunningError):
+        scheduled.log.create(SPACE, "schedule", NIGHT)
+
+
+async def test_too_little_to_consolidate_is_found_once_for_a_scheduled_time(scheduled: Scheduled) -> None:
+    scheduled.store.episodes.clear()
+    scheduled.moment = NIGHT
+    await scheduled.pass_minutes(5)
+    assert scheduled.found == [("skipped", NIGHT)]
+
+
+async def test_a_broker_that_is_away_delays_a_night_and_costs_one_snapshot(scheduled: Scheduled) -> None:
+    scheduled.broker.away = True
+    scheduled.moment = NIGHT
+    await scheduled.pass_minutes(120)
+    assert scheduled.found == [("queued", NIGHT)]
+    [night] = scheduled.log.list()
+    assert "ConnectionError: refused" in night.message
+    assert scheduled.store.scrolled == 1
+    scheduled.broker.away = False
+    await scheduled.pass_minutes(int(AGAIN_AFTER_MOST_S / 60) + 2)
+    assert scheduled.broker.messages == [night.id]
+
+
+async def test_a_memory_that_is_away_delays_a_night(scheduled: Scheduled) -> None:
+    scheduled.store.away = True
+    scheduled.moment = NIGHT
+    await scheduled.pass_minutes(120)
+    assert scheduled.found == [("queued", NIGHT)]
+    assert scheduled.store.scrolled < 20, "asked less and less often"
+    scheduled.store.away = False
+    await scheduled.pass_minutes(int(AGAIN_AFTER_MOST_S / 60) + 2)
+    [night] = scheduled.log.list()
+    assert night.episodes == 5
+    assert scheduled.broker.messages == [night.id]
+
+
+async def test_without_a_worker_one_snapshot_and_one_message_wait(scheduled: Scheduled) -> None:
+    scheduled.moment = NIGHT
+    await scheduled.pass_minutes(60)
+    scheduled.restart()
+    await scheduled.pass_minutes(60)
+    scheduled.moment += timedelta(days=3)
+    await scheduled.pass_minutes(60)
+    assert scheduled.found == [("queued", NIGHT)]
+    assert scheduled.store.scrolled == 1
+    assert len(list((scheduled.root / "snapshots").iterdir())) == 1
+    assert scheduled.broker.sent == 1
+
+
+async def test_a_message_that_the_broker_lost_is_sent_again(scheduled: Scheduled) -> None:
+    scheduled.moment = NIGHT
+    await scheduled.pass_minutes(1)
+    [night] = scheduled.log.list()
+    scheduled.broker.messages.clear()
+    await scheduled.pass_minutes(3)
+    assert scheduled.broker.messages == [night.id]
+    assert scheduled.store.scrolled == 1
+
+
+@pytest.mark.parametrize("trigger", ["api", "schedule", "episodes"])
+async def test_a_gateway_that_died_over_the_snapshot_leaves_it_to_the_next(
+    scheduled: Scheduled, trigger: Any
+) -> None:
+    night = scheduled.log.create(SPACE, trigger)
+    scheduled.restart()
+    await scheduled.pass_minutes(1 + int(AGAIN_AFTER_S / 60))
+    assert scheduled.broker.messages == [night.id]
+    assert len(read_snapshot(scheduled.root / "snapshots" / night.id)) == 5
+
+
+async def test_snapshots_of_ended_and_unknown_nights_are_swept_at_the_start(scheduled: Scheduled) -> None:
+    ended, snapshots = await scheduled.nights.start("api"), scheduled.root / "snapshots"
+    scheduled.log.update(replace(ended, state="failed"))
+    queued = await scheduled.nights.start("api")
+    spoilt = snapshots / "00000000-0000-0000-0000-000000000000"
+    for folder in (snapshots / "11111111-1111-1111-1111-111111111111", spoilt, snapshots / ".new"):
+        folder.mkdir()
+    (scheduled.root / "nights" / f"{spoilt.name}.json").write_text("{")
+    watching = asyncio.create_task(scheduled.nights.watch())
+    for _ in range(1000):
+        await asyncio.sleep(0.01)
+        left = {folder.name for folder in snapshots.iterdir()}
+        if len(left) == 3:
+            break
+    watching.cancel()
+    assert left == {queued.id, spoilt.name, ".new"}
+
+
+async def test_a_night_by_episode_count_is_asked_for_again_when_memory_is_back(
+    store: ListedStore, log: NightLog, tmp_path: Path
+) -> None:
+    nights, queued = counting(store, log, tmp_path)
+    store.add(5)
+    store.away = True
+    watching = asyncio.create_task(nights.watch())
+    nights.remembered(store.episodes[-1], "stored")
+    await asyncio.sleep(0.1)
+    store.away = False  # and nothing new is remembered
+    assert await asyncio.wait_for(queued.get(), 10)
+    watching.cancel()
+
+
+async def test_what_was_too_little_for_a_scheduled_night_still_counts(
+    store: ListedStore, log: NightLog, tmp_path: Path
+) -> None:
+    nights = coordinator(store, log, tmp_path, every=5)
+    store.add(3)
+    log.update(replace(log.create(SPACE, "schedule", NIGHT), state="skipped"))
+    store.add(1)
+    await nights.look()
+    assert len(log.list()) == 1
+    store.add(1)
+    await nights.look()
+    assert log.list()[0].trigger == "episodes"
+
+
+async def test_poor_episodes_are_counted_once(store: ListedStore, log: NightLog, tmp_path: Path) -> None:
+    nights = coordinator(store, log, tmp_path, every=5)
+    store.add(5, reward=0.1)
+    for _ in range(3):
+        await nights.look()
+    assert [night.state for night in log.list()] == ["skipped"]
+
+
+async def test_a_broker_that_hangs_holds_up_no_other_work(
+    store: ListedStore, log: NightLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.nights.SEND_TIMEOUT_S", 0.01)
+    store.add(5)
+    released = threading.Event()
+    nights = coordinator(store, log, tmp_path, send=lambda _: released.wait())
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    try:
+        for _ in range(4):
+            with pytest.raises(QueueUnreachableError):
+                await nights.start("api")
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: True), 10)
+    finally:
+        released.set()
+    assert {night.state for night in log.list()} == {"failed"}

@@ -1,5 +1,6 @@
 """When a night's record is written."""
 
+import errno
 from dataclasses import replace
 
 import pytest
@@ -15,9 +16,12 @@ class Counting(NightLog):
     """Counts what is written."""
 
     writes = 0
+    full = False
 
     def update(self, record: NightRecord) -> NightRecord:
         self.writes += 1
+        if self.full:
+            raise OSError(errno.ENOSPC, "no space left")
         return super().update(record)
 
 
@@ -53,6 +57,21 @@ def test_a_silent_phase_gives_signs_of_life(
     after = log.get(journal.record.id)
     assert after is not None
     assert (after.state, after.phase) == ("running", "load")
+
+
+def test_progress_that_cannot_be_written_ends_no_night(
+    journal: Journal, log: Counting, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "PROGRESS_EVERY_S", 0)
+    journal.change(state="running", phase="train", total=500)
+    log.full = True
+    journal.progress(499, 500, "step 499")
+    assert "no sign of life" in caplog.text
+    log.full = False
+    journal.progress(500, 500, "done")
+    found = log.get(journal.record.id)
+    assert found is not None
+    assert found.message == "done"
 
 
 def test_a_night_that_others_have_ended_is_not_written_over(journal: Journal, log: Counting) -> None:

@@ -246,6 +246,23 @@ def test_a_crashed_night_goes_on_from_its_checkpoint(place: Place, engine: Scrip
     assert not (place.settings.data_dir / "nights" / record.id).exists()
 
 
+@pytest.mark.parametrize("spoilt", [b"", b"{", b"[]", b'{"reached": 0}', b'{"reached": 0, "attempts": "x"}'])
+def test_a_night_whose_notes_are_spoilt_begins_anew(
+    place: Place, engine: ScriptedEngine, spoilt: bytes
+) -> None:
+    record = place.queue(scripted_episodes(engine, 4))
+    folder = place.settings.data_dir / "nights" / record.id
+    folder.mkdir()
+    (folder / "attempts.json").write_bytes(spoilt)
+    (folder / "checkpoint.safetensors").write_bytes(spoilt)
+    assert run(place, record).state == "skipped"
+
+
+def test_a_night_without_its_snapshot_is_left_to_the_gateway(place: Place, engine: ScriptedEngine) -> None:
+    place.log.create(place.space, "schedule")  # a gateway is writing it now, or died over it
+    assert orphaned_nights(place.settings) == []
+
+
 def killed(*_: object) -> None:
     raise Killed
 

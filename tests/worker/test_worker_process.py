@@ -1,5 +1,6 @@
 """Real Celery workers, on a folder and on a real Redis, with the real small model."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,11 +13,12 @@ from typing import Any
 
 import redis
 
-from config.queue import NIGHT_TASK, make_celery
+from config.queue import NIGHT_TASK, NightQueue, make_celery
 from config.settings import Settings
 from memory.episode import Episode
 from memory.night import NightRecord
 from model.scripted_engine import ScriptedEngine
+from tests.redis_server import RedisServer
 from tests.worker.conftest import Place, scripted_episodes
 
 PATIENCE_S = 200.0
@@ -81,24 +83,70 @@ def check_result(place: Place, record: NightRecord) -> None:
     assert [manifest["version"] for manifest in place.registry.versions()] == ["v1"]
 
 
-def test_an_idle_worker_is_small_and_takes_nights_from_redis(
-    tmp_path: Path, engine: ScriptedEngine, redis_url: str
+def test_an_idle_worker_is_small_and_takes_nights_from_redis_also_after_an_outage(
+    tmp_path: Path, engine: ScriptedEngine
 ) -> None:
-    """Too few episodes need no model, so this night ends before one is loaded."""
-    settings = settings_of(tmp_path, "none", broker_url=redis_url)
-    place = Place(settings, engine.space.id)
+    """Too few episodes need no model, so these nights end before one is loaded."""
+    server = RedisServer(tmp_path)
+    server.start()
+    settings = settings_of(tmp_path, "none", broker_url=server.url)
+    place, queue = Place(settings, engine.space.id), NightQueue(settings)
     with worker(settings) as process:
         log = tmp_path / "worker.log"
         wait_until(lambda: "recover" in log.read_text() and "succeeded" in log.read_text(), "the worker")
         assert resident_mib(process) < 100
-        record = place.queue(scripted_episodes(engine, 4))
-        make_celery(settings).send_task(NIGHT_TASK, [record.id])
-        wait_until(lambda: has_ended(place, record), "the end of the night")
+        for outage in (False, True):
+            if outage:
+                server.stop()
+                wait_until(lambda: "Connection to broker lost" in log.read_text(), "the outage")
+                server.start()
+            record = place.queue(scripted_episodes(engine, 4))
+            queue.send(record.id)
+            wait_until(lambda record=record: has_ended(place, record), "the end of the night")
+            found = place.log.get(record.id)
+            assert found is not None
+            assert (found.state, found.phase) == ("skipped", "snapshot")
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-    found = place.log.get(record.id)
-    assert found is not None
-    assert (found.state, found.phase) == ("skipped", "snapshot")
+    server.stop()
+
+
+def test_what_cannot_be_read_ends_no_worker_of_the_folder_queue(
+    tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    settings = settings_of(tmp_path, "none")
+    place, celery = Place(settings, engine.space.id), make_celery(settings)
+    folder = tmp_path / "queue"
+    for exchange in ("nights", "celeryev", "celery.pidbox", "reply.celery.pidbox"):
+        (folder / "control" / f"{exchange}.exchange").write_bytes(b'[["cut sho')
+    messages = folder / "messages"
+    NightQueue(settings).send("cut short")
+    [whole] = messages.iterdir()
+    text = json.loads(whole.read_text())
+    for name, content in {
+        "half": whole.read_bytes()[:200],
+        "empty": b"",
+        "zeros": bytes(200),
+        "pickle": json.dumps(text | {"content-type": "application/x-python-serialize"}).encode(),
+        "plain": json.dumps(text | {"content-type": "text/plain"}).encode(),
+        "unknown encoding": json.dumps(text | {"content-encoding": "klingon"}).encode(),
+        "other body": json.dumps(text | {"body": "AAAA"}).encode(),
+        "no headers": json.dumps(text | {"headers": {}}).encode(),
+    }.items():
+        (messages / f"0{name}.nights.msg").write_bytes(content)
+    celery.send_task("latentevolve.nobody-knows")
+    celery.send_task(NIGHT_TASK, [])
+    (tmp_path / "nights").mkdir()
+    (tmp_path / "nights" / "spoilt.json").write_text("{")
+    celery.send_task(NIGHT_TASK, ["spoilt"])
+    record = place.queue(scripted_episodes(engine, 4))
+    celery.send_task(NIGHT_TASK, [record.id])
+    with worker(settings) as process:
+        wait_until(lambda: process.poll() is not None or has_ended(place, record), "the end of the night")
+        log = (tmp_path / "worker.log").read_text()
+        assert has_ended(place, record), log
+        wait_until(lambda: not list(messages.glob("*.nights.msg")), "an empty queue")
+        assert process.poll() is None, log
 
 
 def resident_mib(process: "subprocess.Popen[bytes]") -> float:

@@ -95,6 +95,7 @@ async def _served(root: Path, parts: Parts, ready: bool, values: dict[str, Any])
             "rewards": "confidence=1",  # ten steps surely raise it on the scripted model
             "medium_steps": 10,
             "remember_threshold": 0,
+            "night_cron": "never",
             "night_episodes": 0,
             "prior_poll_s": 0.05,
             **values,
