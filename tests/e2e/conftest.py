@@ -1,4 +1,4 @@
-"""One running tree (gateway, engine, worker, beat) on the real small model, for all end-to-end tests."""
+"""One running tree (gateway, engine, worker) on the real small model, for all end-to-end tests."""
 
 from collections.abc import Iterator
 
