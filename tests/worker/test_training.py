@@ -210,7 +210,7 @@ def test_answers_that_agree_clearly_less_for_long_end_the_training(engine: Scrip
     found = trained(engine, wrongly_taught(sides), network, recipe)
     agreed = [look.agreement for look in found.evaluations]
     assert agreed[: found.best_step // 10 + 1] == [1] * (found.best_step // 10 + 1)
-    assert agreed[-4:] == [0] * 4
+    assert max(agreed[-4:]) < 0.5  # weights that are taught badly for long may still be right by chance
     assert 0 < found.best_step < found.steps < 100
     trained(engine, wrongly_taught(sides), kept, replace(recipe, steps=found.best_step))
     assert all(torch.equal(kept.state_dict()[name], value) for name, value in network.state_dict().items())
