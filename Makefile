@@ -5,13 +5,17 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help setup setup-dev serve demo test check format lock clean
+# As many processes as there are cores; more than four would start more engines than a laptop holds.
+PYTEST  = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: help setup setup-dev serve demo test check lint format lock clean
 
 help:
 	@echo "make serve   set up and start gateway and worker on 127.0.0.1:8000 (ARGS='--model ...')"
 	@echo "make demo    a day, a night and the next day on example questions"
 	@echo "make test    set up and run every test"
-	@echo "make check   format, lint and types"
+	@echo "make check   format, lint, types and the quick tests: those without vLLM and long processes"
+	@echo "make lint    format, lint and types"
 	@echo "make lock    resolve the pinned requirements in locks/ anew (needs uv)"
 	@echo "make clean   remove the environment and caches; never the data folder"
 
@@ -29,9 +33,13 @@ demo: setup
 
 test: setup-dev
 	@$(BIN)/latentevolve pull
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
-check: setup-dev
+check: lint
+	@$(BIN)/latentevolve pull
+	$(PYTEST) -m "not vllm and not slow" $(ARGS)
+
+lint: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -16,6 +16,9 @@ from model.engine import EngineDeadError, PlacementError, SteeredPrompt
 from model.space import LatentRejectedError
 from model.transformers_engine import TransformersEngine
 from model.twin import TwinProcess
+from tests.model.conftest import LENGTH
+
+pytestmark = pytest.mark.slow
 
 ANSWER = (510, 3575, 282, 4649)
 
@@ -34,9 +37,15 @@ if __name__ == "__main__":
 """
 
 
+@pytest.fixture(scope="module")
+def engine(tiny_model: str) -> TransformersEngine:
+    """What the twin has to agree with."""
+    return TransformersEngine(tiny_model, length=LENGTH, placement="user_turn_end", max_model_len=1024)
+
+
 @pytest.fixture
-async def twin(small_model: str) -> AsyncIterator[TwinProcess]:
-    twin = TwinProcess(small_model, length=4, placement="user_turn_end", threads=2)
+async def twin(tiny_model: str) -> AsyncIterator[TwinProcess]:
+    twin = TwinProcess(tiny_model, length=LENGTH, placement="user_turn_end", threads=2)
     yield twin
     await twin.close()
 
@@ -144,10 +153,8 @@ async def test_close_does_not_wait_for_a_hanging_call(engine: TransformersEngine
     assert not is_running(pid)
 
 
-async def test_a_twin_that_hangs_is_ended_after_its_time(
-    engine: TransformersEngine, small_model: str
-) -> None:
-    twin = TwinProcess(small_model, length=4, placement="user_turn_end", timeout_s=0.5)
+async def test_a_twin_that_hangs_is_ended_after_its_time(engine: TransformersEngine, tiny_model: str) -> None:
+    twin = TwinProcess(tiny_model, length=LENGTH, placement="user_turn_end", timeout_s=0.5)
     await twin.start()
     pid = twin.pid
     assert pid is not None
@@ -158,8 +165,8 @@ async def test_a_twin_that_hangs_is_ended_after_its_time(
     await twin.close()
 
 
-async def test_close_does_not_wait_for_a_start(small_model: str) -> None:
-    twin = TwinProcess(small_model, length=4, placement="user_turn_end")
+async def test_close_does_not_wait_for_a_start(tiny_model: str) -> None:
+    twin = TwinProcess(tiny_model, length=LENGTH, placement="user_turn_end")
     starting = asyncio.create_task(twin.start())
     await until(lambda: twin.pid is not None)
     pid = twin.pid
@@ -171,7 +178,7 @@ async def test_close_does_not_wait_for_a_start(small_model: str) -> None:
 
 
 async def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    twin = TwinProcess(str(tmp_path), length=4, placement="user_turn_end")
+    twin = TwinProcess(str(tmp_path), length=LENGTH, placement="user_turn_end")
     with pytest.raises(EngineDeadError, match="cannot load"):
         await twin.start()
     with pytest.raises(EngineDeadError, match="tried again later"):
@@ -179,12 +186,12 @@ async def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     await twin.close()
 
 
-def test_the_twin_ends_when_its_parent_is_killed(small_model: str, tmp_path: Path) -> None:
+def test_the_twin_ends_when_its_parent_is_killed(tiny_model: str, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     root = Path(__file__).parents[2]
     with subprocess.Popen(
-        [sys.executable, str(script), small_model],
+        [sys.executable, str(script), tiny_model],
         stdout=subprocess.PIPE,
         text=True,
         cwd=root,
