@@ -69,6 +69,8 @@ class PriorRegistry:
         self.root = root / space
         self.space = space
         self._room = room
+        self._digests: dict[str, tuple[tuple[int, int, int] | None, str]] = {}
+        """Of each version the state of its manifest when it was read, and the checksum in it."""
 
     def publish(self, network: PriorNetwork, competence: Competence, manifest: Mapping[str, Any]) -> str:
         """Write a new version and return its name; it does not become active.
@@ -137,6 +139,23 @@ class PriorRegistry:
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as exc:
             raise CorruptPriorError(f"{path} does not fit its manifest: {exc}") from exc
         return Prior(version, self.space, network, competence, manifest)
+
+    def digest(self, version: str) -> str:
+        """Return the checksum of a version's weights, as its manifest has it; read again when that changed.
+
+        Raises:
+            UnknownVersionError, CorruptPriorError, WrongSpaceError
+        """
+        try:
+            found = (self.root / version / MANIFEST).stat()
+            state = (found.st_ino, found.st_mtime_ns, found.st_size)
+        except OSError:
+            state = None
+        known = self._digests.get(version)
+        if known is None or known[0] != state:
+            known = state, str(self._manifest(version).get("sha256"))
+            self._digests[version] = known
+        return known[1]
 
     def active(self) -> str | None:
         """Return the active version, None when there is none.

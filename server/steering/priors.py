@@ -45,13 +45,16 @@ class ActivePrior:
         Raises:
             RegistryError: there is no such version, or it cannot be read.
         """
-        current = self._current
-        if current is not None and current.version == version:
-            return current
-        if version not in self._loaded:
-            self._loaded[version] = await asyncio.to_thread(self._registry.load, version)
-        self._loaded.move_to_end(version)
-        prior = self._loaded[version]
+        digest = await asyncio.to_thread(self._registry.digest, version)
+        for known in (self._current, self._loaded.get(version)):
+            if known is not None and _is(known, version, digest):
+                prior = known
+                break
+        else:
+            prior = await asyncio.to_thread(self._registry.load, version)
+        if prior is not self._current:
+            self._loaded[version] = prior
+            self._loaded.move_to_end(version)
         while len(self._loaded) > self._kept:
             self._loaded.popitem(last=False)
         return prior
@@ -62,10 +65,10 @@ class ActivePrior:
             version: str | None = None
             try:
                 version = await asyncio.to_thread(self._registry.active)
-                if version == (self._current.version if self._current else None):
+                prior = None if version is None else await self.get(version)
+                if prior is self._current:
                     self._complaint = None
                     return False
-                prior = None if version is None else await self.get(version)
             except (LatentMemoryError, OSError, ValueError) as error:
                 self._complain(version, error)
                 return False
@@ -107,3 +110,8 @@ class ActivePrior:
                 self._current.version if self._current else "no prior",
                 error,
             )
+
+
+def _is(prior: Prior, version: str, digest: str) -> bool:
+    """Return whether a loaded prior is that version with those weights, which may have been replaced."""
+    return prior.version == version and prior.manifest.get("sha256") == digest

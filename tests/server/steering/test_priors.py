@@ -1,10 +1,12 @@
 """The active prior: swaps, pins, and versions that cannot be loaded."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from prometheus_client import CollectorRegistry
 
 from memory.prior import Competence, PriorNetwork
@@ -105,6 +107,48 @@ async def test_pinned_versions_are_loaded_once_and_the_oldest_let_go(
     assert await priors.get(versions[0]) is not first
     with pytest.raises(UnknownVersionError):
         await priors.get("v9")
+
+
+def replaced(registry: PriorRegistry, version: str, base: float) -> None:
+    """Put other weights under the name of a version, as a copy from another machine does."""
+    other = PriorRegistry(registry.root.parent / "elsewhere", registry.space)
+    network = PriorNetwork(8, 2, 2, base=torch.full((2, 8), base))
+    new = other.publish(network, Competence(np.eye(8, dtype=np.float32), 0.5), {})
+    assert new == version
+    shutil.rmtree(registry.root / version)
+    shutil.move(other.root / new, registry.root / version)
+    shutil.rmtree(other.root)
+
+
+async def test_version_replaced_under_its_name_and_activated_again_serves_its_new_weights(
+    registry: PriorRegistry, priors: ActivePrior
+) -> None:
+    key = np.eye(8, dtype=np.float32)[0]
+    version = publish(registry)
+    registry.activate(version)
+    assert await priors.refresh()
+    old = priors.current()
+    assert not await priors.refresh()
+    replaced(registry, version, 3.0)
+    registry.activate(version)
+    assert await priors.refresh()
+    new = priors.current()
+    assert old is not None
+    assert new is not None
+    assert (old.predict(key)[0, 0], new.predict(key)[0, 0]) == (0, 3)
+    assert not await priors.refresh()
+
+
+async def test_request_that_pins_a_replaced_version_gets_its_new_weights(
+    registry: PriorRegistry, priors: ActivePrior
+) -> None:
+    version = publish(registry)
+    old = await priors.get(version)
+    replaced(registry, version, 3.0)
+    new = await priors.get(version)
+    assert new is not old
+    assert new.predict(np.eye(8, dtype=np.float32)[0])[0, 0] == 3
+    assert await priors.get(version) is new
 
 
 async def test_poke_from_another_thread_swaps_at_once(registry: PriorRegistry, priors: ActivePrior) -> None:
