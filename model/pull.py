@@ -67,6 +67,10 @@ def _converted(target: Path, report: Report) -> Path:
         gguf = _wheel_file()
         report(f"checking {gguf.name} ({gguf.stat().st_size / 1e6:.0f} MB)")
         _verify(gguf)
+        for unfinished in target.parent.glob(
+            f"{target.name}.*/"
+        ):  # of a process that died: this one has the lock
+            shutil.rmtree(unfinished, ignore_errors=True)
         building = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
         try:
             _convert(gguf, building, report)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -17,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from config.cron import Cron
 from config.queue import NightQueue
 from config.settings import Settings
+from memory.atomic import sweep
 from memory.free_space import FreeSpace
 from memory.night import NightLog
 from memory.open import open_store
@@ -107,6 +109,7 @@ async def assemble(
     engine.space = replace(engine.space, known_as=known_as)
     space = engine.space.id
     data = settings.data_dir
+    await asyncio.to_thread(_sweep, data, space)
     async with AsyncExitStack() as stack:
         room = FreeSpace(data, settings.min_free_mib)
         store: EpisodeStore = await asyncio.to_thread(open_store, settings, space, *engine.space.shape)
@@ -170,6 +173,15 @@ async def assemble(
 def _import_engine() -> None:
     """Take the seconds that the engine's libraries need where they hold up no probe."""
     from server.engine import injection, launch, self_check  # noqa: F401
+
+
+def _sweep(data: Path, space: str) -> None:
+    """Delete what processes that died were writing."""
+    nights = data / "nights"
+    folders = [data, data / "snapshots", data / "priors" / space, nights, *nights.glob("*/")]
+    swept = sum(sweep(folder) for folder in folders)
+    if swept:
+        logger.info("%d unfinished files and folders of earlier processes are deleted", swept)
 
 
 class _Server:

@@ -6,15 +6,15 @@ JSON in its header, so that one rename replaces all of it. Knows nothing of obje
 
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import nn
 
+from memory.atomic import write_file
 from memory.free_space import UNLIMITED, FreeSpace, NoRoomError
 
 logger = logging.getLogger(__name__)
@@ -79,13 +79,10 @@ def save(
     for index, moments in adam.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(
-        {name: value.detach().clone().contiguous() for name, value in tensors.items()},
-        partial,
-        metadata={"counters": json.dumps(asdict(counters))},
-    )
-    os.replace(partial, path)
+    whole = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    metadata = {"counters": json.dumps(asdict(counters))}
+    # Not `save_file`, which puts another file in the place of the one that is locked.
+    write_file(path, lambda new: new.write_bytes(serialize(whole, metadata)))
 
 
 def reached_step(path: Path) -> int:

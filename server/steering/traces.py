@@ -7,7 +7,6 @@ background writing. Nothing here blocks the event loop. Knows nothing of what a 
 import asyncio
 import json
 import logging
-import os
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,8 +15,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
+from memory.atomic import sweep, write_file
 from memory.episode import Episode
 from memory.free_space import UNLIMITED, FreeSpace, NoRoomError
 from server.steering.remember import Fate
@@ -163,6 +163,7 @@ class TraceLog:
 
     def _scan(self) -> list[str]:
         self._root.mkdir(parents=True, exist_ok=True)
+        sweep(self._root)
         files = sorted(self._root.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         return [path.stem for path in files]
 
@@ -173,9 +174,8 @@ class TraceLog:
         self._room.demand("traces")
         for trace in batch:
             if trace.outcome.latent is not None:
-                path = self._root / f"{trace.id}.safetensors"
-                save_file({"latent": trace.outcome.latent.contiguous()}, path.with_suffix(".tmp"))
-                os.replace(path.with_suffix(".tmp"), path)
+                latent = save({"latent": trace.outcome.latent.contiguous()})
+                self._put(f"{trace.id}.safetensors", latent)
             self._write_json(trace.id, trace.to_json() | changes.get(trace.id, {}))
         written = {trace.id for trace in batch}
         for trace_id, change in changes.items():
@@ -185,9 +185,10 @@ class TraceLog:
                     self._write_json(trace_id, found | change)
 
     def _write_json(self, trace_id: str, content: Mapping[str, Any]) -> None:
-        path = self._root / f"{trace_id}.json"
-        path.with_suffix(".tmp").write_text(json.dumps(content, separators=(",", ":")))
-        os.replace(path.with_suffix(".tmp"), path)
+        self._put(f"{trace_id}.json", json.dumps(content, separators=(",", ":")).encode())
+
+    def _put(self, name: str, content: bytes) -> None:
+        write_file(self._root / name, lambda new: new.write_bytes(content), durable=False)
 
     def _read(self, trace_id: str, include_latent: bool) -> tuple[dict[str, Any] | None, torch.Tensor | None]:
         path = self._root / f"{trace_id}.json"

