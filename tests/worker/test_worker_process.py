@@ -1,5 +1,6 @@
-"""Real Celery workers, on a folder and on a real Redis, with the real small model."""
+"""Real Celery workers, on a folder and on a real Redis, with a real model that is tiny."""
 
+import asyncio
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 
 from config.queue import NIGHT_TASK, NightQueue, make_celery
@@ -18,10 +20,21 @@ from config.settings import Settings
 from memory.episode import Episode
 from memory.night import NightRecord
 from model.scripted_engine import ScriptedEngine
+from model.transformers_engine import TransformersEngine
 from tests.redis_server import RedisServer
 from tests.worker.conftest import Place, scripted_episodes
+from tests.worker.real_episodes import real_episodes
+
+pytestmark = pytest.mark.slow
 
 PATIENCE_S = 200.0
+
+
+@pytest.fixture(scope="module")
+def remembered(tiny_model: str) -> Iterator[list[Episode]]:
+    engine = TransformersEngine(tiny_model, length=16, placement="user_turn_end")
+    yield real_episodes(engine)
+    asyncio.run(engine.close())
 
 
 def wait_until(done: Callable[[], bool], what: str) -> None:
@@ -33,7 +46,7 @@ def wait_until(done: Callable[[], bool], what: str) -> None:
 
 
 def settings_of(root: Path, model: str, **changes: Any) -> Settings:
-    return Settings(data_dir=root, model=model, night_steps=8, night_batch=4, _env_file=None, **changes)
+    return Settings(data_dir=root, model=model, night_steps=40, night_batch=4, _env_file=None, **changes)
 
 
 @contextmanager
@@ -155,10 +168,10 @@ def resident_mib(process: "subprocess.Popen[bytes]") -> float:
 
 
 def test_a_killed_worker_loses_no_night_of_the_folder_queue(
-    tmp_path: Path, small_model: str, remembered: list[Episode]
+    tmp_path: Path, tiny_model: str, remembered: list[Episode]
 ) -> None:
     """The folder transport forgets a message once it is taken; the night's record does not."""
-    settings = settings_of(tmp_path, small_model)
+    settings = settings_of(tmp_path, tiny_model)
     place = Place(settings, remembered[0].space)
     record = place.queue(remembered)
     make_celery(settings).send_task(NIGHT_TASK, [record.id])
@@ -172,9 +185,9 @@ def test_a_killed_worker_loses_no_night_of_the_folder_queue(
 
 
 def test_a_stopped_worker_of_redis_ends_at_once_and_its_night_later(
-    tmp_path: Path, small_model: str, remembered: list[Episode], redis_url: str
+    tmp_path: Path, tiny_model: str, remembered: list[Episode], redis_url: str
 ) -> None:
-    settings = settings_of(tmp_path, small_model, broker_url=redis_url)
+    settings = settings_of(tmp_path, tiny_model, broker_url=redis_url)
     place = Place(settings, remembered[0].space)
     with redis.Redis.from_url(redis_url) as client, client.pubsub() as channel, worker(settings) as first:
         channel.subscribe(f"latentevolve:priors:{place.space}")

@@ -1,14 +1,12 @@
 """No process of vLLM outlives what started it."""
 
 import asyncio
-import logging
 import sys
 from pathlib import Path
 
 import pytest
 
 from config.settings import Settings
-from model.pull import resolve_model
 from server.engine.launch import launch
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
@@ -17,9 +15,8 @@ ROOT = Path(__file__).parents[3]
 
 
 async def test_cancelled_start_ends_the_half_started_engine(settings: Settings) -> None:
-    path = resolve_model(settings.model, settings.cache_dir, logging.info)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.server.engine.cancelled_start", path),
+        *(sys.executable, "-m", "tests.server.engine.cancelled_start", settings.model),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -29,7 +26,6 @@ async def test_cancelled_start_ends_the_half_started_engine(settings: Settings) 
 
 
 async def test_options_that_vllm_does_not_know_are_named(settings: Settings) -> None:
-    path = resolve_model(settings.model, settings.cache_dir, logging.info)
     with pytest.raises(ValueError, match="--no-such-option"):
-        async with launch(settings.model_copy(update={"vllm_args": "--no-such-option 1"}), path):
+        async with launch(settings.model_copy(update={"vllm_args": "--no-such-option 1"}), settings.model):
             pass
