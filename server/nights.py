@@ -293,7 +293,7 @@ class NightCoordinator:
             )
             skipped = replace(record, state="skipped", episodes=len(newest), message=message)
             return self._log.update(skipped)
-        self._room.demand("a night's snapshot")
+        self._room.demand("a night's snapshot", sum(e.key.nbytes + e.latent.nbytes for e in newest))
         written = write_snapshot(newest, self._snapshots / record.id)
         return self._log.update(replace(record, episodes=written))
 

@@ -17,6 +17,7 @@ from config.settings import Settings
 from memory.prior import PriorNetwork, kind_means
 from model.engine import Generation, LatentGradient, UnsupportedError
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
+from tests.memory.full_disk import Disk
 from tests.worker.conftest import scripted_episodes
 from tests.worker.likelihood import mean_likelihood
 from worker.checkpoint import Counters
@@ -142,6 +143,16 @@ def test_resumed_training_equals_an_uninterrupted_one(engine: ScriptedEngine, tm
     assert replace(again, resumed_at=0) == uninterrupted
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_training_goes_on_without_a_checkpoint_where_there_is_no_room(
+    engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    sides, checkpoint = sides_of(engine), tmp_path / "checkpoint"
+    whole = trained(engine, sides, fresh(engine), checkpoint=checkpoint, room=Disk(free_mib=99))
+    assert (whole.steps, list(tmp_path.iterdir())) == (RECIPE.steps, [])
+    trained(engine, sides, fresh(engine), checkpoint=checkpoint, room=Disk(free_mib=100))
+    assert list(tmp_path.iterdir()) == [checkpoint]
 
 
 def test_finished_training_is_not_repeated(engine: ScriptedEngine, tmp_path: Path) -> None:
