@@ -1,7 +1,7 @@
 """What a benchmark found, on its way out.
 
-Owns the JSON document (machine, settings, results), the file it goes to, and the statistics that several
-benchmarks share: quantiles of times, and paired ratios. Knows nothing of what was measured.
+Owns the JSON document (machine, settings, results), the file it goes to, and the quantiles of times that it
+shows. Knows nothing of what was measured.
 """
 
 import math
@@ -63,28 +63,3 @@ def quantiles_ms(seconds: Sequence[float]) -> dict[str, float]:
         "p95_ms": round(float(p95), 3),
         "p99_ms": round(float(p99), 3),
     }
-
-
-def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float | int]:
-    """Return the geometric mean of paired ratios with its 95 % bootstrap interval.
-
-    Logarithms are averaged, so that a/b and b/a say the same. `n` pairs; one pair has no interval.
-    """
-    import numpy as np
-
-    from worker.bootstrap import interval
-
-    found = interval(np.log(np.asarray(above, dtype=np.float64) / np.asarray(below, dtype=np.float64)))
-    return {
-        "ratio": math.exp(found.mean),
-        "low": math.exp(found.low) if math.isfinite(found.low) else -math.inf,
-        "high": math.exp(found.high) if math.isfinite(found.high) else math.inf,
-        "n": len(above),
-    }
-
-
-def ratio_text(found: Mapping[str, float | int]) -> str:
-    """Return `1.02 (0.98–1.06)`, without brackets where there is no interval."""
-    if not math.isfinite(found["high"]):
-        return f"{found['ratio']:.2f}"
-    return f"{found['ratio']:.2f} ({found['low']:.2f}–{found['high']:.2f})"

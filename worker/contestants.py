@@ -5,16 +5,19 @@ Owns how each control is made. Knows nothing of scores.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from config.settings import Settings
 from memory.episode import Array, Episode
 from memory.prior import DEFAULT_RECALL_FLOOR, Competence, Prior, PriorNetwork
 from memory.store import REACH
 from memory.transfer import momentum_transfer
 from worker.neighbourhood import stack_keys
+
+if TYPE_CHECKING:  # so that a trained prior can be looked at where there is torch, and little else
+    from config.settings import Settings
 
 Latents = list[torch.Tensor | None]
 """One latent (L, d) per hold-out episode; None: the plain prompt."""
@@ -30,7 +33,7 @@ class Recall:
     clamp: float = 1.0
 
     @classmethod
-    def of(cls, settings: Settings, learned_floor: float) -> "Recall":
+    def of(cls, settings: "Settings", learned_floor: float) -> "Recall":
         """Return what the settings name, and the floor that would be served where they name none."""
         return cls(
             settings.recall_k,

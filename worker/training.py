@@ -20,13 +20,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from config.settings import Settings
 from memory.chains import chains
 from memory.episode import Episode
 from memory.free_space import UNLIMITED, FreeSpace
@@ -38,6 +37,9 @@ from worker.checkpoint import Counters, Evaluation
 from worker.errors import TrainingDivergedError
 from worker.neighbourhood import prompt_digest, stack_keys
 from worker.replay import gradients, likelihoods
+
+if TYPE_CHECKING:  # so that training itself runs where there is torch, and little else
+    from config.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +108,7 @@ class Recipe:
         return step % max(LOOK_EVERY, self.steps // 10) == 0 or step == self.steps
 
     @classmethod
-    def of(cls, settings: Settings, size: int, *, goes_on: bool) -> "Recipe":
+    def of(cls, settings: "Settings", size: int, *, goes_on: bool) -> "Recipe":
         """Return the recipe that the settings name, with `MOST_PASSES` at most over `size` episodes."""
         return cls(
             settings.night_objective,

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.result import Output, Report, ratio_text
+from bench.ratio import ratio_text
+from bench.result import Output, Report
 from bench.serve.arms import parse_arms, parse_levels
 from cli.demonstration.stream import EXAMPLES, read_prompts
 from cli.failure import INTERRUPTED, CommandError

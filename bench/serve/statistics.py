@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.result import quantiles_ms, ratio
+from bench.ratio import ratio
+from bench.result import quantiles_ms
 from bench.serve.arms import BARE
 from bench.serve.load import Round
 

@@ -7,16 +7,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bench.result import Output, Report, ratio_text
+from bench.ratio import ratio_text
+from bench.result import Output, Report
+from bench.step import QUESTION
 from cli.failure import INTERRUPTED, USAGE, CommandError
 from cli.options import CacheDir, Json, Model, load_settings
 from cli.progress import PhaseProgress
 from cli.screen import Screen
-
-QUESTION = (
-    "A baker fills 14 trays with 12 rolls each, sells three quarters of them before noon and 20 after it. "
-    "How many rolls are left? Explain each step."
-)
 
 
 def step(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.result import ratio
+from bench.ratio import ratio
 from bench.step.endless import end_tokens, endless
 from bench.step.latentseek import LatentSeek
 from bench.step.refining import Step, prompt_of, refining_step

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.machine import machine
-from bench.result import Report, finite, quantiles_ms, ratio, ratio_text
+from bench.ratio import ratio, ratio_text
+from bench.result import Report, finite, quantiles_ms
 from cli.failure import CommandError
 from cli.screen import Screen
 

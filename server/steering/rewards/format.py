@@ -9,9 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]
 import regex  # type: ignore[import-untyped]
-from referencing import Registry
 
 from model.engine import Generation
 from model.final_answer import boxed
@@ -74,6 +72,10 @@ def _validator(schema: Any) -> Any | None:
         return None
     if "patternProperties" in json.dumps(schema):
         return None  # jsonschema matches those names with `re`, which cannot be given a time limit
+    # Not above: refiners are timed on machines with torch and little else (`scripts/gpu.py`).
+    import jsonschema  # type: ignore[import-untyped]
+    from referencing import Registry
+
     base = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         base.check_schema(schema)
@@ -96,8 +98,10 @@ def _is_valid(validator: Any, text: str) -> bool:
 
 
 def _check_pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
     if isinstance(instance, str) and not _matches(pattern, instance, whole=False):
-        yield jsonschema.ValidationError("does not match the pattern")
+        yield ValidationError("does not match the pattern")
 
 
 def _compiles(pattern: str) -> bool:

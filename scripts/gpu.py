@@ -1,0 +1,386 @@
+"""What of this project can be tried on a GPU in ten minutes, as a table.
+
+    python scripts/gpu.py MODEL                  on a machine with a GPU
+    python scripts/gpu.py MODEL --device cpu ... a rehearsal: the CPU beside itself
+
+Owns the comparison of one device with the CPU: gradients, decoding with latents, a night's training on the
+example stream, and `bench step`. Needs torch, transformers and MODEL, a folder in Hugging Face's layout with
+a chat template; no vLLM, no network, nothing installed. A folder without weights gets random ones, good for
+times and for comparing devices, not for what a night is worth. A part that cannot run says so in the table,
+and the others go on; each row is printed when it is known. Ends with 1 when something did not run.
+
+The night learns the labels of examples/topics.jsonl, as if a verifier had let only right answers into memory:
+it shows that training on the device works, not what the loop reaches without labels (README, "Measured").
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+PARTS = ("gradient", "decoding", "night", "step")
+STREAM = ROOT / "examples" / "topics.jsonl"
+NOISE = 0.02
+"""Of the latents beside the neutral ones, so that rows differ."""
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    what: str
+    found: str
+    seconds: str = ""
+    ok: bool = True
+
+
+Show = Callable[[Row], None]
+
+
+def main(arguments: Sequence[str] | None = None, write: Callable[[str], None] = print) -> int:
+    """Run the parts that are asked for and write the table; 1 when one did not run."""
+    options = _options(arguments)
+    failures = 0
+
+    def show(row: Row) -> None:
+        nonlocal failures
+        failures += not row.ok
+        write(f"{row.what:<36} {row.seconds:>22}  {row.found}")
+
+    with tempfile.TemporaryDirectory(prefix="latentevolve-") as folder:
+        try:
+            show(_machine(options.device))
+            model = _with_weights(options.model, Path(folder), show)
+        except Exception as error:
+            show(_not_run("setting up", error))
+            return 1
+        for part in options.parts:
+            begun = time.monotonic()
+            try:
+                _RUN[part](model, options, show)
+            except Exception as error:
+                show(_not_run(part, error))
+            _tidy()
+            write(f"{'':<36} {time.monotonic() - begun:>20.0f} s  ({part}, all of it)")
+    return 1 if failures else 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path, help="folder of a model")
+    parser.add_argument("--device", default="cuda", help="what is beside the CPU (default: cuda)")
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), metavar="A,B")
+    parser.add_argument("--length", type=int, default=16, help="L, soft vectors per latent")
+    parser.add_argument("--placement", default="user_turn_end", help="user_turn_end or after_header")
+    parser.add_argument("--prompts", type=int, default=16, help="of gradient and decoding")
+    parser.add_argument("--tokens", type=int, default=64, help="of every decoded answer")
+    parser.add_argument("--train", type=int, default=96, help="headlines of the night")
+    parser.add_argument("--held-out", type=int, default=48, help="headlines that judge it")
+    parser.add_argument("--night-steps", type=int, default=100, help="optimisation steps of the night")
+    parser.add_argument("--step-tokens", type=int, default=1024, help="of every answer of `bench step`")
+    parser.add_argument("--repetitions", type=int, default=2, help="of `bench step`")
+    parser.add_argument("--population", type=int, default=4, help="of `bench step`; even")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"--parts: there is no {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    return options
+
+
+def _not_run(what: str, error: Exception) -> Row:
+    lines = " ".join(str(error).split())
+    return Row(what, f"NOT RUN: {type(error).__name__}: {lines[:300]}", ok=False)
+
+
+def _machine(device: str) -> Row:
+    import torch
+    import transformers
+
+    from bench.machine import describe, machine
+
+    name = device
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise RuntimeError("torch finds no CUDA device; `--device cpu` rehearses without one")
+        gpu = torch.cuda.get_device_properties(device)
+        name = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return Row("machine", f"{name} beside {describe(machine())}; {versions}")
+
+
+def _with_weights(model: Path, folder: Path, show: Show) -> str:
+    """Return a folder with weights: the given one, or a copy with random ones."""
+    if not (model / "config.json").is_file():
+        raise FileNotFoundError(f"{model} holds no config.json")
+    if any(model.glob("*.safetensors")):
+        show(Row("model", str(model)))
+        return str(model)
+    import shutil
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for file in model.iterdir():
+        if file.is_file():
+            shutil.copy(file, folder)
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=torch.float32)
+    network.save_pretrained(folder)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    show(Row("model", f"{model}, RANDOM WEIGHTS, {count / 1e6:.0f} million"))
+    return str(folder)
+
+
+def _tidy() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _load(model: str, options: argparse.Namespace, device: str, dtype: Any) -> Any:
+    from model.frozen_model import FrozenModel
+
+    return FrozenModel(
+        model,
+        length=options.length,
+        placement=options.placement,
+        device=device,
+        dtype=dtype,
+        max_model_len=2048,
+    )
+
+
+def _dtypes(device: str) -> tuple[Any, ...]:
+    """Return what is compared with float32 on the CPU; the last is what a night computes in there."""
+    import torch
+
+    return (torch.float32,) if device == "cpu" else (torch.float32, torch.bfloat16)
+
+
+def _headlines(count: int) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in STREAM.read_text(encoding="utf-8").splitlines()]
+    random.Random(0).shuffle(rows)
+    if len(rows) < count:
+        raise ValueError(f"{STREAM.name} has {len(rows)} headlines, not {count}")
+    return rows[:count]
+
+
+def _steered(model: Any, count: int) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Return prompts of headlines with latents near the neutral one, the same on every device."""
+    import torch
+
+    from model.engine import SteeredPrompt
+
+    rows = _headlines(count)
+    noise = torch.Generator().manual_seed(0)
+    neutral = model.neutral_latent()
+    return [
+        SteeredPrompt(
+            model.render([{"role": "user", "content": row["question"]}]),
+            neutral + NOISE * torch.randn(neutral.shape, generator=noise),
+        )
+        for row in rows
+    ], rows
+
+
+def _timed(run: Callable[[], Any], repetitions: int = 3) -> tuple[Any, float]:
+    """Return what a call gives and the median of its seconds, after one that warms up.
+
+    What it gives lies on the CPU, so a GPU has finished when it returns.
+    """
+    run()
+    seconds = []
+    for _ in range(repetitions):
+        begun = time.perf_counter()
+        found = run()
+        seconds.append(time.perf_counter() - begun)
+    return found, statistics.median(seconds)
+
+
+def _against(theirs: float, ours: float) -> str:
+    return f"{theirs:.2f} → {ours:.2f} s ({theirs / ours:.1f}×)"
+
+
+def gradient(model: str, options: argparse.Namespace, show: Show) -> None:
+    """The gradient worker's answer to one batch, on the device beside the CPU in float32."""
+    import torch
+
+    def ask(device: str, dtype: Any) -> tuple[Any, float]:
+        frozen = _load(model, options, device, dtype)
+        prompts, rows = _steered(frozen, options.prompts)
+        answers = [frozen.answer_tokens(row["answer"]) for row in rows]
+        return _timed(lambda: frozen.latent_gradient(prompts, answers, [1.0] * len(prompts)))
+
+    theirs, cpu_s = ask("cpu", torch.float32)
+    for dtype in _dtypes(options.device):
+        _tidy()
+        name = f"gradient, {str(dtype).removeprefix('torch.')}"
+        try:
+            ours, device_s = ask(options.device, dtype)
+        except Exception as error:
+            show(_not_run(name, error))
+            continue
+        cosines = torch.cosine_similarity(ours.gradient.flatten(1), theirs.gradient.flatten(1))
+        off = (ours.log_likelihood - theirs.log_likelihood).abs().max()
+        found = f"cosine {cosines.min():.5f} at least, {cosines.mean():.5f} on average of {len(cosines)}"
+        show(Row(name, f"{found}; log-likelihoods differ by {off:.1e} at most", _against(cpu_s, device_s)))
+
+
+def decoding(model: str, options: argparse.Namespace, show: Show) -> None:
+    """Greedy answers with latents, on the device beside the CPU in float32."""
+    import torch
+
+    from model.engine import Decoding
+
+    def ask(device: str, dtype: Any) -> tuple[Any, float]:
+        frozen = _load(model, options, device, dtype)
+        prompts, _ = _steered(frozen, options.prompts)
+        how = [Decoding(options.tokens)] * len(prompts)
+        return _timed(lambda: frozen.generate(prompts, how), repetitions=1)
+
+    theirs, cpu_s = ask("cpu", torch.float32)
+    for dtype in _dtypes(options.device):
+        _tidy()
+        name = f"decoding, {str(dtype).removeprefix('torch.')}"
+        try:
+            ours, device_s = ask(options.device, dtype)
+        except Exception as error:
+            show(_not_run(name, error))
+            continue
+        pairs = [(a.token_ids, b.token_ids) for a, b in zip(ours, theirs, strict=True)]
+        same = sum(a == b for a, b in pairs)
+        agreed = sum(_common(a, b) for a, b in pairs)
+        tokens = sum(len(b) for _, b in pairs)
+        found = f"{same} of {len(pairs)} answers equal, {agreed} of {tokens} tokens before they part"
+        show(Row(name, found, _against(cpu_s, device_s)))
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two answers begin with alike."""
+    same = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        same += 1
+    return same
+
+
+def night(model: str, options: argparse.Namespace, show: Show) -> None:
+    """A night's training on labelled headlines, and what held-out ones are answered before and after it."""
+    asyncio.run(_night(model, options, show))
+
+
+async def _night(model: str, options: argparse.Namespace, show: Show) -> None:
+    import torch
+
+    from memory.episode import Episode
+    from memory.prior import PriorNetwork
+    from model.transformers_engine import TransformersEngine
+    from worker.agreement import greedy_agreement
+    from worker.contestants import Candidate
+    from worker.region import region
+    from worker.split import split
+    from worker.training import Recipe, train
+
+    engine = TransformersEngine(
+        model,
+        length=options.length,
+        placement=options.placement,
+        device=options.device,
+        dtype=_dtypes(options.device)[-1],
+    )
+    try:
+        rows = _headlines(options.train + options.held_out)
+        prompts = [engine.render([{"role": "user", "content": row["question"]}]) for row in rows]
+        neutral = engine.neutral_latent()
+        begun = time.perf_counter()
+        keys = (await engine.keys(prompts)).numpy()
+        show(Row("night, keys", f"{len(rows)} prompts", f"{time.perf_counter() - begun:.2f} s"))
+        episodes = [
+            Episode(
+                space=engine.space.id,
+                key=key,
+                latent=neutral.numpy(),
+                latent_earned=False,
+                reward=1.0,
+                signals={"verifier": 1.0},
+                prompt_token_ids=prompt,
+                answer_token_ids=engine.answer_tokens(row["answer"]),
+                prompt_text=row["question"],
+                answer_text=row["answer"],
+                choices=tuple(row["choices"]),
+            )
+            for row, prompt, key in zip(rows, prompts, keys, strict=True)
+        ]
+        sides = split(episodes, holdout_share=options.held_out / len(rows), seed=0)
+        recipe = Recipe("replay", options.night_steps, 4)
+        torch.manual_seed(recipe.seed)
+        network = PriorNetwork(engine.space.hidden_size, engine.space.length, base=neutral)
+        begun = time.perf_counter()
+        trained = await train(engine, network, sides.train, sides.validation, recipe)
+        took = time.perf_counter() - begun
+        size = f"{trained.steps} steps on {len(sides.train)} headlines, step {trained.best_step} kept"
+        show(Row("night, training", size, f"{took:.1f} s"))
+        latents = Candidate(network, region(sides.train, sides.holdout, recipe.seed)).predict(sides.holdout)
+        begun = time.perf_counter()
+        before = await greedy_agreement(engine, sides.holdout, [None] * len(sides.holdout))
+        after = await greedy_agreement(engine, sides.holdout, list(latents))
+        took = time.perf_counter() - begun
+        if before is None or after is None:
+            raise RuntimeError("the engine does not decode")
+        found = f"{100 * before.mean():.0f} % right before, {100 * after.mean():.0f} % after"
+        show(Row("night, held out", f"{found}, of {len(sides.holdout)}", f"{took:.1f} s"))
+    finally:
+        await engine.close()
+
+
+def step(model: str, options: argparse.Namespace, show: Show) -> None:
+    """One optimisation step of our refiners beside LatentSeek's, as `latentevolve bench step`."""
+    from bench.ratio import ratio_text
+    from bench.step import QUESTION
+    from bench.step.compare import compare, summary
+    from model.transformers_engine import TransformersEngine
+
+    engine = TransformersEngine(
+        model,
+        length=options.length,
+        placement=options.placement,
+        device=options.device,
+        dtype=_dtypes(options.device)[-1],
+    )
+    try:
+        steps = compare(
+            engine, QUESTION, options.step_tokens, options.population, options.repetitions, lambda *_: None
+        )
+    finally:
+        asyncio.run(engine.close())
+    for name, found in summary(steps)["methods"].items():
+        faster = found.get("times_faster_per_answer")
+        beside = "" if faster is None else f", {ratio_text(faster)} × as fast per answer as LatentSeek's"
+        said = f"{found['answers_per_step']} answers of {options.step_tokens} tokens{beside}"
+        show(Row(f"step, {name}", said, f"{found['seconds_median']:.2f} s"))
+
+
+_RUN: dict[str, Callable[[str, argparse.Namespace, Show], None]] = {
+    "gradient": gradient,
+    "decoding": decoding,
+    "night": night,
+    "step": step,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
