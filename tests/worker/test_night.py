@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from config.settings import Settings
+from memory.atomic import write_json
 from memory.episode import now
 from memory.night import NightRecord, UnknownNightError
+from memory.spaces import memory_id
 from model.engine import Generation, LatentGradient, ModelUnavailableError
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import Place, scripted_episodes
@@ -181,6 +183,19 @@ def test_episodes_of_another_space_fail_the_night(place: Place, engine: Scripted
     assert record.state == "failed"
     assert "SpaceMismatchError" in str(record.error)
     assert "same model" in str(record.error)
+
+
+def test_a_night_of_a_space_that_is_known_by_the_id_of_an_earlier_build_runs(
+    place: Place, engine: ScriptedEngine
+) -> None:
+    earlier = replace(place, space=engine.space.earlier_id)
+    known_as = memory_id(place.settings, engine.space.own_id, [engine.space.earlier_id])
+    assert known_as == engine.space.own_id  # nobody has memories yet
+    write_json(place.settings.data_dir / "spaces.json", {engine.space.own_id: earlier.space})
+    episodes = [replace(episode, space=earlier.space) for episode in scripted_episodes(engine)]
+    record = run(earlier, earlier.queue(episodes))
+    assert record.state == "promoted", record
+    assert earlier.registry.active() == record.version
 
 
 def test_a_model_that_cannot_be_loaded_fails_the_night(place: Place, engine: ScriptedEngine) -> None:
