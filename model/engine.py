@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from model.space import LatentSpace
 
@@ -72,10 +72,10 @@ class Decoding:
     stop: tuple[str, ...] = ()
     choices: tuple[str, ...] | None = None
     """When given, the answer is one of these strings, held by a grammar."""
-    json_schema: str | None = None
-    """When given, the answer is JSON of this schema, held by a grammar (ignored without one)."""
-    regex: str | None = None
-    """When given, the whole answer matches this pattern, held by a grammar (ignored beside the other two)."""
+    native: Any = None
+    """A request as the engine that rendered it decodes it: grammar, penalties, tools, stop words and all.
+    When given, only `max_tokens`, `temperature`, `seed` and `logprobs` are read beside it, and another
+    engine refuses it (UnsupportedError)."""
     logprobs: bool = False
     """Whether the answer's log-probabilities are asked for."""
 

@@ -3,10 +3,12 @@
 Owns the normalisation of answers. Knows nothing of votes.
 """
 
+import contextlib
 import json
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 SHORT_WORDS = 8
 """An answer of at most so many words is its own final answer; a longer one must hold a box or a number."""
@@ -14,14 +16,17 @@ SHORT_WORDS = 8
 _NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-−]?\.\d+")
 _LEAD_IN = re.compile(r"^(?:so |therefore |thus )?(?:it is|it's|(?:the|my|this)(?: \w+){1,5}? is) ")
 _LABEL = re.compile(r"^[^:]*: ")
+_CALL = re.compile(r"[<\[][|｜\w:]*(?:tool.?call|function|python_tag)", re.IGNORECASE)
+"""How chat templates begin the call of a tool; calls that are bare JSON need no mark."""
 _FENCE = re.compile(r"^```[a-z]*\n(.*?)\n?```$", re.DOTALL)
 
 
 def final_answer(text: str, choices: Sequence[str] | None = None) -> str | None:
     r"""Return the final answer in canonical form, None when the text has none to compare.
 
-    The first that is found counts: JSON, the last `\boxed{}`, the last number, a short text. An answer that
-    was held to `choices` is compared as it stands: "grade 3, urgent" is not "grade 3, routine".
+    The first that is found counts: JSON, calls of tools, the last `\boxed{}`, the last number, a short text.
+    An answer that was held to `choices` is compared as it stands: "grade 3, urgent" is not "grade 3,
+    routine".
     """
     if choices:
         return text if text in choices else None
@@ -30,6 +35,8 @@ def final_answer(text: str, choices: Sequence[str] | None = None) -> str | None:
         return None
     if (parsed := _json(text)) is not None:
         return parsed
+    if (call := _CALL.search(text)) is not None:
+        return _calls(text[call.start() :])
     if (box := boxed(text)) is not None:
         return _number(box) or _short(box) or None
     numbers = _NUMBER.findall(text)
@@ -43,12 +50,14 @@ def final_answer(text: str, choices: Sequence[str] | None = None) -> str | None:
 def final_span(text: str, choices: Sequence[str] | None = None) -> tuple[int, int]:
     r"""Return where the final answer stands, (first character, behind the last).
 
-    That is what the last `\boxed{}` holds, else the last number; all of the text where it is one of the
-    choices, JSON, or says neither.
+    That is the calls of tools, else what the last `\boxed{}` holds, else the last number; all of the text
+    where it is one of the choices, JSON, or says none of these.
     """
     everything = 0, len(text)
     if choices or _json(text.strip()) is not None:
         return everything
+    if (call := _CALL.search(text)) is not None:
+        return call.start(), len(text)
     if (box := _box(text)) is not None:
         return box
     numbers = list(_NUMBER.finditer(text))
@@ -84,6 +93,24 @@ def _json(text: str) -> str | None:
         value = json.loads(body)
     except (ValueError, RecursionError):
         return None
+    return _canonical(value)
+
+
+def _calls(text: str) -> str:
+    """Return calls of tools without whitespace, and JSON inside them in canonical form."""
+    decoder, parts, at = json.JSONDecoder(), [], 0
+    while at < len(text):
+        part, end = text[at], at + 1
+        if part == "{":
+            with contextlib.suppress(ValueError, RecursionError):
+                value, end = decoder.raw_decode(text, at)
+                part = _canonical(value)
+        parts.append(part)
+        at = end
+    return "".join("".join(parts).split())
+
+
+def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 

@@ -281,8 +281,8 @@ class FrozenModel:
         return self.max_model_len - size - latents
 
     def _draft(self, prompt: SteeredPrompt, decoding: Decoding, given_up: Callable[[], bool]) -> Draft:
-        if decoding.json_schema is not None or decoding.regex is not None:
-            raise UnsupportedError("the transformers engine holds choices, but no JSON schema and no pattern")
+        if decoding.native is not None:
+            raise UnsupportedError("the transformers engine does not decode as another engine's requests ask")
         trie = None
         if decoding.choices is not None:
             trie = self._trie(decoding.choices)

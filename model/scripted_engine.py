@@ -262,8 +262,8 @@ class ScriptedEngine:
 
     def _default_answer(self, prompt: str, latent: torch.Tensor | None, decoding: Decoding) -> str:
         """Good: a number that the prompt fixes. Poor: one that also depends on latent and seed."""
-        if decoding.json_schema is not None:
-            raise UnsupportedError("the default script does not write JSON; give `answer`")
+        if decoding.native is not None:
+            raise UnsupportedError("the default script decodes no other engine's requests; give `answer`")
         probability = float(torch.sigmoid(self.score(tuple(prompt.encode()), latent)))
         if decoding.temperature == 0:
             good = probability > 0.5

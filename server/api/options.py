@@ -88,7 +88,7 @@ def read_options(
         budget_tokens=latent.budget_tokens,
         deadline_s=latent.deadline_s,
         prior=latent.prior,
-        store=latent.store is not False,
+        store=latent.store is not False and body.get("store") is not False,
         explore=latent.explore,
         seed=latent.seed,
     )

@@ -32,6 +32,8 @@ FAILED = Outcome(mode="plain", reason="failed")
 NOT_READY = Outcome(mode="plain", reason="not-ready")
 NOT_STEERED = Outcome(mode="plain", reason="completions-not-steered")
 EFFORT_NONE = Outcome(mode="plain", reason="effort-none")
+CLIENT_LEFT = Outcome(mode="plain", reason="client-left")
+"""Nobody waits for this answer: vLLM ends what it was doing, steering included, and answers nothing."""
 NOT_REACHED = Outcome(mode="plain", reason="not-rendered-as-chat")
 """vLLM answered without rendering a chat, so that the hook never saw the request."""
 MIXED = "mixed"
@@ -93,7 +95,7 @@ class SteeredRoutes:
         # Completions have no chat to steer, so that vLLM's hook does not get to see the call.
         token = current_call.set(None if path == COMPLETIONS else call)
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, _watched(receive, call), send)
         finally:
             current_call.reset(token)
             call.end()
@@ -149,6 +151,18 @@ def _replay(raw: bytes, receive: Receive) -> Receive:
     return replay
 
 
+def _watched(receive: Receive, call: SteeringCall) -> Receive:
+    """Return a `receive` that tells the call when the client has gone."""
+
+    async def watched() -> Message:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            call.leave()
+        return message
+
+    return watched
+
+
 def _outcome(status: int, call: SteeringCall | None, path: str) -> Outcome:
     if status == 503 and call is None:
         return NOT_READY
@@ -160,6 +174,8 @@ def _outcome(status: int, call: SteeringCall | None, path: str) -> Outcome:
         return call.outcome
     if path == COMPLETIONS:
         return NOT_STEERED
+    if call.left:
+        return CLIENT_LEFT
     return EFFORT_NONE if call.options.effort == "none" else NOT_REACHED
 
 

@@ -3,47 +3,64 @@
 Owns both translations. Knows nothing of prompts.
 """
 
+import copy
 from typing import Any
 
 from model.engine import Decoding, EngineError, Generation
 
 
 def sampling_params(decoding: Decoding, room: int) -> Any:
-    """Return vLLM's `SamplingParams` of `decoding`, with at most `room` tokens."""
+    """Return vLLM's `SamplingParams` of `decoding`, with at most `room` tokens.
+
+    Where `decoding` is of a request of vLLM's own, they are that request's but for how its answer is drawn:
+    what is sampled obeys all that the answer obeys.
+    """
+    import msgspec
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
+    tokens = max(1, min(decoding.max_tokens, room))
+    logprobs = 0 if decoding.logprobs else None
+    if decoding.native is not None:
+        # A copy, for vLLM writes into what it is given, and several answers share the request's.
+        native = copy.deepcopy(decoding.native)
+        return msgspec.structs.replace(
+            native,
+            n=1,
+            max_tokens=tokens,
+            min_tokens=min(native.min_tokens, tokens),
+            temperature=decoding.temperature,
+            seed=decoding.seed,
+            logprobs=logprobs,
+            logprob_token_ids=None,
+        )
     grammar = None
     if decoding.choices is not None:
         grammar = StructuredOutputsParams(choice=list(decoding.choices))
-    elif decoding.json_schema is not None:
-        grammar = StructuredOutputsParams(json=decoding.json_schema)
-    elif decoding.regex is not None:
-        grammar = StructuredOutputsParams(regex=decoding.regex)
     return SamplingParams(
-        max_tokens=max(1, min(decoding.max_tokens, room)),
+        max_tokens=tokens,
         temperature=decoding.temperature,
         top_p=decoding.top_p,
         seed=decoding.seed,
         stop=list(decoding.stop),
         structured_outputs=grammar,
-        logprobs=0 if decoding.logprobs else None,
+        logprobs=logprobs,
     )
 
 
 def generation_of(output: Any) -> Generation:
-    """Return a finished `RequestOutput`'s first answer.
+    """Return a finished `RequestOutput`'s first answer; one that went round in circles counts as cut off.
 
     Raises:
         EngineError: vLLM did not finish it.
     """
     answer = output.outputs[0]
-    if answer.finish_reason not in ("stop", "length"):
+    if answer.finish_reason not in ("stop", "length", "repetition"):
         raise EngineError(f"vLLM ended an answer with {answer.finish_reason!r}")
     return Generation(
         text=answer.text,
         token_ids=tuple(answer.token_ids),
-        finish_reason=answer.finish_reason,
+        finish_reason="stop" if answer.finish_reason == "stop" else "length",
         logprobs=tuple(
             entries[token].logprob
             for token, entries in zip(answer.token_ids, answer.logprobs or (), strict=False)

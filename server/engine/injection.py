@@ -71,19 +71,11 @@ async def _steered_input(
     question: str,
 ) -> Any:
     token_ids = tuple(plain["prompt_token_ids"])
-    sampling = sampling_of(engine, request, len(token_ids))
-    room = engine.max_model_len - engine.space.length - len(token_ids)
-    if room < 1:  # a longer answer than there is room for is cut short, as vLLM does
-        if call.options.effort_source == "default":
-            call.outcome = Outcome("plain", "no-room")
-            return plain
-        raise _rejected(
-            f"the prompt has {len(token_ids)} tokens and {engine.space.length} latents, which leaves no "
-            f"room for an answer within {engine.max_model_len}; shorten it, or ask for effort none",
-            "input" if hasattr(request, "input") else "messages",
-        )
+    defaults = engine.llm.model_config.get_diff_sampling_param()
+    asked = asked_length(request, defaults)
+    sampling = sampling_of(request, asked, engine.max_model_len - len(token_ids), defaults)
     try:
-        prompt = rendered_prompt(engine, token_ids, plain.get("prompt"), question, sampling, room)
+        prompt = rendered_prompt(engine, token_ids, plain.get("prompt"), question, sampling, asked)
         outcome = await steer(prompt, call.options, call.trace_id)
         call.outcome, call.traced = outcome, True
         if outcome.latent is None:
@@ -126,26 +118,31 @@ def why_untouched(
         return "adapter"
     if getattr(request, "use_beam_search", False):
         return "beam-search"
-    if getattr(request, "prompt_logprobs", None) is not None:
-        return "prompt-logprobs"
+    if getattr(request, "prompt_logprobs", None) is not None or getattr(request, "echo", False):
+        return "prompt-logprobs"  # vLLM adds them to a prompt that it is to repeat
+    if getattr(request, "kv_transfer_params", None):
+        return "kv-transfer"
     return None
 
 
-def asked_length(request: Any) -> int | None:
-    """Return the most tokens that a request wants of an answer, None when it does not say."""
+def asked_length(request: Any, defaults: Mapping[str, Any]) -> int | None:
+    """Return the most tokens that a request, else the server's `defaults`, want of an answer; None: any."""
     fields = vars(request)  # attribute access would warn of fields that OpenAI has deprecated
     values = (fields.get(name) for name in _LENGTH_FIELDS)
-    return next((int(value) for value in values if value is not None), None)
+    asked = next((value for value in values if value is not None), defaults.get("max_tokens"))
+    return None if asked is None else int(asked)
 
 
-def sampling_of(engine: VLLMEngine, request: Any, prompt_tokens: int) -> Any:
-    """Return the `SamplingParams` that vLLM will use for the request's answer."""
-    config = engine.llm.model_config
-    defaults = config.get_diff_sampling_param()
-    room = max(1, config.max_model_len - prompt_tokens)
-    asked = asked_length(request)
-    wanted = next((n for n in (asked, defaults.get("max_tokens"), room) if n is not None), room)
-    return request.to_sampling_params(max(1, min(wanted, room)), defaults)
+def sampling_of(request: Any, asked: int | None, room: int, defaults: dict[str, Any]) -> Any:
+    """Return the `SamplingParams` that vLLM will use for the request's answer, beside a plain prompt.
+
+    Args:
+        request: vLLM's own object of it.
+        asked: Tokens that it asks for, None: as many as fit.
+        room: Tokens that the context has left beside the prompt.
+        defaults: The server's own, of vLLM.
+    """
+    return request.to_sampling_params(max(1, room if asked is None else min(asked, room)), defaults)
 
 
 def rendered_prompt(
@@ -154,29 +151,24 @@ def rendered_prompt(
     text: str | None,
     question: str,
     sampling: Any,
-    room: int,
+    asked: int | None,
 ) -> RenderedPrompt:
     """Return what steering gets to see of a request."""
     text = text or engine.tokenizer.decode(list(token_ids))
     grammar = sampling.structured_outputs
-    choices = tuple(grammar.choice) if grammar and grammar.choice else None
-    rules = format_rules(grammar, text)
-    schema = {"type": "object"} if rules.get("json_object") else rules.get("json_schema")
     return RenderedPrompt(
         token_ids=token_ids,
         text=text,
         question=question,
         decoding=Decoding(
-            max_tokens=min(sampling.max_tokens or room, room),
+            max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
-            top_p=sampling.top_p,
             seed=sampling.seed,
-            stop=tuple(sampling.stop or ()),
-            choices=choices,
-            json_schema=None if schema is None else json.dumps(schema),
-            regex=rules.get("regex"),
+            choices=tuple(grammar.choice) if grammar and grammar.choice else None,
+            native=sampling,
         ),
-        format_rules=rules,
+        asked_tokens=asked,
+        format_rules=format_rules(grammar, text),
     )
 
 

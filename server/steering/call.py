@@ -64,6 +64,8 @@ class RenderedPrompt:
     """How the request asked to be decoded; the final answer is decoded by vLLM itself."""
     format_rules: Mapping[str, Any] = field(default_factory=dict)
     """Checks that the request implies: `json_schema`, `json_object`, `regex`, `boxed`."""
+    asked_tokens: int | None = None
+    """Longest answer that the request asked for; None: as long as the context allows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +96,8 @@ class SteeringCall:
     traced: bool = False
     """Whether steering ran, and so left a trace of this id."""
     outcome: Outcome | None = None
+    left: bool = False
+    """Whether the client has gone."""
     answered: bool = False
     """Whether the answer has been sent, or nobody waits for it any more."""
     afterwards: list[Callable[[], None]] = field(default_factory=list)
@@ -112,6 +116,11 @@ class SteeringCall:
     def conversations(self) -> list["SteeringCall"]:
         """What was rendered: of a batch, the call of each conversation, else itself."""
         return self.batch or [self]
+
+    def leave(self) -> None:
+        """Note that the client has gone."""
+        for call in (self, *(self.batch or ())):
+            call.left = True
 
     def end(self) -> None:
         """Note that the answer has been sent."""

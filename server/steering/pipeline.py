@@ -5,6 +5,7 @@ the client gets is decoded elsewhere, from the outcome. Nothing but a request th
 asked leaves here as an error: whatever fails, there is an answer, and the outcome says why it is plain.
 """
 
+import asyncio
 import hashlib
 import logging
 import random
@@ -17,7 +18,7 @@ from memory.episode import Array
 from memory.prior import Prior
 from memory.registry import RegistryError
 from memory.store import EpisodeStore
-from model.engine import Engine, EngineError, PlacementError, PromptTooLongError, UnsupportedError
+from model.engine import Engine, EngineError, PlacementError, UnsupportedError
 from model.space import LatentRejectedError
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions, SteeringRejectedError
 from server.steering.explore import Exploration, Explorer
@@ -107,8 +108,6 @@ class Steering:
             outcome = await self._decide(work)
         except PlacementError:
             outcome = work.plain("no-place-for-latents")
-        except PromptTooLongError:
-            outcome = work.plain("prompt-too-long")  # even without latents; vLLM itself refuses it
         except LatentRejectedError as error:
             logger.error("trace %s: %s", trace_id, error)
             outcome = work.plain("latent-refused")
@@ -116,6 +115,9 @@ class Steering:
             logger.error("trace %s: %s: %s", trace_id, type(error).__name__, error)
             outcome = work.plain("engine-error")
         except SteeringRejectedError:
+            raise
+        except asyncio.CancelledError:
+            self._metrics.count(work.plain("client-left"))  # vLLM ends what nobody waits for
             raise
         except Exception:
             logger.exception("trace %s: steering failed", trace_id)
@@ -149,6 +151,8 @@ class Steering:
             return work.plain("effort-none")
         if self._disabled is not None:
             return work.plain(f"self-check-failed:{self._disabled}")
+        if not self._has_room(prompt):
+            return work.plain("no-room")
         position = self._engine.position(prompt.token_ids)
         refines = options.effort in ("medium", "high")
         explores = options.effort == "low" and options.store and self._explores(options)
@@ -164,8 +168,6 @@ class Steering:
         if not (recalled or covered or refines or explores):
             return work.plain(nothing)
 
-        if recalled or covered or refines:
-            self._demand_room(prompt)
         with work.stage("transfer"):
             start = transfer(
                 key,
@@ -198,20 +200,21 @@ class Steering:
 
     def _explore(self, work: Work, key: Array, start: torch.Tensor, position: int, mode: Mode) -> None:
         limits = self._limits(work, start, served=mode != "plain")
-        if limits.max_tokens >= 1:
-            space = self._engine.space.id
-            exploration = Exploration(work, key, start, mode, position, limits, space, TENANT)
-            work.explores = self.explorer.submit(exploration)
+        space = self._engine.space.id
+        exploration = Exploration(work, key, start, mode, position, limits, space, TENANT)
+        work.explores = self.explorer.submit(exploration)
 
-    def _demand_room(self, prompt: RenderedPrompt) -> None:
-        needed = len(prompt.token_ids) + self._engine.space.length + 1
-        if needed > self._engine.max_model_len:
-            raise SteeringRejectedError(
-                f"messages: the prompt has {len(prompt.token_ids)} tokens; with {self._engine.space.length} "
-                f"latents there is no room for an answer within {self._engine.max_model_len}. "
-                "Shorten it, or ask for effort none",
-                "messages",
-            )
+    def _has_room(self, prompt: RenderedPrompt) -> bool:
+        """Return whether latents leave the answer all the tokens that it may ask for.
+
+        Where the request asks for more than the context can give, or for no number, the context is the limit
+        with and without latents; then an answer as long as refining decodes must fit.
+        """
+        room = self._engine.max_model_len - len(prompt.token_ids)
+        asked = prompt.asked_tokens
+        if asked is None or asked > room:
+            asked = self._settings.refine_max_tokens
+        return asked + self._engine.space.length <= room
 
     async def _refine(
         self, work: Work, key: Array, start: torch.Tensor, recalled: Outcome, *, helps: bool

@@ -321,7 +321,7 @@ async def test_bad_prompts_are_refused(engine: TransformersEngine) -> None:
     with pytest.raises(PromptTooLongError):
         await engine.generate([SteeredPrompt(tokens * 100)], GREEDY)
     with pytest.raises(UnsupportedError):
-        await engine.generate([SteeredPrompt(tokens)], Decoding(max_tokens=4, json_schema="{}"))
+        await engine.generate([SteeredPrompt(tokens)], Decoding(max_tokens=4, native=object()))
     with pytest.raises(ValueError, match="answer has no tokens"):
         await engine.log_likelihood([SteeredPrompt(tokens)], [()])
 

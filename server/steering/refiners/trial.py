@@ -371,7 +371,6 @@ class Trial:
             self._prompt.decoding,
             max_tokens=self._length,
             temperature=0.0,
-            top_p=1.0,
             seed=None,
             logprobs=True,
         )

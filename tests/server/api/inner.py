@@ -50,12 +50,19 @@ def inner_app(engine: ScriptedEngine) -> FastAPI:
             return _refusal(404, f"The model {body['model']!a} does not exist.", "NotFoundError", "model")
         if body.get("break") == "before":
             raise RuntimeError("secret of the inside")
+        asked = [body]
+        if request.url.path.endswith("/batch"):
+            asked = [{**body, "messages": messages} for messages in body["messages"]]
+        answering = asyncio.create_task(_all_answered(engine, app, asked))
+        leaving = asyncio.create_task(_left(request))
+        await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        if not answering.done():  # as vLLM does, which then answers nothing
+            answering.cancel()
+            await asyncio.wait([answering])
+            return None
         try:
-            if request.url.path.endswith("/batch"):
-                asked = [{**body, "messages": messages} for messages in body["messages"]]
-                texts = [await _answered(engine, app, each) for each in asked]
-            else:
-                texts = [await _answered(engine, app, body)]
+            texts = answering.result()
         except SteeringRejectedError as error:
             return _refusal(400, str(error), "BadRequestError", error.param)
         text = texts[0]
@@ -86,6 +93,15 @@ def inner_app(engine: ScriptedEngine) -> FastAPI:
     return app
 
 
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _all_answered(engine: ScriptedEngine, app: FastAPI, asked: list[dict[str, Any]]) -> list[str]:
+    return [await _answered(engine, app, body) for body in asked]
+
+
 async def _answered(engine: ScriptedEngine, app: FastAPI, body: dict[str, Any]) -> str:
     question = str(body.get("messages", [{}])[-1].get("content", "hello"))
     tokens = engine.render([{"role": "user", "content": question}])
@@ -94,9 +110,12 @@ async def _answered(engine: ScriptedEngine, app: FastAPI, body: dict[str, Any]) 
     call = current_call.get()
     if call is not None:
         call = call.conversation()
+    if call is not None and call.options.effort == "none":
         call.outcome = Outcome("plain", "effort-none")
-    if call is not None and call.options.effort != "none":
-        prompt = RenderedPrompt(tokens, engine.decode(tokens), question, decoding)
+    elif call is not None:
+        prompt = RenderedPrompt(
+            tokens, engine.decode(tokens), question, decoding, asked_tokens=body.get("max_tokens")
+        )
         # In a task of its own, as vLLM runs its handlers.
         call.outcome = await asyncio.create_task(app.state.steer(prompt, call.options, call.trace_id))
         call.traced = True

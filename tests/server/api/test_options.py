@@ -98,6 +98,24 @@ def test_every_option_arrives() -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "stored"),
+    [
+        (CHAT, {}, True),
+        (CHAT, {"store": None}, True),
+        (CHAT, {"store": True}, True),
+        (CHAT, {"store": False}, False),
+        (RESPONSES, {"store": False}, False),
+        (CHAT, {"store": False, "latent": {"store": True}}, False),
+        (CHAT, {"store": True, "latent": {"store": False}}, False),
+    ],
+)
+def test_either_word_against_storing_counts(path: str, body: dict[str, Any], stored: bool) -> None:
+    options, rest = read(body, path)
+    assert options.store is stored
+    assert rest.get("store") == body.get("store")
+
+
+@pytest.mark.parametrize(
     ("path", "body", "param"),
     [
         (CHAT, {"latent": "high"}, "latent"),

@@ -185,6 +185,29 @@ async def test_client_that_leaves_ends_its_stream(served: Served) -> None:
         await served.app(scope | {"root_path": "", "asgi": {"spec_version": "2.3"}}, receive, send)
 
 
+async def test_client_that_leaves_while_steering_runs_is_counted_as_one_that_left(served: Served) -> None:
+    served.engine.delay_s = 30
+    messages = [{"type": "http.request", "body": chat(latent={"effort": "medium"}), "more_body": False}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        while not served.engine.calls:  # noqa: ASYNC110 (the engine tells nobody)
+            await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b""}
+    async with asyncio.timeout(10):
+        await served.app(scope | {"root_path": "", "asgi": {"spec_version": "2.3"}}, receive, send)
+    counted = (await served.http.get("/metrics")).text
+    assert 'answers_total{effort="medium",mode="plain",reason="client-left"} 1.0' in counted
+    assert 'requests_total{mode="plain",reason="client-left"} 1.0' in counted
+    assert "not-rendered-as-chat" not in counted
+
+
 async def test_refined_answer_tells_its_rewards_and_is_recalled(served: Served) -> None:
     refined = await served.chat("sum two and two", latent={"effort": "medium"})
     assert refined.headers["x-latent-mode"] == "refined"

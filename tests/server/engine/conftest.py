@@ -19,8 +19,10 @@ def settings(tiny_model: str) -> Settings:
         kv_cache_gib=0.25,
         max_num_seqs=16,
         log_level="WARNING",
-        # 128 tokens per step, so that longer prompts are prefilled in chunks.
-        vllm_args="--dtype float32 --max-num-batched-tokens 128 --enable-prompt-tokens-details",
+        # 128 tokens per step, so that longer prompts are prefilled in chunks; in float32 a prompt is answered
+        # alike whether or not its prefix was cached.
+        vllm_args="--dtype float32 --max-num-batched-tokens 128 --enable-prompt-tokens-details "
+        "--enable-auto-tool-choice --tool-call-parser hermes",
     )
 
 

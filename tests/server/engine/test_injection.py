@@ -3,8 +3,10 @@
 import base64
 import io
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ import pytest
 import pytest_asyncio
 import torch
 
+from model.engine import SteeredPrompt
 from server.engine.injection import install
 from server.engine.launch import Launched
 from server.steering.call import (
@@ -145,9 +148,7 @@ async def test_steering_sees_what_the_request_asks_for(
     assert seen.token_ids == launched.engine.render(sent["messages"])
     assert seen.format_rules == {"json_schema": schema}
     decoding = seen.decoding
-    assert (decoding.max_tokens, decoding.temperature, decoding.top_p) == (24, 0.5, 0.9)
-    assert (decoding.seed, decoding.stop) == (7, ("\n\n",))
-    assert json.loads(decoding.json_schema or "") == schema
+    assert (decoding.max_tokens, decoding.temperature, decoding.seed, seen.asked_tokens) == (24, 0.5, 7, 24)
     assert text_of(given).lstrip().startswith("{")
 
 
@@ -212,23 +213,65 @@ async def test_tokenize_is_untouched(
     assert not steering.seen
 
 
-async def test_no_room_for_latents_is_a_400_for_a_named_effort_only(
-    launched: Launched, http: httpx.AsyncClient, steering: Injecting
+SCHEMA = {
+    "type": "object",
+    "properties": {"salty": {"type": "boolean"}},
+    "required": ["salty"],
+    "additionalProperties": False,
+}
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Add two numbers.",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer", "maximum": 99}, "b": {"type": "integer", "maximum": 99}},
+            "required": ["a", "b"],
+            "additionalProperties": False,
+        },
+        "strict": True,
+    },
+}
+CALL = r'\s*<tool_call>\s*\{"name": ?"add", ?"arguments": ?\{"a": ?-?\d+, ?"b": ?-?\d+\}\}\s*</tool_call>\s*'
+
+
+@pytest.mark.parametrize(
+    ("asked", "obeys"),
+    [
+        ({"tools": [ADD], "tool_choice": "required"}, CALL),
+        ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "add"}}}, CALL),
+        ({"structured_outputs": {"regex": "[0-9]{3}-[a-f]{2}"}}, "[0-9]{3}-[a-f]{2}"),
+        ({"structured_outputs": {"grammar": 'root ::= "ab" | "cd"'}}, "ab|cd"),
+        ({"response_format": {"type": "json_object"}}, r"\s*\{.*"),
+        (
+            {
+                "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}},
+                "min_tokens": 2,
+            },
+            r'\s*\{\s*"salty"\s*:\s*(true|false)\s*\}\s*',
+        ),
+        ({"allowed_token_ids": [49, 50], "max_tokens": 4}, "[AB]{4}"),  # tokens of A and B
+        ({"logit_bias": {"49": 100}, "max_tokens": 4}, "A{4}"),
+        ({"logit_bias": {"49": 100}, "stop": "AAA", "include_stop_str_in_output": True}, "AAA"),
+    ],
+)
+async def test_all_that_is_sampled_obeys_all_that_the_request_asks_for(
+    launched: Launched, http: httpx.AsyncClient, steering: Injecting, asked: dict[str, Any], obeys: str
 ) -> None:
-    sent = body(launched)
-    room = launched.engine.max_model_len - len(launched.engine.render(sent["messages"]))
-    sent["messages"][-1]["content"] += " word" * (room - 8)  # fits without the 16 latents
-    for stream in (False, True):
-        with called():
-            response = await http.post(CHAT, json=sent | {"stream": stream})
-        assert response.status_code == 400
-        assert response.json()["error"]["param"] == "messages"
-    steering.seen.clear()
-    with called(effort_source="default") as call:
+    steering.outcome = Outcome("plain", "nothing-recalled")
+    sent = body(launched, "What is 2 + 2?", max_tokens=60, seed=5) | asked
+    with called():
         await answer(http, sent)
-    assert call.outcome is not None
-    assert call.outcome.reason == "no-room"
-    assert not steering.seen
+    (seen,) = steering.seen
+    latent = launched.engine.neutral_latent()
+    prompts = [SteeredPrompt(seen.token_ids), SteeredPrompt(seen.token_ids, latent)] * 2
+    decodings = [
+        replace(seen.decoding, temperature=temperature, seed=seed, logprobs=True)
+        for temperature, seed in ((0.0, None), (0.0, None), (1.0, 1), (1.0, 2))
+    ]
+    for sampled in await launched.engine.generate(prompts, decodings):
+        assert re.fullmatch(obeys, sampled.text, re.DOTALL), sampled.text
 
 
 async def test_rejection_names_the_field(

@@ -1,19 +1,16 @@
 """What the injection reads out of a request."""
 
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from model.engine import Decoding
 from server.engine.guard import real_tokens
 from server.engine.injection import (
     asked_length,
     format_rules,
     question_of,
-    rendered_prompt,
     why_untouched,
 )
 from server.steering.call import SteeringOptions
@@ -46,6 +43,8 @@ def test_question_is_the_last_user_message() -> None:
         ({}, [{"type": "multimodal"}], "not-text"),
         ({"use_beam_search": True}, [TOKENS], "beam-search"),
         ({"prompt_logprobs": 0}, [TOKENS], "prompt-logprobs"),
+        ({"echo": True}, [TOKENS], "prompt-logprobs"),
+        ({"kv_transfer_params": {"do_remote_prefill": True}}, [TOKENS], "kv-transfer"),
     ],
 )
 def test_requests_that_latents_cannot_join_say_why(
@@ -66,10 +65,11 @@ def test_effort_none_is_untouched_whatever_the_prompt() -> None:
 
 def test_length_is_read_from_the_field_the_client_used() -> None:
     chat = SimpleNamespace(max_completion_tokens=None, max_tokens=7)
-    assert asked_length(chat) == 7
-    assert asked_length(SimpleNamespace(max_completion_tokens=9, max_tokens=7)) == 9
-    assert asked_length(SimpleNamespace(max_output_tokens=5)) == 5
-    assert asked_length(SimpleNamespace(max_output_tokens=None)) is None
+    assert asked_length(chat, {"max_tokens": 3}) == 7
+    assert asked_length(SimpleNamespace(max_completion_tokens=9, max_tokens=7), {}) == 9
+    assert asked_length(SimpleNamespace(max_output_tokens=5), {}) == 5
+    assert asked_length(SimpleNamespace(max_output_tokens=None), {}) is None
+    assert asked_length(SimpleNamespace(max_output_tokens=None), {"max_tokens": 3}) == 3
 
 
 def test_rules_follow_from_grammar_and_prompt() -> None:
@@ -80,24 +80,6 @@ def test_rules_follow_from_grammar_and_prompt() -> None:
     assert format_rules(grammar(json_object=True), "") == {"json_object": True}
     assert format_rules(grammar(regex="[0-9]+"), "") == {"regex": "[0-9]+"}
     assert format_rules(None, r"Put the answer in \boxed{}.") == {"boxed": True}
-
-
-@pytest.mark.parametrize(
-    ("fields", "held"),
-    [
-        ({"json_object": True}, {"json_schema": '{"type": "object"}'}),
-        ({"json": {"type": "array"}}, {"json_schema": '{"type": "array"}'}),
-        ({"regex": "[0-9]+"}, {"regex": "[0-9]+"}),
-        ({"choice": ["yes", "no"]}, {"choices": ("yes", "no")}),
-    ],
-)
-def test_rollouts_are_held_to_what_the_answer_is(fields: dict[str, Any], held: dict[str, Any]) -> None:
-    sampling = SimpleNamespace(
-        structured_outputs=grammar(**fields), max_tokens=9, temperature=0.5, top_p=0.9, seed=3, stop=["."]
-    )
-    seen = rendered_prompt(None, (1, 2), "Which?", "Which?", sampling, 7)  # type: ignore[arg-type]
-    expected = Decoding(max_tokens=7, temperature=0.5, top_p=0.9, seed=3, stop=(".",))
-    assert seen.decoding == replace(expected, **held)
 
 
 def test_choices_are_no_check_for_they_always_hold() -> None:

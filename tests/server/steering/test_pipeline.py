@@ -210,9 +210,8 @@ async def test_gradient_refused_by_the_engine_is_the_named_field_or_a_reason(mak
 
 
 async def test_a_constraint_that_cannot_be_decoded_leaves_the_gradient_refiner_on(make_day: MakeDay) -> None:
-    day = await make_day(ScriptedEngine(), rewards="consistency=1")  # its script writes no JSON
-    schema = Decoding(max_tokens=16, json_schema='{"type": "object"}')
-    prompt = replace(rendered(day.engine), decoding=schema)
+    day = await make_day(ScriptedEngine(), rewards="consistency=1")
+    prompt = replace(rendered(day.engine), decoding=Decoding(max_tokens=16, native=object()))
     outcome = await day.steering.steer(prompt, SteeringOptions(effort="high", refiner="evolution"), new_id())
     assert outcome.reason == "refiner-unsupported"
     _, trace = await day.ask(effort="high", refiner="gradient")
@@ -220,19 +219,31 @@ async def test_a_constraint_that_cannot_be_decoded_leaves_the_gradient_refiner_o
     assert "refiner-unsupported" not in trace["reason"]
 
 
-async def test_prompt_without_room_for_latents_is_rejected_only_when_they_would_go_in(
-    make_day: MakeDay,
+@pytest.mark.parametrize(
+    ("asked", "needed"),
+    [
+        (20, 20),
+        (1, 1),
+        (None, 24),  # as long as refining decodes, where the context is the limit
+        (10_000, 24),
+    ],
+)
+@pytest.mark.parametrize("effort", ["low", "medium", "high"])
+async def test_latents_never_take_room_of_the_answer_that_was_asked_for(
+    make_day: MakeDay, effort: str, asked: int | None, needed: int
 ) -> None:
-    long = "apples " + "x" * 220
-    engine = ScriptedEngine()
-    room = len(engine.render([{"role": "user", "content": long}])) + engine.space.length
-    day = await make_day(ScriptedEngine(max_model_len=room))
-    assert (await day.ask(long))[0].reason == "memory-empty"
-    await day.learn("apples How many?")
-    assert day.store.episodes
-    with pytest.raises(SteeringRejectedError) as caught:
-        await day.ask(long)
-    assert caught.value.param == "messages"
+    prompt = replace(rendered(ScriptedEngine()), asked_tokens=asked)
+    least = len(prompt.token_ids) + ScriptedEngine().space.length + needed
+    enough, little = [
+        await make_day(ScriptedEngine(max_model_len=context), refine_max_tokens=24)
+        for context in (least, least - 1)
+    ]
+    await enough.publish()
+    await little.priors.refresh()
+    assert (await enough.ask(prompt, effort))[0].reason != "no-room"
+    outcome, _ = await little.ask(prompt, effort)
+    assert (outcome.mode, outcome.reason, outcome.latent) == ("plain", "no-room", None)
+    assert little.engine.calls == []
 
 
 async def test_prompt_that_the_template_did_not_render_is_not_steered(day: Day) -> None:

@@ -38,6 +38,11 @@ PROMPT = rendered(ENGINE)
         ("A", "(a)"),
         (r"\boxed{A}", "The answer is A."),
         ("Yes!", " yes "),
+        (
+            'So: <tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 2}}\n</tool_call>',
+            '<tool_call>{"arguments": {"b": 2, "a": 2}, "name": "add"}</tool_call>',
+        ),
+        ("<function=add> <parameter=a>\n2\n</parameter>", "<function=add><parameter=a>2</parameter>"),
     ],
 )
 def test_answers_that_say_the_same_are_equal(one: str, other: str) -> None:
@@ -45,7 +50,19 @@ def test_answers_that_say_the_same_are_equal(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("7", "-7"), ("yes", "no"), ("A", "B"), ("1.5", "15"), ('{"a": 1}', '{"a": 2}')]
+    ("one", "other"),
+    [
+        ("7", "-7"),
+        ("yes", "no"),
+        ("A", "B"),
+        ("1.5", "15"),
+        ('{"a": 1}', '{"a": 2}'),
+        (
+            '<tool_call>{"name": "add", "arguments": {"a": 2, "b": 2}}</tool_call>',
+            '<tool_call>{"name": "sub", "arguments": {"a": 2, "b": 2}}</tool_call>',
+        ),
+        ('[TOOL_CALLS][{"name": "add", "arguments": {"a": 1}}]', "1"),
+    ],
 )
 def test_answers_that_differ_stay_apart(one: str, other: str) -> None:
     assert final_answer(one) != final_answer(other)
@@ -68,6 +85,7 @@ def test_last_complete_box_counts() -> None:
         (r"3 + 4 = 1,007.5 in \boxed{", "1,007.5"),
         ("It is 3, not 4.", "4"),
         ('{"a": 12}', '{"a": 12}'),
+        ('I add 2: <tool_call>{"a": 2}</tool_call>', '<tool_call>{"a": 2}</tool_call>'),
         ("Sports", "Sports"),
         ("", ""),
     ],

@@ -1,0 +1,89 @@
+"""The whole of steering on real vLLM: what clients get, and what is remembered of it."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from prometheus_client import CollectorRegistry
+
+from config.settings import Settings
+from server.engine.injection import install
+from server.engine.launch import Launched
+from server.gateway import Gateway
+from server.wiring import assemble
+from tests.server.engine.test_injection import ADD, CALL, CHAT, answer, body, called, text_of
+
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def gateway(launched: Launched, settings: Settings, tmp_path: Path) -> AsyncIterator[Gateway]:
+    """Everything around the engine, with an empty memory that takes what it is given."""
+    renderer = launched.app.state.online_renderer
+    unhooked = renderer.preprocess_chat
+
+    async def alive() -> bool:
+        return True
+
+    day = settings.model_copy(
+        update={
+            "data_dir": tmp_path,
+            "rewards": "consistency=0.5,confidence=0.5",
+            "remember_threshold": 0.0,
+            "night_episodes": 0,
+        }
+    )
+    async with assemble(
+        day,
+        CollectorRegistry(),
+        engine=launched.engine,
+        inner=launched.app,
+        served=lambda: {settings.model},
+        engine_answers=alive,
+        checks=[],
+        send_night=lambda night: None,
+    ) as gateway:
+        install(launched.app.state, launched.engine, gateway.steering.steer)
+        yield gateway
+        renderer.preprocess_chat = unhooked
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
+async def test_what_is_remembered_where_a_call_is_required_is_a_call(
+    launched: Launched, http: httpx.AsyncClient, gateway: Gateway, choice: Any
+) -> None:
+    sent = body(launched, "What is 2 + 2?", max_tokens=60) | {"tools": [ADD], "tool_choice": choice}
+    with called(effort="medium") as call:
+        given = await answer(http, sent)
+    assert call.outcome is not None
+    assert call.outcome.reward_before is not None
+    (made,) = given["choices"][0]["message"]["tool_calls"]
+    assert made["function"]["name"] == "add"
+    assert await gateway.remember.drain()
+    (episode,) = list(gateway.store.scroll())
+    assert re.fullmatch(CALL, episode.answer_text), episode.answer_text
+    assert launched.engine.decode(episode.answer_token_ids) == episode.answer_text
+
+
+async def test_the_same_request_streamed_and_whole_gives_one_text(
+    launched: Launched, http: httpx.AsyncClient, gateway: Gateway
+) -> None:
+    for question in ("Name a colour.", "What is 17 times 3?", "Name three rivers."):
+        sent = body(launched, question)
+        texts = []
+        for stream in (False, True, False):
+            with called(effort="medium", store=False):
+                response = await http.post(CHAT, json=sent | {"stream": stream})
+            texts.append(_streamed(response) if stream else text_of(response.json()))
+        assert texts == texts[:1] * 3
+
+
+def _streamed(response: httpx.Response) -> str:
+    lines = [line[6:] for line in response.text.splitlines() if line.startswith("data: {")]
+    deltas = (choice["delta"] for line in lines for choice in json.loads(line)["choices"])
+    return "".join(delta.get("content") or "" for delta in deltas)
