@@ -163,7 +163,7 @@ class Settings(BaseSettings):
     vote_tokens: int = Field(
         0,
         ge=0,
-        description="Longest plain rollout that votes, when that is more than the answer may have.",
+        description="Longest rollout that votes, when that is more than the answer may have.",
     )
     trace_limit: int = Field(10_000, ge=1, description="Traces kept on disk; older ones are deleted.")
 

@@ -25,7 +25,8 @@ class Limits:
     steps: int
     """Most optimisation steps; 0 only samples and votes."""
     population: int
-    """Candidates (evolution, even) or rollouts (gradient) per step; also the sampled rollouts that vote."""
+    """Candidates (evolution, even) or rollouts (gradient) per step; also the sampled rollouts that vote, one
+    less where it is odd and two sides vote."""
     max_tokens: int
     """Longest answer that may be kept."""
     seed: int
@@ -34,9 +35,9 @@ class Limits:
     budget_tokens: int | None = None
     """Most tokens that may be generated, those of rewards included; None: no limit but the steps."""
     vote_tokens: int = 0
-    """Longest plain rollout, where that is more than `max_tokens`: a vote may think longer than an answer."""
+    """Longest rollout that votes, where that is more than `max_tokens`: a vote may think longer."""
     start_is_served: bool = False
-    """Whether the start would be served without refining; then half of the rollouts come from it."""
+    """Whether the start would be served without refining; then it votes on equal terms with no latent."""
 
 
 @dataclass(frozen=True)

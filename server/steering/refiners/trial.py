@@ -93,8 +93,9 @@ class Trial:
         """Decode and score the unsteered answer and the start's, with sampled rollouts that vote.
 
         A start that nobody would be served and no step begins at is left out: untrained latents say odd
-        things. Rollouts come from the unsteered model, or half of them from the start when that is what would
-        be served: what the model says today shall have a vote, and shall not be the only one to have it.
+        things. The unsteered model votes, and on equal terms the start where that is what would be served:
+        what the model says today shall have a vote, and shall not be the only one to have it. Of each side
+        that votes the greedy answer does, too; with one vote more, a side would look better than it is.
 
         Raises:
             TrialEndedError: no budget or time for it, or already perfect.
@@ -115,7 +116,8 @@ class Trial:
         prompts = [*greedy, *(prompt for prompt, _ in voters)]
         decodings = [*(self._greedy() for _ in greedy), *(decoding for _, decoding in voters)]
         answers = await self._generate(prompts, decodings, scored=len(prompts))
-        self._pool = [answers[0], *answers[len(greedy) :]]
+        voting = len(self._sides(start))
+        self._pool = [*answers[:voting], *answers[len(greedy) :]]
         scores = await self._score(answers)
         for answer, scored in zip(answers, scores, strict=True):
             self._note(answer, scored)
@@ -129,22 +131,27 @@ class Trial:
         if self.best >= 1.0 - MARGIN:
             raise TrialEndedError("perfect")
 
+    def _sides(self, start: torch.Tensor) -> list[torch.Tensor | None]:
+        """Return the latents that vote, None for no latent."""
+        return [None, start] if self._limits.start_is_served else [None]
+
     def _voters(self, start: torch.Tensor, left: int | None) -> list[tuple[SteeredPrompt, Decoding]]:
-        """Return the rollouts that vote; fewer when `left`, what the budget has for them, pays for fewer."""
-        overhead, length = self._scorer.tokens_per_answer, self._length
-        longer = max(length, self._limits.vote_tokens)
+        """Return the rollouts that vote, as many and as long ones of each side.
+
+        Fewer when `left`, what the budget has for them, pays for fewer.
+        """
+        overhead, length, sides = self._scorer.tokens_per_answer, self._length, self._sides(start)
         voters: list[tuple[SteeredPrompt, Decoding]] = []
-        for index in range(self._limits.population):
-            steered = self._limits.start_is_served and index % 2 == 1
-            tokens = length if steered else longer
+        for _ in range(self._limits.population // len(sides)):
+            tokens = max(length, self._limits.vote_tokens)
             if left is not None:
-                owed = max(0, 2 - len(voters) - 1) * (length + overhead)  # to the second vote
-                tokens = max(length, min(tokens, left - owed - overhead))
-                left -= tokens + overhead
+                owed = max(0, 2 - len(voters) - len(sides)) * (length + overhead)  # to the second vote
+                tokens = max(length, min(tokens, (left - owed) // len(sides) - overhead))
+                left -= (tokens + overhead) * len(sides)
                 if left < 0:
                     break
-            prompt = self._steered(start if steered else None)
-            voters.append((prompt, replace(self._sampled(), max_tokens=tokens)))
+            for side in sides:
+                voters.append((self._steered(side), replace(self._sampled(), max_tokens=tokens)))
         return voters
 
     async def candidates(self, latents: Sequence[torch.Tensor]) -> list[Scored]:

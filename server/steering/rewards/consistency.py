@@ -18,7 +18,7 @@ class Consistency:
     threshold of 0.5 means that most rollouts agree. In a tie each leading answer has its share.
     Those that vote are decoded before refining begins, and the set does not change while a latent is
     refined: rewards of different steps can be compared, and what is being tried does not vote for itself.
-    They come from the unsteered model, and half of them from the start when that is what would be served.
+    They come from the unsteered model, and as many from the start when that is what would be served.
 
     An answer that was cut off, or says nothing to compare (empty, or free text without a number), has
     no vote and scores 0. One vote among several rollouts agrees with nothing: all score 0. Without any
