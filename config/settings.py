@@ -102,6 +102,9 @@ class Settings(BaseSettings):
         le=1,
         description="Least cosine of a recalled episode; empty: 0.6, or what the prior's night has learned.",
     )
+    recall_timeout_s: float = Field(
+        0.3, gt=0, description="Longest time that memory is waited for; later, requests go on without."
+    )
     recall_temperature: float = Field(
         0.1, gt=0, description="T of the softmax over similarities in momentum transfer."
     )

@@ -47,11 +47,11 @@ def create_app(
         stop: Ends the process; called when the parts cannot be opened, or the engine died.
     """
     readiness = Readiness()
+    collector = metrics.GatewayCollector(readiness)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         ending = asyncio.Event()
-        collector = metrics.GatewayCollector(readiness)
         registry.register(collector)
         running = asyncio.create_task(_run(readiness, opener(settings, registry, stop), ending, stop))
         try:
@@ -70,7 +70,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.readiness = readiness
-    app.state.metrics = registry
+    app.state.metrics, app.state.collector = registry, collector
     for part in (health, metrics, docs, traces, memory, priors, consolidations):
         app.include_router(part.router)
     _answer_head(app)

@@ -19,6 +19,7 @@ from server.nights import NightCoordinator
 from server.steering.pipeline import Steering
 from server.steering.priors import ActivePrior
 from server.steering.remember import Remember
+from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
 from server.tally import RequestTally
 
@@ -60,6 +61,8 @@ class Gateway:
     """Names that vLLM answers to, adapters included."""
     engine_answers: Callable[[], Awaitable[bool]]
     store: EpisodeStore
+    lookups: StoreAccess
+    """The store as routes ask it, apart from requests that recall."""
     registry: PriorRegistry
     prior: ActivePrior
     remember: Remember

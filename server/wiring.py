@@ -35,6 +35,7 @@ from server.steering.metrics import Metrics
 from server.steering.pipeline import Steering
 from server.steering.priors import ActivePrior
 from server.steering.remember import Remember
+from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
 from server.tally import RequestTally
 
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 DRAIN_S = 15.0
 """How long episodes may take to be written at the end."""
+LOOKUP_TIMEOUT_S = 5.0
+"""How long probes and routes wait for the store."""
 WATCH_ENGINE_S = 2.0
 
 
@@ -127,7 +130,9 @@ async def assemble(
         remember.start()
         stack.push_async_callback(remember.close, DRAIN_S)
         steering = Steering(engine, store, prior, remember, traces, settings, metrics=metrics)
-        stack.push_async_callback(steering.explorer.close)
+        stack.push_async_callback(steering.close)
+        lookups = StoreAccess(store, timeout_s=LOOKUP_TIMEOUT_S)
+        stack.callback(lookups.close)
         for check in checks:
             if not check.ok:
                 steering.disable(check.name)
@@ -159,6 +164,7 @@ async def assemble(
             served=served,
             engine_answers=engine_answers,
             store=store,
+            lookups=lookups,
             registry=priors,
             prior=prior,
             remember=remember,

@@ -12,13 +12,11 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from memory.episode import StoreUnavailableError
-from memory.store import EpisodeStore
 from server.api.deps import ReadinessDep
+from server.steering.store_access import StoreAccess
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["health"])
-
-PROBE_TIMEOUT_S = 5.0
 
 
 @router.get("/healthz")
@@ -43,7 +41,7 @@ async def readyz(readiness: ReadinessDep) -> JSONResponse:
             },
             status_code=503,
         )
-    engine, memory = await asyncio.gather(gateway.engine_answers(), _answers(gateway.store))
+    engine, memory = await asyncio.gather(gateway.engine_answers(), _answers(gateway.lookups))
     body: dict[str, Any] = {
         "ready": engine and memory,
         "engine": engine,
@@ -57,10 +55,10 @@ async def readyz(readiness: ReadinessDep) -> JSONResponse:
     return JSONResponse(body, status_code=200 if body["ready"] else 503)
 
 
-async def _answers(store: EpisodeStore) -> bool:
+async def _answers(lookups: StoreAccess) -> bool:
     try:
-        await asyncio.wait_for(asyncio.to_thread(store.count), PROBE_TIMEOUT_S)
-    except (StoreUnavailableError, TimeoutError) as error:
+        await lookups.call(lambda store: store.count())
+    except StoreUnavailableError as error:
         logger.warning("memory does not answer: %s", error)
         return False
     return True

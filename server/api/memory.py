@@ -1,6 +1,5 @@
 """GET /v1/memory/stats, GET and DELETE /v1/memory/episodes/{id}: what is remembered, and forgotten again."""
 
-import asyncio
 from typing import Any
 from uuid import UUID
 
@@ -9,13 +8,16 @@ from fastapi import APIRouter
 from server.api.deps import GatewayDep
 from server.errors import NotFoundError
 
+STATS_TIMEOUT_S = 60.0
+"""Statistics read the rewards of all episodes."""
+
 router = APIRouter(prefix="/v1/memory", tags=["memory"])
 
 
 @router.get("/stats")
 async def stats(gateway: GatewayDep) -> dict[str, Any]:
     """Return counts and the reward distribution of the served space, and the hit rate."""
-    found = await asyncio.to_thread(gateway.store.stats)
+    found = await gateway.lookups.call(lambda store: store.stats(), timeout_s=STATS_TIMEOUT_S)
     return {
         "space": gateway.space,
         "spaces": {
@@ -41,7 +43,7 @@ async def stats(gateway: GatewayDep) -> dict[str, Any]:
 async def episode(gateway: GatewayDep, episode_id: str) -> dict[str, Any]:
     """Return one episode without its vectors."""
     name = _name(episode_id)
-    found = await asyncio.to_thread(gateway.store.get, name)
+    found = await gateway.lookups.call(lambda store: store.get(name))
     if found is None:
         raise _unknown(name)
     return found.summary()

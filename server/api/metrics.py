@@ -22,10 +22,21 @@ router = APIRouter(tags=["metrics"])
 
 
 class GatewayCollector(Collector):
-    """Reads the state of the gateway at each scrape. Blocks while the store counts."""
+    """Reads the state of the gateway at each scrape, but for the episodes, which are counted before."""
 
     def __init__(self, readiness: Readiness) -> None:
         self._readiness = readiness
+        self._episodes: int | None = None
+
+    async def count_episodes(self) -> None:
+        """Ask the store for what the next scrape shows; it shows nothing where it does not answer."""
+        gateway = self._readiness.gateway
+        self._episodes = None
+        if gateway is not None:
+            try:
+                self._episodes = await gateway.lookups.call(lambda store: store.count())
+            except StoreUnavailableError as error:
+                logger.warning("episodes are not counted: %s", error)
 
     def describe(self) -> list[Metric]:
         """Return nothing: what is collected depends on whether the gateway runs."""
@@ -52,18 +63,15 @@ class GatewayCollector(Collector):
             "Traces since the start that could not be written.",
             value=gateway.traces.lost,
         )
-        try:
-            episodes = gateway.store.count()
-        except StoreUnavailableError as error:
-            logger.warning("episodes are not counted: %s", error)
-            return
-        yield GaugeMetricFamily(
-            "latentevolve_stored_episodes", "Episodes in the served space.", value=episodes
-        )
+        if self._episodes is not None:
+            yield GaugeMetricFamily(
+                "latentevolve_stored_episodes", "Episodes in the served space.", value=self._episodes
+            )
 
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Return every metric in Prometheus' text format."""
     registry: CollectorRegistry = request.app.state.metrics
+    await request.app.state.collector.count_episodes()
     return Response(await asyncio.to_thread(generate_latest, registry), media_type=CONTENT_TYPE_LATEST)

@@ -32,6 +32,7 @@ from server.steering.refiners.refiner import Limits, Refiner, RefineResult
 from server.steering.remember import Remember
 from server.steering.rewards.scorer import Scorer
 from server.steering.rewards.verifier import Verifier
+from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
 from server.steering.transfer import base_of, transfer
 from server.steering.work import Work, episode_of
@@ -82,7 +83,13 @@ class Steering:
         self._neutral = engine.neutral_latent()
         self._disabled: str | None = None
         self.counts = RecallCounts()
-        self._recall = Recall(store, engine.space, settings, metrics, self.counts)
+        self._store = StoreAccess(store, timeout_s=settings.recall_timeout_s)
+        self._recall = Recall(self._store, engine.space, settings, metrics, self.counts)
+
+    async def close(self) -> None:
+        """Stop exploring and asking the store."""
+        await self.explorer.close()
+        self._store.close()
 
     def disable(self, check: str) -> None:
         """Answer every request plainly from now on, for the self-check of this name failed."""

@@ -1,12 +1,12 @@
 """What memory says about a request.
 
-Owns the calls to the store, in threads, and what is done when it does not answer. Knows nothing of what
-becomes of recalled latents.
+Owns what the store is asked, and what is done when it does not answer. Knows nothing of what becomes of
+recalled latents.
 """
 
-import asyncio
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -16,6 +16,7 @@ from memory.prior import DEFAULT_RECALL_FLOOR, Prior
 from memory.store import REACH, EpisodeStore, Neighbour, Recalled, recall
 from model.space import LatentRejectedError, LatentSpace
 from server.steering.metrics import Metrics
+from server.steering.store_access import StoreAccess
 from server.steering.transfer import base_is_known
 from server.steering.work import Work
 
@@ -44,7 +45,7 @@ class Recall:
 
     def __init__(
         self,
-        store: EpisodeStore,
+        store: StoreAccess,
         space: LatentSpace,
         settings: Settings,
         metrics: Metrics,
@@ -58,7 +59,7 @@ class Recall:
         """Return whether there is anything to recall. The store is asked until it said yes once."""
         if not self._was_filled:
             try:
-                self._was_filled = await asyncio.to_thread(self._store.count, tenant=TENANT) > 0
+                self._was_filled = await self._store.call(lambda store: store.count(tenant=TENANT)) > 0
             except StoreUnavailableError as error:
                 self._miss(work, error)
         return self._was_filled
@@ -74,9 +75,8 @@ class Recall:
         try:
             with work.stage("recall"):
                 work.floor = self._floor(work, covered)
-                found, neighbours = await asyncio.to_thread(
-                    self._look, work.prior, key, k, work.floor, covered=covered
-                )
+                look = partial(_look, work.prior, key, k, work.floor, covered=covered)
+                found, neighbours = await self._store.call(look)
         except StoreUnavailableError as error:
             self._miss(work, error)
             return [], []
@@ -95,19 +95,6 @@ class Recall:
                 return named
         return work.prior.recall_floor if work.prior and covered else DEFAULT_RECALL_FLOOR
 
-    def _look(
-        self, prior: Prior | None, key: Array, k: int, floor: float, *, covered: bool
-    ) -> tuple[list[Recalled], list[Neighbour]]:
-        neighbours = self._store.near(key, tenant=TENANT, k=REACH * k, floor=floor)
-        if prior is None:
-            return recall(self._store, neighbours, k), neighbours
-        if covered:
-            same = [near for near in neighbours if near.prior_version == prior.version]
-            return recall(self._store, same, k), neighbours
-        # Which of them lie where the prior speaks is known from their keys only.
-        found = recall(self._store, neighbours, len(neighbours))
-        return [near for near in found if base_is_known(near.episode, prior)][:k], neighbours
-
     def _fits(self, near: Recalled) -> bool:
         try:
             self._space.check(torch.as_tensor(near.episode.latent), near.episode.space)
@@ -120,3 +107,18 @@ class Recall:
         work.store_answers = False
         self._metrics.recalls.labels("unavailable").inc()
         logger.warning("trace %s goes on without recall: %s", work.trace_id, error)
+
+
+def _look(
+    prior: Prior | None, key: Array, k: int, floor: float, store: EpisodeStore, *, covered: bool
+) -> tuple[list[Recalled], list[Neighbour]]:
+    """Return what is recalled, and all neighbours; blocks."""
+    neighbours = store.near(key, tenant=TENANT, k=REACH * k, floor=floor)
+    if prior is None:
+        return recall(store, neighbours, k), neighbours
+    if covered:
+        same = [near for near in neighbours if near.prior_version == prior.version]
+        return recall(store, same, k), neighbours
+    # Which of them lie where the prior speaks is known from their keys only.
+    found = recall(store, neighbours, len(neighbours))
+    return [near for near in found if base_is_known(near.episode, prior)][:k], neighbours

@@ -17,9 +17,9 @@ import httpx
 from config.loopback import is_loopback
 from config.settings import Settings
 from model.engine import Generation
+from server.steering.breaker import Breaker, CircuitOpenError
 from server.steering.call import RenderedPrompt
 from server.steering.metrics import Metrics
-from server.steering.rewards.breaker import Breaker, CircuitOpenError
 from server.steering.rewards.reward import SignalUnavailableError
 
 logger = logging.getLogger(__name__)

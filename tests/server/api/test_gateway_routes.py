@@ -3,7 +3,9 @@
 import asyncio
 import json
 import re
+import threading
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -69,6 +71,22 @@ async def test_requests_before_the_start_are_told_to_wait(serve: Serve) -> None:
     assert "starting" in answer.json()["error"]["message"]
     assert answer.headers["x-latent-reason"] == "not-ready"
     assert (await served.http.get("/healthz")).json() == {"status": "ok"}
+
+
+async def test_routes_that_ask_a_store_that_hangs_keep_no_thread_of_others(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = threading.Event()
+    for name in ("count", "stats", "get"):
+        monkeypatch.setattr(served.gateway.store, name, lambda *_, **__: hangs.wait(60))
+    paths = ("/readyz", "/metrics", "/v1/memory/stats", f"/v1/memory/episodes/{uuid4()}")
+    asking = [asyncio.create_task(served.http.get(path)) for path in paths * 20]
+    await asyncio.sleep(0.1)  # so that all are under way
+    async with asyncio.timeout(30):
+        await asyncio.to_thread(int)
+    assert not all(task.done() for task in asking)
+    hangs.set()
+    await asyncio.gather(*asking, return_exceptions=True)
 
 
 async def test_metrics_show_answers_and_memory(served: Served) -> None:

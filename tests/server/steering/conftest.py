@@ -107,7 +107,7 @@ async def make_day(tmp_path: Path) -> AsyncIterator[MakeDay]:
             stack.push_async_callback(traces.close)
             stack.push_async_callback(remember.close, 1.0)
             steering = Steering(engine, store, priors, remember, traces, settings, metrics=metrics)
-            stack.push_async_callback(steering.explorer.close)
+            stack.push_async_callback(steering.close)
             return Day(engine, store, registry, priors, remember, traces, steering, collectors)
 
         yield make

@@ -47,14 +47,19 @@ class GoodAnswers:
 
 
 class ListStore:
-    """An episode store in a list. `away`, `full` and `refuse` make it fail; `gate` holds writes up."""
+    """An episode store in a list.
+
+    `away`, `full` and `refuse` make it fail; `gate` holds writes up, `answers` everything.
+    """
 
     def __init__(self) -> None:
         self.episodes: list[Episode] = []
         self.away = self.full = self.deletes_while_away = False
         self.refuse: set[str] = set()
-        self.gate = threading.Event()
+        self.gate, self.answers = threading.Event(), threading.Event()
         self.gate.set()
+        self.answers.set()
+        self.asked = 0
         self.writes = 0
         self.recalls = 0
 
@@ -108,5 +113,7 @@ class ListStore:
         self.away = True
 
     def _enter(self) -> None:
+        self.asked += 1
+        self.answers.wait(30)
         if self.away:
             raise StoreUnavailableError("the store was taken away")

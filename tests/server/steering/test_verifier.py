@@ -11,8 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from model.scripted_engine import ScriptedEngine
+from server.steering.breaker import Breaker, CircuitOpenError
 from server.steering.metrics import Metrics
-from server.steering.rewards.breaker import Breaker, CircuitOpenError
 from server.steering.rewards.confidence import Confidence
 from server.steering.rewards.reward import SignalUnavailableError
 from server.steering.rewards.scorer import RewardSettingsError, Scorer
