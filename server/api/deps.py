@@ -10,13 +10,14 @@ from fastapi import Depends, Request
 from server.gateway import Gateway, Readiness
 
 
-def _readiness(request: Request) -> Readiness:
+# Not plain functions: those would each take a thread.
+async def _readiness(request: Request) -> Readiness:
     readiness: Readiness = request.app.state.readiness
     return readiness
 
 
-def _gateway(request: Request) -> Gateway:
-    return _readiness(request).require()
+async def _gateway(request: Request) -> Gateway:
+    return (await _readiness(request)).require()
 
 
 ReadinessDep = Annotated[Readiness, Depends(_readiness)]

@@ -82,10 +82,12 @@ async def test_routes_that_ask_a_store_that_hangs_keep_no_thread_of_others(
     paths = ("/readyz", "/metrics", "/v1/memory/stats", f"/v1/memory/episodes/{uuid4()}")
     asking = [asyncio.create_task(served.http.get(path)) for path in paths * 20]
     await asyncio.sleep(0.1)  # so that all are under way
-    async with asyncio.timeout(30):
-        await asyncio.to_thread(int)
-    assert not all(task.done() for task in asking)
-    hangs.set()
+    try:
+        async with asyncio.timeout(30):
+            await asyncio.to_thread(int)
+        assert not all(task.done() for task in asking)
+    finally:
+        hangs.set()
     await asyncio.gather(*asking, return_exceptions=True)
 
 
