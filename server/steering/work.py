@@ -19,7 +19,6 @@ from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions
 from server.steering.lift import LiftTally
 from server.steering.metrics import Metrics
 from server.steering.refiners.refiner import Refiner, RefineResult
-from server.steering.rewards.format import in_form
 from server.steering.trace import Trace
 
 
@@ -151,11 +150,9 @@ def episode_of(
     answer, scored = result.agreed
     earned = (
         result.latent is not None
-        and result.answer is not None
+        and result.finished
         and result.reward_after is not None
         and result.reward_after >= result.reward_before + LEAST_GAIN
-        and result.answer.finish_reason == "stop"
-        and in_form(work.prompt, result.answer)
     )
     return Episode(
         space=space,

@@ -66,6 +66,8 @@ class RefineResult:
     """Q of the best answer, never below `reward_before`."""
     signals_before: Mapping[str, float] = field(default_factory=dict)
     signals_after: Mapping[str, float] = field(default_factory=dict)
+    finished: bool = False
+    """Whether the best answer has an end, and the form that the request asks for."""
     from_start: bool = False
     """The best latent is the one that refining started from."""
     agreed: tuple[Generation, Scored] | None = None

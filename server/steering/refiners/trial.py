@@ -22,7 +22,7 @@ from model.space import LatentRejectedError
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, RefineResult, RefineStep, Stopped
 from server.steering.rewards.confidence import final_confidence
-from server.steering.rewards.format import in_form
+from server.steering.rewards.format import are_in_form
 from server.steering.rewards.scorer import Scored, Scorer
 
 logger = logging.getLogger(__name__)
@@ -119,8 +119,6 @@ class Trial:
         voting = len(self._sides(start))
         self._pool = [*answers[:voting], *answers[len(greedy) :]]
         scores = await self._score(answers)
-        for answer, scored in zip(answers, scores, strict=True):
-            self._note(answer, scored)
         self._plain = scores[0]
         self._best = (None, answers[0], self._plain)
         if len(greedy) == 2:
@@ -188,8 +186,6 @@ class Trial:
         decodings = [*(self._greedy() for _ in judged), *(self._sampled() for _ in sampled)]
         answers = await self._generate(prompts, decodings, scored=len(prompts))
         scores = await self._score(answers)
-        for answer, scored in zip(answers, scores, strict=True):
-            self._note(answer, scored)
         for latent, answer, scored in zip(judged, answers, scores, strict=False):
             self._keep(latent, answer, scored)
         return scores[: len(judged)], Rollouts(answers[len(judged) :], scores[len(judged) :])
@@ -285,6 +281,7 @@ class Trial:
             reward_after=scored.reward,
             signals_before=self._plain.signals,
             signals_after=scored.signals,
+            finished=any(answer is one for one, _ in self._finished),
             from_start=self._best_is_start,
             agreed=self._shortest_of_the_surest(),
             steps=tuple(self._steps),
@@ -316,12 +313,6 @@ class Trial:
         ]
         as_sure = [found for found, value in zip(alike, sure, strict=True) if value >= max(sure) - AS_SURE]
         return min(as_sure, key=lambda found: (len(found[0].token_ids), -found[1].reward))
-
-    def _note(self, answer: Generation, scored: Scored) -> None:
-        """Keep an answer that the request itself could have been given, in the form it asks for."""
-        ended = answer.finish_reason != "length" and len(answer.token_ids) <= self._length
-        if ended and in_form(self._prompt, answer):
-            self._finished.append((answer, scored))
 
     def _keep(self, latent: torch.Tensor, answer: Generation, scored: Scored) -> None:
         if scored.reward > self.best + MARGIN:
@@ -357,7 +348,15 @@ class Trial:
         return once + sum(length - self._position + len(p.latent) for p in prompts if p.latent is not None)
 
     async def _score(self, answers: Sequence[Generation]) -> list[Scored]:
-        return await self._within_deadline(self._scorer.score(self._prompt, answers, self._pool))
+        """Score answers, and keep those that the request itself could have been given, in its form."""
+        scores = await self._within_deadline(self._scorer.score(self._prompt, answers, self._pool))
+        in_form = await self._within_deadline(are_in_form(self._prompt, answers))
+        self._finished += [
+            (answer, scored)
+            for answer, scored, kept in zip(answers, scores, in_form, strict=True)
+            if kept and answer.finish_reason == "stop" and len(answer.token_ids) <= self._length
+        ]
+        return scores
 
     async def _within_deadline(self, work: Awaitable[T]) -> T:
         try:

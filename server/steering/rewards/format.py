@@ -1,12 +1,16 @@
 r"""Whether an answer keeps the rules its request implies: JSON, a JSON schema, a regex, `\boxed{}`.
 
-Owns those checks. Schemas and patterns come from clients, so nothing here fetches a reference or runs a
-pattern without a time limit.
+Owns those checks. Schemas and patterns come from clients: none is fetched from elsewhere, none may take
+longer than a limit on one answer, and none is checked on the event loop.
 """
 
+import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import regex  # type: ignore[import-untyped]
@@ -17,9 +21,20 @@ from server.steering.call import RenderedPrompt
 
 logger = logging.getLogger(__name__)
 
-PATTERN_TIMEOUT_S = 0.05
+CHECK_TIMEOUT_S = 0.05
+"""Longest check of one answer by one rule; an answer that takes longer does not keep it."""
+RULE_CHARS = 32_768
+"""Longer schemas and patterns are not checked: they would take too long to read."""
 
 Check = Callable[[str], bool]
+
+_until: ContextVar[float] = ContextVar("_until")
+"""Processor time of this thread at which a check has taken too long; not the clock's, for others may have the
+processor meanwhile."""
+
+
+class _TooLongError(Exception):
+    """A schema takes too long on an answer."""
 
 
 class Format:
@@ -32,20 +47,31 @@ class Format:
         self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
     ) -> list[float | None]:
         """Return one share per answer, or None for all of them."""
-        checks = list(_checks(prompt.format_rules))
-        if not checks:
-            return [None] * len(answers)
-        return [sum(check(answer.text) for check in checks) / len(checks) for answer in answers]
+        return await asyncio.to_thread(_shares, prompt.format_rules, answers)
+
+
+async def are_in_form(prompt: RenderedPrompt, answers: Sequence[Generation]) -> list[bool]:
+    """Return which answers keep every rule of their request; others are no example to learn from."""
+    shares = await asyncio.to_thread(_shares, prompt.format_rules, answers)
+    return [share in (None, 1.0) for share in shares]
 
 
 def in_form(prompt: RenderedPrompt, answer: Generation) -> bool:
-    """Return whether an answer keeps every rule of its request; others are no example to learn from."""
-    return all(check(answer.text) for check in _checks(prompt.format_rules))
+    """Return whether one answer does; blocks."""
+    return _shares(prompt.format_rules, [answer])[0] in (None, 1.0)
+
+
+def _shares(rules: Mapping[str, Any], answers: Sequence[Generation]) -> list[float | None]:
+    """Return the share of the rules that each answer keeps, None for all where there are no rules."""
+    checks = list(_checks(rules))
+    if not checks:
+        return [None] * len(answers)
+    return [sum(check(answer.text) for check in checks) / len(checks) for answer in answers]
 
 
 def _checks(rules: Mapping[str, Any]) -> Iterator[Check]:
     if (schema := rules.get("json_schema")) is not None:
-        validator = _validator(schema)
+        validator = _validator(schema if isinstance(schema, str) else json.dumps(schema))
         if validator is not None:
             yield lambda text: _is_valid(validator, text)
     if rules.get("json_object"):
@@ -64,32 +90,53 @@ def _parsed(text: str) -> Any:
         return None
 
 
-def _validator(schema: Any) -> Any | None:
+@lru_cache(maxsize=32)
+def _validator(text: str) -> Any | None:
     """Return a validator of the schema, None when it is one that we cannot check."""
-    if isinstance(schema, str):
-        schema = _parsed(schema)
+    schema = _parsed(text) if len(text) <= RULE_CHARS else None
     if not isinstance(schema, dict | bool):
         return None
-    if "patternProperties" in json.dumps(schema):
-        return None  # jsonschema matches those names with `re`, which cannot be given a time limit
     # Not above: refiners are timed on machines with torch and little else (`scripts/gpu.py`).
     import jsonschema  # type: ignore[import-untyped]
     from referencing import Registry
 
     base = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    if isinstance(schema, dict):
+        # A part that names its own dialect would be given to jsonschema's own class, which has no limits.
+        schema = {name: value for name, value in schema.items() if name != "$schema"}
+        text = json.dumps(schema)
+    if '"$schema"' in text or "patternProperties" in text:
+        return None  # jsonschema matches the names of the latter with `re`, which knows no limit either
     try:
         base.check_schema(schema)
-    except jsonschema.SchemaError:
+    except (jsonschema.SchemaError, RecursionError):
         return None
-    bounded = jsonschema.validators.extend(base, {"pattern": _check_pattern})
+    limited = {name: _limited(check) for name, check in base.VALIDATORS.items()}
+    bounded = jsonschema.validators.extend(base, limited | {"pattern": _check_pattern})
     # An empty registry: jsonschema's default one would fetch remote references.
     return bounded(schema, registry=Registry())
 
 
+def _limited(check: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a keyword's check that ends a validation which has taken too long.
+
+    References can make the number of keywords to check exponential in a schema's length, and threads cannot
+    be stopped from outside.
+    """
+
+    def limited(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+        if time.thread_time() > _until.get():
+            raise _TooLongError
+        return check(validator, value, instance, schema)
+
+    return limited
+
+
 def _is_valid(validator: Any, text: str) -> bool:
+    _until.set(time.thread_time() + CHECK_TIMEOUT_S)
     try:
         return bool(validator.is_valid(json.loads(text)))
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, _TooLongError):
         return False
     except Exception as error:
         # Unresolvable references are only found while validating, and their error type is private.
@@ -100,14 +147,18 @@ def _is_valid(validator: Any, text: str) -> bool:
 def _check_pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
     from jsonschema import ValidationError
 
+    if time.thread_time() > _until.get():
+        raise _TooLongError
     if isinstance(instance, str) and not _matches(pattern, instance, whole=False):
         yield ValidationError("does not match the pattern")
 
 
 def _compiles(pattern: str) -> bool:
+    if len(pattern) > RULE_CHARS:
+        return False
     try:
         regex.compile(pattern)
-    except regex.error:
+    except (regex.error, RecursionError):
         return False  # another dialect: it cannot be checked here
     return True
 
@@ -115,6 +166,6 @@ def _compiles(pattern: str) -> bool:
 def _matches(pattern: str, text: str, *, whole: bool) -> bool:
     match = regex.fullmatch if whole else regex.search
     try:
-        return match(pattern, text, timeout=PATTERN_TIMEOUT_S) is not None
-    except (regex.error, TimeoutError):
+        return match(pattern, text, timeout=CHECK_TIMEOUT_S) is not None
+    except (regex.error, RecursionError, TimeoutError):
         return False

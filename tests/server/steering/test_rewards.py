@@ -1,5 +1,6 @@
 """Reward signals: what earns, what does not, and what does not apply."""
 
+import asyncio
 import json
 import math
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from model.final_answer import boxed, final_answer, final_span
 from model.scripted_engine import ScriptedEngine
 from server.steering.rewards.confidence import Confidence, final_confidence
 from server.steering.rewards.consistency import Consistency
-from server.steering.rewards.format import Format
+from server.steering.rewards.format import RULE_CHARS, Format, are_in_form
 from server.steering.rewards.judge import CRITERIA, Judge
 from server.steering.rewards.scorer import RewardSettingsError, Scorer, parse_weights
 from tests.server.steering.fakes import answer, rendered
@@ -199,7 +200,21 @@ async def test_format_is_the_share_of_rules_kept_and_needs_rules() -> None:
     assert await Format().score(PROMPT, [answer("{}")], []) == [None]
 
 
-@pytest.mark.parametrize("schema", [{"type": "nonsense"}, "not json", 7, {"patternProperties": {"a": {}}}])
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+SLOW = {"type": "string", "pattern": r"^(a|aa)+$"}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nonsense"},
+        "not json",
+        7,
+        {"patternProperties": {"a": {}}},
+        {"allOf": [SLOW | {"$schema": DRAFT_7}]},
+        {"enum": ["a" * RULE_CHARS]},
+    ],
+)
 async def test_format_skips_schemas_it_cannot_check(schema: object) -> None:
     prompt = rendered(ENGINE, rules={"json_schema": schema})
     assert await Format().score(prompt, [answer("{}")], []) == [None]
@@ -209,8 +224,9 @@ async def test_format_skips_schemas_it_cannot_check(schema: object) -> None:
     "rules",
     [
         {"regex": r"(a+)+b"},
-        {"json_schema": {"type": "string", "pattern": r"^(a|aa)+$"}},
+        {"json_schema": SLOW},
         {"json_schema": {"$ref": "http://127.0.0.1:9/schema.json"}},
+        {"json_schema": {"$schema": DRAFT_7, "$ref": "#/definitions/a", "definitions": {"a": SLOW}}},
     ],
 )
 async def test_hostile_rules_cost_no_more_than_their_reward(rules: dict) -> None:
@@ -219,8 +235,27 @@ async def test_hostile_rules_cost_no_more_than_their_reward(rules: dict) -> None
     assert await Format().score(prompt, [hostile], []) == [0.0]
 
 
-async def test_format_skips_a_regex_of_another_dialect() -> None:
-    assert await Format().score(rendered(ENGINE, rules={"regex": "("}), [answer("a")], []) == [None]
+@pytest.mark.parametrize("pattern", ["(", "(" * 500 + "a" + ")*" * 500, "a" * (RULE_CHARS + 1)])
+async def test_format_skips_a_regex_of_another_dialect_and_one_that_takes_too_long_to_read(
+    pattern: str,
+) -> None:
+    assert await Format().score(rendered(ENGINE, rules={"regex": pattern}), [answer("a")], []) == [None]
+
+
+def doubling(depth: int) -> dict:
+    """Return a schema whose check doubles with each level, and which everything passes."""
+    levels = {f"l{n}": {"allOf": [{"$ref": f"#/$defs/l{n + 1}"}] * 2} for n in range(depth)}
+    return {"$defs": levels | {f"l{depth}": {"minLength": 1}}, "$ref": "#/$defs/l0"}
+
+
+async def test_schema_that_takes_too_long_ends_and_does_not_hold_up_the_loop() -> None:
+    prompt, turns = rendered(ENGINE, rules={"json_schema": doubling(60)}), 0
+    checking = asyncio.create_task(are_in_form(prompt, [answer('"a"')] * 3))
+    while not checking.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert (await checking, turns > 10) == ([False] * 3, True)
+    assert await are_in_form(rendered(ENGINE, rules={"json_schema": doubling(3)}), [answer('"a"')]) == [True]
 
 
 async def test_judge_grades_every_criterion_in_one_batch() -> None:
