@@ -199,7 +199,8 @@ async def test_client_that_leaves_while_steering_runs_is_counted_as_one_that_lef
     async def send(message: Message) -> None:
         pass
 
-    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b""}
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers, "query_string": b""}
     async with asyncio.timeout(10):
         await served.app(scope | {"root_path": "", "asgi": {"spec_version": "2.3"}}, receive, send)
     counted = (await served.http.get("/metrics")).text
