@@ -219,22 +219,24 @@ SCHEMA = {
     "required": ["salty"],
     "additionalProperties": False,
 }
-ADD = {
+TOSS = {
     "type": "function",
     "function": {
-        "name": "add",
-        "description": "Add two numbers.",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "integer", "maximum": 99}, "b": {"type": "integer", "maximum": 99}},
-            "required": ["a", "b"],
-            "additionalProperties": False,
-        },
+        "name": "toss",
+        "description": "Toss a coin.",
+        "parameters": {"type": "object", "properties": {}, "additionalProperties": False},
         "strict": True,
     },
 }
-CALL = r'<tool_call>\{"name":"add","arguments":\{"a":-?\d+,"b":-?\d+\}\}</tool_call>'
-"""A call of it, without its whitespace."""
+CALL = '<tool_call>\n{"name": "toss", "arguments": {}}\n</tool_call>'
+NAMED = {"type": "function", "function": {"name": "toss"}}
+
+
+def spelt(launched: Launched, *texts: str) -> list[int]:
+    """Return the tokens that spell the texts and end them: random weights ramble where grammars let them."""
+    encode = launched.engine.tokenizer.encode
+    tokens = {token for text in texts for token in encode(text, add_special_tokens=False)}
+    return [*sorted(tokens), launched.engine.tokenizer.eos_token_id]
 
 
 def without_spaces(text: str) -> str:
@@ -242,30 +244,34 @@ def without_spaces(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("asked", "obeys"),
+    ("asked", "spells", "obeys"),
     [
-        ({"tools": [ADD], "tool_choice": "required"}, CALL),
-        ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "add"}}}, CALL),
-        ({"structured_outputs": {"regex": "[0-9]{3}-[a-f]{2}"}}, "[0-9]{3}-[a-f]{2}"),
-        ({"structured_outputs": {"grammar": 'root ::= "ab" | "cd"'}}, "ab|cd"),
-        ({"response_format": {"type": "json_object"}}, r"\{.*"),
+        ({"tools": [TOSS], "tool_choice": "required"}, [CALL], re.escape(without_spaces(CALL))),
+        ({"tools": [TOSS], "tool_choice": NAMED}, [CALL], re.escape(without_spaces(CALL))),
+        ({"structured_outputs": {"regex": "[0-9]{3}-[a-f]{2}"}}, [], "[0-9]{3}-[a-f]{2}"),
+        ({"structured_outputs": {"grammar": 'root ::= "ab" | "cd"'}}, [], "ab|cd"),
         (
-            {
-                "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}},
-                "min_tokens": 2,
-            },
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}},
+            ['{"salty":true}', '{"salty":false}'],
             r'\{"salty":(true|false)\}',
         ),
-        ({"allowed_token_ids": [49, 50], "max_tokens": 4}, "[AB]{4}"),  # tokens of A and B
-        ({"logit_bias": {"49": 100}, "max_tokens": 4}, "A{4}"),
-        ({"logit_bias": {"49": 100}, "stop": "AAA", "include_stop_str_in_output": True}, "AAA"),
+        ({"max_tokens": 4, "min_tokens": 4}, ["A", "B"], "[AB]{4}"),
+        ({"logit_bias": {"49": 100}, "max_tokens": 4}, [], "A{4}"),
+        ({"logit_bias": {"49": 100}, "stop": "AAA", "include_stop_str_in_output": True}, [], "AAA"),
     ],
 )
 async def test_all_that_is_sampled_obeys_all_that_the_request_asks_for(
-    launched: Launched, http: httpx.AsyncClient, steering: Injecting, asked: dict[str, Any], obeys: str
+    launched: Launched,
+    http: httpx.AsyncClient,
+    steering: Injecting,
+    asked: dict[str, Any],
+    spells: list[str],
+    obeys: str,
 ) -> None:
     steering.outcome = Outcome("plain", "nothing-recalled")
-    sent = body(launched, "What is 2 + 2?", max_tokens=96, seed=5) | asked
+    sent = body(launched, "Toss a coin.", max_tokens=96, seed=5) | asked
+    if spells:
+        sent["allowed_token_ids"] = spelt(launched, *spells)
     with called():
         await answer(http, sent)
     (seen,) = steering.seen
