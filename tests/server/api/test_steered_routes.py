@@ -185,6 +185,26 @@ async def test_client_that_leaves_ends_its_stream(served: Served) -> None:
         await served.app(scope | {"root_path": "", "asgi": {"spec_version": "2.3"}}, receive, send)
 
 
+@pytest.mark.parametrize("unstored", [{"store": False}, {"latent": {"store": False}}])
+async def test_the_same_request_streamed_and_whole_is_answered_alike_where_nothing_is_remembered(
+    served: Served, unstored: dict[str, Any]
+) -> None:
+    told, texts = [], []
+    for stream in (False, True, False, True):
+        answer = await served.chat(model=f"{MODEL}:medium", stream=stream, **unstored)
+        await served.gateway.remember.drain()
+        told.append([answer.headers[f"x-latent-{name}"] for name in ("mode", "episodes", "reward-after")])
+        texts.append(_streamed(answer.text) if stream else answer.json()["text"])
+    assert told == told[:1] * 4
+    assert texts == texts[:1] * 4
+    assert served.gateway.store.count() == 0
+
+
+def _streamed(events: str) -> str:
+    lines = [line.removeprefix("data: ") for line in events.splitlines() if line.startswith("data: {")]
+    return "".join(c["delta"].get("content", "") for line in lines for c in json.loads(line)["choices"])
+
+
 async def test_client_that_leaves_while_steering_runs_is_counted_as_one_that_left(served: Served) -> None:
     served.engine.delay_s = 30
     messages = [{"type": "http.request", "body": chat(latent={"effort": "medium"}), "more_body": False}]

@@ -184,6 +184,7 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
     [
         ({"json_schema": SCHEMA}, '{"n": 3}', '{"n": "three"}'),
         ({"json_schema": json.dumps(SCHEMA)}, '{"n": 3}', "n = 3"),
+        ({"json_schema": {"enum": ["\ud800"]}}, '"\\ud800"', '"a"'),  # text of clients may hold surrogates
         ({"json_object": True}, "{}", "[]"),
         ({"regex": r"\d{3}"}, " 123\n", "1234"),
         ({"boxed": True}, r"so \boxed{4}", "so 4"),
