@@ -27,6 +27,7 @@ def environment(data_dir: Path, port: int, **settings: object) -> dict[str, str]
         "LATENTEVOLVE_DATA_DIR": str(data_dir),
         "LATENTEVOLVE_CACHE_DIR": str(ROOT / ".cache"),
         "LATENTEVOLVE_PORT": str(port),
+        "LATENTEVOLVE_RECALL_TIMEOUT_S": "30",  # machines that run tests are busy
         "PYTHONUNBUFFERED": "1",
     }
     return env | {f"LATENTEVOLVE_{key.upper()}": str(value) for key, value in settings.items()}

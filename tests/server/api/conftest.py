@@ -92,6 +92,7 @@ async def _served(root: Path, parts: Parts, ready: bool, values: dict[str, Any])
         _env_file=None,
         **{
             "data_dir": root,
+            "recall_timeout_s": 30,  # machines that run tests are busy
             "rewards": "confidence=1",  # ten steps surely raise it on the scripted model
             "medium_steps": 10,
             "remember_threshold": 0,

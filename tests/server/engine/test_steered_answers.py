@@ -69,7 +69,7 @@ async def test_what_is_remembered_where_a_call_is_required_is_a_call(
 ) -> None:
     sent = body(launched, "Toss a coin.", max_tokens=96) | {"tools": [TOSS], "tool_choice": choice}
     sent["allowed_token_ids"] = spelt(launched, CALL, "What comes next: 2 + 2 = 4.")
-    with called(effort="medium") as call:
+    with called(effort="medium", deadline_s=600.0) as call:
         given = await answer(http, sent)
     assert call.outcome is not None
     assert call.outcome.reward_before is not None
@@ -88,7 +88,7 @@ async def test_the_same_request_streamed_and_whole_gives_one_text(
         sent = body(launched, question)
         texts = []
         for stream in (False, True, False):
-            with called(effort="medium", store=False):
+            with called(effort="medium", store=False, deadline_s=600.0):
                 response = await http.post(CHAT, json=sent | {"stream": stream})
             texts.append(_streamed(response) if stream else text_of(response.json()))
         assert texts == texts[:1] * 3

@@ -94,7 +94,9 @@ async def make_day(tmp_path: Path) -> AsyncIterator[MakeDay]:
         ) -> Day:
             engine = engine or ScriptedEngine()
             store = store or ListStore()
-            settings = Settings(_env_file=None, **({"rewards": "confidence=1"} | changes))
+            settings = Settings(
+                _env_file=None, **({"rewards": "confidence=1", "recall_timeout_s": 30} | changes)
+            )
             collectors = CollectorRegistry()
             metrics = Metrics(collectors)
             registry = PriorRegistry(tmp_path / "priors", engine.space.id)
