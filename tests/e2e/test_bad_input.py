@@ -2,6 +2,7 @@
 
 import base64
 import io
+from typing import Any
 
 import httpx
 import pytest
@@ -67,20 +68,30 @@ def test_prompt_with_embedded_part_is_refused(served: Gateway) -> None:
     assert "prompt_embeds" in answer.text
 
 
-def test_latents_count_towards_the_length(served: Gateway) -> None:
+def test_near_the_end_of_the_context_whoever_names_an_effort_is_answered_as_by_bare_vllm(
+    served: Gateway,
+) -> None:
     usage = served.openai.chat.completions.create(model=served.model, messages=HELLO, max_tokens=1).usage
     words = " word" * (1024 - 8 - usage.prompt_tokens)
     nearly_full = [{"role": "user", "content": HELLO[0]["content"] + words}]
 
-    def post(messages: list[dict[str, str]], effort: str) -> httpx.Response:
-        body = {"model": served.model, "messages": messages, "max_tokens": 4, "latent": {"effort": effort}}
-        return httpx.post(served.url + CHAT, json=body, timeout=120)
+    def post(**effort: Any) -> httpx.Response:
+        body = {"model": served.model, "messages": nearly_full, "max_tokens": 8, "temperature": 0}
+        return httpx.post(served.url + CHAT, json=body | effort, timeout=120)
 
-    assert post(nearly_full, "none").status_code == 200
-    refused = post(nearly_full, "medium")
-    assert refused.status_code == 400
-    assert refused.json()["error"]["param"] == "messages"
-    assert "latents" in refused.json()["error"]["message"]
+    bare = post(latent={"effort": "none"})
+    named: list[dict[str, Any]] = [
+        {},
+        {"reasoning_effort": "low"},
+        {"model": f"{served.model}:high"},
+        {"latent": {"effort": "medium"}},
+    ]
+    for effort in named:
+        answer = post(**effort)
+        assert answer.status_code == 200, answer.text
+        assert (answer.headers["x-latent-mode"], answer.headers["x-latent-reason"]) == ("plain", "no-room")
+        for part in ("choices", "usage"):
+            assert answer.json()[part] == bare.json()[part]
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"", b'"text"', b"\xff\xfe"])

@@ -233,9 +233,9 @@ NAMED = {"type": "function", "function": {"name": "toss"}}
 
 
 def spelt(launched: Launched, *texts: str) -> list[int]:
-    """Return the tokens that spell the texts and end them: random weights ramble where grammars let them."""
+    """Return the tokens of the texts' letters, and the end: random weights ramble where grammars let them."""
     encode = launched.engine.tokenizer.encode
-    tokens = {token for text in texts for token in encode(text, add_special_tokens=False)}
+    tokens = {token for letter in "".join(texts) for token in encode(letter, add_special_tokens=False)}
     return [*sorted(tokens), launched.engine.tokenizer.eos_token_id]
 
 
