@@ -29,6 +29,8 @@ def show_stats(screen: Screen, memory: dict[str, Any], priors: dict[str, Any]) -
     )
     screen.line(f"hit rate  {percent(memory['hit_rate'])} of the requests that looked into memory")
     screen.line(f"writes    {memory['pending_writes']} pending, {memory['dropped_writes']} dropped")
+    if refused := memory.get("refused_writes"):
+        screen.line(f"          {refused} refused: the disk is nearly full", "yellow")
     versions = [str(entry["version"]) for entry in priors["versions"]]
     pinned = ", pinned by hand" if priors.get("pinned") else ""
     screen.line(
@@ -38,7 +40,8 @@ def show_stats(screen: Screen, memory: dict[str, Any], priors: dict[str, Any]) -
     for space, found in memory["spaces"].items():
         served = ", served now" if space == memory["space"] else ""
         screen.line()
-        screen.line(f"space {space}{served}: {found['episodes']} episodes", "bold")
+        prompts = f", whose prompts came {found['seen']} times" if found.get("seen") else ""
+        screen.line(f"space {space}{served}: {found['episodes']} episodes{prompts}", "bold")
         if found["episodes"]:
             screen.line(
                 f"reward mean {found['reward_mean']:.3f}, from {found['oldest']} to {found['newest']}"

@@ -134,6 +134,7 @@ class FakeGateway:
                 "spaces": {
                     "aa11": {
                         "episodes": 6,
+                        "seen": 9,
                         "reward_mean": 0.75,
                         "reward_histogram": [0, 0, 0, 0, 0, 1, 1, 3, 1, 0],
                         "oldest": "2031-01-01T00:00:00+00:00",
@@ -144,6 +145,7 @@ class FakeGateway:
                 "hit_rate": 0.5,
                 "pending_writes": 0,
                 "dropped_writes": 0,
+                "refused_writes": 7,
             }
 
         @app.get("/v1/priors")

@@ -167,7 +167,8 @@ def test_unknown_version_lists_the_known(run: Run, gateway: FakeGateway, command
 def test_stats_draw_the_distribution_of_rewards(run: Run, gateway: FakeGateway) -> None:
     out = run("stats").out
     assert "hit rate  50.0 %" in out
-    assert "6 episodes" in out
+    assert "6 episodes, whose prompts came 9 times" in out
+    assert "7 refused: the disk is nearly full" in out
     bars = {line.split()[0]: line.count("█") for line in out.splitlines() if "█" in line}
     assert set(bars) == {"0.5–0.6", "0.6–0.7", "0.7–0.8", "0.8–0.9"}
     assert bars["0.7–0.8"] == 3 * bars["0.6–0.7"]
