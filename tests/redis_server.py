@@ -45,6 +45,12 @@ class RedisServer:
                     assert time.monotonic() < deadline, "redis-server did not start"
                     time.sleep(0.02)
 
+    @property
+    def pid(self) -> int:
+        """Process id of a server that runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()

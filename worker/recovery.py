@@ -1,11 +1,14 @@
-"""Nights whose message was lost with their worker.
+"""What is left of nights whose worker died.
 
-Owns the search for them. Celery's filesystem transport deletes a message when it is taken, so a killed
-worker takes it along; Redis gives it back only after its visibility timeout. The records know better.
+Owns the search for nights whose message was lost, and the end of what belongs to ended ones. Celery's
+filesystem transport deletes a message when it is taken, so a killed worker takes it along; Redis gives it
+back only after its visibility timeout. The records know better.
 """
 
+import shutil
+
 from config.settings import Settings
-from memory.night import NightLog
+from memory.night import NightError, NightLog
 from worker.lock import is_locked, lock_folder
 
 
@@ -23,3 +26,15 @@ def orphaned_nights(settings: Settings) -> list[str]:
         and (settings.data_dir / "snapshots" / night.id).is_dir()
         and not is_locked(lock_folder(settings), night.space)
     ]
+
+
+def sweep(settings: Settings) -> None:
+    """Delete attempts and checkpoints of nights that a gateway has ended: no worker came back for them."""
+    log = NightLog(settings.data_dir / "nights")
+    for folder in (settings.data_dir / "nights").glob("*/"):
+        try:
+            night = log.get(folder.name)
+        except NightError:
+            continue
+        if night is None or night.ended:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -33,9 +33,10 @@ def consolidate(night_id: str) -> None:
 
 @shared_task(name="latentevolve.recover", bind=True)  # type: ignore[untyped-decorator]
 def recover(task: Any) -> None:
-    """Queue nights again whose worker died."""
-    from worker.recovery import orphaned_nights
+    """Queue nights again whose worker died, and delete what others have left."""
+    from worker.recovery import orphaned_nights, sweep
 
+    sweep(Settings())
     for night_id in orphaned_nights(Settings()):
         logger.warning("night %s has not ended and nobody works on it: queued again", night_id)
         task.app.send_task(NIGHT_TASK, [night_id])

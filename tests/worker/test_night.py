@@ -26,7 +26,7 @@ from worker.lock import is_locked, lock_folder, night_lock
 from worker.manifest import trained_prompts
 from worker.neighbourhood import prompt_digest
 from worker.night import MAX_ATTEMPTS, run_night
-from worker.recovery import orphaned_nights
+from worker.recovery import orphaned_nights, sweep
 
 
 class Killed(BaseException):
@@ -271,6 +271,18 @@ def test_a_night_whose_notes_are_spoilt_begins_anew(
     (folder / "attempts.json").write_bytes(spoilt)
     (folder / "checkpoint.safetensors").write_bytes(spoilt)
     assert run(place, record).state == "skipped"
+
+
+def test_notes_of_a_night_that_a_gateway_has_ended_are_swept(place: Place, engine: ScriptedEngine) -> None:
+    ended, other = place.log.create("other", "api"), place.queue(scripted_episodes(engine, 4))
+    root = place.settings.data_dir / "nights"
+    for name in (ended.id, other.id, "nobody"):
+        (root / name).mkdir()
+        (root / name / "checkpoint.safetensors").touch()
+    place.log.update(replace(ended, state="failed", error="its worker gave no sign of life"))
+    sweep(place.settings)
+    assert [folder.name for folder in root.iterdir() if folder.is_dir()] == [other.id]
+    assert {night.id for night in place.log.list()} == {ended.id, other.id}
 
 
 def test_a_night_without_its_snapshot_is_left_to_the_gateway(place: Place, engine: ScriptedEngine) -> None:
