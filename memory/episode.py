@@ -43,7 +43,7 @@ def new_id() -> str:
 _PROMPTS = uuid.UUID("3c4b1b0e-6d0d-5d7a-9a53-0f7f4d6f2f11")
 
 
-def prompt_id(space: str, tenant: str, prompt_token_ids: Sequence[int], held_to: object = None) -> str:
+def prompt_id(space: str, tenant: str, prompt_token_ids: Sequence[int], held_to: str | None = None) -> str:
     """Return the id of the episode of a prompt: whoever asks it again finds the same one.
 
     A prompt is its rendered tokens, which hold messages, tools and template, and what its answer is held to:
@@ -53,10 +53,10 @@ def prompt_id(space: str, tenant: str, prompt_token_ids: Sequence[int], held_to:
         space: Id of the latent space.
         tenant: Whose memory it is.
         prompt_token_ids: Rendered prompt, without latents.
-        held_to: What the answer is held to, as JSON values; None: nothing.
+        held_to: The grammar that holds the answer, as text; None: none.
     """
     named = [space, tenant, [int(token) for token in prompt_token_ids], held_to]
-    return str(uuid.uuid5(_PROMPTS, json.dumps(named, sort_keys=True)))
+    return str(uuid.uuid5(_PROMPTS, json.dumps(named)))
 
 
 def now() -> datetime:

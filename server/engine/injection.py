@@ -168,8 +168,18 @@ def rendered_prompt(
             native=sampling,
         ),
         asked_tokens=asked,
+        held_to=held_to(grammar),
         format_rules=format_rules(grammar, text),
     )
+
+
+def held_to(grammar: Any) -> str | None:
+    """Return the grammar of a request as text, the same for the same one; None: there is none."""
+    if grammar is None:
+        return None
+    kinds = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+    found = {kind: getattr(grammar, kind) for kind in kinds if getattr(grammar, kind) is not None}
+    return json.dumps(found, sort_keys=True)
 
 
 def format_rules(grammar: Any, text: str) -> Mapping[str, Any]:

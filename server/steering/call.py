@@ -64,6 +64,8 @@ class RenderedPrompt:
     """How the request asked to be decoded; the final answer is decoded by vLLM itself."""
     format_rules: Mapping[str, Any] = field(default_factory=dict)
     """Checks that the request implies: `json_schema`, `json_object`, `regex`, `boxed`."""
+    held_to: str | None = None
+    """The grammar that holds its answers, as text, whatever kind it is; None: none."""
     asked_tokens: int | None = None
     """Longest answer that the request asked for; None: as long as the context allows."""
 

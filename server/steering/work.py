@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -174,13 +174,5 @@ def episode_of(
         refiner="none" if work.explores else work.refiner.name,
         prior_version=work.prior.version if work.prior else None,
         trace_id=work.trace_id,
-        id=prompt_id(space, tenant, work.prompt.token_ids, held_to(work.prompt)),
+        id=prompt_id(space, tenant, work.prompt.token_ids, work.prompt.held_to),
     )
-
-
-def held_to(prompt: RenderedPrompt) -> dict[str, Any] | None:
-    """Return what an answer to the prompt is held to, as JSON values; None: nothing."""
-    rules = dict(prompt.format_rules)
-    if prompt.decoding.choices:
-        rules["choices"] = prompt.decoding.choices
-    return rules or None

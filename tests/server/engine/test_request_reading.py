@@ -10,6 +10,7 @@ from server.engine.guard import real_tokens
 from server.engine.injection import (
     asked_length,
     format_rules,
+    held_to,
     question_of,
     why_untouched,
 )
@@ -19,7 +20,25 @@ TOKENS = {"type": "token", "prompt_token_ids": [1, 2, 3]}
 
 
 def grammar(**fields: Any) -> SimpleNamespace:
-    return SimpleNamespace(**({"json": None, "json_object": None, "regex": None, "choice": None} | fields))
+    kinds = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
+    return SimpleNamespace(**(dict.fromkeys(kinds) | fields))
+
+
+def test_what_an_answer_is_held_to_is_told_apart_by_kind_and_content() -> None:
+    fields: list[dict[str, Any]] = [
+        {"choice": ["a", "b"]},
+        {"choice": ["a", "c"]},
+        {"json_object": True},
+        {"json": {"type": "object"}},
+        {"regex": "a|b"},
+        {"grammar": "a|b"},
+        {"structural_tag": "a|b"},
+    ]
+    held = {held_to(grammar(**each)) for each in fields}
+    assert len(held) == len(fields)
+    assert held == {held_to(grammar(**each)) for each in fields}
+    assert held_to(None) is None
+    assert None not in held
 
 
 def test_question_is_the_last_user_message() -> None:

@@ -25,7 +25,9 @@ def rendered(
 ) -> RenderedPrompt:
     tokens = engine.render([{"role": "user", "content": question}])
     decoding = Decoding(max_tokens=max_tokens, temperature=temperature)
-    return RenderedPrompt(tokens, engine.decode(tokens), question, decoding, rules or {}, max_tokens)
+    return RenderedPrompt(
+        tokens, engine.decode(tokens), question, decoding, rules or {}, asked_tokens=max_tokens
+    )
 
 
 def answer(text: str, *, cut: bool = False, logprobs: tuple[float, ...] = ()) -> Generation:

@@ -42,7 +42,7 @@ async def test_equal_prompts_share_an_episode_and_what_an_answer_is_held_to_part
     engine = ScriptedEngine(answer=once_wrong)
     day = await make_day(engine, rewards="consistency=1")
     prompt = rendered(engine, "apples How many?")
-    chosen = replace(prompt, decoding=replace(prompt.decoding, choices=("yes", "no")))
+    chosen = replace(prompt, held_to='{"choice": ["yes", "no"]}')
     for asked in (prompt, chosen, rendered(engine, "pears How many?"), prompt, chosen):
         await day.ask(asked, explore=True)
     await day.steering.explorer.drain()
