@@ -24,7 +24,7 @@ SHAPE = {
     "tie_word_embeddings": False,  # tied, it would repeat the last token for ever
     "dtype": "float32",  # in bfloat16 many of its likeliest tokens would be tied
 }
-SCALES = {"q_proj": 0.1, "k_proj": 0.1, "o_proj": 2.0, "down_proj": 0.5, "embed_tokens": 16.0}
+SCALES = {"q_proj": 0.1, "k_proj": 0.1, "o_proj": 2.0, "down_proj": 0.5, "embed_tokens": 8.0}
 
 
 def tiny_model(small_model: str, cache: Path) -> str:

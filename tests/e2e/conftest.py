@@ -1,10 +1,13 @@
-"""One running tree (gateway, engine, worker) on the real small model, for all end-to-end tests."""
+"""One running tree (gateway, engine, worker) on the tiny model, for most end-to-end tests."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from config.settings import DEFAULT_MODEL
 from tests.e2e.processes import TREE, Gateway, running
+from tests.e2e.verifier import verifier
 
 CHOICES = ["World", "Sports", "Business", "Technology"]
 TOPIC = "Classify the news headline as World, Sports, Business or Technology.\n\nHeadline: {}"
@@ -34,6 +37,9 @@ HEADLINES = [
     "Robot arm learns to fold shirts",
     "Two countries reopen their embassies",
 ]
+WORDS = sorted({word for headline in HEADLINES for word in headline.split()})
+"""So many to choose from that a latent changes the choice."""
+
 UNRELATED = [
     "Write a haiku about autumn rain.",
     "What is the capital of Portugal?",
@@ -41,22 +47,61 @@ UNRELATED = [
 ]
 
 
+STEER = {"latent": {"effort": "low", "floor": -1.0, "prior": "none"}}
+"""Recall whatever is nearest, so that a latent is injected whatever the prompt."""
+
+
+def messages(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def create(gateway: Gateway, text: str, **options: object):
+    """Return (parsed answer, headers) of a steered chat completion."""
+    raw = gateway.openai.chat.completions.with_raw_response.create(
+        model=gateway.model,
+        messages=messages(text),
+        **{"max_tokens": 16, "temperature": 0, "extra_body": STEER} | options,
+    )
+    assert raw.headers["x-latent-mode"] == "recall", raw.headers
+    return raw.parse(), raw.headers
+
+
+def wait_for_prior(gateway: Gateway, version: str) -> None:
+    """Wait until requests are served by this version."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        _, headers = gateway.ask(TOPIC.format(HEADLINES[-1]), max_tokens=1, effort="low")
+        if headers["x-latent-prior"] == version:
+            return
+    raise TimeoutError(f"still {headers['x-latent-prior']}, expected {version}")
+
+
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def judged() -> Iterator[str]:
+    """Address of a verifier."""
+    with verifier() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def served(tiny_model: str, judged: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """The whole tree, as `make serve` starts it, with an empty memory."""
     with running(
         TREE,
         tmp_path_factory.mktemp("served"),
+        model=tiny_model,
+        served_model_name=DEFAULT_MODEL,  # as the README's examples call it
         night_min_episodes=8,
         night_cron="never",
         night_episodes=0,
         night_steps=24,
         max_model_len=1024,
         prior_poll_s=0.2,
-        rewards="consistency=0.5,confidence=0.5",  # so that latents can earn their place by confidence
+        rewards="verifier=1",  # so that latents can earn their place
+        verifier_url=judged,
         remember_threshold=0.2,
         night_min_reward=0.2,
-        lift_fallback=False,  # whether steering pays on a 135M model is not what is tested here
+        lift_fallback=False,  # whether steering pays on random weights is not what is tested here
         vllm_args="--dtype float32",  # as the bare vLLM of test_plain_path
     ) as gateway:
         yield gateway
@@ -67,7 +112,7 @@ def remembering(served: Gateway) -> Gateway:
     """The tree after a day of refined topic questions, with answers to replay and latents to recall."""
     stored = earned = 0
     for headline in HEADLINES:
-        _, headers = served.ask(TOPIC.format(headline), choices=CHOICES, effort="medium", seed=1)
+        _, headers = served.ask(TOPIC.format(headline), choices=WORDS, effort="medium", seed=1)
         trace = served.settled_trace(headers)
         if trace["remembered"] == "stored":
             stored += 1

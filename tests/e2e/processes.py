@@ -149,10 +149,13 @@ class Gateway:
 
     def night(self, seconds: float = 600) -> dict:
         """Run a night and return its record once it has ended."""
-        record = self.post("/v1/consolidations", {"trigger": "api"}, status=202)
+        return self.ended(self.post("/v1/consolidations", {"trigger": "api"}, status=202)["id"], seconds)
+
+    def ended(self, night_id: str, seconds: float = 600) -> dict:
+        """Return a night's record once it has ended."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            record = self.get(f"/v1/consolidations/{record['id']}")
+            record = self.get(f"/v1/consolidations/{night_id}")
             if record["state"] not in {"queued", "running"}:
                 return record
             time.sleep(0.5)

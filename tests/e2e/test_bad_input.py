@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.e2e.processes import Gateway
+from tests.tiny_model import HIDDEN
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -16,7 +17,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 def embeds() -> str:
     buffer = io.BytesIO()
-    torch.save(torch.zeros(4, 576), buffer)
+    torch.save(torch.zeros(4, HIDDEN), buffer)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

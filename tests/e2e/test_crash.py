@@ -15,6 +15,8 @@ from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC
 from tests.e2e.processes import GATEWAY, Gateway, environment, free_port, start, wait_for
 from tests.redis_server import RedisServer
 
+pytestmark = pytest.mark.xdist_group("crash")  # an engine of its own
+
 ENOUGH_FOR_A_NIGHT = 14
 
 
@@ -46,9 +48,12 @@ class Restartable:
 
 
 @pytest.fixture(scope="module")
-def restartable(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restartable]:
+def restartable(
+    redis_url: str, tiny_model: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Restartable]:
     it = Restartable(
         tmp_path_factory.mktemp("crash"),
+        model=tiny_model,
         broker_url=redis_url,
         twin="false",
         max_model_len=1024,

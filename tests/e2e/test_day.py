@@ -3,6 +3,7 @@
 from memory.episode import LEAST_GAIN
 from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC, UNRELATED
 from tests.e2e.processes import Gateway
+from tests.tiny_model import HIDDEN
 
 
 def test_similar_request_recalls_what_refining_remembered(remembering: Gateway) -> None:
@@ -12,7 +13,7 @@ def test_similar_request_recalls_what_refining_remembered(remembering: Gateway) 
     trace = remembering.trace(headers)
     assert [entry["id"] for entry in trace["episodes"]] == used
     assert all(entry["similarity"] >= 0.6 for entry in trace["episodes"])
-    assert trace["latent"]["shape"] == [16, 576]
+    assert trace["latent"]["shape"] == [16, HIDDEN]
 
 
 def test_unrelated_request_does_not(remembering: Gateway) -> None:
@@ -71,4 +72,4 @@ def test_trace_can_be_replayed(remembering: Gateway) -> None:
     trace = remembering.get(f"/v1/latent/traces/{headers['x-latent-trace']}?include=latent")
     rows = trace["latent"]["values"]
     assert len(rows) == 16
-    assert all(len(row) == 576 for row in rows)
+    assert all(len(row) == HIDDEN for row in rows)

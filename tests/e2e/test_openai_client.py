@@ -1,43 +1,9 @@
 """The official client works on steered requests (issue: held by tests, 2)."""
 
-import json
-
 import pytest
 
-from tests.e2e.conftest import HEADLINES, TOPIC
+from tests.e2e.conftest import HEADLINES, STEER, TOPIC, create, messages
 from tests.e2e.processes import Gateway
-
-STEER = {"latent": {"effort": "low", "floor": -1.0, "prior": "none"}}
-"""Recall whatever is nearest, so that a latent is injected whatever the prompt."""
-
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "strict": True,
-        "description": "Weather of a city",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}},
-            "required": ["city"],
-        },
-    },
-}
-
-
-def messages(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
-
-
-def create(gateway: Gateway, text: str, **options: object):
-    """Return (parsed answer, headers) of a steered chat completion."""
-    raw = gateway.openai.chat.completions.with_raw_response.create(
-        model=gateway.model,
-        messages=messages(text),
-        **{"max_tokens": 16, "temperature": 0, "extra_body": STEER} | options,
-    )
-    assert raw.headers["x-latent-mode"] == "recall", raw.headers
-    return raw.parse(), raw.headers
 
 
 def test_usage_counts_the_prompt_without_its_latents(remembering: Gateway) -> None:
@@ -100,35 +66,6 @@ def test_logprobs(remembering: Gateway) -> None:
     entries = answer.choices[0].logprobs.content
     assert len(entries) == answer.usage.completion_tokens
     assert all(len(entry.top_logprobs) >= 3 and entry.logprob <= 0 for entry in entries)
-
-
-def test_json_schema(remembering: Gateway) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"topic": {"type": "string", "enum": ["World", "Sports", "Business", "Technology"]}},
-        "required": ["topic"],
-        "additionalProperties": False,
-    }
-    answer, _ = create(
-        remembering,
-        TOPIC.format(HEADLINES[0]),
-        max_tokens=48,
-        response_format={"type": "json_schema", "json_schema": {"name": "topic", "schema": schema}},
-    )
-    assert json.loads(answer.choices[0].message.content)["topic"] in schema["properties"]["topic"]["enum"]
-
-
-def test_tools(remembering: Gateway) -> None:
-    answer, _ = create(
-        remembering,
-        "What is the weather in Paris?",
-        max_tokens=64,
-        tools=[TOOL],
-        tool_choice={"type": "function", "function": {"name": "get_weather"}},
-    )
-    (call,) = answer.choices[0].message.tool_calls
-    assert call.function.name == "get_weather"
-    assert isinstance(json.loads(call.function.arguments)["city"], str)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -39,7 +39,7 @@ def tokens(client: openai.OpenAI, model: str, question: str, *, stream: bool, **
 
 
 @pytest.fixture(scope="module")
-def bare(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[str]]]:
+def bare(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[str]]]:
     """What `vllm serve` alone answers, by question."""
     folder = tmp_path_factory.mktemp("bare")
     port = free_port()
@@ -50,7 +50,7 @@ def bare(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "HF_HUB_OFFLINE": "1",
     }
     # What `vllm serve` runs; the command itself does not find its version in the CPU package.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", small_model]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", tiny_model]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8"]
     process = start(command, env, folder / "vllm.log")
@@ -58,7 +58,7 @@ def bare(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         wait_for(f"http://127.0.0.1:{port}/health", process)
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
         with client:
-            yield {q: tokens(client, small_model, q, stream=False) for q in QUESTIONS}
+            yield {q: tokens(client, tiny_model, q, stream=False) for q in QUESTIONS}
     finally:
         process.end()
 

