@@ -19,6 +19,8 @@ from config.settings import Settings
 from tests.cli.project import Project, make_project
 from tests.cli.terminal import on_terminal
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Project]:
