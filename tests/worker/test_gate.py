@@ -42,6 +42,10 @@ class Contrary(ScriptedEngine):
         super().__init__(answer=lambda prompt, latent, how: "Answer: 1" if latent is None else "no idea")
 
 
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one, other, atol=1e-5)
+
+
 class Indifferent(ScriptedEngine):
     """Gives every answer the same likelihood, and decodes the remembered one under chosen latents only."""
 
@@ -64,9 +68,6 @@ class Indifferent(ScriptedEngine):
     async def generate(
         self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
     ) -> list[Generation]:
-        def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-            return torch.allclose(one, other, atol=1e-5)
-
         def text(prompt: SteeredPrompt, how: Decoding) -> str:
             z = prompt.latent
             helped = z is not None and any(same(z, good) for good in self.good)
@@ -90,11 +91,13 @@ class Wavering(Indifferent):
         answers: Sequence[Sequence[int]],
         choices: Sequence[tuple[str, ...]] | None = None,
     ) -> torch.Tensor:
-        drawn = [
-            np.random.default_rng([*prompt.token_ids, 0 if latent is None else int(1e6 * latent.abs().sum())])
-            for prompt, latent in ((prompt, prompt.latent) for prompt in prompts)
-        ]
+        drawn = [np.random.default_rng([*prompt.token_ids, self._place(prompt.latent)]) for prompt in prompts]
         return torch.tensor([-1.0 + 0.1 * float(rng.normal()) for rng in drawn])
+
+    def _place(self, latent: torch.Tensor | None) -> int:
+        """Return where it stands among the chosen ones; its values differ in their last digits by machine."""
+        found = (place for place, good in enumerate(self.good) if latent is not None and same(latent, good))
+        return next(found, len(self.good))
 
 
 class Choosing(ScriptedEngine):
