@@ -186,8 +186,9 @@ def format_rules(grammar: Any, text: str) -> Mapping[str, Any]:
     r"""Return the checks that a request implies about its answer.
 
     Keys: `json_schema` (a JSON schema as a dict), `json_object` (True), `regex` (a pattern that the
-    whole answer matches), `boxed` (True: the prompt mentions `\boxed`). Choices are no check: an answer
-    that is held to them and was not cut off always passes, which would only raise every reward.
+    whole answer matches), `boxed` (True: the prompt mentions `\boxed`, and no grammar holds it). Choices
+    and calls of tools are no check: an answer that is held to them and was not cut off always passes, which
+    would only raise every reward.
     """
     rules: dict[str, Any] = {}
     if grammar is not None:
@@ -197,7 +198,7 @@ def format_rules(grammar: Any, text: str) -> Mapping[str, Any]:
             rules["json_object"] = True
         if grammar.regex is not None:
             rules["regex"] = grammar.regex
-    if "\\boxed" in text:
+    elif "\\boxed" in text:
         rules["boxed"] = True
     return rules
 

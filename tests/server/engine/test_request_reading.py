@@ -99,6 +99,7 @@ def test_rules_follow_from_grammar_and_prompt() -> None:
     assert format_rules(grammar(json_object=True), "") == {"json_object": True}
     assert format_rules(grammar(regex="[0-9]+"), "") == {"regex": "[0-9]+"}
     assert format_rules(None, r"Put the answer in \boxed{}.") == {"boxed": True}
+    assert format_rules(grammar(), r"Call a tool, put its answer in \boxed{}.") == {}
 
 
 def test_choices_are_no_check_for_they_always_hold() -> None:
