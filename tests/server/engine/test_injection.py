@@ -232,11 +232,14 @@ CALL = '<tool_call>\n{"name": "toss", "arguments": {}}\n</tool_call>'
 NAMED = {"type": "function", "function": {"name": "toss"}}
 
 
-def spelt(launched: Launched, *texts: str) -> list[int]:
-    """Return the tokens of the texts' letters, and the end: random weights ramble where grammars let them."""
-    encode = launched.engine.tokenizer.encode
+def spelt(launched: Launched, *texts: str) -> dict[str, Any]:
+    """Return what keeps an answer to the texts' letters, and ends it as soon as it may end.
+
+    Random weights ramble where grammars let them.
+    """
+    encode, end = launched.engine.tokenizer.encode, launched.engine.tokenizer.eos_token_id
     tokens = {token for letter in "".join(texts) for token in encode(letter, add_special_tokens=False)}
-    return [*sorted(tokens), launched.engine.tokenizer.eos_token_id]
+    return {"allowed_token_ids": [*sorted(tokens), end], "logit_bias": {str(end): 100}}
 
 
 def without_spaces(text: str) -> str:
@@ -271,7 +274,7 @@ async def test_all_that_is_sampled_obeys_all_that_the_request_asks_for(
     steering.outcome = Outcome("plain", "nothing-recalled")
     sent = body(launched, "Toss a coin.", max_tokens=96, seed=5) | asked
     if spells:
-        sent["allowed_token_ids"] = spelt(launched, *spells)
+        sent |= spelt(launched, *spells)
     with called():
         await answer(http, sent)
     (seen,) = steering.seen

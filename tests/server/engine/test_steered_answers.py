@@ -68,7 +68,7 @@ async def test_what_is_remembered_where_a_call_is_required_is_a_call(
     launched: Launched, http: httpx.AsyncClient, gateway: Gateway, choice: Any
 ) -> None:
     sent = body(launched, "Toss a coin.", max_tokens=96) | {"tools": [TOSS], "tool_choice": choice}
-    sent["allowed_token_ids"] = spelt(launched, CALL, "What comes next: 2 + 2 = 4.")
+    sent |= spelt(launched, CALL, "What comes next: 2 + 2 = 4.")
     with called(effort="medium", deadline_s=600.0) as call:
         given = await answer(http, sent)
     assert call.outcome is not None
