@@ -15,7 +15,7 @@ print(EXAMPLES, len(read_items(EXAMPLES / "topics.jsonl")), len(read_prompts(UNR
 """
 
 
-def test_installed_package_finds_its_examples(tmp_path: Path) -> None:
+def test_installed_package_has_its_examples_and_programs(tmp_path: Path) -> None:
     source, installed = tmp_path / "source", tmp_path / "installed"
     source.mkdir()
     for name in ("bench", "cli", "config", "examples", "memory", "model", "server", "worker"):
@@ -36,6 +36,7 @@ def test_installed_package_finds_its_examples(tmp_path: Path) -> None:
         text=True,
     )
     assert found.stdout.split() == [str(installed / "examples"), "160", "24"]
+    assert (installed / "server" / "engine" / "programs" / "lscpu").is_file()
 
 
 def test_every_folder_of_the_project_that_is_imported_is_packaged() -> None:

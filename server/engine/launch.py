@@ -18,6 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from config.settings import Settings
 from model.engine import EngineDeadError, EngineError
 from model.twin import TwinProcess
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 MAX_MODEL_LEN = 8192
 """Longest context unless the settings name one: the KV cache of a laptop holds no more."""
+PROGRAMS = Path(__file__).with_name("programs")
+"""Folder of stand-ins for programs that vLLM runs and a machine may lack; those of the machine come first."""
 _CPU_BLOCK_SIZE = 32
 
 
@@ -180,6 +184,7 @@ def prepare_environment(settings: Settings, model_path: str) -> None:
         defaults["HF_HUB_OFFLINE"] = "1"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(PROGRAMS)])
     preloaded = os.environ.get("LD_PRELOAD", "")
     runtime = intel_openmp()
     if runtime is not None and not any(name in preloaded for name in ("libiomp", "libomp", "libgomp")):
@@ -191,6 +196,9 @@ def prepare_environment(settings: Settings, model_path: str) -> None:
             os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         elif os.environ.get("TORCH_COMPILE_DISABLE") != "1":
             _require_compiler()
+        if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+            # Nor in this process, where vLLM reads images and sound and torch has read the variable before.
+            torch.compiler.set_stance("force_eager")
 
 
 def starts_eager(settings: Settings) -> bool:

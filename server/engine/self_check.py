@@ -8,6 +8,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import cosine_similarity
@@ -23,6 +24,8 @@ _MESSAGES = (
     "Schreibe einen Satz über einen Fluss, der im Winter zufriert, und einen über das Meer.",
 )
 _ANSWER_TOKENS = 8
+_LISTED = 5
+"""Log-probabilities asked for at each token."""
 _LEAST_COSINE = 0.999
 _LEAST_AGREEMENT = 0.9
 _STEP = 0.01
@@ -43,6 +46,7 @@ class CheckResult:
 async def run_checks(engine: VLLMEngine) -> list[CheckResult]:
     """Run every check; one that raises has failed."""
     return [
+        await _run("log-probabilities", _log_probabilities, engine),
         await _run("mixed-prompt", _mixed_prompt, engine),
         await _run("key", _key, engine),
         await _run("twin-gradient", _twin_gradient, engine),
@@ -65,11 +69,23 @@ async def _run(
     return result
 
 
+async def _log_probabilities(engine: VLLMEngine) -> tuple[bool, float | None, str]:
+    """Greedy tokens against the likeliest that are listed: vLLM ranks them by code that nothing else runs."""
+    first = total = 0
+    for prompt in _prompts(engine):
+        answer = await _plain_answer(engine, prompt, logprobs=_LISTED)
+        for token, listed in zip(answer.token_ids, answer.logprobs, strict=True):
+            total += 1
+            first += len(listed) >= _LISTED and max(listed, key=lambda other: listed[other].logprob) == token
+    share = first / total
+    return share == 1, share, f"{first} of {total} tokens of greedy answers are the likeliest of {_LISTED}"
+
+
 async def _mixed_prompt(engine: VLLMEngine) -> tuple[bool, float | None, str]:
     """Greedy answers to a token prompt, to the same as a mixed prompt, and with embeddings in it."""
     equal = total = 0
     for prompt in _prompts(engine):
-        expected = await _plain_answer(engine, prompt)
+        expected = (await _plain_answer(engine, prompt)).token_ids
         candidates = [SteeredPrompt(prompt)]
         place, length = engine.position(prompt), engine.space.length
         if place > length:
@@ -85,16 +101,16 @@ async def _mixed_prompt(engine: VLLMEngine) -> tuple[bool, float | None, str]:
     return share == 1, share, f"{equal} of {total} tokens as from token prompts, greedy"
 
 
-async def _plain_answer(engine: VLLMEngine, prompt: tuple[int, ...]) -> tuple[int, ...]:
+async def _plain_answer(engine: VLLMEngine, prompt: tuple[int, ...], logprobs: int | None = None) -> Any:
+    """Return vLLM's own output for a token prompt, decoded greedily."""
     from vllm import SamplingParams
     from vllm.inputs import tokens_input
 
-    params = SamplingParams(max_tokens=_ANSWER_TOKENS, temperature=0.0)
+    params = SamplingParams(max_tokens=_ANSWER_TOKENS, temperature=0.0, logprobs=logprobs)
     plain = tokens_input(list(prompt), cache_salt=uuid.uuid4().hex)
-    last = None
     async for output in engine.llm.generate(plain, params, f"check.{uuid.uuid4().hex}"):
         last = output
-    return () if last is None else tuple(last.outputs[0].token_ids)
+    return last.outputs[0]
 
 
 async def _key(engine: VLLMEngine) -> tuple[bool, float | None, str]:

@@ -21,13 +21,17 @@ READY_S = 400
 
 
 def environment(data_dir: Path, port: int, **settings: object) -> dict[str, str]:
-    """Return an environment in which only these settings are set."""
+    """Return an environment in which only these settings are set.
+
+    There is nothing on its PATH: the product needs no other program, least of all a compiler.
+    """
     env = {key: value for key, value in os.environ.items() if not key.startswith("LATENTEVOLVE_")}
     env |= {
         "LATENTEVOLVE_DATA_DIR": str(data_dir),
         "LATENTEVOLVE_CACHE_DIR": str(ROOT / ".cache"),
         "LATENTEVOLVE_PORT": str(port),
         "LATENTEVOLVE_RECALL_TIMEOUT_S": "30",  # machines that run tests are busy
+        "PATH": str(data_dir / "no-programs"),
         "PYTHONUNBUFFERED": "1",
     }
     return env | {f"LATENTEVOLVE_{key.upper()}": str(value) for key, value in settings.items()}

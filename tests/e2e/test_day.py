@@ -1,9 +1,42 @@
 """Refine, remember, recall (issue: held by tests, 4)."""
 
+import shutil
+
+import pytest
+
 from memory.episode import LEAST_GAIN
 from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC, UNRELATED
 from tests.e2e.processes import Gateway
 from tests.tiny_model import HIDDEN
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"effort": "none"},
+        {"effort": "low"},
+        {"effort": "medium"},
+        {"effort": "high", "budget_tokens": 200},
+        {"effort": "high", "budget_tokens": 200, "refiner": "gradient"},
+    ],
+    ids=lambda options: "-".join(str(value) for value in options.values()),
+)
+def test_answer_has_log_probabilities_where_nothing_can_be_compiled(
+    served: Gateway, options: dict[str, object]
+) -> None:
+    assert not any(shutil.which(name, path=served.env["PATH"]) for name in ("g++", "gcc", "clang++", "c++"))
+    answer = served.openai.chat.completions.create(
+        model=served.model,
+        messages=[{"role": "user", "content": "What is 17 plus 25?"}],
+        max_tokens=6,
+        logprobs=True,
+        top_logprobs=5,
+        extra_body={"latent": {**options, "store": False}},
+    )
+    assert answer.choices[0].logprobs is not None
+    tokens = answer.choices[0].logprobs.content
+    assert tokens
+    assert all(len(token.top_logprobs) == 5 for token in tokens)
 
 
 def test_similar_request_recalls_what_refining_remembered(remembering: Gateway) -> None:

@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 
+from server.engine.launch import PROGRAMS
 from tests.e2e.conftest import TOPIC, UNRELATED
 from tests.e2e.processes import Gateway, environment, free_port, start, wait_for
 
@@ -46,6 +47,8 @@ def bare(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     env = environment(folder, port) | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "PATH": str(PROGRAMS),
+        "TORCH_COMPILE_DISABLE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }

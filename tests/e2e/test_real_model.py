@@ -67,7 +67,7 @@ def test_hooks_into_vllm_equal_their_references(tree: Gateway) -> None:
     checks = {check["name"]: check for check in ready["checks"]}
     assert ready["ready"]
     assert ready["steering"]
-    assert {"mixed-prompt", "key", "twin-gradient"} <= set(checks)
+    assert {"log-probabilities", "mixed-prompt", "key", "twin-gradient"} <= set(checks)
     assert all(check["ok"] for check in checks.values()), checks
     assert checks["key"]["value"] > 0.999
     assert checks["twin-gradient"]["value"] > 0.9

@@ -1,11 +1,14 @@
 """What vLLM is started with."""
 
 import os
+import shutil
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from config.settings import Settings
 from server.engine.launch import (
@@ -21,6 +24,15 @@ from server.engine.launch import (
 def on_cpu() -> bool:
     """Also imports vLLM, which writes to the environment, before a test changes that."""
     return runs_on_cpu()
+
+
+@pytest.fixture(autouse=True)
+def process_as_before() -> Iterator[None]:
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    torch.compiler.set_stance("default")
 
 
 def arguments(context: int | None = 2048, on_cpu: bool = True, **settings: Any) -> list[str]:
@@ -99,8 +111,23 @@ def test_intels_openmp_is_loaded_first_but_never_beside_another(monkeypatch: pyt
         assert os.environ["LD_PRELOAD"] == after
 
 
+def test_vllm_learns_the_cores_without_lscpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from vllm.utils.cpu_resource_utils import get_allowed_cpu_list
+
+    asked = get_allowed_cpu_list() if shutil.which("lscpu") else None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    prepare_environment(Settings(_env_file=None), "org/model")
+    found = get_allowed_cpu_list()
+    assert {cpu.id for cpu in found} == os.sched_getaffinity(0)
+    if asked is not None:
+        assert [(cpu.id, cpu.numa_node) for cpu in found] == [(cpu.id, cpu.numa_node) for cpu in asked]
+        assert len({cpu.physical_core for cpu in found}) == len({cpu.physical_core for cpu in asked})
+    (tmp_path / "lscpu").touch(0o755)
+    assert shutil.which("lscpu") == str(tmp_path / "lscpu"), "the machine's own comes first"
+
+
 @pytest.fixture
-def nothing_to_compile_with(on_cpu: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def nothing_to_compile_with(on_cpu: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     if not on_cpu:
         pytest.skip("vLLM is not the CPU build")
     monkeypatch.setattr(os, "environ", {"PATH": str(tmp_path)})
@@ -121,6 +148,7 @@ class TestCompiling:
     )
     def test_eager_engine_on_a_cpu_compiles_nothing(self, settings: dict[str, Any]) -> None:
         assert prepared(**settings) == "1"
+        assert torch.compile(torch.sin)(torch.zeros(1)).item() == 0, "not in this process either"
 
     @pytest.mark.parametrize(
         "settings", [{"enforce_eager": False}, {"vllm_args": "--no-enforce-eager --dtype float32"}]

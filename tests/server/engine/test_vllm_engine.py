@@ -35,7 +35,7 @@ def nudge(engine: VLLMEngine) -> torch.Tensor:
 async def test_self_checks_pass_and_measure(engine: VLLMEngine) -> None:
     checks = {check.name: check for check in await run_checks(engine)}
     assert all(check.ok for check in checks.values()), checks
-    assert checks["mixed-prompt"].value == 1
+    assert checks["log-probabilities"].value == checks["mixed-prompt"].value == 1
     assert checks["key"].value is not None
     assert checks["key"].value > 0.999
     assert checks["twin-gradient"].value is not None
