@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import get_args
 
 from server.api.auth import OPEN_PATHS
-from server.api.options import REASONING_EFFORTS, LatentObject
+from server.api.errors import ANTHROPIC_PATHS
+from server.api.options import REASONING_EFFORTS, STEERED_PATHS, LatentObject
+from server.api.steered import HEADERS
 from server.steering.refiners.refiner import Stopped
 
 ROOT = Path(__file__).parents[1]
@@ -50,3 +52,9 @@ def test_every_open_route_is_listed() -> None:
 def test_every_option_and_effort_is_listed() -> None:
     assert set(LatentObject.model_fields) <= CODED
     assert set(REASONING_EFFORTS) <= CODED
+
+
+def test_every_steered_route_header_and_anthropic_route_is_listed() -> None:
+    assert CODED >= STEERED_PATHS
+    assert set(HEADERS) <= CODED
+    assert CODED >= ANTHROPIC_PATHS
