@@ -20,9 +20,9 @@ def settings(tiny_model: str) -> Settings:
         max_num_seqs=16,
         log_level="WARNING",
         # 128 tokens per step, so that longer prompts are prefilled in chunks; in float32 a prompt is answered
-        # alike whether or not its prefix was cached.
+        # alike whether or not its prefix was cached; every route there is.
         vllm_args="--dtype float32 --max-num-batched-tokens 128 --enable-prompt-tokens-details "
-        "--enable-auto-tool-choice --tool-call-parser hermes",
+        "--enable-auto-tool-choice --tool-call-parser hermes --enable-scale-out",
     )
 
 

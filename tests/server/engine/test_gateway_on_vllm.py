@@ -1,0 +1,271 @@
+"""The gateway in front of vLLM's own app: vLLM's answers stay its own, and every route knows our names."""
+
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from config.settings import Settings
+from server.app import create_app
+from server.engine.injection import install
+from server.engine.launch import Launched
+from server.gateway import Gateway
+from server.wiring import assemble
+
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
+
+CHAT, BATCH = "/v1/chat/completions", "/v1/chat/completions/batch"
+MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
+RESPONSES, COMPLETIONS = "/v1/responses", "/v1/completions"
+HELLO = [{"role": "user", "content": "Name three rivers."}]
+LENGTH = {"max_tokens": 4, "temperature": 0}
+TOKENS: dict[str, Any] = {"token_ids": [504, 2], "finish_reason": "stop", "index": 0}
+
+ASKED: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": HELLO, **LENGTH},
+    BATCH: {"messages": [HELLO, HELLO], **LENGTH},
+    COMPLETIONS: {"prompt": "Rivers:", **LENGTH},
+    RESPONSES: {"input": "Name three rivers.", "max_output_tokens": 4, "temperature": 0},
+    MESSAGES: {"messages": HELLO, **LENGTH},
+    COUNT: {"messages": HELLO},
+    "/tokenize": {"messages": HELLO},
+    "/detokenize": {"tokens": [504, 505]},
+    "/generative_scoring": {"query": "Is it a river? ", "items": ["Rhine"], "label_token_ids": [504, 505]},
+    "/v1/systemone": {"state": "The Rhine is long.", "questions": {"q": {"type": "boolean"}}},
+    "/invocations": {"messages": HELLO, **LENGTH},
+    f"{CHAT}/render": {"messages": HELLO, **LENGTH},
+    f"{COMPLETIONS}/render": {"prompt": "Rivers:", **LENGTH},
+    f"{RESPONSES}/render": {"input": "Name three rivers."},
+    f"{MESSAGES}/render": {"messages": HELLO, **LENGTH},
+    f"{CHAT}/derender": {"generate_response": {"request_id": "a", "choices": [TOKENS]}},
+    f"{COMPLETIONS}/derender": {"generate_responses": [{"request_id": "a", "choices": [TOKENS]}]},
+    "/inference/v1/generate": {"token_ids": [504, 505], "sampling_params": LENGTH},
+}
+"""How each route that takes a model's name is asked."""
+UNREAD = {"/invocations": 200, "/v1/systemone": 501}
+"""What an unknown name gets where it is not read: at SageMaker's door, and for want of a model that can."""
+
+OWN = re.compile(
+    r'"(?:id|created|created_at|completed_at|request_id|trace_id|metrics|item_id|cached_tokens|created_cache_tokens)":\s*'
+    r'(?:"[^"]*"|[0-9.]+)'
+)
+"""What differs between two answers to one request."""
+FRACTION = re.compile(r"[0-9]+\.[0-9]+(?:e-?[0-9]+)?")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def gateway(
+    launched: Launched, settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the whole gateway, which stands in front of the app that `http` asks directly."""
+    renderer = launched.app.state.online_renderer
+    unhooked = renderer.preprocess_chat
+
+    @asynccontextmanager
+    async def opener(
+        settings: Settings, registry: CollectorRegistry, _: Callable[[], None]
+    ) -> AsyncIterator[Gateway]:
+        async with assemble(
+            settings,
+            registry,
+            engine=launched.engine,
+            inner=launched.app,
+            served=lambda: {name(launched)},
+            engine_answers=alive,
+            checks=[],
+            send_night=logging.info,
+        ) as parts:
+            install(launched.app.state, launched.engine, parts.steering.steer)
+            yield parts
+
+    async def alive() -> bool:
+        return True
+
+    folder: Path = tmp_path_factory.mktemp("gateway")
+    app = create_app(
+        settings.model_copy(update={"data_dir": folder, "night_episodes": 0, "explore_share": 0}),
+        opener=opener,
+        registry=CollectorRegistry(),
+    )
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client,
+    ):
+        await app.state.readiness.settled()
+        yield client
+    renderer.preprocess_chat = unhooked
+
+
+def name(launched: Launched) -> str:
+    return str(launched.app.state.openai_serving_models.base_model_paths[0].name)
+
+
+def naming(app: FastAPI) -> set[str]:
+    """Return the routes of vLLM's whose JSON body has a `model`, by their schema."""
+    schema = app.openapi()
+    components = schema["components"]["schemas"]
+
+    def fields(part: dict[str, Any]) -> set[str]:
+        if "$ref" in part:
+            return fields(components[part["$ref"].rpartition("/")[2]])
+        found = set(part.get("properties", {}))
+        for other in (*part.get("anyOf", ()), *part.get("oneOf", ()), *part.get("allOf", ())):
+            found |= fields(other)
+        return found
+
+    return {
+        path
+        for path, operations in schema["paths"].items()
+        for kind in operations.get("post", {}).get("requestBody", {}).get("content", {}).values()
+        if "model" in fields(kind["schema"])
+    }
+
+
+def said(answer: httpx.Response) -> tuple[int, str]:
+    """Return the status and the body without ids, times and the last digits of fractions."""
+    return answer.status_code, FRACTION.sub(lambda found: f"{float(found[0]):.3f}", OWN.sub("", answer.text))
+
+
+async def test_every_route_that_takes_a_models_name_takes_the_effort(
+    launched: Launched, http: httpx.AsyncClient, gateway: httpx.AsyncClient
+) -> None:
+    assert naming(launched.app) <= ASKED.keys(), "say in ASKED how the new route is asked"
+    assert len(naming(launched.app)) >= 10
+    wrong = {}
+    for path, body in ASKED.items():
+        unknown = await http.post(path, json=body | {"model": "no-such-model"})
+        expected = await http.post(path, json=body | {"model": name(launched)})
+        answer = await gateway.post(path, json=body | {"model": f"{name(launched)}:none"})
+        read = unknown.status_code == UNREAD.get(path, 404)
+        if not read or answer.status_code == 404 or said(answer) != said(expected):
+            wrong[path] = (said(unknown), said(expected), said(answer))
+    assert not wrong
+
+
+BAD: list[tuple[str, Any]] = [
+    *(
+        (path, raw)
+        for path in (CHAT, BATCH, MESSAGES, COUNT, RESPONSES, COMPLETIONS, "/tokenize")
+        for raw in (
+            b"{",
+            b"[]",
+            b"",
+            b'"text"',
+            b"\xff\xfe",
+            b"[" * 100_000,
+            b"{}",
+            b'{"n":' + b"9" * 5000 + b"}",
+        )
+    ),
+    *(("/invocations", raw) for raw in (b"{", b"[]", b"{}")),
+    (CHAT, {"messages": HELLO, "reasoning_effort": "extreme"}),
+    (CHAT, {"messages": HELLO, "reasoning_effort": 3}),
+    (RESPONSES, {"input": "x", "reasoning": {"effort": "extreme"}}),
+    (RESPONSES, {"input": "x", "reasoning": "high"}),
+    (CHAT, {"messages": "Hello"}),
+    (CHAT, {"messages": []}),
+    (CHAT, {"messages": HELLO, "temperature": -1}),
+    (CHAT, {"messages": HELLO, "temperature": float("nan")}),
+    (CHAT, {"messages": HELLO, "max_tokens": 0}),
+    (CHAT, {"messages": HELLO, "max_tokens": 10**30}),
+    (CHAT, {"messages": HELLO, "n": "many"}),
+    (CHAT, {"messages": [{"role": "user", "content": "word " * 3000}]}),
+    (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}),
+    (CHAT, {"messages": HELLO, "stop": ["\ud800"], "temperature": -1}),
+    (CHAT, {"messages": HELLO, "model": "no-such-model"}),
+    (CHAT, {"messages": HELLO, "model": "no-such-model:high"}),
+    (CHAT, {"messages": HELLO, "model": "\ud800"}),
+    (CHAT, {"messages": HELLO, "model": 3}),
+    (BATCH, {"messages": HELLO}),
+    (BATCH, {"messages": [HELLO, []]}),
+    (MESSAGES, {"messages": HELLO}),
+    (MESSAGES, {"messages": HELLO, "max_tokens": 4, "model": "no-such-model"}),
+    (MESSAGES, {"messages": HELLO, "max_tokens": 4, "model": "\ud800"}),
+    (MESSAGES, {"messages": [{"role": "user", "content": "word " * 3000}], "max_tokens": 4}),
+    (COUNT, {"messages": HELLO, "model": "no-such-model"}),
+    (COMPLETIONS, {"prompt": "x", "max_tokens": -1}),
+    (RESPONSES, {"input": [{"role": "nobody"}]}),
+    ("/tokenize", {"model": "no-such-model", "prompt": "x"}),
+    ("/v1/nothing-here", {}),
+    ("/v1/models", {}),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_vllm_refuses_is_refused_in_its_words(
+    launched: Launched, http: httpx.AsyncClient, gateway: httpx.AsyncClient, stream: bool
+) -> None:
+    headers, wrong = {"content-type": "application/json"}, []
+    for path, body in BAD:
+        if isinstance(body, dict):
+            model = {} if path in ("/v1/nothing-here", "/v1/models") else {"model": name(launched)}
+            body = json.dumps(({"stream": True} if stream else {}) | model | body).encode()
+        expected = await http.post(path, content=body, headers=headers)
+        answer = await gateway.post(path, content=body, headers=headers)
+        if (answer.status_code, answer.content) != (expected.status_code, expected.content):
+            wrong.append((path, body, expected.text, answer.text))
+        elif not 400 <= answer.status_code < 500:
+            wrong.append((path, body, answer.text))
+    assert not wrong
+
+
+async def test_other_media_types_are_refused_in_vllms_words(
+    http: httpx.AsyncClient, gateway: httpx.AsyncClient
+) -> None:
+    for path in (CHAT, MESSAGES, "/tokenize"):
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=b"):
+            headers = {"content-type": kind}
+            expected = await http.post(path, content=b'{"model":"x:high"}', headers=headers)
+            answer = await gateway.post(path, content=b'{"model":"x:high"}', headers=headers)
+            assert (answer.status_code, answer.content) == (400, expected.content)
+
+
+async def test_unknown_paths_and_methods_are_vllms(
+    http: httpx.AsyncClient, gateway: httpx.AsyncClient
+) -> None:
+    for method, path in (
+        ("GET", "/nothing"),
+        ("DELETE", "/v1/models"),
+        ("HEAD", "/v1/models"),
+        ("GET", CHAT),
+    ):
+        expected, answer = await http.request(method, path), await gateway.request(method, path)
+        assert said(answer) == said(expected), (method, path)
+        assert answer.headers.get("allow") == expected.headers.get("allow")
+
+
+async def test_conversations_of_a_batch_are_steered_one_by_one(
+    launched: Launched, gateway: httpx.AsyncClient
+) -> None:
+    asked = ["Name three rivers.", "Name three rivers, please.", "Write a haiku about rain."]
+    body = {"messages": [[{"role": "user", "content": each}] for each in asked], **LENGTH}
+    answer = await gateway.post(BATCH, json=body | {"model": f"{name(launched)}:medium"})
+    assert answer.status_code == 200, answer.text
+    told = [choice["latent"] for choice in answer.json()["choices"]]
+    assert len({each["trace"] for each in told}) == len(asked)
+    assert {each["effort"] for each in told} == {"medium"}
+    for question, each in zip(asked, told, strict=True):
+        trace = (await gateway.get(f"/v1/latent/traces/{each['trace']}")).json()
+        assert trace["mode"] == each["mode"], question
+    assert answer.json()["usage"]["latent"]["generated_tokens"] > 0
+
+
+async def test_documentation_page_has_its_script_and_style(gateway: httpx.AsyncClient) -> None:
+    page = (await gateway.get("/docs")).text
+    loaded = re.findall(r'(?:src|href)="(static/[^"]+)"', page)
+    assert len(loaded) == 2
+    for asset in loaded:
+        assert len((await gateway.get(f"/{asset}")).content) > 100_000
+    schema = (await gateway.get("/openapi.json")).json()
+    assert {CHAT, "/v1/latent/traces/{trace_id}"} <= schema["paths"].keys()
+    assert (await gateway.get("/redoc")).status_code == 404
