@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,11 @@ from tests.redis_server import RedisServer
 from tests.tiny_model import tiny_model as make_tiny_model
 
 ROOT = Path(__file__).parents[1]
+
+SHARING = {"tests/e2e", "tests/server/engine"}
+"""Folders whose tests share an engine."""
+ALONE = {"test_crash.py", "test_real_model.py"}
+"""Files in them that start one of their own."""
 
 
 # Under pytest-xdist several processes share the cores: threads of one would wait for those of another.
@@ -28,21 +34,29 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the end-to-end tests; share the tests out among the processes of pytest-xdist.
-
-    What shares something expensive stays together: the tests of a file, and those of a folder that are
-    marked `vllm`, unless they name a group of their own (`xdist_group`). The longest begin.
-    """
+    """Mark the end-to-end tests; let the processes of pytest-xdist begin with the longest."""
     for item in items:
         if "e2e" in item.path.parts:
             item.add_marker(pytest.mark.vllm)
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            shared = item.path.parent if item.get_closest_marker("vllm") else item.path
-            item.add_marker(pytest.mark.xdist_group(str(shared.relative_to(ROOT / "tests"))))
-    items.sort(key=_turn)
+    if hasattr(config, "workerinput"):
+        items.sort(key=_turn)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep together, in one process of pytest-xdist, what shares an engine: the tests of a file or a folder.
+
+    Its own `xdist_group` does nothing with pytest 9.2, where the id of a test can no longer be changed.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            folder, _, name = file.rpartition("/")
+            return folder if folder in SHARING and name not in ALONE else file
+
+    return Together(config, log)
 
 
 def _turn(item: pytest.Item) -> int:

@@ -19,8 +19,6 @@ from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC
 from tests.e2e.processes import READY_S, TREE, Gateway, running, start, wait_for
 from tests.redis_server import RedisServer
 
-pytestmark = pytest.mark.xdist_group("crash")  # an engine of its own
-
 ENOUGH_FOR_A_NIGHT = 14
 
 

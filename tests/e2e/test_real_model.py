@@ -8,8 +8,6 @@ import pytest
 from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC, UNRELATED, create, wait_for_prior
 from tests.e2e.processes import TREE, Gateway, running
 
-pytestmark = pytest.mark.xdist_group("real model")  # a tree of its own
-
 TOOL = {
     "type": "function",
     "function": {
