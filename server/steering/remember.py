@@ -151,9 +151,13 @@ class Remember:
     async def _write(self, episodes: list[Episode]) -> None:
         """Write a batch however long the store is away; alone, when one of them spoils it for all."""
         wait_s = self._first_wait_s
-        while episodes := [one for one in episodes if any(one is other for other in self._writing)]:
+        while True:
             try:
                 async with self._storing:
+                    # Whoever had the lock may have deleted some of them.
+                    episodes = [one for one in episodes if any(one is other for other in self._writing)]
+                    if not episodes:
+                        return
                     await asyncio.to_thread(self._store.add, episodes)
                     self._roomy = True
             except NoRoomError as error:

@@ -160,6 +160,24 @@ async def test_deleted_episode_is_not_written_afterwards(
     assert not await remember.delete(waiting[0].id)
 
 
+async def test_episode_taken_up_while_its_deletion_runs_is_not_written(
+    remember: Remember, store: ListStore, fates: Fates
+) -> None:
+    gone, kept = episode(0), episode(1)
+    store.answers.clear()
+    deletion = asyncio.create_task(remember.delete(gone.id))
+    await asyncio.sleep(0.02)
+    remember.submit(gone)
+    remember.submit(kept)
+    remember.start()
+    await asyncio.sleep(0.02)  # the batch waits until the deletion is through
+    store.answers.set()
+    assert await deletion
+    assert await remember.drain()
+    assert [one.prompt_text for one in store.episodes] == ["1"]
+    assert fates == [("0", "deleted"), ("1", "stored")]
+
+
 async def test_episode_of_a_batch_that_waits_for_the_store_can_be_deleted(
     remember: Remember, store: ListStore, fates: Fates
 ) -> None:
