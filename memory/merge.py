@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from uuid import UUID
 
-from memory.episode import Episode
+from memory.episode import Episode, prompt_id
 from memory.store import EpisodeStore
 
 _RANDOM = 4
@@ -68,16 +68,22 @@ def fold(store: EpisodeStore, episodes: Sequence[Episode]) -> tuple[list[Episode
     """
     known = {episode.id: episode for episode in store.fetch(list({episode.id for episode in episodes}))}
     replaced: list[str] = []
-    for episode in episodes:
-        if episode.id not in known and UUID(episode.id).version != _RANDOM:
-            older = _of_earlier_builds(store, episode)
-            replaced += (one.id for one in older)
-            if older:
-                known[episode.id] = _as_one(older, episode.id)
+    for episode in {episode.id: episode for episode in episodes}.values():
+        if UUID(episode.id).version == _RANDOM:
+            continue
+        older = _of_earlier_builds(store, episode)
+        replaced += (one.id for one in older)
+        # Beside a known one they are what an add that ended half-way has merged and not deleted.
+        if older and episode.id not in known:
+            known[episode.id] = _as_one(older, episode.id)
     return merge_all(episodes, known.values()), replaced
 
 
 def _of_earlier_builds(store: EpisodeStore, episode: Episode) -> list[Episode]:
+    """Return those that answer the same question for certain: they do not say which grammar held them."""
+    free = prompt_id(episode.space, episode.tenant, episode.prompt_token_ids)
+    if not episode.choices and episode.id != free:
+        return []
     near = store.near(episode.key, tenant=episode.tenant, k=_LOOKED_AT, floor=_SAME_COSINE)
     found = store.fetch([one.id for one in near if UUID(one.id).version == _RANDOM])
     return [

@@ -372,6 +372,36 @@ def test_episodes_of_builds_with_an_id_for_each_answer_become_the_prompts_one(
     assert kept.seen_at == START + timedelta(hours=1)
 
 
+def test_old_prose_does_not_become_the_answer_of_a_prompt_held_to_a_grammar(
+    store: EpisodeStore, make: Make, space: str
+) -> None:
+    prose = make(prompt_token_ids=(7, 8), reward=0.9, created_at=START)
+    picked = asked_again(prose, 0, id=new_id(), choices=("yes", "no"))
+    store.add([prose, picked])
+    schema = prompt_id(space, "default", (7, 8), '{"json_object": true}')
+    store.add([asked_again(prose, 1, id=schema, reward=0.5, answer_text="{}")])
+    choice = prompt_id(space, "default", (7, 8), '{"choice": ["yes", "no"]}')
+    store.add([asked_again(picked, 1, id=choice)])
+    assert {episode.id for episode in store.scroll()} == {prose.id, schema, choice}
+    kept = store.get(schema)
+    assert kept is not None
+    assert (kept.answer_text, kept.reward, kept.seen) == ("{}", 0.5, 1)
+
+
+def test_what_an_add_that_ended_half_way_left_behind_goes_with_the_next_one(
+    store: EpisodeStore, make: Make, space: str
+) -> None:
+    old = make(prompt_token_ids=(7, 8), reward=0.9, created_at=START)
+    name = prompt_id(space, "default", (7, 8))
+    store.add([old])
+    store.add([asked_again(old, 1, id=name, reward=0.7)])
+    store.add([old])  # as if it had never been deleted
+    assert store.count() == 2
+    store.add([asked_again(old, 2, id=name, reward=0.7)])
+    [kept] = store.scroll()
+    assert (kept.id, kept.seen, kept.reward) == (name, 3, pytest.approx(0.9))
+
+
 def test_a_prompt_is_named_by_space_tenant_tokens_and_what_its_answer_is_held_to() -> None:
     named = {
         prompt_id(space, tenant, tokens, held_to)
