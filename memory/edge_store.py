@@ -8,6 +8,7 @@ log when the shard is loaded, so an update that returned survives the death of t
 log is not synced per update: what a power failure can take is what the kernel had not yet written.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ import qdrant_edge as edge
 
 from memory.edge_shard import EdgeFolder
 from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError, now
-from memory.free_space import UNLIMITED, FreeSpace
+from memory.free_space import UNLIMITED, FreeSpace, NoRoomError
 from memory.merge import fold
 from memory.record import (
     COSINE_ROUNDING,
@@ -38,6 +39,8 @@ from memory.record import (
 )
 from memory.store import Neighbour, StoreStats
 from memory.tally import Tally
+
+logger = logging.getLogger(__name__)
 
 INDEX_FROM = 10_000
 """Episodes without a graph from which one is built. Below, Edge scans them all (about 2 ms)."""
@@ -94,7 +97,12 @@ class EdgeStore:
                 raise EpisodeRejectedError(
                     f"Qdrant Edge refuses {len(points)} episodes: {error.__cause__}"
                 ) from error
-            self.delete(replaced)
+            try:
+                self.delete(replaced)
+            except NoRoomError as error:  # the next add of the prompt looks for them again
+                logger.warning(
+                    "%d episodes that were merged stay beside the new ones: %s", len(replaced), error
+                )
 
     def near(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Neighbour]:
         """Return up to `k` episodes of cosine ≥ `floor`, most similar first. `key` is (d,)."""

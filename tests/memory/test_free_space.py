@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from memory.edge_store import EdgeStore
-from memory.episode import Episode, StoreUnavailableError
+from memory.episode import Episode, StoreUnavailableError, prompt_id
 from memory.free_space import FreeSpace, NoRoomError
 from memory.prior import Competence, PriorNetwork
 from memory.registry import PriorRegistry
@@ -68,6 +69,32 @@ def test_episodes_can_be_deleted_from_the_reserve(tmp_path: Path, make_episode: 
     with pytest.raises(NoRoomError, match="a deletion"):
         store.delete([episodes[1].id])
     assert store.count() == 1
+    store.close()
+
+
+class NoneForDeletions(Disk):
+    """A disk that fills up after episodes were written."""
+
+    full = True
+
+    def demand(self, what: str, size: int = 0, *, reserve: bool = False) -> None:
+        if self.full and what == "a deletion":
+            raise NoRoomError(what)
+
+
+def test_a_stored_episode_is_not_refused_when_what_it_replaces_cannot_be_deleted(
+    tmp_path: Path, make_episode: Make
+) -> None:
+    disk = NoneForDeletions()
+    store = opened(tmp_path, disk)
+    old = make_episode()
+    store.add([old])
+    new = replace(old, id=prompt_id(old.space, old.tenant, old.prompt_token_ids))
+    store.add([new])
+    assert {episode.id for episode in store.scroll()} == {old.id, new.id}
+    disk.full = False
+    store.add([new])
+    assert [episode.id for episode in store.scroll()] == [new.id]
     store.close()
 
 
