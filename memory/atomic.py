@@ -11,7 +11,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +74,14 @@ def sweep(folder: Path) -> int:
         if not _UNFINISHED.fullmatch(path.name):
             continue
         try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:  # finished meanwhile
+            descriptor = _opened(path)
+        except OSError:  # finished meanwhile, or not ours to open
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _delete(path)
             swept += 1
-        except BlockingIOError:
+        except OSError:  # being written, or on a disk where nobody can say
             pass
         finally:
             os.close(descriptor)
@@ -95,10 +95,11 @@ def _unfinished(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
         new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         make(new)
         try:
-            descriptor = os.open(new, os.O_RDONLY)
+            descriptor = _opened(new)
         except FileNotFoundError:  # swept before it was locked
             continue
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(OSError):  # where it cannot be locked, no sweep can lock it either, and leaves it alone
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         if new.exists():
             break
         os.close(descriptor)
@@ -109,6 +110,11 @@ def _unfinished(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
         raise
     finally:
         os.close(descriptor)
+
+
+def _opened(path: Path) -> int:
+    # NFS gives an exclusive lock only on what is open for writing, which a folder never is.
+    return os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
 
 
 def _delete(path: Path) -> None:

@@ -1,5 +1,7 @@
 """Files and folders are there completely or not at all, and what a dead writer leaves is swept."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -93,3 +95,36 @@ def test_writing_and_sweeping_at_once_spoil_nothing(tmp_path: Path) -> None:
     finally:
         done.set()
         sweeper.join()
+
+
+@pytest.fixture
+def nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks as NFS has them: exclusive ones only on what is open for writing."""
+    flock = fcntl.flock
+
+    def strict(descriptor: int, operation: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr("memory.atomic.fcntl.flock", strict)
+
+
+@pytest.mark.usefixtures("nfs")
+def test_files_and_folders_are_written_where_only_what_is_open_for_writing_can_be_locked(
+    tmp_path: Path,
+) -> None:
+    write_json(tmp_path / "a.json", {})
+    write_folder(tmp_path / "folder", lambda new: (new / "part").write_text("whole"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder"]
+
+
+@pytest.mark.usefixtures("nfs")
+def test_what_cannot_be_locked_stops_no_sweep(tmp_path: Path) -> None:
+    name = "0" * 32
+    (tmp_path / f".folder.{name}").mkdir()
+    files = [tmp_path / f".{number}.{name}" for number in range(3)]
+    for file in files:
+        file.write_text("half")
+    assert sweep(tmp_path) == 3
+    assert [path.name for path in tmp_path.iterdir()] == [f".folder.{name}"]
