@@ -88,11 +88,10 @@ class NightCoordinator:
         self._queue_thread = ThreadPoolExecutor(1, "night-queue")
         self._in_hand: str | None = None
         """The night that this process is preparing or sending."""
-        self._seen: tuple[str, datetime] | None = None
-        """The open night and its last sign of life, as they were at `_seen_at`."""
-        self._seen_at = 0.0
-        self._failures = 0
-        """Times in a row that the open night could not be handed to the queue."""
+        self._seen: tuple[str, datetime, float] | None = None
+        """The open night, its last sign of life, and since when both are so. One value: threads share it."""
+        self._again_s = AGAIN_AFTER_S
+        """How long the open night may wait unchanged; doubled each time that it cannot be queued."""
 
     async def start(self, trigger: Trigger) -> NightRecord:
         """Queue a night and return its record; state `skipped` when there are too few episodes.
@@ -149,7 +148,7 @@ class NightCoordinator:
         record = await asyncio.to_thread(self._log.running, self._space)
         if record is None:
             record = await asyncio.to_thread(self._create_due)
-            self._failures = 0
+            self._again_s = AGAIN_AFTER_S
         elif not self._lost(record):
             return
         if record is not None:
@@ -173,15 +172,21 @@ class NightCoordinator:
         try:
             await self._hand_over(record)
         except Exception as error:
-            self._failures += 1
+            self._again_s = min(2 * self._again_s, AGAIN_AFTER_MOST_S)
             message = (
                 f"could not be queued at {self._clock().isoformat(timespec='seconds')}: {_reason(error)}"
             )
             logger.warning("night %s %s; tried again in %.0f s", record.id, message, self._again_s)
-            with suppress(NightError, OSError):  # a worker has taken it after all, or the disk is full
-                await asyncio.to_thread(self._log.update, replace(record, message=message))
         else:
-            self._failures = 0
+            self._again_s, message = AGAIN_AFTER_S, ""
+        with suppress(NightError, OSError):  # a worker has taken it just now, or the disk is full
+            await asyncio.to_thread(self._note, record.id, message)
+
+    def _note(self, night_id: str, message: str) -> None:
+        """Let the record of a night that waits say why; once it is sent, nothing."""
+        night = self._log.get(night_id)
+        if night is not None and night.state == "queued" and night.message != message:
+            self._log.update(replace(night, message=message))
 
     def _lost(self, night: NightRecord) -> bool:
         """Whether the open night waits for a worker without anything happening."""
@@ -190,10 +195,6 @@ class NightCoordinator:
             and night.id != self._in_hand
             and self._unchanged_for(night, self._again_s)
         )
-
-    @property
-    def _again_s(self) -> float:
-        return min(AGAIN_AFTER_S * 2.0**self._failures, AGAIN_AFTER_MOST_S)
 
     async def _hand_over(self, record: NightRecord) -> NightRecord:
         """Write the snapshot, send the message, and return the record.
@@ -251,10 +252,10 @@ class NightCoordinator:
 
         Dates are only compared with themselves: clocks of worker and gateway may differ, and be set.
         """
-        seen = (night.id, night.updated_at)
-        if seen != self._seen:
-            self._seen, self._seen_at = seen, self._monotonic()
-        return self._monotonic() - self._seen_at >= seconds
+        seen, moment = self._seen, self._monotonic()
+        if seen is None or seen[:2] != (night.id, night.updated_at):
+            self._seen = seen = (night.id, night.updated_at, moment)
+        return moment - seen[2] >= seconds
 
     def _create_due(self) -> NightRecord | None:
         """Write the record of the night that is due, if any."""
@@ -299,7 +300,8 @@ class NightCoordinator:
 
     async def _fail(self, record: NightRecord, error: str) -> None:
         logger.error("night %s failed: %s", record.id, error)
-        await asyncio.to_thread(self._log.update, replace(record, state="failed", error=error))
+        latest = await asyncio.to_thread(self._log.get, record.id) or record  # its snapshot may be counted
+        await asyncio.to_thread(self._log.update, replace(latest, state="failed", error=error))
         await asyncio.to_thread(self._drop_snapshot, record.id)
 
     def _sweep(self) -> None:

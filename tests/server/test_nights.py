@@ -104,7 +104,9 @@ def log(tmp_path: Path) -> NightLog:
     return NightLog(tmp_path / "nights")
 
 
-def coordinator(store: ListedStore, log: NightLog, root: Path, **changes: Any) -> NightCoordinator:
+def coordinator(
+    store: ListedStore, log: NightLog, root: Path, kind: Any = NightCoordinator, **changes: Any
+) -> Any:
     values: dict[str, Any] = {
         "space": SPACE,
         "store": store,
@@ -117,7 +119,7 @@ def coordinator(store: ListedStore, log: NightLog, root: Path, **changes: Any) -
         "pause_s": 0.01,
         "look_s": 0.05,
     }
-    return NightCoordinator(**(values | changes))
+    return kind(**(values | changes))
 
 
 def counting(store: ListedStore, log: NightLog, root: Path) -> tuple[NightCoordinator, asyncio.Queue[str]]:
@@ -204,6 +206,32 @@ async def test_a_clock_that_is_set_ends_no_night_that_lives(
     found = log.get(night.id)
     assert found is not None
     assert found.state == "running"
+
+
+async def test_a_request_at_any_moment_ends_no_night_that_lives(
+    store: ListedStore, log: NightLog, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+
+    class Interrupted(NightCoordinator):
+        """Another thread asks for a night after every change of what the coordinator knows."""
+
+        armed = False
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if self.armed:
+                super().__setattr__("armed", False)
+                with ThreadPoolExecutor(1) as another:
+                    asked.append(another.submit(asyncio.run, self.start("api")).exception())
+                super().__setattr__("armed", True)
+
+    nights = coordinator(store, log, tmp_path, kind=Interrupted, monotonic=lambda: 2 * STALE_AFTER_S)
+    log.update(replace(log.create(SPACE, "api"), state="running"))
+    object.__setattr__(nights, "armed", True)
+    await nights.look()
+    assert [type(error) for error in asked] == [NightRunningError] * len(asked) != []
+    assert [night.state for night in log.list()] == ["running"]
 
 
 async def test_a_record_from_the_future_stands_in_nobodys_way(
@@ -455,6 +483,40 @@ async def test_a_broker_that_is_away_delays_a_night_and_costs_one_snapshot(sched
     scheduled.broker.away = False
     await scheduled.pass_minutes(int(AGAIN_AFTER_MOST_S / 60) + 2)
     assert scheduled.broker.messages == [night.id]
+
+
+async def test_a_broker_that_was_away_for_days_gets_the_night_in_the_end(scheduled: Scheduled) -> None:
+    scheduled.broker.away = True
+    scheduled.moment = NIGHT
+    for _ in range(2200):  # a look that tries again, and one that finds the record changed by that
+        scheduled.time.passes(AGAIN_AFTER_MOST_S)
+        await scheduled.nights.look()
+    scheduled.broker.away = False
+    await scheduled.pass_minutes(int(AGAIN_AFTER_MOST_S / 60) + 2)
+    [night] = scheduled.log.list()
+    assert scheduled.broker.messages == [night.id]
+
+
+async def test_a_night_that_is_sent_later_tells_its_episodes_and_of_no_failure(scheduled: Scheduled) -> None:
+    scheduled.broker.away = True
+    scheduled.moment = NIGHT
+    await scheduled.pass_minutes(1)
+    [night] = scheduled.log.list()
+    assert (night.episodes, night.state) == (5, "queued")
+    assert "could not be queued" in night.message
+    scheduled.broker.away = False
+    await scheduled.pass_minutes(5)
+    assert len(scheduled.broker.messages) == 1
+    [night] = scheduled.log.list()
+    assert (night.episodes, night.state, night.message) == (5, "queued", "")
+
+
+async def test_a_night_that_could_not_be_sent_tells_its_episodes(scheduled: Scheduled) -> None:
+    scheduled.broker.away = True
+    with pytest.raises(QueueUnreachableError):
+        await scheduled.nights.start("api")
+    [night] = scheduled.log.list()
+    assert (night.episodes, night.state) == (5, "failed")
 
 
 async def test_a_memory_that_is_away_delays_a_night(scheduled: Scheduled) -> None:
