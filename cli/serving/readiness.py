@@ -70,8 +70,9 @@ class Readiness:
 
     def look(self) -> None:
         """Tick off what the latest answer of the gateway says, and show what is missing."""
-        if self._latest is not None:
-            status, body = self._latest
+        latest = self._latest
+        if latest is not None:
+            status, body = latest
             self._tick_off("gateway", True, self._url)
             if body.get("engine"):
                 self._tick_off("engine", True, "answered a token")
@@ -103,7 +104,8 @@ class Readiness:
         with httpx.Client(trust_env=False, timeout=5.0) as client:
             while not self._ended.wait(self._every_s):
                 lives = self._lives
-                if self._latest is not None and self._latest[0] == 200:
+                latest = self._latest  # read once: `gateway_ended` may take it away at any moment
+                if latest is not None and latest[0] == 200:
                     continue
                 try:
                     response = client.get(f"{self._url}/readyz")
