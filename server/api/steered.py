@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.engine import Usage
+from server.api.auth import OPEN_PATHS
 from server.api.errors import response_of
 from server.api.options import BATCH, COMPLETIONS, MESSAGES, STEERED_PATHS, read_options, without_suffix
 from server.api.usage import Told, with_usage
@@ -54,7 +55,8 @@ class SteeredRoutes:
         self._readiness = readiness
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        # No route that is open to everybody reads a body: nobody without the key makes us hold one.
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] in OPEN_PATHS:
             return await self.app(scope, receive, send)
         path, started = scope["path"], time.monotonic()
         call: SteeringCall | None = None

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from starlette.types import Message
 
+from server.api.auth import OPEN_PATHS
 from tests.server.api.conftest import CHAT, CheckFound, Parts, Serve, Served
 from tests.server.api.inner import MODEL
 
@@ -22,14 +23,13 @@ HEADERS = {
 
 
 async def raw_post(served: Served, path: str, chunks: list[bytes], sent: list[Message]) -> None:
-    """Post through bare ASGI: the body in chunks, then nothing until the answer has ended."""
-    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks[:-1]]
-    messages.append({"type": "http.request", "body": chunks[-1], "more_body": False})
+    """Post through bare ASGI: the body in chunks, each taken off when asked for, then nothing more."""
     ended = asyncio.Event()
 
     async def receive() -> Message:
-        if messages:
-            return messages.pop(0)
+        if chunks:
+            chunk = chunks.pop(0)
+            return {"type": "http.request", "body": chunk, "more_body": bool(chunks)}
         await ended.wait()
         return {"type": "http.disconnect"}
 
@@ -298,6 +298,16 @@ async def test_batch_of_one_kind_reads_as_one_answer_and_bare_ones_stay_bare(ser
     assert one.headers["x-latent-trace"] == one.json()["choices"][0]["latent"]["trace"]
     refused = await served.http.post(BATCH, json=conversations("one") | {"latent": {"k": 0}})
     assert (refused.status_code, refused.headers["x-latent-reason"]) == (400, "rejected")
+
+
+@pytest.mark.parametrize("path", sorted(OPEN_PATHS))
+async def test_nobody_without_the_key_can_make_us_read_a_body(serve: Serve, path: str) -> None:
+    served = await serve(api_key="s3cret")
+    chunks = [b" " * 1000] * 10
+    left, sent = list(chunks), list[Message]()
+    await raw_post(served, path, left, sent)
+    assert sent[0]["status"] in (404, 405)
+    assert left == chunks, "no chunk was asked for"
 
 
 async def test_failed_self_check_answers_plainly_and_says_which(serve: Serve) -> None:
