@@ -25,7 +25,7 @@ _MESSAGES = (
 )
 _ANSWER_TOKENS = 8
 _LISTED = 5
-"""Log-probabilities asked for at each token."""
+"""Log-probabilities asked for at each token, where vLLM allows as many."""
 _LEAST_COSINE = 0.999
 _LEAST_AGREEMENT = 0.9
 _STEP = 0.01
@@ -71,14 +71,18 @@ async def _run(
 
 async def _log_probabilities(engine: VLLMEngine) -> tuple[bool, float | None, str]:
     """Greedy tokens against the likeliest that are listed: vLLM ranks them by code that nothing else runs."""
+    allowed = engine.llm.model_config.max_logprobs  # -1: the whole vocabulary
+    asked = _LISTED if allowed < 0 else min(allowed, _LISTED)
+    if asked == 0:  # steering asks for that of the sampled token alone
+        return True, None, "skipped: `--max-logprobs 0` allows no list of likeliest tokens"
     first = total = 0
     for prompt in _prompts(engine):
-        answer = await _plain_answer(engine, prompt, logprobs=_LISTED)
+        answer = await _plain_answer(engine, prompt, logprobs=asked)
         for token, listed in zip(answer.token_ids, answer.logprobs, strict=True):
             total += 1
-            first += len(listed) >= _LISTED and max(listed, key=lambda other: listed[other].logprob) == token
+            first += len(listed) >= asked and max(listed, key=lambda other: listed[other].logprob) == token
     share = first / total
-    return share == 1, share, f"{first} of {total} tokens of greedy answers are the likeliest of {_LISTED}"
+    return share == 1, share, f"{first} of {total} tokens of greedy answers are the likeliest of {asked}"
 
 
 async def _mixed_prompt(engine: VLLMEngine) -> tuple[bool, float | None, str]:
