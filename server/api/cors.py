@@ -7,11 +7,11 @@ headers too. It is configured by vLLM's options, and vLLM's own layer stays out 
 
 import argparse
 import json
-import shlex
 from typing import Any
 
 from server.api.requests import REQUEST_ID
 from server.api.steered import HEADERS
+from server.vllm_args import split
 
 
 class _Options(argparse.ArgumentParser):
@@ -30,7 +30,8 @@ def cors_options(vllm_args: str) -> dict[str, Any] | None:
         parser.add_argument(f"--allowed-{name}", f"--allowed_{name}", type=json.loads, default=default)
     parser.add_argument("--allow-credentials", "--allow_credentials", action=argparse.BooleanOptionalAction)
     try:
-        args, _ = parser.parse_known_args(shlex.split(vllm_args))
+        file, others = split(vllm_args)
+        args, _ = parser.parse_known_args([*file, *others])
     except ValueError:
         return None
     if not args.allowed_origins:

@@ -27,6 +27,7 @@ from server.engine.guard import close_client_embeds, hide_placeholders
 from server.engine.process import start_engine, stop_engine
 from server.engine.vllm import VLLMEngine
 from server.engine.worker_twin import WorkerTwin, why_not_shared
+from server.vllm_args import split
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +172,8 @@ def prepare_environment(settings: Settings, model_path: str) -> None:
     What the operator has set stays, except the model runner: our hooks are written for V1.
 
     Raises:
-        ValueError: the model is to be compiled on a CPU, and what that needs is missing.
+        ValueError: the model is to be compiled on a CPU, and what that needs is missing; or
+            `settings.vllm_args` is not understood.
     """
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     defaults = {
@@ -202,11 +204,19 @@ def prepare_environment(settings: Settings, model_path: str) -> None:
 
 
 def starts_eager(settings: Settings) -> bool:
-    """Return whether the model is not to be compiled: the setting, unless `vllm_args` says otherwise."""
+    """Return whether the model is not to be compiled, as vLLM will read it from `engine_arguments`.
+
+    A `--config` file may make the engine eager where the setting does not; other options have the last word.
+
+    Raises:
+        ValueError: `settings.vllm_args` is not understood.
+    """
+    file, others = split(settings.vllm_args)
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     names = ("--enforce-eager", "--enforce_eager")
-    parser.add_argument(*names, action=BooleanOptionalAction, default=settings.enforce_eager)
-    known, _ = parser.parse_known_args(shlex.split(settings.vllm_args))
+    parser.add_argument(*names, action=BooleanOptionalAction, default=False)
+    ours = ["--enforce-eager"] if settings.enforce_eager else []
+    known, _ = parser.parse_known_args([*file, *ours, *others])
     return bool(known.enforce_eager)
 
 

@@ -1,6 +1,7 @@
 """What vLLM is started with."""
 
 import os
+import shlex
 import shutil
 import sysconfig
 from collections.abc import Iterator
@@ -11,12 +12,14 @@ import pytest
 import torch
 
 from config.settings import Settings
+from server.api.cors import cors_options
 from server.engine.launch import (
     MAX_MODEL_LEN,
     engine_arguments,
     intel_openmp,
     prepare_environment,
     runs_on_cpu,
+    starts_eager,
 )
 
 
@@ -124,6 +127,51 @@ def test_vllm_learns_the_cores_without_lscpu(monkeypatch: pytest.MonkeyPatch, tm
         assert len({cpu.physical_core for cpu in found}) == len({cpu.physical_core for cpu in asked})
     (tmp_path / "lscpu").touch(0o755)
     assert shutil.which("lscpu") == str(tmp_path / "lscpu"), "the machine's own comes first"
+
+
+def read_by_vllm(options: list[str]) -> Any:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    return make_arg_parser(FlexibleArgumentParser(prog="vllm serve")).parse_args(options)
+
+
+CONFIGS = [
+    "enforce-eager: true",
+    "enforce-eager: false",
+    "enforce_eager: true\nseed: 3",
+    "allowed-origins: '[\"https://a\"]'\nallow-credentials: true",
+    "allowed_origins: '[\"*\"]'\nallow-credentials: false\nmiddleware: [a.b, c.d]",
+    "compilation-config: {mode: 0}",
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_file_of_options_is_read_as_vllm_reads_it(config: str, tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(config)
+    for others in ("", "--no-enforce-eager", "--enforce-eager", "--allowed-origins '[\"https://b\"]'"):
+        vllm_args = f"--seed 4 --config {file} {others}"
+        browsers = read_by_vllm(shlex.split(vllm_args))
+        cors = cors_options(vllm_args)
+        assert (cors["allow_origins"] if cors else []) == browsers.allowed_origins
+        assert not cors or cors["allow_credentials"] == browsers.allow_credentials
+        for eager in (True, False):
+            settings = Settings(_env_file=None, vllm_args=vllm_args, enforce_eager=eager)
+            engine = read_by_vllm(arguments(vllm_args=vllm_args, enforce_eager=eager))
+            assert starts_eager(settings) == engine.enforce_eager, (others, eager)
+            assert engine.allowed_origins == [], "vLLM's own layer stays out of the way"
+
+
+@pytest.mark.parametrize("config", [None, "", "- a", "a: [", "\x00"])
+def test_a_file_of_options_that_cannot_be_read_is_refused_by_name(config: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    if config is not None:
+        file.write_text(config)
+    for vllm_args in (f"--config {file}", "--config", f"--config {file} --config {file}"):
+        assert cors_options(vllm_args) is None
+        with pytest.raises(ValueError, match="LATENTEVOLVE_VLLM_ARGS: `--config"):
+            starts_eager(Settings(_env_file=None, vllm_args=vllm_args))
 
 
 @pytest.fixture
