@@ -189,7 +189,8 @@ class EdgeFolder:
         if unindexed < self._index_from:
             return
         # The copy, and what the child writes anew before it removes what that replaces.
-        needed = 2 * sum(512 * file.stat().st_blocks for file in home.rglob("*"))
+        # Copying fills the holes of sparse files.
+        needed = 2 * sum(file.stat().st_size for file in home.rglob("*"))
         try:
             self._room.demand("the graph of the episodes", needed)
         except NoRoomError as exc:
@@ -205,6 +206,8 @@ class EdgeFolder:
             self._copy_to(copy)
             if self._indexed_by_child(copy):
                 self._replace_by(copy)
+        except NoRoomError as exc:
+            logger.warning("memory is scanned: %s", exc)
         except Exception:  # recall is only slower without a graph
             logger.exception("the graph of the episodes in %s could not be built", self.path)
         finally:
@@ -244,6 +247,7 @@ class EdgeFolder:
         with self.writing:
             if self._closing:
                 return
+            self._room.demand("what was stored while the graph was built", reserve=True)
             shard = self._translated(lambda: edge.EdgeShard.load(str(copy)))
             for operation in self._copied or ():
                 shard.update(operation)

@@ -86,8 +86,8 @@ class EdgeStore:
         check_batch(episodes, space=self._space, length=self._shape[0], hidden_size=self._shape[1])
         if not episodes:
             return
-        self._room.demand(f"{len(episodes)} episodes")
         with self._folder.writing:
+            self._room.demand(f"{len(episodes)} episodes")  # now: a copy may have taken it meanwhile
             kept, replaced = fold(self, episodes)
             points = [edge.Point(e.id, vectors_of(e), payload_of(e)) for e in kept]
             try:

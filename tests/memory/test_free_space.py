@@ -3,19 +3,24 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from memory import edge_shard
 from memory.edge_store import EdgeStore
 from memory.episode import Episode, StoreUnavailableError, prompt_id
 from memory.free_space import FreeSpace, NoRoomError
 from memory.prior import Competence, PriorNetwork
 from memory.registry import PriorRegistry
 from tests.memory.full_disk import Disk
+from tests.memory.test_store_crash import builder_of
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
@@ -128,6 +133,78 @@ def test_no_graph_is_built_where_there_is_no_room(tmp_path: Path, make_episode: 
     store = opened(tmp_path, disk, index_from=10)
     assert store.settle(60)
     assert (store.indexed(), store.count()) == (0, 20)
+    store.close()
+
+
+class HeldUp(Disk):
+    """A disk whose question about a graph, asked by whoever writes, is answered when `answer` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.answer = threading.Event(), threading.Event()
+
+    def demand(self, what: str, size: int = 0, *, reserve: bool = False) -> None:
+        if "graph" in what:
+            self.asked.set()
+            self.answer.wait(30)
+        super().demand(what, size, reserve=reserve)
+
+
+def test_episodes_ask_for_the_room_that_is_left_when_it_is_their_turn(
+    tmp_path: Path, make_episode: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge_shard, "FLUSH_EVERY", 5)
+    disk = HeldUp()
+    store = opened(tmp_path, disk, index_from=5)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(store.add, [make_episode() for _ in range(5)])
+        assert disk.asked.wait(30)
+        second = pool.submit(store.add, [make_episode()])
+        time.sleep(0.1)  # it waits for the first
+        disk.free_mib = 99
+        disk.answer.set()
+        first.result()
+        with pytest.raises(NoRoomError, match="1 episodes"):
+            second.result()
+    assert store.count() == 5
+    store.close()
+
+
+def test_room_for_a_graph_is_counted_with_the_holes_that_copying_fills(
+    tmp_path: Path, make_episode: Make
+) -> None:
+    disk = Disk()
+    store = opened(tmp_path, disk)
+    store.add([make_episode() for _ in range(20)])
+    store.close()
+    apparent = sum(file.stat().st_size for file in (tmp_path / "shard").rglob("*"))
+    disk.free_mib = 100 + int(1.5 * apparent / MIB)
+    store = opened(tmp_path, disk, index_from=10)
+    assert store.settle(60)
+    assert store.indexed() == 0
+    store.close()
+    disk.free_mib = 100 + int(2.5 * apparent / MIB)
+    store = opened(tmp_path, disk, index_from=10)
+    assert store.settle(60)
+    assert store.indexed() == 20
+    store.close()
+
+
+def test_a_graph_is_given_up_when_the_disk_fills_while_it_is_built(
+    tmp_path: Path, make_episode: Make
+) -> None:
+    disk = Disk()
+    store = opened(tmp_path, disk)
+    store.add([make_episode() for _ in range(20)])
+    store.close()
+    store = opened(tmp_path, disk, index_from=10)
+    builder = builder_of(tmp_path)
+    builder.suspend()
+    disk.free_mib = 24
+    builder.resume()
+    assert store.settle(60)
+    assert (store.indexed(), store.count()) == (0, 20)
+    assert [path.name for path in tmp_path.glob("shard*")] == ["shard"]
     store.close()
 
 
