@@ -96,7 +96,7 @@ class EdgeFolder:
             self._lock.close()
             raise
         with self.writing:
-            self._index_if_due()
+            self._keep_up()
 
     def call(self, action: Callable[[Any], T]) -> T:
         """Return what `action` makes of the shard, which stays open for as long."""
@@ -120,8 +120,7 @@ class EdgeFolder:
                 self._copied.append(operation)
             self._unflushed += points
             if self._unflushed >= FLUSH_EVERY:
-                self._flush()
-                self._index_if_due()
+                self._keep_up()
 
     def indexed(self) -> int:
         """Return how many points the graph reaches; the others are scanned."""
@@ -176,6 +175,15 @@ class EdgeFolder:
             self._translated(lambda: self._create(new))
             os.rename(new, home)
         return _Open(self._translated(lambda: edge.EdgeShard.load(str(home))), home)
+
+    def _keep_up(self) -> None:
+        """Flush and index what is due. What is stored stays stored when that fails."""
+        try:
+            if self._unflushed:
+                self._flush()
+            self._index_if_due()
+        except Exception as exc:
+            logger.error("what is stored is safe, but was not flushed or indexed: %s", exc)
 
     def _flush(self) -> None:
         self.call(lambda shard: shard.flush())

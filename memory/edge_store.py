@@ -9,6 +9,7 @@ log is not synced per update: what a power failure can take is what the kernel h
 """
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -41,6 +42,9 @@ from memory.store import Neighbour, StoreStats
 from memory.tally import Tally
 
 logger = logging.getLogger(__name__)
+
+_OF_THE_SYSTEM = re.compile(r"\bos error \d+|no space left|input/output error", re.IGNORECASE)
+"""What Edge says when the disk failed, which no other episode would have borne either."""
 
 INDEX_FROM = 10_000
 """Episodes without a graph from which one is built. Below, Edge scans them all (about 2 ms)."""
@@ -93,6 +97,8 @@ class EdgeStore:
             try:
                 self._update(edge.UpdateOperation.upsert_points(points), len(points))
             except StoreUnavailableError as error:
+                if _OF_THE_SYSTEM.search(str(error)):
+                    raise
                 self.count()  # raises what is wrong with the store, unless it is these episodes
                 raise EpisodeRejectedError(
                     f"Qdrant Edge refuses {len(points)} episodes: {error.__cause__}"

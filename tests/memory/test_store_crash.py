@@ -11,11 +11,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import qdrant_edge as edge
 
+import memory.edge_shard
 from memory.edge_shard import FLUSH_EVERY
 from memory.edge_store import EdgeStore
 from memory.episode import Episode, EpisodeRejectedError, StoreUnavailableError
@@ -305,3 +309,77 @@ def test_an_episode_that_edge_refuses_is_told_from_a_store_that_is_away(
     store.close()
     with pytest.raises(StoreUnavailableError, match="closed"):
         store.add([make_episode()])
+
+
+class Failing:
+    """A shard of which some methods fail as Edge does."""
+
+    def __init__(self, shard: Any) -> None:
+        self._shard = shard
+        self.complaints: dict[str, str] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.complaints:
+            raise RuntimeError(self.complaints[name])
+        return getattr(self._shard, name)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[EdgeStore, Failing]]:
+    """Opens a store whose shard can be made to fail."""
+
+    def opened(folder: Path) -> tuple[EdgeStore, Failing]:
+        loaded: list[Failing] = []
+
+        load = edge.EdgeShard.load
+
+        def load_failing(path: str) -> Failing:
+            loaded.append(Failing(load(path)))
+            return loaded[-1]
+
+        open_edge(folder).close()
+        with monkeypatch.context() as patched:
+            patched.setattr(memory.edge_shard.edge, "EdgeShard", SimpleNamespace(load=load_failing))
+            return open_edge(folder), loaded[0]
+
+    return opened
+
+
+Failable = Callable[[Path], tuple[EdgeStore, Failing]]
+
+
+def test_a_stored_episode_is_not_refused_when_tidying_up_fails(
+    tmp_path: Path,
+    make_episode: Make,
+    failing: Failable,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(memory.edge_shard, "FLUSH_EVERY", 1)
+    store, shard = failing(tmp_path)
+    for method in ("flush", "info"):
+        shard.complaints = {method: "cannot be done"}
+        episode = make_episode()
+        store.add([episode])
+        assert store.get(episode.id) is not None
+        assert "cannot be done" in caplog.text
+        caplog.clear()
+    shard.complaints = {}
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "complaint", ["Service internal error: No space left on device (os error 28)", "I/O: (os error 5)"]
+)
+def test_an_episode_waits_when_the_disk_fails_the_store(
+    tmp_path: Path, make_episode: Make, failing: Failable, complaint: str
+) -> None:
+    store, shard = failing(tmp_path)
+    shard.complaints = {"update": complaint}
+    episode = make_episode()
+    with pytest.raises(StoreUnavailableError, match="os error"):
+        store.add([episode])
+    shard.complaints = {}
+    store.add([episode])
+    assert store.count() == 1
+    store.close()
