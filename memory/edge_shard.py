@@ -7,7 +7,8 @@ Edge builds a graph only when it is asked to, in one call that holds the interpr
 end. So the graph is built elsewhere: what is stored is copied, a child process indexes the copy
 (`memory/edge_index.py`), what was written meanwhile is written to the copy too, and the copy takes over.
 Reads go on all the time; writes wait while files are copied. `current.json` names the folder that holds the
-truth, and is replaced at once: whoever dies on the way leaves a folder that the next start removes.
+truth, and is replaced at once: whoever dies on the way leaves a folder that the next start removes, once it
+has opened the truth; only a folder named `shard`, which somebody may have put back, is left alone.
 """
 
 import fcntl
@@ -26,7 +27,7 @@ from typing import IO, Any, TypeVar
 
 import qdrant_edge as edge
 
-from memory.atomic import sync_tree, write_json
+from memory.atomic import sweep, sync_tree, write_json
 from memory.episode import StoreUnavailableError
 from memory.free_space import FreeSpace, NoRoomError
 
@@ -161,20 +162,50 @@ class EdgeFolder:
 
     def _open(self) -> _Open:
         self._room.demand("an episode store", reserve=True)
-        pointer = self.path / POINTER
-        named: str = (
-            self._translated(lambda: json.loads(pointer.read_text())["shard"]) if pointer.exists() else FIRST
-        )
-        home = self.path / named
-        for leftover in self.path.iterdir():
-            if leftover.is_dir() and leftover != home:
-                shutil.rmtree(leftover, ignore_errors=True)
-        if not home.exists() and not pointer.exists():
-            # Complete in a folder of its own, then renamed into place.
-            new = self.path / f"new-{uuid.uuid4().hex}"
-            self._translated(lambda: self._create(new))
-            os.rename(new, home)
-        return _Open(self._translated(lambda: edge.EdgeShard.load(str(home))), home)
+        home = self._home()
+        opened = _Open(self._translated(lambda: edge.EdgeShard.load(str(home))), home)
+        self._clean(home)  # only now: what the truth is was not certain before
+        return opened
+
+    def _home(self) -> Path:
+        """Return the folder that holds the truth; made when there is none."""
+        pointer, home = self.path / POINTER, self.path / FIRST
+        if pointer.exists():
+            home = self.path / self._translated(lambda: str(json.loads(pointer.read_text())["shard"]))
+            if not home.is_dir():
+                raise StoreUnavailableError(
+                    f"{pointer} says that the episodes are in {home}, which is not there; put it back, or "
+                    f"move {pointer.name} away to go on with what else is in the folder"
+                )
+            return home
+        if home.exists():
+            return home
+        copies = sorted(self.path.glob(f"{FIRST}-*"))
+        if len(copies) > 1:
+            raise StoreUnavailableError(
+                f"{pointer} is gone, and the episodes may be in any of {', '.join(map(str, copies))}; "
+                "move all but one of them away"
+            )
+        if copies:
+            logger.warning("%s is gone; the episodes in %s are used", pointer, copies[0])
+            self._translated(lambda: write_json(pointer, {"shard": copies[0].name}))
+            return copies[0]
+        # Complete in a folder of its own, then renamed into place.
+        new = self.path / f"new-{uuid.uuid4().hex}"
+        self._translated(lambda: self._create(new))
+        os.rename(new, home)
+        return home
+
+    def _clean(self, home: Path) -> None:
+        """Delete what writers that died left beside the truth."""
+        sweep(self.path)
+        for folder in self.path.iterdir():
+            if not folder.is_dir() or folder == home:
+                continue
+            if folder.name.startswith(("new-", f"{FIRST}-")):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif folder.name == FIRST:
+                logger.warning("%s is not used, for the episodes are in %s; it is left alone", folder, home)
 
     def _keep_up(self) -> None:
         """Flush and index what is due. What is stored stays stored when that fails."""

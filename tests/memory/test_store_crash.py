@@ -20,7 +20,7 @@ import pytest
 import qdrant_edge as edge
 
 import memory.edge_shard
-from memory.edge_shard import FLUSH_EVERY
+from memory.edge_shard import FLUSH_EVERY, POINTER
 from memory.edge_store import EdgeStore
 from memory.episode import Episode, EpisodeRejectedError, StoreUnavailableError
 from tests.memory.conftest import recall_from
@@ -309,6 +309,76 @@ def test_an_episode_that_edge_refuses_is_told_from_a_store_that_is_away(
     store.close()
     with pytest.raises(StoreUnavailableError, match="closed"):
         store.add([make_episode()])
+
+
+def indexed_memory(folder: Path, episode: Episode) -> Path:
+    """Leave a memory of one episode that a graph was built for, and return where it is."""
+    store = open_edge(folder)
+    store.add([episode])
+    store.close()
+    store = open_edge(folder, index_from=1)
+    assert store.settle(60)
+    store.close()
+    [home] = folder.glob("shard-*")
+    return home
+
+
+def only_episode(folder: Path) -> str:
+    store = open_edge(folder)
+    try:
+        [episode] = store.scroll()
+    finally:
+        store.close()
+    return episode.id
+
+
+def test_only_leftovers_are_deleted_beside_the_shard_that_is_used(
+    tmp_path: Path, make_episode: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    episode = make_episode()
+    home = indexed_memory(tmp_path, episode)
+    for name in ("shard", "shard-1234", "new-1234", "backup"):
+        (tmp_path / name).mkdir()
+    (tmp_path / f".{POINTER}.{'0' * 32}").write_text("{")
+    assert only_episode(tmp_path) == episode.id
+    assert {path.name for path in tmp_path.iterdir()} == {POINTER, "lock", home.name, "shard", "backup"}
+    assert f"{tmp_path / 'shard'} is not used" in caplog.text
+
+
+def test_nothing_is_deleted_when_the_shard_that_is_named_is_not_there(
+    tmp_path: Path, make_episode: Make
+) -> None:
+    episode = make_episode()
+    home = indexed_memory(tmp_path, episode)
+    home.rename(tmp_path / "shard-moved")
+    with pytest.raises(StoreUnavailableError, match=f"{home}, which is not there"):
+        open_edge(tmp_path)
+    (tmp_path / "shard-moved").rename(home)
+    assert only_episode(tmp_path) == episode.id
+
+
+def test_nothing_is_deleted_when_the_shard_cannot_be_read(tmp_path: Path, make_episode: Make) -> None:
+    home = indexed_memory(tmp_path, make_episode())
+    (home / "edge_config.json").write_bytes(b"spoilt")
+    (tmp_path / "shard-1234").mkdir()
+    with pytest.raises(StoreUnavailableError, match=f"{tmp_path} failed"):
+        open_edge(tmp_path)
+    assert (tmp_path / "shard-1234").exists()
+
+
+def test_without_its_pointer_the_only_shard_is_used_and_of_several_none(
+    tmp_path: Path, make_episode: Make
+) -> None:
+    episode = make_episode()
+    home = indexed_memory(tmp_path, episode)
+    (tmp_path / POINTER).unlink()
+    assert only_episode(tmp_path) == episode.id
+    (tmp_path / POINTER).unlink()
+    (tmp_path / "shard-1234").mkdir()
+    with pytest.raises(StoreUnavailableError, match="move all but one of them away"):
+        open_edge(tmp_path)
+    assert home.is_dir()
+    assert (tmp_path / "shard-1234").is_dir()
 
 
 class Failing:
