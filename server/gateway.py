@@ -63,6 +63,8 @@ class Gateway:
     store: EpisodeStore
     lookups: StoreAccess
     """The store as routes ask it, apart from requests that recall."""
+    statistics: StoreAccess
+    """The store as statistics ask it: they read all episodes, and hold up no probe."""
     registry: PriorRegistry
     prior: ActivePrior
     remember: Remember

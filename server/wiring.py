@@ -45,6 +45,8 @@ DRAIN_S = 15.0
 """How long episodes may take to be written at the end."""
 LOOKUP_TIMEOUT_S = 5.0
 """How long probes and routes wait for the store."""
+STATS_TIMEOUT_S = 60.0
+"""How long statistics do: they read the rewards of all episodes."""
 WATCH_ENGINE_S = 2.0
 
 
@@ -133,6 +135,8 @@ async def assemble(
         stack.push_async_callback(steering.close)
         lookups = StoreAccess(store, timeout_s=LOOKUP_TIMEOUT_S)
         stack.callback(lookups.close)
+        statistics = StoreAccess(store, timeout_s=STATS_TIMEOUT_S)
+        stack.callback(statistics.close)
         for check in checks:
             if not check.ok:
                 steering.disable(check.name)
@@ -165,6 +169,7 @@ async def assemble(
             engine_answers=engine_answers,
             store=store,
             lookups=lookups,
+            statistics=statistics,
             registry=priors,
             prior=prior,
             remember=remember,

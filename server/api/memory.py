@@ -8,16 +8,13 @@ from fastapi import APIRouter
 from server.api.deps import GatewayDep
 from server.errors import NotFoundError
 
-STATS_TIMEOUT_S = 60.0
-"""Statistics read the rewards of all episodes."""
-
 router = APIRouter(prefix="/v1/memory", tags=["memory"])
 
 
 @router.get("/stats")
 async def stats(gateway: GatewayDep) -> dict[str, Any]:
     """Return counts and the reward distribution of the served space, and the hit rate."""
-    found = await gateway.lookups.call(lambda store: store.stats(), timeout_s=STATS_TIMEOUT_S)
+    found = await gateway.statistics.call(lambda store: store.stats())
     return {
         "space": gateway.space,
         "spaces": {

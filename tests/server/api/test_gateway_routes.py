@@ -14,6 +14,7 @@ from memory.edge_store import EdgeStore
 from memory.free_space import MIB, FreeSpace
 from memory.prior import Competence, PriorNetwork
 from model.scripted_engine import ScriptedEngine
+from server.steering.store_access import THREADS
 from tests.server.api.conftest import CheckFound, Parts, Serve, Served
 
 
@@ -86,6 +87,24 @@ async def test_routes_that_ask_a_store_that_hangs_keep_no_thread_of_others(
         async with asyncio.timeout(30):
             await asyncio.to_thread(int)
         assert not all(task.done() for task in asking)
+    finally:
+        hangs.set()
+    await asyncio.gather(*asking, return_exceptions=True)
+
+
+async def test_statistics_that_hang_hold_up_no_probe(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs, asked = threading.Event(), threading.Semaphore(0)
+
+    def stats() -> None:
+        asked.release()
+        hangs.wait(60)
+
+    monkeypatch.setattr(served.gateway.store, "stats", stats)
+    asking = [asyncio.create_task(served.http.get("/v1/memory/stats")) for _ in range(8)]
+    try:
+        for _ in range(THREADS):
+            assert await asyncio.to_thread(asked.acquire, timeout=30)
+        assert (await served.http.get("/readyz")).status_code == 200
     finally:
         hangs.set()
     await asyncio.gather(*asking, return_exceptions=True)
