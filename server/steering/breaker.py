@@ -16,6 +16,10 @@ class CircuitOpenError(Exception):
     """The call was not made: the last ones failed."""
 
 
+class UndecidedError(Exception):
+    """Left a call that says nothing of whom it was to ask."""
+
+
 class Breaker:
     """Lets calls through until several in a row have failed.
 
@@ -38,7 +42,7 @@ class Breaker:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Hold one call. An `Exception` in it is a failure; a cancelled call says nothing.
+        """Hold one call. An `Exception` in it is a failure; `UndecidedError` and cancelling say nothing.
 
         Raises:
             CircuitOpenError: it is open, or another call is probing.
@@ -51,6 +55,8 @@ class Breaker:
             self._probing = True
         try:
             yield
+        except UndecidedError:
+            raise
         except Exception:
             self._failures += 1
             if self._failures >= self._limit:

@@ -10,6 +10,7 @@ from qdrant_client import QdrantClient
 
 from memory.episode import StoreUnavailableError
 from memory.qdrant_store import QdrantStore, connect
+from memory.store import EpisodeStore
 from server.steering.breaker import Breaker
 from server.steering.store_access import FAILURES, THREADS, StoreAccess
 from tests.server.steering.conftest import MakeDay
@@ -81,17 +82,61 @@ async def test_store_that_hangs_is_waited_for_no_longer_than_the_limit_and_then_
     access.close()
 
 
-async def test_calls_that_found_no_thread_in_time_are_never_made(store: ListStore) -> None:
-    access = StoreAccess(store, timeout_s=0.1, breaker=Breaker(failures=1000, pause_s=10))
-    calls = [access.call(lambda store: store.count()) for _ in range(5 * THREADS)]
-    assert all(
-        isinstance(error, StoreUnavailableError)
-        for error in await asyncio.gather(*calls, return_exceptions=True)
-    )
+async def test_calls_that_found_no_thread_in_time_are_never_made_and_are_no_failure_of_the_store(
+    store: ListStore,
+) -> None:
+    access = StoreAccess(store, timeout_s=0.01)
+    held = [
+        asyncio.create_task(access.call(lambda store: store.count(), timeout_s=60)) for _ in range(THREADS)
+    ]
+    queued = [asyncio.create_task(access.call(lambda store: store.count())) for _ in range(64 - THREADS)]
+    for error in await asyncio.gather(*queued, return_exceptions=True):
+        assert isinstance(error, StoreUnavailableError)
     store.answers.set()
-    assert await access.call(lambda store: store.count(), timeout_s=10) == 0
+    assert await asyncio.gather(*held) == [0] * THREADS
+    assert await access.call(lambda store: store.count(), timeout_s=60) == 0
     assert store.asked == THREADS + 1
     access.close()
+
+
+async def test_calls_that_waited_for_a_thread_for_a_part_of_their_limit_are_no_failure_of_the_store(
+    store: ListStore,
+) -> None:
+    access, late = StoreAccess(store, timeout_s=60), threading.Event()
+    held = [asyncio.create_task(access.call(lambda store: store.count())) for _ in range(THREADS)]
+    queued = [
+        asyncio.create_task(access.call(lambda store: late.wait(), timeout_s=0.2)) for _ in range(FAILURES)
+    ]
+    await asyncio.sleep(0)
+    store.answers.set()
+    assert await asyncio.gather(*held) == [0] * THREADS
+    for error in await asyncio.gather(*queued, return_exceptions=True):
+        assert isinstance(error, StoreUnavailableError)
+    late.set()
+    assert await access.call(lambda store: store.count()) == 0
+    access.close()
+
+
+async def test_answers_that_came_while_the_loop_was_held_up_are_taken() -> None:
+    store, answered = ListStore(), threading.Semaphore(0)
+    access = StoreAccess(store, timeout_s=0)
+
+    def count(store: EpisodeStore) -> int:
+        found = store.count()
+        answered.release()
+        return found
+
+    def hold_up() -> None:
+        for _ in range(64):
+            assert answered.acquire(timeout=30)
+        access.close()
+        for thread in threading.enumerate():
+            if thread.name.startswith("store"):
+                thread.join()
+
+    calls = [asyncio.create_task(access.call(count)) for _ in range(64)]
+    asyncio.get_running_loop().call_soon(hold_up)
+    assert await asyncio.gather(*calls) == [0] * 64
 
 
 async def test_requests_go_on_without_a_store_that_hangs(make_day: MakeDay, store: ListStore) -> None:
