@@ -16,8 +16,15 @@ SHORT_WORDS = 8
 _NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-−]?\.\d+")
 _LEAD_IN = re.compile(r"^(?:so |therefore |thus )?(?:it is|it's|(?:the|my|this)(?: \w+){1,5}? is) ")
 _LABEL = re.compile(r"^[^:]*: ")
-_CALL = re.compile(r"[<\[][|｜\w:]*(?:tool.?call|function|python_tag)", re.IGNORECASE)
-"""How chat templates begin the call of a tool; calls that are bare JSON need no mark."""
+_CALL = re.compile(
+    # <tool_call>, <|tool_calls_section_begin|>, <minimax:tool_call>, <｜tool▁calls▁begin｜>
+    r"<[|｜]?(?:\w+[:|｜])?(?:[a-z]+_)?(?:tool|function)[_▁]calls?(?:[_▁]section)?(?:[_▁](?:start|begin))?[|｜]?>"
+    r"|<function(?:=| name=)[\"']?[^\s\"'<>]+[\"']?>"
+    r"|<[|｜](?:python_tag|action_start)[|｜]>"
+    r"|<TOOLCALL>|\[TOOL_CALLS\]"
+)
+"""How chat templates begin the call of a tool, whole marks only; calls that are bare JSON need none."""
+_BESIDE_MARKS = re.compile(r" ?([<>\[\]]) ?")
 _FENCE = re.compile(r"^```[a-z]*\n(.*?)\n?```$", re.DOTALL)
 
 
@@ -97,17 +104,21 @@ def _json(text: str) -> str | None:
 
 
 def _calls(text: str) -> str:
-    """Return calls of tools without whitespace, and JSON inside them in canonical form."""
-    decoder, parts, at = json.JSONDecoder(), [], 0
+    """Return calls of tools with JSON in canonical form, and outside of it without blanks beside marks."""
+    decoder, parts, start, at = json.JSONDecoder(), list[str](), 0, 0
     while at < len(text):
-        part, end = text[at], at + 1
-        if part == "{":
+        end = at + 1
+        if text[at] in "{[":
             with contextlib.suppress(ValueError, RecursionError):
                 value, end = decoder.raw_decode(text, at)
-                part = _canonical(value)
-        parts.append(part)
+                parts += _marks(text[start:at]), _canonical(value)
+                start = end
         at = end
-    return "".join("".join(parts).split())
+    return "".join([*parts, _marks(text[start:])])
+
+
+def _marks(text: str) -> str:
+    return _BESIDE_MARKS.sub(r"\1", " ".join(text.split()))
 
 
 def _canonical(value: Any) -> str:

@@ -44,6 +44,14 @@ PROMPT = rendered(ENGINE)
             '<tool_call>{"arguments": {"b": 2, "a": 2}, "name": "add"}</tool_call>',
         ),
         ("<function=add> <parameter=a>\n2\n</parameter>", "<function=add><parameter=a>2</parameter>"),
+        (
+            '[TOOL_CALLS] [{"name": "a", "arguments": {}}, {"name": "b"}]',
+            '[TOOL_CALLS][{"arguments":{},"name":"a"},{"name":"b"}]',
+        ),
+        (r"#include <functional> and then \boxed{4}", "4"),
+        ("<function f at 0x1>. So the total is 42.", "42"),
+        (r"See [function notes]. It is \boxed{4}", "4"),
+        (r"`<function>` and <tool> in XML, [tool call] or <tool_caller>: \boxed{4}", "4"),
     ],
 )
 def test_answers_that_say_the_same_are_equal(one: str, other: str) -> None:
@@ -62,7 +70,32 @@ def test_answers_that_say_the_same_are_equal(one: str, other: str) -> None:
             '<tool_call>{"name": "add", "arguments": {"a": 2, "b": 2}}</tool_call>',
             '<tool_call>{"name": "sub", "arguments": {"a": 2, "b": 2}}</tool_call>',
         ),
-        ('[TOOL_CALLS][{"name": "add", "arguments": {"a": 1}}]', "1"),
+        ('<tool_call>{"cmd": "rm a b"}</tool_call>', '<tool_call>{"cmd": "rm ab"}</tool_call>'),
+        ('[TOOL_CALLS]["rm a b"]', '[TOOL_CALLS]["rm ab"]'),
+        ("<function=run><parameter=cmd>rm a b</parameter>", "<function=run><parameter=cmd>rm ab</parameter>"),
+        *(
+            (f'I add: {mark}{{"a": 1}}', f'I add: {mark}{{"b": 1}}')
+            for mark in (
+                "<tool_call>",
+                "<tool_calls>",
+                "<|tool_call|>",
+                "<|tool_call>",
+                "<|tool_calls_section_begin|>",
+                "<minimax:tool_call>",
+                "<longcat_tool_call>",
+                "<start_function_call>",
+                "<function_calls>",
+                "<function=add>",
+                '<function name="add">',
+                "<TOOLCALL>",
+                "[TOOL_CALLS]",
+                "<|python_tag|>",
+                "<|action_start|>",
+                "<｜tool▁calls▁begin｜>",
+                "<｜tool_call_begin｜>",
+                "<｜DSML｜function_calls>",
+            )
+        ),
     ],
 )
 def test_answers_that_differ_stay_apart(one: str, other: str) -> None:
@@ -87,6 +120,8 @@ def test_last_complete_box_counts() -> None:
         ("It is 3, not 4.", "4"),
         ('{"a": 12}', '{"a": 12}'),
         ('I add 2: <tool_call>{"a": 2}</tool_call>', '<tool_call>{"a": 2}</tool_call>'),
+        ('So 2: <｜tool▁call▁begin｜>{"a": 2}', '<｜tool▁call▁begin｜>{"a": 2}'),
+        ("<function f at 0x1>. So the total is 42.", "42"),
         ("Sports", "Sports"),
         ("", ""),
     ],
