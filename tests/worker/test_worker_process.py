@@ -46,7 +46,8 @@ def wait_until(done: Callable[[], bool], what: str) -> None:
 
 
 def settings_of(root: Path, model: str, **changes: Any) -> Settings:
-    return Settings(data_dir=root, model=model, night_steps=40, night_batch=4, _env_file=None, **changes)
+    # Long enough to be seen training, and ended then, on a machine that does other work.
+    return Settings(data_dir=root, model=model, night_steps=400, night_batch=1, _env_file=None, **changes)
 
 
 @contextmanager
