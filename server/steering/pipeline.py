@@ -212,16 +212,15 @@ class Steering:
         work.explores = self.explorer.submit(exploration)
 
     def _has_room(self, prompt: RenderedPrompt) -> bool:
-        """Return whether latents leave the answer all the tokens that it may ask for.
+        """Return whether latents leave the answer all the tokens that it would get of bare vLLM.
 
-        Where the request asks for more than the context can give, or for no number, the context is the limit
-        with and without latents; then an answer as long as refining decodes must fit.
+        Where the request asks for no number, the context is the limit with and without latents; then an
+        answer as long as refining decodes must fit.
         """
         room = self._engine.max_model_len - len(prompt.token_ids)
         asked = prompt.asked_tokens
-        if asked is None or asked > room:
-            asked = self._settings.refine_max_tokens
-        return asked + self._engine.space.length <= room
+        needed = self._settings.refine_max_tokens if asked is None else min(asked, room)
+        return needed + self._engine.space.length <= room
 
     async def _refine(
         self, work: Work, key: Array, start: torch.Tensor, recalled: Outcome, *, helps: bool

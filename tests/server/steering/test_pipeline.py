@@ -225,7 +225,6 @@ async def test_a_constraint_that_cannot_be_decoded_leaves_the_gradient_refiner_o
         (20, 20),
         (1, 1),
         (None, 24),  # as long as refining decodes, where the context is the limit
-        (10_000, 24),
     ],
 )
 @pytest.mark.parametrize("effort", ["low", "medium", "high"])
@@ -244,6 +243,18 @@ async def test_latents_never_take_room_of_the_answer_that_was_asked_for(
     outcome, _ = await little.ask(prompt, effort)
     assert (outcome.mode, outcome.reason, outcome.latent) == ("plain", "no-room", None)
     assert little.engine.calls == []
+
+
+@pytest.mark.parametrize("more", [0, 1, 10_000])
+async def test_latents_never_shorten_an_answer_that_may_fill_the_context(
+    make_day: MakeDay, more: int
+) -> None:
+    prompt = rendered(ScriptedEngine())
+    day = await make_day(ScriptedEngine(max_model_len=len(prompt.token_ids) + 100), refine_max_tokens=24)
+    await day.publish()
+    assert (await day.ask(prompt, "low"))[0].reason != "no-room"
+    outcome, _ = await day.ask(replace(prompt, asked_tokens=100 + more), "low")
+    assert (outcome.reason, outcome.latent) == ("no-room", None)
 
 
 async def test_prompt_that_the_template_did_not_render_is_not_steered(day: Day) -> None:
