@@ -22,7 +22,7 @@ from model.space import LatentRejectedError
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, RefineResult, RefineStep, Stopped
 from server.steering.rewards.confidence import final_confidence
-from server.steering.rewards.format import are_in_form
+from server.steering.rewards.format import FORMAT, are_in_form
 from server.steering.rewards.scorer import Scored, Scorer
 
 logger = logging.getLogger(__name__)
@@ -350,7 +350,10 @@ class Trial:
     async def _score(self, answers: Sequence[Generation]) -> list[Scored]:
         """Score answers, and keep those that the request itself could have been given, in its form."""
         scores = await self._within_deadline(self._scorer.score(self._prompt, answers, self._pool))
-        in_form = await self._within_deadline(are_in_form(self._prompt, answers))
+        if all(FORMAT in scored.signals for scored in scores):
+            in_form = [scored.signals[FORMAT] == 1.0 for scored in scores]
+        else:  # outside of the deadline: it would throw away scores that are there
+            in_form = await are_in_form(self._prompt, answers)
         self._finished += [
             (answer, scored)
             for answer, scored, kept in zip(answers, scores, in_form, strict=True)

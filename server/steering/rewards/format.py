@@ -21,6 +21,8 @@ from server.steering.call import RenderedPrompt
 
 logger = logging.getLogger(__name__)
 
+FORMAT = "format"
+"""Name of the signal."""
 CHECK_TIMEOUT_S = 0.05
 """Longest check of one answer by one rule; an answer that takes longer does not keep it."""
 RULE_CHARS = 32_768
@@ -40,7 +42,7 @@ class _TooLongError(Exception):
 class Format:
     """Share of the request's rules that an answer keeps; does not apply to a request without rules."""
 
-    name = "format"
+    name = FORMAT
     tokens_per_answer = 0
 
     async def score(

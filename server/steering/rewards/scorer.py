@@ -11,7 +11,7 @@ from model.engine import Engine, Generation
 from server.steering.call import RenderedPrompt
 from server.steering.rewards.confidence import Confidence
 from server.steering.rewards.consistency import Consistency
-from server.steering.rewards.format import Format
+from server.steering.rewards.format import FORMAT, Format
 from server.steering.rewards.judge import Judge
 from server.steering.rewards.reward import AsksModel, Reward, SignalUnavailableError
 
@@ -22,7 +22,7 @@ _MAKERS: Mapping[str, Callable[[Engine], Reward]] = {
     "judge": Judge,
     "consistency": lambda engine: Consistency(),
     "confidence": lambda engine: Confidence(),
-    "format": lambda engine: Format(),
+    FORMAT: lambda engine: Format(),
 }
 SIGNALS = (*_MAKERS, VERIFIER)
 

@@ -3,18 +3,22 @@
 import asyncio
 from dataclasses import replace
 from statistics import mean
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from model.engine import Decoding, EngineDeadError, SteeredPrompt, UnsupportedError
 from model.scripted_engine import GOOD, ScriptedEngine
+from server.steering.refiners import trial as trials
 from server.steering.refiners.evolution import NOISE, EvolutionRefiner, rank_weights
 from server.steering.refiners.gradient import Adam, GradientRefiner, advantages
 from server.steering.refiners.refiner import Limits, RefineResult
 from server.steering.refiners.trial import PATIENCE, Trial
 from server.steering.refiners.trust import RADIUS, project
 from server.steering.rewards.confidence import Confidence
+from server.steering.rewards.consistency import Consistency
 from server.steering.rewards.scorer import Scorer
 from tests.server.steering.fakes import GoodAnswers, rendered
 
@@ -176,6 +180,52 @@ async def test_deadline_ends_with_the_best_so_far(make: type) -> None:
     assert result.stopped == "deadline"
     assert result.answer is not None
     assert result.reward_before is not None
+
+
+@pytest.mark.parametrize("setting", ["consistency=1", "consistency=0.5,format=0.5"])
+async def test_scores_that_were_there_at_the_deadline_are_kept(
+    monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    """The clock passes the deadline while the answers are being scored."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(trials, "time", clock)
+
+    class Late(Consistency):
+        async def score(self, *args: Any) -> list[float | None]:
+            clock.now = 61.0
+            return await super().score(*args)
+
+    engine = hopeful()
+    prompt = rendered(engine, rules={"regex": ".*"})
+    signals = [
+        (Late() if reward.name == "consistency" else reward, weight)
+        for reward, weight in Scorer.of(setting, engine).rewards
+    ]
+    refiner = EvolutionRefiner(engine, Scorer(signals))
+    result = await refiner.refine(
+        prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits(deadline_s=60.0)
+    )
+    assert result.stopped == "deadline"
+    assert result.reward_before is not None
+    assert result.agreed is not None
+
+
+@pytest.mark.parametrize("setting", ["consistency=1", "consistency=0.5,format=0.5"])
+async def test_form_of_each_answer_is_checked_once(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    engine = hopeful()
+    prompt, checked = rendered(engine, rules={"regex": ".*"}), []
+
+    def fullmatch(pattern: str, text: str, **_: object) -> bool:
+        checked.append(text)
+        return True
+
+    monkeypatch.setattr("regex.fullmatch", fullmatch)
+    refiner = EvolutionRefiner(engine, Scorer.of(setting, engine))
+    result = await refiner.refine(
+        prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits(steps=0)
+    )
+    assert result.agreed is not None
+    assert len(checked) == sum(len(call.prompts) for call in engine.calls)
 
 
 @both
