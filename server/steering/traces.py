@@ -137,18 +137,18 @@ class TraceLog:
                     for trace_id, change in self._changes.items()
                     if trace_id not in self._fresh or any(trace.id == trace_id for trace in batch)
                 }
-                surplus = self._surplus(batch)
+                written: list[str] = []
                 try:
-                    await asyncio.to_thread(self._write, batch, changes, surplus)
+                    await asyncio.to_thread(self._write, batch, changes, written)
                     self._roomy = True
                 except NoRoomError as error:
                     if self._roomy:
                         logger.error("no traces until there is room: %s", error)
                     self._roomy = False
-                    self.lost += len(batch)
                 except Exception:
-                    logger.exception("%d traces could not be written", len(batch))
-                    self.lost += len(batch)
+                    logger.exception("%d traces could not be written", len(batch) - len(written))
+                self.lost += len(batch) - len(written)
+                await self._evict(written)
                 for trace in batch:
                     self._fresh.pop(trace.id, None)
                 for trace_id, change in changes.items():
@@ -156,10 +156,19 @@ class TraceLog:
                         del self._changes[trace_id]
             self._idle.set()
 
-    def _surplus(self, batch: list[Trace]) -> list[str]:
-        for trace in batch:
-            self._on_disk[trace.id] = None
-        return [self._on_disk.popitem(last=False)[0] for _ in range(len(self._on_disk) - self._limit)]
+    async def _evict(self, written: list[str]) -> None:
+        """Delete as many of the oldest traces as have no place any more beside those that were written."""
+        self._on_disk.update(dict.fromkeys(written))
+        surplus = [self._on_disk.popitem(last=False)[0] for _ in range(len(self._on_disk) - self._limit)]
+        try:
+            await asyncio.to_thread(self._delete, surplus)
+        except OSError as error:
+            logger.error("traces that are too old cannot be deleted: %s", error)
+
+    def _delete(self, trace_ids: list[str]) -> None:
+        for trace_id in trace_ids:
+            for suffix in (".json", ".safetensors"):
+                (self._root / f"{trace_id}{suffix}").unlink(missing_ok=True)
 
     def _scan(self) -> list[str]:
         self._root.mkdir(parents=True, exist_ok=True)
@@ -167,17 +176,15 @@ class TraceLog:
         files = sorted(self._root.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         return [path.stem for path in files]
 
-    def _write(self, batch: list[Trace], changes: dict[str, dict[str, Any]], surplus: list[str]) -> None:
-        for trace_id in surplus:
-            for suffix in (".json", ".safetensors"):
-                (self._root / f"{trace_id}{suffix}").unlink(missing_ok=True)
+    def _write(self, batch: list[Trace], changes: dict[str, dict[str, Any]], written: list[str]) -> None:
+        """Write traces, and changes of others; `written` gets the ids of those that are there."""
         self._room.demand("traces")
         for trace in batch:
             if trace.outcome.latent is not None:
                 latent = save({"latent": trace.outcome.latent.contiguous()})
                 self._put(f"{trace.id}.safetensors", latent)
             self._write_json(trace.id, trace.to_json() | changes.get(trace.id, {}))
-        written = {trace.id for trace in batch}
+            written.append(trace.id)
         for trace_id, change in changes.items():
             if trace_id not in written:
                 found, _ = self._read(trace_id, False)

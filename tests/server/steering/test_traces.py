@@ -98,20 +98,22 @@ async def test_full_disk_loses_traces_and_counts_them_until_there_is_room(tmp_pa
     disk = Disk()
     log = TraceLog(tmp_path / "traces", limit=2, room=disk)
     await log.start()
-    old = trace()
-    log.record(old)
-    assert await log.drain()
+    old = [trace() for _ in range(2)]
+    for one in old:
+        log.record(one)
+        assert await log.drain()
     disk.free_mib = 99
     for _ in range(2):
         log.record(trace(LATENT))
         assert await log.drain()
     assert log.lost == 2
-    assert list((tmp_path / "traces").iterdir()) == []  # what is too old goes all the same
+    # What was never written takes no place of what was, neither now nor later.
+    assert {path.stem for path in (tmp_path / "traces").iterdir()} == {one.id for one in old}
     disk.free_mib = 100
     new = trace(LATENT)
     log.record(new)
     assert await log.drain()
-    assert (tmp_path / "traces" / f"{new.id}.json").exists()
+    assert {path.stem for path in (tmp_path / "traces").glob("*.json")} == {old[1].id, new.id}
     await log.close()
 
 
