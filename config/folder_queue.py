@@ -8,6 +8,7 @@ so that a reader may meet half a message, and what it cannot read ends the worke
 import json
 import logging
 import os
+import time
 import uuid
 from pathlib import Path
 from queue import Empty
@@ -76,6 +77,25 @@ class Channel(filesystem.Channel):  # type: ignore[misc]
         except (OSError, ValueError, TypeError) as error:
             logger.warning("%s cannot be read and is made again: %s", file, error)
             file.unlink(missing_ok=True)
+
+
+def sweep(root: Path, *, age_s: float = 3600.0) -> int:
+    """Delete what senders and takers that died left in the queue's folder, and return how many files.
+
+    Args:
+        root: Holds `messages` and `processed`.
+        age_s: A living process leaves a file where it is for milliseconds; what has been there longer goes.
+    """
+    swept = 0
+    for path in (*(root / "messages").glob(".*.msg"), *(root / "processed").glob("*.msg")):
+        try:
+            # When it was named so: a taken message is renamed, and may have been written long before.
+            if time.time() - path.stat().st_ctime >= age_s:
+                path.unlink()
+                swept += 1
+        except OSError:  # finished meanwhile
+            continue
+    return swept
 
 
 def _is_of(queue: str, name: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from config import folder_queue
 from config.cron import Cron
 from config.queue import NightQueue
 from config.settings import Settings
@@ -189,8 +190,9 @@ def _import_engine() -> None:
 def _sweep(data: Path, space: str) -> None:
     """Delete what processes that died were writing."""
     nights = data / "nights"
-    folders = [data, data / "snapshots", data / "priors" / space, nights, *nights.glob("*/")]
-    swept = sum(sweep(folder) for folder in folders)
+    others = [data / name for name in ("snapshots", "schedule")]
+    folders = [data, *others, data / "priors" / space, nights, *nights.glob("*/")]
+    swept = sum(sweep(folder) for folder in folders) + folder_queue.sweep(data / "queue")
     if swept:
         logger.info("%d unfinished files and folders of earlier processes are deleted", swept)
 

@@ -1,6 +1,7 @@
 """The queue in a folder bears files that were cut short."""
 
 import json
+import os
 import threading
 from pathlib import Path
 from queue import Empty
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from config.folder_queue import sweep
 from config.queue import QUEUE, NightQueue, make_celery
 from config.settings import Settings
 
@@ -46,6 +48,22 @@ def test_messages_are_taken_once_in_their_order(settings: Settings) -> None:
     assert queue.waiting() == 3
     assert [first.take(), second.take(), first.take(), second.take()] == ["a", "b", "c", None]
     assert queue.waiting() == 0
+
+
+def test_only_what_no_living_process_can_be_at_is_swept(settings: Settings, folder: Path) -> None:
+    assert sweep(folder / "not there") == 0
+    NightQueue(settings).send("a")
+    [message] = (folder / "messages").glob("*.msg")
+    half = folder / "messages" / f".{message.name}"  # of a sender
+    taken = folder / "processed" / message.name  # of a taker
+    for left in (half, taken):
+        left.write_bytes(message.read_bytes())
+        os.utime(left, (0, 0))  # a message may have waited for long before it was taken
+    assert sweep(folder) == 0
+    assert sweep(folder, age_s=0) == 2
+    assert not half.exists()
+    assert not taken.exists()
+    assert Taker(settings).take() == "a"
 
 
 def whole_message(settings: Settings, folder: Path) -> dict[str, Any]:

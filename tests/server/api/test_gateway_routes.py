@@ -4,12 +4,15 @@ import asyncio
 import json
 import re
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import numpy as np
 import pytest
 
+from config import folder_queue
 from memory.edge_store import EdgeStore
 from memory.free_space import MIB, FreeSpace
 from memory.prior import Competence, PriorNetwork
@@ -309,14 +312,29 @@ async def test_swap_by_another_process_is_followed(served: Served) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_start_deletes_what_dead_processes_left_half_written(serve: Serve, tmp_path: Path) -> None:
+async def test_start_deletes_what_dead_processes_left_half_written(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = f".x.{'0' * 32}"
     space = ScriptedEngine().space.id
-    folders = ["snapshots", f"priors/{space}", "nights", "nights/one", "traces", "."]
+    folders = [
+        "snapshots",
+        "schedule",
+        f"priors/{space}",
+        f"episodes/{space}",
+        "nights",
+        "nights/one",
+        "traces",
+        ".",
+    ]
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / folder / name).write_text("half")
     (tmp_path / "snapshots" / f".y.{'1' * 32}").mkdir()
+    (tmp_path / "queue" / "messages").mkdir(parents=True)
+    (tmp_path / "queue" / "messages" / ".x.nights.msg").write_text("half")
+    later = SimpleNamespace(time=lambda: time.time() + 7200)
+    monkeypatch.setattr(folder_queue, "time", later)
     await serve()
     left = await asyncio.to_thread(lambda: [path.name for path in tmp_path.rglob(".[xy].*")])
     assert left == []
