@@ -4,9 +4,26 @@ Owns both translations. Knows nothing of prompts.
 """
 
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from model.engine import Decoding, EngineError, Generation
+
+
+@dataclass(frozen=True)
+class Native:
+    """A request of vLLM's own: what its serving gives `AsyncLLM.generate` of it."""
+
+    params: Any
+    """`SamplingParams`."""
+    reasoning: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments that say where its grammar begins, behind what the model thinks aloud."""
+
+
+def reasoning_of(decoding: Decoding) -> Mapping[str, Any]:
+    """Return the keyword arguments of `AsyncLLM.generate` beside the parameters."""
+    return {} if decoding.native is None else decoding.native.reasoning
 
 
 def sampling_params(decoding: Decoding, room: int) -> Any:
@@ -23,7 +40,7 @@ def sampling_params(decoding: Decoding, room: int) -> Any:
     logprobs = 0 if decoding.logprobs else None
     if decoding.native is not None:
         # A copy, for vLLM writes into what it is given, and several answers share the request's.
-        native = copy.deepcopy(decoding.native)
+        native = copy.deepcopy(decoding.native.params)
         return msgspec.structs.replace(
             native,
             n=1,

@@ -12,6 +12,7 @@ from typing import Any
 
 from model.engine import Decoding, EngineError, PlacementError
 from model.space import LatentRejectedError
+from server.engine.decoding import Native
 from server.engine.vllm import VLLMEngine, cache_salt
 from server.steering.call import (
     Outcome,
@@ -41,9 +42,11 @@ def install(state: Any, engine: VLLMEngine, steer: Steer) -> None:
 
     async def steered_chat(request: Any, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
         conversation, inputs = await preprocess_chat(request, messages, *args, **kwargs)
-        return conversation, await steered(request, inputs, question_of(messages))
+        return conversation, await steered(request, inputs, question_of(messages), kwargs)
 
-    async def steered(request: Any, inputs: list[Any], question: str) -> list[Any]:
+    async def steered(
+        request: Any, inputs: list[Any], question: str, rendering: Mapping[str, Any]
+    ) -> list[Any]:
         request_call = current_call.get()
         if request_call is None:
             return inputs
@@ -54,7 +57,7 @@ def install(state: Any, engine: VLLMEngine, steer: Steer) -> None:
             return inputs
         salt, token = cache_salt.set(inputs[0].get("cache_salt")), current_call.set(call)
         try:
-            return [await _steered_input(engine, steer, call, request, inputs[0], question)]
+            return [await _steered_input(engine, steer, call, request, inputs[0], question, rendering)]
         finally:
             current_call.reset(token)
             cache_salt.reset(salt)
@@ -69,13 +72,15 @@ async def _steered_input(
     request: Any,
     plain: Any,
     question: str,
+    rendering: Mapping[str, Any],
 ) -> Any:
     token_ids = tuple(plain["prompt_token_ids"])
     defaults = engine.llm.model_config.get_diff_sampling_param()
     asked = asked_length(request, defaults)
     sampling = sampling_of(request, asked, engine.max_model_len - len(token_ids), defaults)
     try:
-        prompt = rendered_prompt(engine, token_ids, plain.get("prompt"), question, sampling, asked)
+        native = Native(sampling, reasoning_arguments(request, rendering))
+        prompt = rendered_prompt(engine, token_ids, plain.get("prompt"), question, native, asked)
         outcome = await steer(prompt, call.options, call.trace_id)
         call.outcome, call.traced = outcome, True
         if outcome.latent is None:
@@ -145,15 +150,38 @@ def sampling_of(request: Any, asked: int | None, room: int, defaults: dict[str, 
     return request.to_sampling_params(max(1, room if asked is None else min(asked, room)), defaults)
 
 
+def reasoning_arguments(request: Any, rendering: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what vLLM's serving gives `generate` for a server with a reasoning parser; without one nothing.
+
+    With such a parser a grammar begins where reasoning has ended, and templates can turn reasoning off.
+
+    Args:
+        request: vLLM's own object of it, once it is rendered.
+        rendering: Keyword arguments that it was rendered with.
+    """
+    parser = rendering.get("parser")
+    if parser is None or parser.reasoning_parser_cls is None:
+        return {}
+    params = request.build_chat_params(
+        rendering["default_template"], rendering["default_template_content_format"]
+    ).with_defaults(rendering["default_template_kwargs"])
+    given: dict[str, Any] = {"reasoning_parser_kwargs": {"chat_template_kwargs": params.chat_template_kwargs}}
+    if hasattr(request, "resolve_reasoning_ended"):  # responses have none
+        # Without a parser it says what the request fixes; None: the engine asks its own of the prompt.
+        given["reasoning_ended"] = request.resolve_reasoning_ended(None, [])
+    return given
+
+
 def rendered_prompt(
     engine: VLLMEngine,
     token_ids: tuple[int, ...],
     text: str | None,
     question: str,
-    sampling: Any,
+    native: Native,
     asked: int | None,
 ) -> RenderedPrompt:
     """Return what steering gets to see of a request."""
+    sampling = native.params
     text = text or engine.tokenizer.decode(list(token_ids))
     grammar = sampling.structured_outputs
     return RenderedPrompt(
@@ -165,7 +193,7 @@ def rendered_prompt(
             temperature=sampling.temperature,
             seed=sampling.seed,
             choices=tuple(grammar.choice) if grammar and grammar.choice else None,
-            native=sampling,
+            native=native,
         ),
         asked_tokens=asked,
         held_to=held_to(grammar),

@@ -33,7 +33,7 @@ from model.fingerprint import checkpoint_dtype, space_of
 from model.keys import KEY_PROBES, centre, centred
 from model.placement import Placement, render_chat
 from model.space import LatentSpace
-from server.engine.decoding import generation_of, sampling_params
+from server.engine.decoding import generation_of, reasoning_of, sampling_params
 from server.engine.errors import translated
 from server.engine.extension import KEY_REQUEST
 from server.engine.states import StateFetcher, floats
@@ -206,7 +206,8 @@ class VLLMEngine:
 
         async def one(prompt: Any, how: Decoding) -> Generation:
             room = self.max_model_len - len(prompt["prompt_token_ids"])
-            output = await self._finish(prompt, sampling_params(how, room), f"latent.{uuid.uuid4().hex}")
+            request_id = f"latent.{uuid.uuid4().hex}"
+            output = await self._finish(prompt, sampling_params(how, room), request_id, **reasoning_of(how))
             return generation_of(output)
 
         return await _all([one(prompt, how) for prompt, how in zip(inputs, each, strict=True)])
@@ -258,13 +259,13 @@ class VLLMEngine:
             for prompt in prompts
         ]
 
-    async def _finish(self, prompt: Any, params: Any, request_id: str) -> Any:
+    async def _finish(self, prompt: Any, params: Any, request_id: str, **beside: Any) -> Any:
         from vllm.sampling_params import RequestOutputKind
 
         params.output_kind = RequestOutputKind.FINAL_ONLY
         last = None
         with translated():
-            async for output in self.llm.generate(prompt, params, request_id):
+            async for output in self.llm.generate(prompt, params, request_id, **beside):
                 last = output
         if last is None or not last.outputs:
             raise EngineError("vLLM gave no output")

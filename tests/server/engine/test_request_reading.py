@@ -5,15 +5,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from model.engine import Decoding, SteeredPrompt
+from model.placement import Placement
+from model.scripted_engine import ScriptedEngine
+from server.engine.decoding import Native
 from server.engine.guard import real_tokens
 from server.engine.injection import (
     asked_length,
     format_rules,
     held_to,
     question_of,
+    reasoning_arguments,
     why_untouched,
 )
+from server.engine.vllm import VLLMEngine
 from server.steering.call import SteeringOptions
 
 TOKENS = {"type": "token", "prompt_token_ids": [1, 2, 3]}
@@ -108,3 +115,67 @@ def test_choices_are_no_check_for_they_always_hold() -> None:
 
 def test_placeholders_are_no_tokens_of_the_client() -> None:
     assert real_tokens([5, 6, 6, 6, 7], [True, True, False, False, True]) == [5, 6, 7]
+
+
+class Asked:
+    """A chat completion of vLLM's, as far as its reasoning goes."""
+
+    def __init__(self, ended: bool | None) -> None:
+        self.ended = ended
+
+    def build_chat_params(self, template: str, form: str) -> Any:
+        def with_defaults(defaults: dict[str, Any]) -> SimpleNamespace:
+            return SimpleNamespace(chat_template_kwargs=defaults | {"template": template, "form": form})
+
+        return SimpleNamespace(with_defaults=with_defaults)
+
+    def resolve_reasoning_ended(self, parser: object, tokens: list[int]) -> bool | None:
+        assert (parser, tokens) == (None, [])
+        return self.ended
+
+
+RENDERING = {
+    "default_template": "jinja",
+    "default_template_content_format": "auto",
+    "default_template_kwargs": {"enable_thinking": False},
+    "parser": SimpleNamespace(reasoning_parser_cls=object),
+}
+
+
+@pytest.mark.parametrize("ended", [True, None])
+def test_samples_know_of_reasoning_what_the_answer_knows(ended: bool | None) -> None:
+    told = {"enable_thinking": False, "template": "jinja", "form": "auto"}
+    assert reasoning_arguments(Asked(ended), RENDERING) == {
+        "reasoning_parser_kwargs": {"chat_template_kwargs": told},
+        "reasoning_ended": ended,
+    }
+
+
+@pytest.mark.parametrize("parser", [None, SimpleNamespace(reasoning_parser_cls=None)])
+def test_servers_without_a_reasoning_parser_are_told_nothing_of_reasoning(parser: object) -> None:
+    assert reasoning_arguments(Asked(True), RENDERING | {"parser": parser}) == {}
+
+
+async def test_samples_are_drawn_with_what_the_request_says_of_reasoning() -> None:
+    from vllm import SamplingParams
+
+    drawn = []
+
+    class LLM:
+        model_config = SimpleNamespace(dtype=torch.float32, max_model_len=64)
+        renderer = SimpleNamespace(validate_token_ids=lambda ids: None)
+
+        def get_tokenizer(self) -> None:
+            return None
+
+        async def generate(self, prompt: object, params: Any, request_id: str, **beside: Any) -> Any:
+            drawn.append((params.ignore_eos, beside))
+            answer = SimpleNamespace(finish_reason="stop", text="a", token_ids=(1,), logprobs=())
+            yield SimpleNamespace(outputs=[answer])
+
+    reasoning = {"reasoning_ended": True}
+    native = Native(SamplingParams(ignore_eos=True), reasoning)
+    engine = VLLMEngine(LLM(), ScriptedEngine().space, Placement("after_header", (), ()), None)
+    await engine.generate([SteeredPrompt((1, 2))], [Decoding(4, native=native)])
+    await engine.generate([SteeredPrompt((1, 2))], Decoding(4))
+    assert drawn == [(True, reasoning), (False, {})]
