@@ -44,6 +44,8 @@ class Breaker:
     def call(self) -> Iterator[None]:
         """Hold one call. An `Exception` in it is a failure; `UndecidedError` and cancelling say nothing.
 
+        A probe that ends in `UndecidedError` leaves it open for one more pause.
+
         Raises:
             CircuitOpenError: it is open, or another call is probing.
         """
@@ -56,6 +58,8 @@ class Breaker:
         try:
             yield
         except UndecidedError:
+            if probes:
+                self._open_until = self._clock() + self._pause_s
             raise
         except Exception:
             self._failures += 1

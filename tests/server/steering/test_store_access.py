@@ -12,7 +12,7 @@ from memory.episode import StoreUnavailableError
 from memory.qdrant_store import QdrantStore, connect
 from memory.store import EpisodeStore
 from server.steering.breaker import Breaker
-from server.steering.store_access import FAILURES, THREADS, StoreAccess
+from server.steering.store_access import FAILURES, PAUSE_S, THREADS, StoreAccess
 from tests.server.steering.conftest import MakeDay
 from tests.server.steering.fakes import ListStore
 
@@ -82,16 +82,34 @@ async def test_store_that_hangs_is_waited_for_no_longer_than_the_limit_and_then_
     access.close()
 
 
+async def test_store_whose_calls_still_hang_after_the_pause_is_left_alone_for_another(
+    store: ListStore,
+) -> None:
+    clock = Clock()
+    access = StoreAccess(store, timeout_s=0.02, breaker=Breaker(failures=THREADS, pause_s=10, clock=clock))
+    await asyncio.gather(
+        *(access.call(lambda store: store.count()) for _ in range(THREADS)), return_exceptions=True
+    )
+    clock.now = 11
+    for reason in ("no thread", "next try in 10 s"):
+        with pytest.raises(StoreUnavailableError, match=reason):
+            await access.call(lambda store: store.count())
+    assert store.asked == THREADS
+    access.close()
+
+
 async def test_calls_that_found_no_thread_in_time_are_never_made_and_are_no_failure_of_the_store(
     store: ListStore,
 ) -> None:
-    access = StoreAccess(store, timeout_s=0.01)
+    breaker = Breaker(failures=FAILURES, pause_s=PAUSE_S)
+    access = StoreAccess(store, timeout_s=0.01, breaker=breaker)
     held = [
         asyncio.create_task(access.call(lambda store: store.count(), timeout_s=60)) for _ in range(THREADS)
     ]
     queued = [asyncio.create_task(access.call(lambda store: store.count())) for _ in range(64 - THREADS)]
     for error in await asyncio.gather(*queued, return_exceptions=True):
         assert isinstance(error, StoreUnavailableError)
+    assert not breaker.is_open
     store.answers.set()
     assert await asyncio.gather(*held) == [0] * THREADS
     assert await access.call(lambda store: store.count(), timeout_s=60) == 0
