@@ -5,8 +5,8 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
 
-# tests/conftest.py says how many processes.
-PYTEST  = $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
+# As many processes as there are cores; more than four would start more engines than a laptop holds.
+PYTEST  = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help setup setup-dev serve demo test check lint format lock clean
 
