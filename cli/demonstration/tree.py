@@ -62,7 +62,9 @@ def _wait_until_ready(
     while True:
         match events.get():
             case Ended():
-                for line in child.last_lines:
+                # Celery's banner and the events say nothing of why, and would push out what does.
+                said = [line for line in child.last_lines if not _event(line) and line[:6] != "worker"]
+                for line in said[-20:]:
                     screen.note(f"  {line}")
                 raise CommandError("the server ended before it was ready", f"its logs: {data_dir / 'logs'}")
             case LineWritten(_, text):

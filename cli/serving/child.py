@@ -76,7 +76,7 @@ class Child:
         parent_env: Mapping[str, str],
     ) -> None:
         self.spec = spec
-        self.last_lines: deque[str] = deque(maxlen=20)
+        self.last_lines: deque[str] = deque(maxlen=100)
         leash = Path(__file__).with_name("leash.py")
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(leash), str(guard_fd), *spec.command],

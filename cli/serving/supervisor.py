@@ -232,7 +232,7 @@ class Supervisor:
 
     def _fail(self, child: Child, code: int) -> None:
         self.board.say(f"{child.name} ended ({describe(code)}); its last lines:", "bold red")
-        for text in child.last_lines:
+        for text in list(child.last_lines)[-20:]:
             self.board.say(f"  {text}")
         self.board.say(f"all of it: {self.logs / child.name}.log")
         self._stop(code if code >= 0 else 128 - code)
