@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -225,18 +225,26 @@ def gradient(model: str, options: argparse.Namespace, show: Show) -> None:
         return _timed(lambda: frozen.latent_gradient(prompts, answers, [1.0] * len(prompts)))
 
     theirs, cpu_s = ask("cpu", torch.float32)
-    for dtype in _dtypes(options.device):
-        _tidy()
-        name = f"gradient, {str(dtype).removeprefix('torch.')}"
-        try:
-            ours, device_s = ask(options.device, dtype)
-        except Exception as error:
-            show(_not_run(name, error))
-            continue
+    for name, ours, device_s in _asked("gradient", ask, options.device, show):
         cosines = torch.cosine_similarity(ours.gradient.flatten(1), theirs.gradient.flatten(1))
         off = (ours.log_likelihood - theirs.log_likelihood).abs().max()
         found = f"cosine {cosines.min():.5f} at least, {cosines.mean():.5f} on average of {len(cosines)}"
         show(Row(name, f"{found}; log-likelihoods differ by {off:.1e} at most", _against(cpu_s, device_s)))
+
+
+def _asked(
+    part: str, ask: Callable[[str, Any], tuple[Any, float]], device: str, show: Show
+) -> Iterator[tuple[str, Any, float]]:
+    """Yield (name of the row, what was found, seconds) for each precision of the device that can be asked."""
+    for dtype in _dtypes(device):
+        _tidy()
+        name = f"{part}, {str(dtype).removeprefix('torch.')}"
+        try:
+            found, seconds = ask(device, dtype)
+        except Exception as error:
+            show(_not_run(name, error))
+            continue
+        yield name, found, seconds
 
 
 def decoding(model: str, options: argparse.Namespace, show: Show) -> None:
@@ -252,14 +260,7 @@ def decoding(model: str, options: argparse.Namespace, show: Show) -> None:
         return _timed(lambda: frozen.generate(prompts, how), repetitions=1)
 
     theirs, cpu_s = ask("cpu", torch.float32)
-    for dtype in _dtypes(options.device):
-        _tidy()
-        name = f"decoding, {str(dtype).removeprefix('torch.')}"
-        try:
-            ours, device_s = ask(options.device, dtype)
-        except Exception as error:
-            show(_not_run(name, error))
-            continue
+    for name, ours, device_s in _asked("decoding", ask, options.device, show):
         pairs = [(a.token_ids, b.token_ids) for a, b in zip(ours, theirs, strict=True)]
         same = sum(a == b for a, b in pairs)
         agreed = sum(_common(a, b) for a, b in pairs)
