@@ -44,6 +44,11 @@ class Settings(BaseSettings):
         Path("data"),
         description="Folder of everything that is remembered: episodes, priors, traces.",
     )
+    state_url: str | None = Field(
+        None,
+        description="URL of the PostgreSQL database of nights, traces, evidence and labels; "
+        "empty or `none`: SQLite in the data folder.",
+    )
     cache_dir: Path = Field(
         Path(".cache"), description="Folder of what can be made again, such as converted models."
     )
@@ -233,11 +238,18 @@ class Settings(BaseSettings):
             raise ValueError("not an http:// or https:// URL")
         return value
 
-    @field_validator("memory_url", "broker_url")
+    @field_validator("memory_url", "broker_url", "state_url")
     @classmethod
     def _none_is_none(cls, value: str | None) -> str | None:
         # An empty variable counts as not set and leaves the word to .env; this one does not.
         return None if value == "none" else value
+
+    @field_validator("state_url")
+    @classmethod
+    def _state_url_is_postgresql(cls, value: str | None) -> str | None:
+        if value and value.partition("://")[0] not in ("postgresql", "postgresql+psycopg"):
+            raise ValueError("not a URL like postgresql+psycopg://user:password@host/database")
+        return value
 
     @field_validator("night_cron")
     @classmethod

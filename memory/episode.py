@@ -23,7 +23,10 @@ class LatentMemoryError(Exception):
     LatentMemoryError
     ├── EpisodeRejectedError   an episode that must not be stored: shape, values, space
     ├── StoreUnavailableError  the store, or the server behind it, does not answer
-    └── RegistryError          priors: see memory/registry.py
+    ├── RegistryError          priors: see memory/registry.py
+    ├── StateUnavailableError  the database of the state does not answer
+    ├── NewerStateError        a state of a newer release
+    └── NoRoomError            the disk is too full
     """
 
 

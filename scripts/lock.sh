@@ -22,7 +22,7 @@ compile() {
 
 compile --python-version 3.11 --extra cpu --override "$none/cpu" -o locks/cpu.txt
 compile --python-version 3.12 --extra gpu --override "$none/gpu" -o locks/gpu.txt
-compile --python-version 3.11 --extra cpu --extra dev --extra bench --override "$none/cpu" -c locks/cpu.txt -o locks/dev.txt
+compile --python-version 3.11 --extra cpu --extra dev --extra bench --extra postgres --override "$none/cpu" -c locks/cpu.txt -o locks/dev.txt
 # What the run-time lock holds already need not stand twice.
 grep -vxFf locks/cpu.txt locks/dev.txt >"$none/dev"
 cp "$none/dev" locks/dev.txt

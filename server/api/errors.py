@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from memory.database import StateUnavailableError
 from memory.episode import LatentMemoryError, StoreUnavailableError
 from memory.free_space import NoRoomError
 from memory.night import NightRunningError
@@ -84,6 +85,8 @@ def _fault(error: Exception) -> _Fault:
             return _Fault(507, str(error), kind="InsufficientStorageError")
         case StoreUnavailableError():
             return _Fault(503, f"the episode store does not answer: {error}")
+        case StateUnavailableError():
+            return _Fault(503, f"the state does not answer: {error}")
         case NightRunningError():
             return _Fault(409, f"{error}; one night at a time")
         case RegistryError():

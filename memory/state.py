@@ -1,0 +1,105 @@
+"""What gateway and worker write down beside episodes and priors.
+
+Owns the outcomes of answering with the rows of priors, and where the state of a data folder is. Nights are
+`memory/night.py`'s, labels of priors `memory/registry.py`'s: they ask the same database.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, Self, get_args
+
+from sqlalchemy import insert, select
+
+from config.settings import Settings
+from memory.database import Database, sqlite_url
+from memory.episode import now
+from memory.free_space import UNLIMITED, FreeSpace
+from memory.schema import outcomes
+
+Source = Literal["night", "day"]
+
+FILE = "state.db"
+
+
+class State(Database):
+    """The state of one data folder, or of all gateways and workers that share a PostgreSQL database."""
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Return the state that the settings name.
+
+        Raises:
+            StateUnavailableError, NewerStateError, NoRoomError: as of `Database`.
+        """
+        if settings.state_url:
+            return cls(settings.state_url)
+        return cls.in_folder(settings.data_dir, FreeSpace(settings.data_dir, settings.min_free_mib))
+
+    @classmethod
+    def in_folder(cls, folder: Path, room: FreeSpace = UNLIMITED) -> Self:
+        """Return the SQLite state in a folder; both are made when they are not there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(sqlite_url(folder / FILE), room)
+
+    def add_outcomes(
+        self, space: str, tenant: str, row: str, observed: Iterable[tuple[str, float]], source: Source
+    ) -> int:
+        """Note how prompts were answered with a row of a prior, against how they would be without it.
+
+        A prompt counts once per source: what was noted of it first stays.
+
+        Args:
+            space: Id of the latent space.
+            tenant: Whose prompts they are.
+            row: Id of the row.
+            observed: Digest of each prompt, and the difference of its outcomes in [-1, 1].
+            source: Who has observed it.
+
+        Returns:
+            How many are new.
+
+        Raises:
+            ValueError: a difference outside of [-1, 1], or another source.
+            NoRoomError: the disk is too full.
+            StateUnavailableError: the database does not answer.
+        """
+        if source not in get_args(Source):
+            raise ValueError(f"source is {source!r}, expected one of {', '.join(get_args(Source))}")
+        wanted: dict[str, float] = {}
+        for prompt, difference in observed:
+            if not -1.0 <= difference <= 1.0:  # nor NaN
+                raise ValueError(f"the difference of prompt {prompt} is {difference}, expected -1 to 1")
+            wanted.setdefault(prompt, float(difference))
+        if not wanted:
+            return 0
+        self.room.demand("outcomes", reserve=True)
+        about = {"space": space, "tenant": tenant, "prior_row": row, "source": source}
+        known = select(outcomes.c.prompt).filter_by(**about)
+        with self.write() as connection:
+            for prompt in connection.scalars(known):
+                wanted.pop(prompt, None)
+            new = [
+                about | {"prompt": prompt, "difference": difference, "observed_at": now()}
+                for prompt, difference in wanted.items()
+            ]
+            if new:
+                connection.execute(insert(outcomes), new)
+        return len(new)
+
+    def outcomes(self, space: str, tenant: str) -> dict[str, list[float]]:
+        """Return the differences that were noted of each row, in order of observation.
+
+        Raises:
+            StateUnavailableError: the database does not answer.
+        """
+        found: defaultdict[str, list[float]] = defaultdict(list)
+        query = (
+            select(outcomes.c.prior_row, outcomes.c.difference)
+            .filter_by(space=space, tenant=tenant)
+            .order_by(outcomes.c.number)
+        )
+        with self.read() as connection:
+            for row, difference in connection.execute(query):
+                found[row].append(difference)
+        return dict(found)

@@ -1,0 +1,225 @@
+"""The state: what it keeps, on SQLite and on PostgreSQL."""
+
+import errno
+import math
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, insert, select, text, update
+
+import memory.database
+from config.settings import Settings
+from memory.database import StateUnavailableError, sqlite_url
+from memory.episode import LatentMemoryError, now
+from memory.free_space import NoRoomError
+from memory.schema import NewerStateError, migrate, outcomes, schema_version, version_of
+from memory.state import State
+from tests.memory.full_disk import Disk
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_outcomes_come_back_in_order_of_observation(state: State, state_url: str) -> None:
+    assert state.outcomes("space", "default") == {}
+    assert state.add_outcomes("space", "default", "v1/0", [("b", 0.5), ("a", -1.0)], "night") == 2
+    assert state.add_outcomes("space", "default", "v2/3", [("a", 1.0)], "day") == 1
+    assert state.add_outcomes("space", "default", "v1/0", [("0", 0.25)], "day") == 1
+    with State(state_url) as other_process:
+        assert other_process.outcomes("space", "default") == {"v1/0": [0.5, -1.0, 0.25], "v2/3": [1.0]}
+
+
+def test_a_prompt_counts_once_per_source_and_its_first_word_stays(state: State) -> None:
+    for difference in (0.5, -0.5):
+        state.add_outcomes("space", "default", "v1/0", [("a", difference)], "night")
+        state.add_outcomes("space", "default", "v1/0", [("a", difference / 2)], "day")
+    assert state.add_outcomes("space", "default", "v1/0", [("c", 0.1), ("c", 0.9), ("a", 0.9)], "day") == 1
+    assert state.outcomes("space", "default") == {"v1/0": [0.5, 0.25, 0.1]}
+
+
+def test_spaces_and_tenants_have_outcomes_of_their_own(state: State) -> None:
+    for place in (("space", "default"), ("space", "other"), ("elsewhere", "default")):
+        state.add_outcomes(*place, "v1/0", [("a", 0.5)], "night")
+        assert state.outcomes(*place) == {"v1/0": [0.5]}
+
+
+@pytest.mark.parametrize("difference", [1.01, -1.5, math.nan, math.inf])
+def test_an_outcome_out_of_range_is_refused_and_none_is_noted(state: State, difference: float) -> None:
+    with pytest.raises(ValueError, match="expected -1 to 1"):
+        state.add_outcomes("space", "default", "v1/0", [("a", 0.5), ("b", difference)], "night")
+    with pytest.raises(ValueError, match="expected one of night, day"):
+        state.add_outcomes("space", "default", "v1/0", [("a", 0.5)], "noon")  # type: ignore[arg-type]
+    assert state.outcomes("space", "default") == {}
+
+
+def test_of_many_that_note_the_same_prompts_each_is_noted_once(state: State, state_url: str) -> None:
+    def note(worker: int) -> int:
+        with State(state_url) as mine:
+            return sum(
+                mine.add_outcomes("space", "default", "v1/0", [(f"prompt-{number}", worker / 8)], "day")
+                for number in range(12)
+            )
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(note, range(4))) == 12
+    assert len(state.outcomes("space", "default")["v1/0"]) == 12
+
+
+OPEN = """
+import sys
+from memory.state import State
+sys.stdin.readline()
+with State(sys.argv[1]) as state:
+    state.add_outcomes("space", "default", sys.argv[2], [("a", 0.5)], "day")
+"""
+
+
+def test_processes_that_start_at_once_make_the_tables_once(state_url: str) -> None:
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN, state_url, str(number)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for number in range(3)
+    ]
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+    for child in children:
+        _, complaint = child.communicate(timeout=120)
+        assert child.returncode == 0, complaint
+    with State(state_url) as state:
+        assert sorted(state.outcomes("space", "default")) == ["0", "1", "2"]
+
+
+def test_steps_bring_an_older_schema_up_to_date_once(state: State) -> None:
+    taken: list[str] = []
+
+    def step(name: str) -> Any:
+        def take(connection: Connection) -> None:
+            taken.append(name)
+            connection.execute(text(f"CREATE TABLE {name} (id INTEGER)"))
+
+        return take
+
+    steps = (step("second"), step("third"))
+    for _ in range(2):
+        with state.write() as connection:
+            migrate(connection, steps)
+    assert taken == ["second", "third"]
+    with state.read() as connection:
+        assert version_of(connection) == 3
+
+
+def test_a_step_that_fails_changes_nothing(state: State) -> None:
+    def fail(connection: Connection) -> None:
+        connection.execute(text("CREATE TABLE half_made (id INTEGER)"))
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with pytest.raises(OSError, match="no space"), state.write() as connection:
+        migrate(connection, (fail,))
+    with state.read() as connection:
+        assert version_of(connection) == 1
+        assert not connection.dialect.has_table(connection, "half_made")
+
+
+def test_a_state_of_a_newer_release_is_refused(state: State, state_url: str) -> None:
+    with state.write() as connection:
+        connection.execute(update(schema_version).values(version=99))
+    with pytest.raises(NewerStateError, match="schema 99"):
+        State(state_url)
+
+
+def test_what_a_block_wrote_before_it_failed_is_not_kept(state: State) -> None:
+    row = {"space": "s", "tenant": "t", "prior_row": "r", "prompt": "p", "source": "day", "difference": 0.5}
+
+    def fail() -> None:
+        with state.write() as connection:
+            connection.execute(insert(outcomes).values(row | {"observed_at": now()}))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert state.outcomes("s", "t") == {}
+
+
+def test_a_database_that_others_lock_is_an_error_of_the_memory(
+    state: State, state_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory.database, "WAIT_S", 0.2)
+    state.add_outcomes("space", "default", "v1/0", [("a", 0.5)], "day")
+    with state.write(), State(state_url) as impatient:
+        with pytest.raises(StateUnavailableError, match="cannot be used"):
+            impatient.add_outcomes("space", "default", "v1/0", [("b", 0.5)], "day")
+        # Reading waits for nobody.
+        assert impatient.outcomes("space", "default") == {"v1/0": [0.5]}
+    assert state.add_outcomes("space", "default", "v1/0", [("b", 0.5)], "day") == 1
+
+
+def test_who_writes_is_alone_from_the_first_reading_on(state: State) -> None:
+    began, order = threading.Event(), []
+
+    def other() -> None:
+        began.set()
+        with state.write() as connection:
+            connection.execute(select(outcomes)).all()
+            order.append("other")
+
+    with state.write() as connection:
+        connection.execute(select(outcomes)).all()
+        thread = threading.Thread(target=other)
+        thread.start()
+        began.wait()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"]
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_bytes(b"no database" * 100)
+    with pytest.raises(StateUnavailableError, match=r"state\.db cannot be used: file is not a database"):
+        State.in_folder(tmp_path)
+
+
+def test_a_server_that_is_away_is_named_without_its_password(tmp_path: Path) -> None:
+    url = f"postgresql+psycopg://user:secret@/name?host={tmp_path}"
+    with pytest.raises(StateUnavailableError, match="cannot be used") as refused:
+        State.open(Settings(state_url=url, data_dir=tmp_path, _env_file=None))
+    assert "secret" not in str(refused.value)
+
+
+def test_below_the_floor_nothing_is_noted(tmp_path: Path) -> None:
+    disk = Disk()
+    with State(sqlite_url(tmp_path / "state.db"), disk) as state:
+        disk.free_mib = 24
+        with pytest.raises(NoRoomError, match="outcomes cannot be written"):
+            state.add_outcomes("space", "default", "v1/0", [("a", 0.5)], "day")
+        assert state.outcomes("space", "default") == {}
+        disk.free_mib = 25
+        assert state.add_outcomes("space", "default", "v1/0", [("a", 0.5)], "day") == 1
+
+
+def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path: Path) -> None:
+    with State.in_folder(tmp_path) as state:
+        with state.write() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        event_rows = [(f"{number:04}" * 100, 0.5) for number in range(200)]
+        with state.write() as connection:
+            connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+        with pytest.raises(NoRoomError, match="is full"):
+            state.add_outcomes("space", "default", "v1/0", event_rows, "day")
+        assert state.outcomes("space", "default") == {}
+
+
+def test_every_error_is_one_of_the_memory() -> None:
+    for error in (StateUnavailableError, NewerStateError, NoRoomError):
+        assert issubclass(error, LatentMemoryError)
