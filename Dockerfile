@@ -9,15 +9,16 @@ FROM python:${PYTHON}-slim-bookworm AS build
 ARG LOCK
 # Where pip finds torch==2.13.0+cpu, when its index does not have it: a URL of PyTorch's CPU wheels.
 ARG PIP_EXTRA_INDEX_URL=
-ENV PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PYTHON=/venv/bin/python
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PYTHON=/venv/bin/python
 RUN apt-get update \
     && apt-get install --no-install-recommends -y binutils libnuma1 \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 RUN python -m venv --without-pip /venv
 COPY locks/${LOCK}.txt lock.txt
+# `--no-compile`, for pip reads PIP_NO_COMPILE=1 the other way round, as "compile".
 # The CPU wheels come with debug symbols, static libraries, C++ tests, headers and GPU offloading: 0.8 GB that nothing loads.
-RUN PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL}" pip install --no-deps -r lock.txt \
+RUN PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL}" pip install --no-compile --no-deps -r lock.txt \
     && if [ "${LOCK}" = cpu ]; then \
         cd /venv/lib/python3*/site-packages \
         && rm -rf torch/include torch/test torch/bin/test_* torch/bin/protoc* \
@@ -34,7 +35,7 @@ COPY server server
 COPY worker worker
 COPY examples examples
 # Byte code of what a start imports, a third of all: with it a start costs 12 s of a processor less.
-RUN pip install --no-deps --no-build-isolation . \
+RUN pip install --no-compile --no-deps --no-build-isolation . \
     && cd / \
     && if [ "${LOCK}" = cpu ]; then \
         /venv/bin/python -c "import cli.main, server.app, worker.night, celery.bin.worker, \

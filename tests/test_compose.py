@@ -63,6 +63,14 @@ def test_image_copies_every_package() -> None:
         assert f"COPY {package} {package}" in DOCKERFILE
 
 
+def test_image_keeps_no_byte_code_that_its_start_does_not_read() -> None:
+    installs = re.findall(r"pip install ([^&]*)", DOCKERFILE.replace("\\\n", " "))
+    assert installs
+    assert all("--no-compile" in options.split() for options in installs)
+    # pip stores the value of such a variable as that of the option: 1 would turn compiling on again.
+    assert not re.findall(r"^ENV .*PIP_NO_COMPILE", DOCKERFILE, re.MULTILINE)
+
+
 def test_image_for_a_cpu_has_no_compiler() -> None:
     assert installed("cpu")
     assert not {
