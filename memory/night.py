@@ -1,22 +1,19 @@
 """The record of each night, from the request for it to its end.
 
-Owns the states a night goes through and the files `root/<id>.json`. Knows nothing of what happens
-in a night (`worker/`) or of who asks for one.
+Owns the states a night goes through, and how often one was begun. Knows nothing of what happens in a night
+(`worker/`) or of who asks for one.
 """
 
-import json
-import logging
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-from memory.atomic import locked, write_json
-from memory.episode import LatentMemoryError, new_id, now
+from sqlalchemy import ColumnElement, Connection, false, insert, or_, select, update
 
-logger = logging.getLogger(__name__)
+from memory.database import Database
+from memory.episode import LatentMemoryError, new_id, now
+from memory.schema import nights
 
 Trigger = Literal["api", "cli", "schedule", "episodes"]
 State = Literal["queued", "running", "promoted", "refused", "skipped", "failed"]
@@ -92,27 +89,10 @@ class NightRecord:
         """Return the record as JSON values, times in ISO 8601."""
         return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in asdict(self).items()}
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "NightRecord":
-        """Return the record that `to_json` took apart.
 
-        Raises:
-            ValueError, TypeError, AttributeError: it is none.
-        """
-        known = {name: value for name, value in values.items() if name in _NAMES}
-        for name in _TIMES:
-            if known.get(name) is not None:
-                known[name] = datetime.fromisoformat(known[name])
-        record = cls(**known)
-        times = [getattr(record, name) for name in _TIMES]
-        if not (record.created_at and record.updated_at) or any(time and not time.tzinfo for time in times):
-            raise ValueError("times that are missing or of no time zone")
-        _check_words(record)
-        return record
-
-
-_NAMES = frozenset(f.name for f in fields(NightRecord))
-_TIMES = ("created_at", "updated_at", "started_at", "finished_at", "scheduled_for")
+_NAMES = tuple(f.name for f in fields(NightRecord))
+_COLUMNS = [nights.c[name] for name in _NAMES]
+_OPEN = nights.c.state.not_in(sorted(ENDED))
 
 
 def _check_words(record: NightRecord) -> None:
@@ -122,48 +102,37 @@ def _check_words(record: NightRecord) -> None:
 
 
 class NightLog:
-    """All nights under one folder. Gateway, worker and command line may use it at once."""
+    """All nights of a state. Gateway, worker and command line may use it at once."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._spoilt: set[Path] = set()
-        """Files that were complained of."""
+    def __init__(self, state: Database) -> None:
+        self._state = state
 
     def create(self, space: str, trigger: Trigger, scheduled_for: datetime | None = None) -> NightRecord:
         """Write and return a queued night, the only one of its space that has not ended.
 
         Raises:
             NightRunningError: another one is queued or running, or was started for the same scheduled time.
+            StateUnavailableError, NoRoomError: it cannot be written.
         """
         record = NightRecord(new_id(), space, trigger, scheduled_for=scheduled_for)
         if trigger not in get_args(Trigger):
             raise NightStateError(f"{trigger!r} is no trigger")
-        with self._locked():
-            for other in self._records():
-                same_time = scheduled_for is not None and other.scheduled_for == scheduled_for
-                if other.space == space and (same_time or not other.ended):
-                    raise NightRunningError(other)
-            self._write(record)
+        same_time = nights.c.scheduled_for == scheduled_for if scheduled_for else false()
+        with self._state.write() as connection:
+            others = _found(connection, nights.c.space == space, or_(_OPEN, same_time))
+            if others:
+                raise NightRunningError(others[-1])
+            connection.execute(insert(nights).values(_values(record)))
         return record
 
     def get(self, night_id: str) -> NightRecord | None:
         """Return one night, None when there is none of that id.
 
         Raises:
-            NightError: its file cannot be read.
+            StateUnavailableError: the state cannot be read.
         """
-        if not _ID.fullmatch(night_id):
-            return None
-        path = self._path(night_id)
-        try:
-            record = NightRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError, AttributeError) as exc:
-            raise NightError(f"{path} cannot be read: {exc}") from exc
-        if record.id != night_id:
-            raise NightError(f"{path} is the record of night {record.id!r}")
-        return record
+        with self._state.read() as connection:
+            return _get(connection, night_id)
 
     def update(self, record: NightRecord) -> NightRecord:
         """Write a changed record and return it as written; an unchanged one is a sign of life.
@@ -174,47 +143,82 @@ class NightLog:
         Raises:
             UnknownNightError: there is no night of that id.
             NightStateError: it has ended, or the change is none that a night can make.
+            StateUnavailableError, NoRoomError: it cannot be written.
         """
-        with self._locked():
-            before = self.get(record.id)
+        with self._state.write() as connection:
+            before = _get(connection, record.id)
             if before is None:
                 raise UnknownNightError(f"there is no night {record.id!r}")
             _check_change(before, record)
             written = _timed(record)
-            self._write(written)
+            connection.execute(update(nights).filter_by(id=record.id).values(_values(written)))
         return written
 
     def list(self) -> list[NightRecord]:
-        """Return all nights, newest first; files that cannot be read are left out."""
-        return sorted(self._records(), key=lambda record: (record.created_at, record.id), reverse=True)
+        """Return all nights, newest first.
+
+        Raises:
+            StateUnavailableError: the state cannot be read.
+        """
+        with self._state.read() as connection:
+            return _found(connection)
 
     def running(self, space: str) -> NightRecord | None:
-        """Return the night of the space that is queued or running."""
-        open_nights = [r for r in self._records() if r.space == space and not r.ended]
-        return min(open_nights, key=lambda record: record.created_at, default=None)
+        """Return the night of the space that is queued or running.
 
-    def _records(self) -> Iterator[NightRecord]:
-        for path in self._root.glob("*.json"):
-            if _ID.fullmatch(path.stem):
-                try:
-                    record = self.get(path.stem)
-                except NightError as exc:
-                    if path not in self._spoilt:  # nights are listed every minute
-                        self._spoilt.add(path)
-                        logger.warning("%s; it counts as no night", exc)
-                    continue
-                if record is not None:
-                    yield record
+        Raises:
+            StateUnavailableError: the state cannot be read.
+        """
+        with self._state.read() as connection:
+            found = _found(connection, nights.c.space == space, _OPEN)
+        return found[-1] if found else None
 
-    def _path(self, night_id: str) -> Path:
-        return self._root / f"{night_id}.json"
+    def attempt(self, night_id: str, reached: int) -> int:
+        """Note that a night is begun once more, and return how often it was since it last got further.
 
-    def _locked(self) -> Any:
-        self._root.mkdir(parents=True, exist_ok=True)
-        return locked(self._root / "lock")
+        Args:
+            night_id: Of a night that there is.
+            reached: Step of its training that it goes on from.
 
-    def _write(self, record: NightRecord) -> None:
-        write_json(self._path(record.id), record.to_json())
+        Raises:
+            UnknownNightError: there is no night of that id.
+            StateUnavailableError, NoRoomError: it cannot be written.
+        """
+        query = select(nights.c.attempts, nights.c.reached).filter_by(id=night_id)
+        with self._state.write() as connection:
+            known = connection.execute(query).one_or_none()
+            if known is None:
+                raise UnknownNightError(f"there is no night {night_id!r}")
+            attempts = 1 + (known.attempts if known.reached == reached else 0)
+            noted = update(nights).filter_by(id=night_id).values(attempts=attempts, reached=reached)
+            connection.execute(noted)
+        return int(attempts)
+
+    def forget_attempts(self, night_id: str) -> None:
+        """Count the attempts of a night anew: it was stopped on purpose.
+
+        Raises:
+            StateUnavailableError, NoRoomError: it cannot be written.
+        """
+        with self._state.write() as connection:
+            connection.execute(update(nights).filter_by(id=night_id).values(attempts=0))
+
+
+def _found(connection: Connection, *where: ColumnElement[bool]) -> list[NightRecord]:
+    """Return the nights that meet all of `where`, newest first."""
+    query = select(*_COLUMNS).where(*where).order_by(nights.c.created_at.desc(), nights.c.id.desc())
+    return [NightRecord(**row) for row in connection.execute(query).mappings()]
+
+
+def _get(connection: Connection, night_id: str) -> NightRecord | None:
+    if not _ID.fullmatch(night_id):  # PostgreSQL looks for no text with zeros
+        return None
+    found = _found(connection, nights.c.id == night_id)
+    return found[0] if found else None
+
+
+def _values(record: NightRecord) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in _NAMES}
 
 
 def _check_change(before: NightRecord, after: NightRecord) -> None:

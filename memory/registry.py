@@ -1,7 +1,7 @@
 """Published priors of one space, and which of them is active.
 
-Owns the layout `root/<space>/vN/{prior.safetensors,manifest.json}` and the pointer
-`root/<space>/active.json`. Knows nothing of how priors are trained, judged or served.
+Owns the layout `root/<space>/vN/{prior.safetensors,manifest.json}`, and in the state which version is active
+and which number was given last. Knows nothing of how priors are trained, judged or served.
 
 RegistryError
 ├── UnknownVersionError   there is no such version
@@ -21,11 +21,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from sqlalchemy import Connection, insert, select, update
 
-from memory.atomic import locked, write_folder, write_json
+from memory.atomic import write_folder
+from memory.database import Database
 from memory.episode import LatentMemoryError, now
 from memory.free_space import UNLIMITED, FreeSpace
 from memory.prior import Competence, Prior, PriorNetwork
+from memory.schema import labels
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class UnknownVersionError(RegistryError):
 
 
 class CorruptPriorError(RegistryError):
-    """Files of a prior, or the pointer, that are missing, changed, or do not fit together."""
+    """Files of a prior that are missing, changed, or do not fit together."""
 
 
 class WrongSpaceError(RegistryError):
@@ -58,8 +61,14 @@ class PriorRegistry:
     Versions are immutable folders, renamed into place when complete; numbers are never used again.
     """
 
-    def __init__(self, root: Path, space: str, room: FreeSpace = UNLIMITED) -> None:
-        """`root` is the folder of all spaces' priors, `space` the id of one; `room` is asked by `publish`.
+    def __init__(self, root: Path, space: str, state: Database, room: FreeSpace = UNLIMITED) -> None:
+        """Open the versions of one space.
+
+        Args:
+            root: Folder of all spaces' priors.
+            space: Id of the space.
+            state: Where labels are kept.
+            room: Asked by `publish`.
 
         Raises:
             ValueError: `space` cannot be the name of a folder.
@@ -68,6 +77,7 @@ class PriorRegistry:
             raise ValueError(f"{space!r} is no id of a space")
         self.root = root / space
         self.space = space
+        self._state = state
         self._room = room
         self._digests: dict[str, tuple[tuple[int, int, int] | None, str]] = {}
         """Of each version the state of its manifest when it was read, and the checksum in it."""
@@ -80,32 +90,30 @@ class PriorRegistry:
 
         Raises:
             ValueError: `manifest` is not JSON, or weights are not finite.
+            StateUnavailableError: the state gives it no number.
             NoRoomError: the disk is too full.
         """
         weights = _pack(network, competence)
         self._room.demand("a prior", len(weights), reserve=True)
         written = {"parent": None, "promoted": False, "created_at": now().isoformat(), **manifest}
         self.root.mkdir(parents=True, exist_ok=True)
-        with locked(self.root / "lock"):
-            version = f"v{self._last_number() + 1}"
-            written |= {
-                "version": version,
-                "space": self.space,
-                "length": network.length,
-                "hidden_size": network.hidden_size,
-                "rank": network.rank,
-                "threshold": float(np.min(competence.threshold)),
-                "sha256": hashlib.sha256(weights).hexdigest(),
-            }
-            text = json.dumps(written, ensure_ascii=False, indent=2, allow_nan=False)
-            # Before the folder, so that a version whose folder is deleted is not given away again.
-            write_json(self.root / "last.json", {"version": version})
+        version = f"v{self._next_number()}"
+        written |= {
+            "version": version,
+            "space": self.space,
+            "length": network.length,
+            "hidden_size": network.hidden_size,
+            "rank": network.rank,
+            "threshold": float(np.min(competence.threshold)),
+            "sha256": hashlib.sha256(weights).hexdigest(),
+        }
+        text = json.dumps(written, ensure_ascii=False, indent=2, allow_nan=False)
 
-            def fill(folder: Path) -> None:
-                (folder / WEIGHTS).write_bytes(weights)
-                (folder / MANIFEST).write_text(text, encoding="utf-8")
+        def fill(folder: Path) -> None:
+            (folder / WEIGHTS).write_bytes(weights)
+            (folder / MANIFEST).write_text(text, encoding="utf-8")
 
-            write_folder(self.root / version, fill)
+        write_folder(self.root / version, fill)
         return version
 
     def versions(self) -> list[dict[str, Any]]:
@@ -161,20 +169,19 @@ class PriorRegistry:
         """Return the active version, None when there is none.
 
         Raises:
-            CorruptPriorError: the pointer cannot be read.
+            StateUnavailableError: the state cannot be read.
         """
-        version = self._pointer().get("version")
-        if version is not None and not (isinstance(version, str) and _VERSION.fullmatch(version)):
-            raise CorruptPriorError(f"{self._pointer_path} names no version")
-        return version
+        with self._state.read() as connection:
+            return self._label(connection)[0]
 
     def pinned(self) -> bool:
         """Return whether an operator chose what is active, so that nights leave it as it is.
 
         Raises:
-            CorruptPriorError: the pointer cannot be read.
+            StateUnavailableError: the state cannot be read.
         """
-        return bool(self._pointer().get("pinned", False))
+        with self._state.read() as connection:
+            return self._label(connection)[1]
 
     def activate(self, version: str | None, *, pinned: bool = False) -> None:
         """Make a version the active one, None for no prior; it must load without error.
@@ -185,65 +192,61 @@ class PriorRegistry:
 
         Raises:
             UnknownVersionError, CorruptPriorError, WrongSpaceError: then the active one stays.
+            StateUnavailableError, NoRoomError: the state cannot be written.
         """
         if version is not None:
             self.load(version)
-        self.root.mkdir(parents=True, exist_ok=True)
-        with locked(self.root / "lock"):
-            self._point(version, pinned)
+        with self._state.write() as connection:
+            self._point(connection, version, pinned)
 
     def activate_unless_pinned(self, version: str) -> bool:
         """Make a version the active one unless another one is pinned, and return whether it is active now.
 
         Raises:
             UnknownVersionError, CorruptPriorError, WrongSpaceError: then the active one stays.
+            StateUnavailableError, NoRoomError: the state cannot be written.
         """
         self.load(version)
-        with locked(self.root / "lock"):
-            try:
-                pinned, active = self.pinned(), self.active()
-            except CorruptPriorError:  # nothing to stay true to
-                pinned, active = False, None
+        with self._state.write() as connection:
+            active, pinned = self._label(connection)
             if active == version:
                 return True
             if not pinned:
-                self._point(version, False)
+                self._point(connection, version, False)
             return not pinned
 
     def release(self) -> None:
         """Let nights choose again what is active; until then what is active stays so.
 
         Raises:
-            CorruptPriorError: the pointer cannot be read.
+            StateUnavailableError, NoRoomError: the state cannot be written.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with locked(self.root / "lock"):
-            self._point(self.active(), False)
+        with self._state.write() as connection:
+            active, _ = self._label(connection)
+            self._point(connection, active, False)
 
-    @property
-    def _pointer_path(self) -> Path:
-        return self.root / "active.json"
+    def _label(self, connection: Connection) -> tuple[str | None, bool]:
+        """Return which version is active, and whether it is pinned."""
+        found = connection.execute(select(labels.c.active, labels.c.pinned).filter_by(space=self.space))
+        label = found.one_or_none()
+        return (None, False) if label is None else (label.active, label.pinned)
 
-    def _pointer(self) -> dict[str, Any]:
-        path = self._pointer_path
-        try:
-            pointer = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as exc:
-            raise CorruptPriorError(f"{path} cannot be read: {exc}") from exc
-        if not isinstance(pointer, dict):
-            raise CorruptPriorError(f"{path} names no version")
-        return pointer
+    def _point(self, connection: Connection, version: str | None, pinned: bool) -> None:
+        self._set(connection, active=version, pinned=pinned, activated_at=now())
 
-    def _point(self, version: str | None, pinned: bool) -> None:
-        pointer = {
-            "version": version,
-            "space": self.space,
-            "activated_at": now().isoformat(),
-            "pinned": pinned,
-        }
-        write_json(self._pointer_path, pointer)
+    def _next_number(self) -> int:
+        """Return a number that no version has, nor had: not even one whose folder was deleted."""
+        given = select(labels.c.last_number).filter_by(space=self.space)
+        with self._state.write() as connection:
+            number = 1 + max(0, connection.scalar(given) or 0, *self._numbers())
+            self._set(connection, last_number=number)
+        return number
+
+    def _set(self, connection: Connection, **values: Any) -> None:
+        """Change the space's row; whoever does is alone."""
+        if not connection.execute(update(labels).filter_by(space=self.space).values(values)).rowcount:
+            first = {"space": self.space, "pinned": False, "last_number": 0}
+            connection.execute(insert(labels).values(first | values))
 
     def _manifest(self, version: str) -> dict[str, Any]:
         folder = self.root / version
@@ -265,17 +268,6 @@ class PriorRegistry:
             return []
         matches = (_VERSION.fullmatch(entry.name) for entry in self.root.iterdir() if entry.is_dir())
         return [int(match[1]) for match in matches if match]
-
-    def _last_number(self) -> int:
-        numbers = [0, *self._numbers()]
-        try:
-            last = json.loads((self.root / "last.json").read_text(encoding="utf-8"))["version"]
-            numbers.append(int(last.removeprefix("v")))
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise CorruptPriorError(f"{self.root / 'last.json'} cannot be read: {exc}") from exc
-        return max(numbers)
 
 
 def _pack(network: PriorNetwork, competence: Competence) -> bytes:

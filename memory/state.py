@@ -1,21 +1,24 @@
 """What gateway and worker write down beside episodes and priors.
 
-Owns the outcomes of answering with the rows of priors, and where the state of a data folder is. Nights are
+Owns the outcomes of answering with the rows of priors, since when a schedule is followed, and where the state
+of a data folder is. Nights are
 `memory/night.py`'s, labels of priors `memory/registry.py`'s: they ask the same database.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Literal, Self, cast, get_args
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from config.settings import Settings
 from memory.database import Database, sqlite_url
 from memory.episode import now
 from memory.free_space import UNLIMITED, FreeSpace
-from memory.schema import outcomes
+from memory.schema import outcomes, schedules
+from memory.takeover import take_over
 
 Source = Literal["night", "day"]
 
@@ -27,14 +30,22 @@ class State(Database):
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
-        """Return the state that the settings name.
+        """Return the state that the settings name, with what earlier builds left in the data folder.
 
         Raises:
             StateUnavailableError, NewerStateError, NoRoomError: as of `Database`.
         """
         if settings.state_url:
-            return cls(settings.state_url)
-        return cls.in_folder(settings.data_dir, FreeSpace(settings.data_dir, settings.min_free_mib))
+            opened = cls(settings.state_url)
+        else:
+            room = FreeSpace(settings.data_dir, settings.min_free_mib)
+            opened = cls.in_folder(settings.data_dir, room)
+        try:
+            take_over(opened, settings.data_dir)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
 
     @classmethod
     def in_folder(cls, folder: Path, room: FreeSpace = UNLIMITED) -> Self:
@@ -86,6 +97,25 @@ class State(Database):
             if new:
                 connection.execute(insert(outcomes), new)
         return len(new)
+
+    def follow(self, space: str, cron: str, moment: datetime) -> datetime:
+        """Return since when the schedule of a space is followed; from `moment` on when it is another one.
+
+        A beginning that lies after `moment` was written by a clock that was ahead, and begins anew.
+
+        Raises:
+            StateUnavailableError, NoRoomError: the state cannot be written.
+        """
+        with self.write() as connection:
+            known = connection.execute(select(schedules).filter_by(space=space)).one_or_none()
+            if known is None:
+                connection.execute(insert(schedules).values(space=space, cron=cron, since=moment))
+            elif known.cron == cron and known.since <= moment:
+                return cast("datetime", known.since)
+            else:
+                changed = update(schedules).filter_by(space=space).values(cron=cron, since=moment)
+                connection.execute(changed)
+        return moment
 
     def outcomes(self, space: str, tenant: str) -> dict[str, list[float]]:
         """Return the differences that were noted of each row, in order of observation.

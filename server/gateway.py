@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from config.settings import Settings
 from memory.registry import PriorRegistry
+from memory.state import State
 from memory.store import EpisodeStore
 from server.errors import NotReadyError
 from server.nights import NightCoordinator
@@ -60,6 +61,8 @@ class Gateway:
     served: Callable[[], Collection[str]]
     """Names that vLLM answers to, adapters included."""
     engine_answers: Callable[[], Awaitable[bool]]
+    state: State
+    """Nights, traces, evidence and labels."""
     store: EpisodeStore
     lookups: StoreAccess
     """The store as routes ask it, apart from requests that recall."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memory.episode import Episode, now
+from memory.episode import Episode, LatentMemoryError, now
 from memory.free_space import UNLIMITED, FreeSpace
 from memory.night import NightError, NightLog, NightRecord, NightRunningError, Trigger
 from memory.snapshot import MAX_EPISODES, write_snapshot
@@ -119,7 +119,7 @@ class NightCoordinator:
 
         What is due stays due until a record says that it was started, so whatever fails is tried again.
         """
-        with suppress(OSError):
+        with suppress(LatentMemoryError, OSError):
             await asyncio.to_thread(self._sweep)
         said = ""
         while True:
@@ -179,7 +179,7 @@ class NightCoordinator:
             logger.warning("night %s %s; tried again in %.0f s", record.id, message, self._again_s)
         else:
             self._again_s, message = AGAIN_AFTER_S, ""
-        with suppress(NightError, OSError):  # a worker has taken it just now, or the disk is full
+        with suppress(LatentMemoryError):  # a worker has taken it just now, or the disk is full
             await asyncio.to_thread(self._note, record.id, message)
 
     def _note(self, night_id: str, message: str) -> None:
@@ -307,10 +307,9 @@ class NightCoordinator:
     def _sweep(self) -> None:
         """Delete snapshots of nights that have ended: their gateway or worker died before it could."""
         for folder in self._snapshots.glob("[!.]*"):
-            with suppress(NightError):  # that record cannot be read
-                night = self._log.get(folder.name)
-                if night is None or night.ended:
-                    self._drop_snapshot(folder.name)
+            night = self._log.get(folder.name)
+            if night is None or night.ended:
+                self._drop_snapshot(folder.name)
 
     def _drop_snapshot(self, night_id: str) -> None:
         """Delete what no worker will read; a worker deletes those of the nights that it ends."""

@@ -26,6 +26,7 @@ from memory.open import open_store
 from memory.registry import PriorRegistry
 from memory.signal import listen
 from memory.spaces import memory_id
+from memory.state import State
 from memory.store import EpisodeStore
 from model.engine import Engine
 from model.pull import resolve_model
@@ -118,10 +119,12 @@ async def assemble(
     await asyncio.to_thread(_sweep, data, space)
     async with AsyncExitStack() as stack:
         room = FreeSpace(data, settings.min_free_mib)
+        state = await asyncio.to_thread(State.open, settings)
+        stack.push_async_callback(asyncio.to_thread, state.close)
         store: EpisodeStore = await asyncio.to_thread(open_store, settings, space, *engine.space.shape)
         stack.push_async_callback(asyncio.to_thread, store.close)
         metrics = Metrics(registry)
-        priors = PriorRegistry(data / "priors", space)
+        priors = PriorRegistry(data / "priors", space, state)
         prior = ActivePrior(priors, poll_s=settings.prior_poll_s, metrics=metrics)
         await prior.refresh()
         await _background(stack, prior.watch(), "prior")
@@ -145,12 +148,12 @@ async def assemble(
         nights = NightCoordinator(
             space=space,
             store=store,
-            log=NightLog(data / "nights"),
+            log=NightLog(state),
             snapshots=data / "snapshots",
             room=room,
             send=send_night or queue.send,
             waiting=queue.waiting,
-            schedule=_schedule(settings, space),
+            schedule=_schedule(settings, space, state),
             min_episodes=settings.night_min_episodes,
             min_reward=settings.night_min_reward,
             every=settings.night_episodes,
@@ -168,6 +171,7 @@ async def assemble(
             inner=inner,
             served=served,
             engine_answers=engine_answers,
+            state=state,
             store=store,
             lookups=lookups,
             statistics=statistics,
@@ -190,8 +194,7 @@ def _import_engine() -> None:
 def _sweep(data: Path, space: str) -> None:
     """Delete what processes that died were writing."""
     nights = data / "nights"
-    others = [data / name for name in ("snapshots", "schedule")]
-    folders = [data, *others, data / "priors" / space, nights, *nights.glob("*/")]
+    folders = [data, data / "snapshots", data / "priors" / space, *nights.glob("*/")]
     swept = sum(sweep(folder) for folder in folders) + folder_queue.sweep(data / "queue")
     if swept:
         logger.info("%d unfinished files and folders of earlier processes are deleted", swept)
@@ -213,10 +216,10 @@ class _Server:
             self._stop()
 
 
-def _schedule(settings: Settings, space: str) -> Schedule | None:
+def _schedule(settings: Settings, space: str, state: State) -> Schedule | None:
     if settings.night_cron == "never":
         return None
-    return Schedule(Cron(settings.night_cron), settings.data_dir / "schedule" / f"{space}.json")
+    return Schedule(Cron(settings.night_cron), space, state)
 
 
 async def _answers(llm: Any) -> bool:

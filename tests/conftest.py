@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from config.settings import DEFAULT_MODEL
+from memory.state import State
 from model.pull import resolve_model
 from tests.redis_server import RedisServer
 from tests.tiny_model import tiny_model as make_tiny_model
@@ -74,6 +75,13 @@ def small_model() -> str:
 def tiny_model(small_model: str) -> str:
     """Folder of a model with random weights and the small model's tokenizer: loads and answers at once."""
     return make_tiny_model(small_model, ROOT / ".cache")
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[State]:
+    """The state in the test's folder."""
+    with State.in_folder(tmp_path) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import tempfile
 import time
-import uuid
 from pathlib import Path
 
 import psycopg
@@ -53,11 +52,11 @@ class PostgresServer:
                 time.sleep(0.05)
 
     def database(self) -> str:
-        """Make an empty database and return its URL."""
-        name = f"test_{uuid.uuid4().hex}"
+        """Return the URL of a database that is empty again."""
         with self._connect() as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        return f"postgresql+psycopg://tests@/{name}?host={self._folder}"
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+        return f"postgresql+psycopg://tests@/postgres?host={self._folder}"
 
     def stop(self) -> None:
         """End the server and delete what it kept."""

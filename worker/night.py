@@ -8,7 +8,6 @@ checkpoint, a published one is not published twice.
 """
 
 import asyncio
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 
 from config.settings import Settings
-from memory.atomic import write_json
 from memory.episode import Episode, LatentMemoryError
 from memory.free_space import FreeSpace
 from memory.night import NightLog, NightRecord, UnknownNightError
@@ -28,6 +26,7 @@ from memory.registry import PriorRegistry, RegistryError
 from memory.signal import announce
 from memory.snapshot import read_snapshot
 from memory.spaces import memory_id
+from memory.state import State
 from model.engine import Engine, EngineError, PlacementError
 from worker.checkpoint import reached_step
 from worker.contestants import Candidate, Recall
@@ -64,12 +63,18 @@ async def run_night(
     Raises:
         UnknownNightError: there is no such night.
     """
-    log = NightLog(settings.data_dir / "nights")
+    state = await asyncio.to_thread(State.open, settings)
+    with state:
+        return await _run(night_id, settings, state, engine_factory)
+
+
+async def _run(night_id: str, settings: Settings, state: State, engine_factory: EngineFactory) -> NightRecord:
+    log = NightLog(state)
     record = log.get(night_id)
     if record is None:
         raise UnknownNightError(f"there is no night {night_id!r}")
     journal = Journal(log, record)
-    night = _Night(settings, journal, engine_factory)
+    night = _Night(settings, state, journal, engine_factory)
     if record.ended:
         logger.info("night %s has already ended as %s", night_id, record.state)
         night.clear()
@@ -89,18 +94,14 @@ async def run_night(
 @dataclass(frozen=True)
 class _Night:
     settings: Settings
+    state: State
     journal: Journal
     engine_factory: EngineFactory
 
     @property
     def folder(self) -> Path:
-        """Where attempts and checkpoint are kept."""
+        """Where its checkpoint is kept."""
         return self.settings.data_dir / "nights" / self.journal.record.id
-
-    @property
-    def attempts(self) -> Path:
-        """How often it was begun since it last got further."""
-        return self.folder / "attempts.json"
 
     @property
     def checkpoint(self) -> Path:
@@ -118,8 +119,13 @@ class _Night:
             shutil.rmtree(folder, ignore_errors=True)
 
     @property
+    def log(self) -> NightLog:
+        return NightLog(self.state)
+
+    @property
     def registry(self) -> PriorRegistry:
-        return PriorRegistry(self.settings.data_dir / "priors", self.journal.record.space, self.room)
+        folder, space = self.settings.data_dir / "priors", self.journal.record.space
+        return PriorRegistry(folder, space, self.state, self.room)
 
     @property
     def room(self) -> FreeSpace:
@@ -132,7 +138,7 @@ async def _attempt(night: _Night) -> None:
         _count_attempt(night)
         await _consolidate(night)
     except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
-        night.attempts.unlink(missing_ok=True)  # it was stopped on purpose, and goes on later
+        night.log.forget_attempts(journal.record.id)  # it was stopped on purpose, and goes on later
         raise
     except NightOverruledError:
         night.clear()
@@ -329,20 +335,6 @@ def _count_attempt(night: _Night) -> None:
     Raises:
         NightCrashedError: it died too often at the same place.
     """
-    night.folder.mkdir(parents=True, exist_ok=True)
-    reached = reached_step(night.checkpoint)
-    attempts = _attempts(night.attempts, reached)
+    attempts = night.log.attempt(night.journal.record.id, reached_step(night.checkpoint)) - 1
     if attempts >= MAX_ATTEMPTS:
         raise NightCrashedError(f"the worker died {attempts} times in this night; is there enough memory?")
-    write_json(night.attempts, {"attempts": attempts + 1, "reached": reached})
-
-
-def _attempts(path: Path, reached: int) -> int:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return int(known["attempts"]) if known["reached"] == reached else 0
-    except FileNotFoundError:
-        return 0
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        logger.warning("%s cannot be read, attempts are counted anew: %s", path, error)
-        return 0

@@ -8,7 +8,8 @@ back only after its visibility timeout. The records know better.
 import shutil
 
 from config.settings import Settings
-from memory.night import NightError, NightLog
+from memory.night import NightLog
+from memory.state import State
 from worker.lock import is_locked, lock_folder
 
 
@@ -18,7 +19,8 @@ def orphaned_nights(settings: Settings) -> list[str]:
     A night that still waits in the queue is among them; queued twice, it runs once. One that has no snapshot
     yet is the gateway's.
     """
-    nights = reversed(NightLog(settings.data_dir / "nights").list())
+    with State.open(settings) as state:
+        nights = reversed(NightLog(state).list())
     return [
         night.id
         for night in nights
@@ -29,12 +31,10 @@ def orphaned_nights(settings: Settings) -> list[str]:
 
 
 def sweep(settings: Settings) -> None:
-    """Delete attempts and checkpoints of nights that a gateway has ended: no worker came back for them."""
-    log = NightLog(settings.data_dir / "nights")
-    for folder in (settings.data_dir / "nights").glob("*/"):
-        try:
+    """Delete checkpoints of nights that a gateway has ended: no worker came back for them."""
+    with State.open(settings) as state:
+        log = NightLog(state)
+        for folder in (settings.data_dir / "nights").glob("*/"):
             night = log.get(folder.name)
-        except NightError:
-            continue
-        if night is None or night.ended:
-            shutil.rmtree(folder, ignore_errors=True)
+            if night is None or night.ended:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -115,7 +115,7 @@ class Loop:
             CommandError: it failed, and the next one of this name is a new one; not for a training that
                 diverged, which is a result.
         """
-        log = NightLog(self.settings.data_dir / "nights")
+        log = NightLog(self.gateway.state)
         known = self.settings.data_dir / f"{name}.json"
         record = log.get(json.loads(known.read_text())["id"]) if known.exists() else None
         if record is None:

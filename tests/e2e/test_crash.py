@@ -15,6 +15,7 @@ import pytest
 
 from memory.registry import PriorRegistry
 from memory.signal import announce
+from memory.state import State
 from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC
 from tests.e2e.processes import READY_S, TREE, Gateway, running, start, wait_for
 from tests.redis_server import RedisServer
@@ -127,9 +128,10 @@ def test_night_and_swap_over_redis(tree: Gateway, redis_url: str) -> None:
     try:
         record = tree.night()
         assert record["state"] in {"promoted", "refused"}, record
-        # On disk, as a night does it. Polling sleeps for a minute here: only the Redis signal can tell.
+        # In the state, as a night does it. Polling sleeps for a minute here: only the Redis signal can tell.
         space = tree.get("/v1/memory/stats")["space"]
-        PriorRegistry(tree.data_dir / "priors", space).activate(record["version"])
+        with State.in_folder(tree.data_dir) as state:
+            PriorRegistry(tree.data_dir / "priors", space, state).activate(record["version"])
         assert announce(redis_url, space)
         for _ in range(50):
             _, headers = tree.ask(TOPIC.format(HEADLINES[0]), max_tokens=1, effort="low")

@@ -1,30 +1,28 @@
 """Records of nights: one open night a space, states that only go forward."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from memory.night import (
-    NightError,
     NightLog,
     NightRecord,
     NightRunningError,
     NightStateError,
     UnknownNightError,
 )
+from memory.state import State
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> NightLog:
-    return NightLog(tmp_path / "nights")
+def log(state: State) -> NightLog:
+    return NightLog(state)
 
 
-def test_a_night_goes_from_queued_to_its_end(log: NightLog, tmp_path: Path) -> None:
+def test_a_night_goes_from_queued_to_its_end(log: NightLog, state_url: str) -> None:
     record = log.create("space-a", "api")
     assert (record.state, record.phase, record.started_at, record.finished_at) == (
         "queued",
@@ -43,7 +41,8 @@ def test_a_night_goes_from_queued_to_its_end(log: NightLog, tmp_path: Path) -> N
     assert record.ended
     assert record.finished_at is not None
     assert record.finished_at >= started >= record.created_at
-    assert NightLog(tmp_path / "nights").get(record.id) == record
+    with State(state_url) as other_process:
+        assert NightLog(other_process).get(record.id) == record
 
 
 def test_a_space_has_one_open_night(log: NightLog) -> None:
@@ -129,55 +128,28 @@ def test_nights_are_listed_newest_first(log: NightLog) -> None:
 
 
 def test_unknown_nights(log: NightLog) -> None:
-    for night_id in ("nobody", "../escape", "", ".", "a/b"):
+    for night_id in ("nobody", "../escape", "", ".", "a/b", "a\0b", "caf\udce9"):
         assert log.get(night_id) is None
         with pytest.raises(UnknownNightError):
             log.update(NightRecord(night_id, "space-a", "api"))
 
 
-WHOLE = NightRecord("spoilt", "space-a", "api").to_json()
+def test_texts_that_no_database_takes_are_told_all_the_same(log: NightLog) -> None:
+    record = log.update(replace(log.create("space-a", "api"), message="a\0b", error="caf\udce9"))
+    found = log.get(record.id)
+    assert found is not None
+    assert (found.message, found.error) == ("a\ufffdb", "caf?")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "{",
-        "[]",
-        "null",
-        "\0" * 300,
-        json.dumps(WHOLE)[:200],
-        '{"id": "x"}',
-        '{"created_at": "yesterday"}',
-        *(
-            json.dumps(WHOLE | change)
-            for change in (
-                {"id": "other"},
-                {"created_at": None},
-                {"created_at": 7},
-                {"created_at": "2026-11-27T03:00:00"},  # of no time zone: none to sort by
-                {"updated_at": "2026-11-27"},
-                {"scheduled_for": "2026-11-27T03:00:00"},
-                {"state": "asleep"},
-                {"phase": "dream"},
-                {"trigger": None},
-            )
-        ),
-    ],
-)
-def test_a_spoilt_record_hides_no_other_and_stops_no_night(
-    log: NightLog, tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_attempts_count_until_a_night_gets_further(log: NightLog) -> None:
     record = log.create("space-a", "api")
-    (tmp_path / "nights" / "spoilt.json").write_text(content)
-    for _ in range(3):
-        assert log.list() == [record]
-    assert caplog.text.count("spoilt.json") == 1, "it is listed every minute"
-    assert log.running("space-a") == record
-    with pytest.raises(NightError, match=r"spoilt\.json"):
-        log.get("spoilt")
-    log.update(replace(record, state="refused"))
-    assert log.create("space-a", "schedule").state == "queued"
+    assert [log.attempt(record.id, reached) for reached in (0, 0, 10, 10, 10, 20)] == [1, 2, 1, 2, 3, 1]
+    log.update(replace(record, state="running"))  # takes nothing of it away
+    assert log.attempt(record.id, 20) == 2
+    log.forget_attempts(record.id)
+    assert log.attempt(record.id, 20) == 1
+    with pytest.raises(UnknownNightError):
+        log.attempt("nobody", 0)
 
 
 def test_a_scheduled_time_has_one_night(log: NightLog) -> None:
@@ -188,8 +160,3 @@ def test_a_scheduled_time_has_one_night(log: NightLog) -> None:
     assert refusal.value.record == first == log.get(first.id)
     assert log.create("space-b", "schedule", time).scheduled_for == time
     assert log.create("space-a", "schedule", time + timedelta(days=1)).scheduled_for != time
-
-
-def test_a_record_of_a_newer_release_can_be_read(log: NightLog) -> None:
-    record = log.create("space-a", "api")
-    assert NightRecord.from_json(record.to_json() | {"dreams": 7}) == record

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from config.cron import Cron
-from memory.atomic import write_json
 from memory.episode import Episode, StoreUnavailableError
 from memory.night import NightLog, NightRunningError
 from memory.snapshot import read_snapshot
+from memory.state import State
 from server.errors import QueueUnreachableError
 from server.nights import AGAIN_AFTER_MOST_S, AGAIN_AFTER_S, RETRY_AFTER, STALE_AFTER_S, NightCoordinator
 from server.schedule import Schedule
+from tests.records import overwrite
 
 SPACE = "space-a"
 
@@ -100,8 +101,8 @@ def store() -> ListedStore:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> NightLog:
-    return NightLog(tmp_path / "nights")
+def log(state: State) -> NightLog:
+    return NightLog(state)
 
 
 def coordinator(
@@ -235,7 +236,7 @@ async def test_a_request_at_any_moment_ends_no_night_that_lives(
 
 
 async def test_a_record_from_the_future_stands_in_nobodys_way(
-    store: ListedStore, log: NightLog, tmp_path: Path
+    store: ListedStore, log: NightLog, state: State, tmp_path: Path
 ) -> None:
     """The clock was ahead when it was written."""
     store.add(5)
@@ -243,7 +244,7 @@ async def test_a_record_from_the_future_stands_in_nobodys_way(
     nights = coordinator(store, log, tmp_path, monotonic=time, every=5)
     future = datetime.now(UTC) + timedelta(days=4000)
     ended = replace(await nights.start("api"), created_at=future, updated_at=future, state="running")
-    write_json(tmp_path / "nights" / f"{ended.id}.json", ended.to_json())
+    overwrite(state, ended)
     await nights.look()
     time.passes(STALE_AFTER_S)
     await nights.look()
@@ -303,14 +304,14 @@ async def test_new_episodes_start_a_night_and_are_new_only_once(
 
 
 async def test_night_whose_worker_is_gone_does_not_keep_new_episodes_waiting(
-    store: ListedStore, log: NightLog, tmp_path: Path
+    store: ListedStore, log: NightLog, state: State, tmp_path: Path
 ) -> None:
     store.add(5)
     time = Time()
     nights = coordinator(store, log, tmp_path, monotonic=time, every=5)
     long_ago = datetime.now(UTC) - timedelta(seconds=STALE_AFTER_S)
     lost = replace(await nights.start("api"), state="running", created_at=long_ago, updated_at=long_ago)
-    write_json(tmp_path / "nights" / f"{lost.id}.json", lost.to_json())
+    overwrite(state, lost)
     store.add(5)
     await nights.look()
     time.passes(STALE_AFTER_S)
@@ -337,14 +338,14 @@ async def test_what_a_failed_night_should_have_consolidated_starts_another_one_l
 
 
 async def test_a_night_that_failed_late_is_not_tried_again_at_once(
-    store: ListedStore, log: NightLog, tmp_path: Path
+    store: ListedStore, log: NightLog, state: State, tmp_path: Path
 ) -> None:
     store.add(5)
     nights, queued = counting(store, log, tmp_path)
     failed = await nights.start("api")
     assert await asyncio.wait_for(queued.get(), 10) == failed.id
     began = replace(failed, created_at=failed.created_at - RETRY_AFTER)
-    write_json(tmp_path / "nights" / f"{failed.id}.json", began.to_json())
+    overwrite(state, began)
     log.update(replace(began, state="failed"))
     watching = asyncio.create_task(nights.watch())
     nights.remembered(store.episodes[-1], "stored")
@@ -354,7 +355,7 @@ async def test_a_night_that_failed_late_is_not_tried_again_at_once(
 
 
 @pytest.mark.parametrize(
-    ("state", "created", "finished"),
+    ("end", "created", "finished"),
     [
         ("refused", timedelta(days=400), timedelta(days=400)),
         ("failed", timedelta(days=400), timedelta(days=400)),
@@ -362,14 +363,20 @@ async def test_a_night_that_failed_late_is_not_tried_again_at_once(
     ],
 )
 async def test_a_night_that_ended_in_the_future_holds_up_no_other(
-    store: ListedStore, log: NightLog, tmp_path: Path, state: Any, created: timedelta, finished: timedelta
+    store: ListedStore,
+    log: NightLog,
+    state: State,
+    tmp_path: Path,
+    end: Any,
+    created: timedelta,
+    finished: timedelta,
 ) -> None:
     """The clock was ahead, and was set right meanwhile."""
     moment = datetime.now(UTC)
     ended = replace(
-        log.create(SPACE, "episodes"), state=state, created_at=moment + created, finished_at=moment + finished
+        log.create(SPACE, "episodes"), state=end, created_at=moment + created, finished_at=moment + finished
     )
-    write_json(tmp_path / "nights" / f"{ended.id}.json", ended.to_json())
+    overwrite(state, ended)
     store.add(5)
     await coordinator(store, log, tmp_path, every=5).look()
     assert log.running(SPACE) is not None
@@ -392,6 +399,7 @@ class Scheduled:
     log: NightLog
     broker: Broker
     root: Path
+    state: State
     moment: datetime = NOON
     time: Time = field(default_factory=Time)
 
@@ -402,7 +410,7 @@ class Scheduled:
             self.root,
             send=self.broker.send,
             waiting=self.broker.waiting,
-            schedule=Schedule(Cron("0 3 * * *"), self.root / "schedule.json"),
+            schedule=Schedule(Cron("0 3 * * *"), SPACE, self.state),
             clock=lambda: self.moment,
             monotonic=self.time,
         )
@@ -419,8 +427,10 @@ class Scheduled:
 
 
 @pytest.fixture
-async def scheduled(store: ListedStore, log: NightLog, broker: Broker, tmp_path: Path) -> Scheduled:
-    made = Scheduled(store, log, broker, tmp_path)
+async def scheduled(
+    store: ListedStore, log: NightLog, broker: Broker, tmp_path: Path, state: State
+) -> Scheduled:
+    made = Scheduled(store, log, broker, tmp_path, state)
     made.restart()
     await made.nights.look()
     store.add(5)
@@ -570,18 +580,16 @@ async def test_snapshots_of_ended_and_unknown_nights_are_swept_at_the_start(sche
     ended, snapshots = await scheduled.nights.start("api"), scheduled.root / "snapshots"
     scheduled.log.update(replace(ended, state="failed"))
     queued = await scheduled.nights.start("api")
-    spoilt = snapshots / "00000000-0000-0000-0000-000000000000"
-    for folder in (snapshots / "11111111-1111-1111-1111-111111111111", spoilt, snapshots / ".new"):
+    for folder in (snapshots / "11111111-1111-1111-1111-111111111111", snapshots / ".new"):
         folder.mkdir()
-    (scheduled.root / "nights" / f"{spoilt.name}.json").write_text("{")
     watching = asyncio.create_task(scheduled.nights.watch())
     for _ in range(1000):
         await asyncio.sleep(0.01)
         left = {folder.name for folder in snapshots.iterdir()}
-        if len(left) == 3:
+        if len(left) == 2:
             break
     watching.cancel()
-    assert left == {queued.id, spoilt.name, ".new"}
+    assert left == {queued.id, ".new"}
 
 
 async def test_a_night_by_episode_count_is_asked_for_again_when_memory_is_back(

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from config.cron import Cron
 from memory.night import NightRecord
+from memory.state import State
 from server.schedule import Schedule
 
 
@@ -17,9 +17,9 @@ def at(text: str) -> datetime:
 
 @dataclass
 class Installation:
-    """A data folder, the records in it, and a gateway that comes and goes."""
+    """A state, the records of its nights, and a gateway that comes and goes."""
 
-    root: Path
+    state: State
     cron: str = "0 3 * * *"
     nights: list[NightRecord] = field(default_factory=list)
     schedule: Schedule | None = None
@@ -30,7 +30,7 @@ class Installation:
     def look(self, moment: str) -> datetime | None:
         """Ask whether a night is due, start it when one is, and return what it was started for."""
         if self.schedule is None:
-            self.schedule = Schedule(Cron(self.cron), self.root / "schedule" / "space.json")
+            self.schedule = Schedule(Cron(self.cron), "space", self.state)
         due = self.schedule.due(self.nights, at(moment))
         if due is not None:
             created = at(moment)
@@ -40,8 +40,8 @@ class Installation:
 
 
 @pytest.fixture
-def installation(tmp_path: Path) -> Installation:
-    made = Installation(tmp_path)
+def installation(state: State) -> Installation:
+    made = Installation(state)
     assert made.look("2026-11-26 12:00") is None
     return made
 
@@ -73,8 +73,8 @@ def test_of_many_missed_nights_the_last_is_made_up_for(installation: Installatio
     assert installation.look("2026-12-24 08:13") is None
 
 
-def test_a_machine_that_is_on_for_an_hour_a_day_has_its_nights(tmp_path: Path) -> None:
-    installation = Installation(tmp_path)
+def test_a_machine_that_is_on_for_an_hour_a_day_has_its_nights(state: State) -> None:
+    installation = Installation(state)
     for day in range(1, 8):
         installation.restart()
         for minute in (0, 30, 59):
@@ -105,17 +105,17 @@ def test_a_clock_that_was_years_ahead_stops_no_night(installation: Installation)
     assert installation.look("2026-11-28 03:00") == at("2026-11-28 03:00")
 
 
-def test_a_clock_that_was_ahead_at_the_first_start_stops_no_night(tmp_path: Path) -> None:
-    installation = Installation(tmp_path)
+def test_a_clock_that_was_ahead_at_the_first_start_stops_no_night(state: State) -> None:
+    installation = Installation(state)
     assert installation.look("2031-05-05 05:05") is None
     assert installation.look("2026-11-26 12:00") is None
     installation.restart()
     assert installation.look("2026-11-27 03:00") == at("2026-11-27 03:00")
 
 
-def test_a_clock_that_was_behind_at_the_start_costs_one_night_at_most(tmp_path: Path) -> None:
+def test_a_clock_that_was_behind_at_the_start_costs_one_night_at_most(state: State) -> None:
     """A board without a battery wakes up in 1970, until it has asked for the time."""
-    installation = Installation(tmp_path)
+    installation = Installation(state)
     moments = [at("1970-01-01 00:00:09"), *(at("2026-11-26 12:00") + timedelta(hours=n) for n in range(48))]
     for moment in moments:
         installation.look(moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"))
@@ -126,20 +126,10 @@ def test_a_clock_that_was_behind_at_the_start_costs_one_night_at_most(tmp_path: 
     ]
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b'{"cron": "0 3 * * *"}', b"\xff", b'{"cron": 1, "since": 2}']
-)
-def test_a_spoilt_file_stops_no_night(installation: Installation, content: bytes) -> None:
-    (installation.root / "schedule" / "space.json").write_bytes(content)
+def test_gateways_that_begin_at_once_follow_from_one_moment(installation: Installation) -> None:
+    other = Schedule(Cron(installation.cron), "space", installation.state)
+    assert other.due([], at("2026-11-26 12:01")) is None
+    elsewhere = Schedule(Cron(installation.cron), "another", installation.state)
+    assert elsewhere.due([], at("2026-11-27 12:00")) is None, "another space has missed nothing"
     installation.restart()
-    assert installation.look("2026-11-26 13:00") is None
-    assert installation.look("2026-11-27 03:00") == at("2026-11-27 03:00")
-
-
-@pytest.mark.parametrize("since", ["2026-11-26T12:00:00", "yesterday"])
-def test_a_beginning_that_is_no_moment_begins_anew(installation: Installation, since: str) -> None:
-    file = installation.root / "schedule" / "space.json"
-    file.write_text(f'{{"cron": "0 3 * * *", "since": "{since}"}}')
-    installation.restart()
-    assert installation.look("2026-11-27 02:00") is None
     assert installation.look("2026-11-27 03:00") == at("2026-11-27 03:00")

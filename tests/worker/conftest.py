@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from memory.episode import Array, Episode
 from memory.night import NightLog, NightRecord
 from memory.registry import PriorRegistry
 from memory.snapshot import write_snapshot
+from memory.state import State
 from model.engine import Decoding, SteeredPrompt
 from model.scripted_engine import CLOSE, ScriptedEngine
 from model.transformers_engine import TransformersEngine
@@ -98,13 +100,17 @@ class Place:
     settings: Settings
     space: str
 
+    @cached_property
+    def state(self) -> State:
+        return State.open(self.settings)
+
     @property
     def log(self) -> NightLog:
-        return NightLog(self.settings.data_dir / "nights")
+        return NightLog(self.state)
 
     @property
     def registry(self) -> PriorRegistry:
-        return PriorRegistry(self.settings.data_dir / "priors", self.space)
+        return PriorRegistry(self.settings.data_dir / "priors", self.space, self.state)
 
     def queue(self, episodes: Sequence[Episode]) -> NightRecord:
         """Create a night on these episodes, as the gateway does."""

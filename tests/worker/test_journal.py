@@ -1,10 +1,10 @@
 """When a night's record is written."""
 
-import errno
 from dataclasses import replace
 
 import pytest
 
+from memory.free_space import NoRoomError
 from memory.night import NightLog, NightRecord
 from tests.worker.conftest import Place
 from worker import journal as journals
@@ -21,13 +21,13 @@ class Counting(NightLog):
     def update(self, record: NightRecord) -> NightRecord:
         self.writes += 1
         if self.full:
-            raise OSError(errno.ENOSPC, "no space left")
+            raise NoRoomError("no space left")
         return super().update(record)
 
 
 @pytest.fixture
 def log(place: Place) -> Counting:
-    return Counting(place.settings.data_dir / "nights")
+    return Counting(place.state)
 
 
 @pytest.fixture

@@ -150,9 +150,7 @@ def test_what_cannot_be_read_ends_no_worker_of_the_folder_queue(
         (messages / f"0{name}.nights.msg").write_bytes(content)
     celery.send_task("latentevolve.nobody-knows")
     celery.send_task(NIGHT_TASK, [])
-    (tmp_path / "nights").mkdir()
-    (tmp_path / "nights" / "spoilt.json").write_text("{")
-    celery.send_task(NIGHT_TASK, ["spoilt"])
+    celery.send_task(NIGHT_TASK, ["nobody knows"])
     record = place.queue(scripted_episodes(engine, 4))
     celery.send_task(NIGHT_TASK, [record.id])
     with worker(settings) as process:

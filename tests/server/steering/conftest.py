@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from config.settings import Settings
 from memory.prior import RECALL_FLOOR, Competence, PriorNetwork
 from memory.registry import PriorRegistry
+from memory.state import State
 from memory.store import EpisodeStore
 from model.scripted_engine import ScriptedEngine
 from server.steering.call import Outcome, RenderedPrompt, SteeringOptions, new_id
@@ -85,7 +86,7 @@ MakeDay = Callable[..., Awaitable[Day]]
 
 
 @pytest.fixture
-async def make_day(tmp_path: Path) -> AsyncIterator[MakeDay]:
+async def make_day(tmp_path: Path, state: State) -> AsyncIterator[MakeDay]:
     """Return a maker of days; settings as keywords."""
     async with AsyncExitStack() as stack:
 
@@ -99,7 +100,7 @@ async def make_day(tmp_path: Path) -> AsyncIterator[MakeDay]:
             )
             collectors = CollectorRegistry()
             metrics = Metrics(collectors)
-            registry = PriorRegistry(tmp_path / "priors", engine.space.id)
+            registry = PriorRegistry(tmp_path / "priors", engine.space.id, state)
             priors = ActivePrior(registry, poll_s=0.01, metrics=metrics)
             remember = Remember(store, limit=settings.remember_queue, metrics=metrics, first_wait_s=0.01)
             traces = TraceLog(tmp_path / "traces", limit=settings.trace_limit)

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
+from sqlalchemy import text
 
 from memory.prior import Competence, PriorNetwork
 from memory.registry import WEIGHTS, PriorRegistry, UnknownVersionError
+from memory.state import State
 from server.steering.metrics import Metrics
 from server.steering.priors import ActivePrior
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> PriorRegistry:
-    return PriorRegistry(tmp_path, "space")
+def registry(tmp_path: Path, state: State) -> PriorRegistry:
+    return PriorRegistry(tmp_path, "space", state)
 
 
 @pytest.fixture
@@ -88,10 +90,13 @@ async def test_corrupt_version_keeps_the_old_one_and_is_counted_once(
     assert collectors.get_sample_value("latentevolve_active_prior", {"version": good}) is None
 
 
-async def test_unreadable_pointer_keeps_the_old_one(registry: PriorRegistry, priors: ActivePrior) -> None:
+async def test_state_that_cannot_be_read_keeps_the_old_one(
+    registry: PriorRegistry, priors: ActivePrior, state: State
+) -> None:
     registry.activate(publish(registry))
     await priors.refresh()
-    (registry.root / "active.json").write_text("{")
+    with state.write() as connection:
+        connection.execute(text("ALTER TABLE labels RENAME TO gone"))
     assert not await priors.refresh()
     assert priors.current().version == "v1"
 
@@ -111,13 +116,14 @@ async def test_pinned_versions_are_loaded_once_and_the_oldest_let_go(
 
 def replaced(registry: PriorRegistry, version: str, base: float) -> None:
     """Put other weights under the name of a version, as a copy from another machine does."""
-    other = PriorRegistry(registry.root.parent / "elsewhere", registry.space)
+    elsewhere = registry.root.parent / "elsewhere"
+    other = PriorRegistry(elsewhere, registry.space, State.in_folder(elsewhere))
     network = PriorNetwork(8, 2, 2, base=torch.full((2, 8), base))
     new = other.publish(network, Competence(np.eye(8, dtype=np.float32), 0.5), {})
     assert new == version
     shutil.rmtree(registry.root / version)
     shutil.move(other.root / new, registry.root / version)
-    shutil.rmtree(other.root)
+    shutil.rmtree(elsewhere)
 
 
 async def test_version_replaced_under_its_name_and_activated_again_serves_its_new_weights(
