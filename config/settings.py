@@ -173,7 +173,7 @@ class Settings(BaseSettings):
         ge=0,
         description="Longest rollout that votes, when that is more than the answer may have.",
     )
-    trace_limit: int = Field(10_000, ge=1, description="Traces kept on disk; older ones are deleted.")
+    trace_limit: int = Field(10_000, ge=1, description="Traces that are kept; older ones are deleted.")
 
     # Memory
     memory_url: str | None = Field(

@@ -1,23 +1,23 @@
 """What gateway and worker write down beside episodes and priors.
 
-Owns the outcomes of answering with the rows of priors, since when a schedule is followed, and where the state
-of a data folder is. Nights are
+Owns the outcomes of answering with the rows of priors, the traces of requests, since when a schedule is
+followed, and where the state of a data folder is. Nights are
 `memory/night.py`'s, labels of priors `memory/registry.py`'s: they ask the same database.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, Self, cast, get_args
+from typing import Any, Literal, Self, cast, get_args
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, func, insert, null, select, update
 
 from config.settings import Settings
 from memory.database import Database, sqlite_url
 from memory.episode import now
 from memory.free_space import UNLIMITED, FreeSpace
-from memory.schema import outcomes, schedules
+from memory.schema import outcomes, schedules, traces
 from memory.takeover import take_over
 
 Source = Literal["night", "day"]
@@ -41,7 +41,7 @@ class State(Database):
             room = FreeSpace(settings.data_dir, settings.min_free_mib)
             opened = cls.in_folder(settings.data_dir, room)
         try:
-            take_over(opened, settings.data_dir)
+            take_over(opened, settings.data_dir, settings.trace_limit)
         except BaseException:
             opened.close()
             raise
@@ -116,6 +116,47 @@ class State(Database):
                 changed = update(schedules).filter_by(space=space).values(cron=cron, since=moment)
                 connection.execute(changed)
         return moment
+
+    def write_traces(
+        self,
+        new: Iterable[tuple[str, dict[str, Any], bytes | None]],
+        changes: Mapping[str, dict[str, Any]],
+        keep: int,
+    ) -> None:
+        """Write traces of requests, change fields of others, and delete the oldest: all of it or nothing.
+
+        Args:
+            new: Id, JSON values and latent of each new trace.
+            changes: New fields of traces that were written before; of others nothing comes.
+            keep: Most traces that stay.
+
+        Raises:
+            NoRoomError: the disk is too full.
+            StateUnavailableError: the database does not answer.
+        """
+        self.room.demand("traces")
+        rows = [{"id": name, "content": content, "latent": latent} for name, content, latent in new]
+        with self.write() as connection:
+            if rows:
+                connection.execute(insert(traces), rows)
+            for name, change in changes.items():
+                content = connection.scalar(select(traces.c.content).filter_by(id=name))
+                if content is not None:
+                    changed = update(traces).filter_by(id=name).values(content=content | change)
+                    connection.execute(changed)
+            last = select(func.max(traces.c.number)).scalar_subquery()
+            connection.execute(delete(traces).where(traces.c.number <= last - keep))
+
+    def trace(self, trace_id: str, *, latent: bool) -> tuple[dict[str, Any], bytes | None] | None:
+        """Return a trace's JSON values, with its latent on request; None when there is none of that id.
+
+        Raises:
+            StateUnavailableError: the database does not answer.
+        """
+        columns = (traces.c.content, traces.c.latent if latent else null())
+        with self.read() as connection:
+            found = connection.execute(select(*columns).filter_by(id=trace_id)).one_or_none()
+        return None if found is None else (found[0], found[1])
 
     def outcomes(self, space: str, tenant: str) -> dict[str, list[float]]:
         """Return the differences that were noted of each row, in order of observation.

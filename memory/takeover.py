@@ -1,14 +1,15 @@
 """What builds before the state in SQL kept in files, taken over into it.
 
 Owns the layout of those files: `nights/<id>.json` and `nights/<id>/attempts.json`,
-`priors/<space>/{active,last}.json`, `schedule/<space>.json`. What the state
+`priors/<space>/{active,last}.json`, `schedule/<space>.json`, `traces/<id>.{json,safetensors}`. What the state
 knows already stays as it is there. A file is deleted once the state has what it says, so that a start which
 is cut short goes on with the next one. What cannot be read stays, and is told.
 """
 
 import json
 import logging
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields
 from datetime import datetime
@@ -19,8 +20,9 @@ from sqlalchemy import Connection, Table, insert, select
 
 from memory.atomic import sweep
 from memory.database import Database
+from memory.episode import LatentMemoryError
 from memory.night import NightRecord, State, Trigger
-from memory.schema import labels, nights, schedules
+from memory.schema import labels, nights, schedules, traces
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +32,13 @@ _AT_ONCE = 100
 Row = dict[str, Any]
 
 
-def take_over(state: Database, folder: Path) -> None:
+def take_over(state: Database, folder: Path, keep_traces: int) -> None:
     """Take over what there is in a data folder, and delete those files.
 
     Args:
         state: Where it goes.
         folder: The data folder.
+        keep_traces: Most traces that are taken, the newest.
 
     Raises:
         StateUnavailableError, NoRoomError: the state cannot be written; the files that are left stay.
@@ -44,13 +47,15 @@ def take_over(state: Database, folder: Path) -> None:
         "nights": _take(state, nights, "id", _files(folder / "nights"), _night),
         "labels of priors": _take(state, labels, "space", _label_folders(folder), _label),
         "schedules": _take(state, schedules, "space", _files(folder / "schedule"), _schedule),
+        "traces": _take_traces(state, folder / "traces", keep_traces),
     }
     sweep(folder / "nights")
     for left in (folder / "nights" / "lock", *(folder / "priors").glob("[!.]*/lock")):
         left.unlink(missing_ok=True)
-    sweep(folder / "schedule")
-    with suppress(OSError):  # not there, or not empty
-        (folder / "schedule").rmdir()
+    for emptied in (folder / "schedule", folder / "traces"):
+        sweep(emptied)
+        with suppress(OSError):  # not there, or not empty
+            emptied.rmdir()
     if any(taken.values()):
         counts = ", ".join(f"{count} {what}" for what, count in taken.items() if count)
         logger.info("taken over from files of an earlier build: %s", counts)
@@ -141,6 +146,34 @@ def _schedule(path: Path) -> tuple[Row, list[Path]]:
     values = _object(path)
     row = {"space": path.stem, "cron": str(values["cron"]), "since": _moment(values["since"])}
     return row, [path]
+
+
+def _take_traces(state: Database, folder: Path, keep: int) -> int:
+    found = sorted(_dated(folder), reverse=True)
+    newest, older = found[:keep], found[keep:]
+    for _, path in older:
+        for file in (path, path.with_suffix(".safetensors")):
+            file.unlink(missing_ok=True)
+    try:
+        if newest:
+            state.room.demand("traces of an earlier build")
+        return _take(state, traces, "id", [path for _, path in reversed(newest)], _trace)
+    except LatentMemoryError as error:
+        logger.warning("traces in %s are left behind until the next start: %s", folder, error)
+        return 0
+
+
+def _dated(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in folder.glob("[!.]*.json"):
+        with suppress(FileNotFoundError):
+            yield path.stat().st_mtime_ns, path
+
+
+def _trace(path: Path) -> tuple[Row, list[Path]]:
+    content, tensors = _object(path), path.with_suffix(".safetensors")
+    trace_id = str(uuid.UUID(path.stem))
+    latent = tensors.read_bytes() if content["latent"] is not None else None
+    return {"id": trace_id, "content": content, "latent": latent}, [path, tensors]
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -128,7 +128,7 @@ async def assemble(
         prior = ActivePrior(priors, poll_s=settings.prior_poll_s, metrics=metrics)
         await prior.refresh()
         await _background(stack, prior.watch(), "prior")
-        traces = TraceLog(data / "traces", limit=settings.trace_limit, room=room)
+        traces = TraceLog(state, limit=settings.trace_limit)
         await traces.start()
         stack.push_async_callback(traces.close)
         remember = Remember(store, limit=settings.remember_queue, metrics=metrics)

@@ -1,7 +1,7 @@
-"""Traces of past requests, on disk.
+"""Traces of past requests.
 
-Owns their files (`<id>.json`, with the latent beside it in `<id>.safetensors`), their number, and the
-background writing. Nothing here blocks the event loop. Knows nothing of what a trace says.
+Owns how many are kept, and the background writing into the state. Nothing here blocks the event loop, and no
+request fails for its trace. Knows nothing of what a trace says.
 """
 
 import asyncio
@@ -9,17 +9,14 @@ import json
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
-from memory.atomic import sweep, write_file
-from memory.episode import Episode
-from memory.free_space import UNLIMITED, FreeSpace, NoRoomError
+from memory.episode import Episode, LatentMemoryError
+from memory.state import State
 from server.steering.remember import Fate
 from server.steering.trace import Trace
 
@@ -32,17 +29,15 @@ class TraceLog:
     """Keeps the newest traces, those not yet written included.
 
     Args:
-        root: Folder of the traces; made when it is not there.
-        limit: Most traces on disk, and most that wait to be written.
-        room: Asked before anything is written.
+        state: Where they are written.
+        limit: Most traces in the state, of all gateways that share it, and most that wait to be written.
     """
 
-    def __init__(self, root: Path, *, limit: int, room: FreeSpace = UNLIMITED) -> None:
-        self._root, self._limit, self._room = root, limit, room
-        self._roomy = True
+    def __init__(self, state: State, *, limit: int) -> None:
+        self._state, self._limit = state, limit
+        self._failing = False
         self._fresh: OrderedDict[str, Trace] = OrderedDict()
         self._changes: dict[str, dict[str, Any]] = {}
-        self._on_disk: OrderedDict[str, None] = OrderedDict()  # oldest first
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -51,9 +46,7 @@ class TraceLog:
         """Traces that could not be written."""
 
     async def start(self) -> None:
-        """Find the traces that are there and begin to write."""
-        for trace_id in await asyncio.to_thread(self._scan):
-            self._on_disk[trace_id] = None
+        """Begin to write."""
         self._task = asyncio.create_task(self._write_all(), name="traces")
 
     def record(self, trace: Trace) -> None:
@@ -84,14 +77,18 @@ class TraceLog:
         self._wake()
 
     async def get(self, trace_id: str, *, include_latent: bool = False) -> dict[str, Any] | None:
-        """Return a trace as JSON, with the latent's values on request; None when there is none."""
+        """Return a trace as JSON, with the latent's values on request; None when there is none.
+
+        Raises:
+            StateUnavailableError: the state cannot be read.
+        """
         try:
             known = str(uuid.UUID(trace_id)) == trace_id
         except ValueError:
             known = False
         if not known:
             return None
-        changes = self._changes.get(trace_id, {})  # taken first: they may be written while the file is read
+        changes = self._changes.get(trace_id, {})  # taken first: they may be written while the state is read
         trace = self._fresh.get(trace_id)
         if trace is not None:
             found: dict[str, Any] | None = trace.to_json()
@@ -137,18 +134,17 @@ class TraceLog:
                     for trace_id, change in self._changes.items()
                     if trace_id not in self._fresh or any(trace.id == trace_id for trace in batch)
                 }
-                written: list[str] = []
                 try:
-                    await asyncio.to_thread(self._write, batch, changes, written)
-                    self._roomy = True
-                except NoRoomError as error:
-                    if self._roomy:
-                        logger.error("no traces until there is room: %s", error)
-                    self._roomy = False
+                    self.lost += await asyncio.to_thread(self._write, batch, changes)
+                    self._failing = False
+                except LatentMemoryError as error:
+                    self.lost += len(batch)
+                    if not self._failing:
+                        logger.error("no traces until the state takes them again: %s", error)
+                    self._failing = True
                 except Exception:
-                    logger.exception("%d traces could not be written", len(batch) - len(written))
-                self.lost += len(batch) - len(written)
-                await self._evict(written)
+                    self.lost += len(batch)
+                    logger.exception("%d traces could not be written", len(batch))
                 for trace in batch:
                     self._fresh.pop(trace.id, None)
                 for trace_id, change in changes.items():
@@ -156,56 +152,30 @@ class TraceLog:
                         del self._changes[trace_id]
             self._idle.set()
 
-    async def _evict(self, written: list[str]) -> None:
-        """Delete as many of the oldest traces as have no place any more beside those that were written."""
-        self._on_disk.update(dict.fromkeys(written))
-        surplus = [self._on_disk.popitem(last=False)[0] for _ in range(len(self._on_disk) - self._limit)]
-        try:
-            await asyncio.to_thread(self._delete, surplus)
-        except OSError as error:
-            logger.error("traces that are too old cannot be deleted: %s", error)
-
-    def _delete(self, trace_ids: list[str]) -> None:
-        for trace_id in trace_ids:
-            for suffix in (".json", ".safetensors"):
-                (self._root / f"{trace_id}{suffix}").unlink(missing_ok=True)
-
-    def _scan(self) -> list[str]:
-        self._root.mkdir(parents=True, exist_ok=True)
-        sweep(self._root)
-        files = sorted(self._root.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        return [path.stem for path in files]
-
-    def _write(self, batch: list[Trace], changes: dict[str, dict[str, Any]], written: list[str]) -> None:
-        """Write traces, and changes of others; `written` gets the ids of those that are there."""
-        self._room.demand("traces")
+    def _write(self, batch: list[Trace], changes: dict[str, dict[str, Any]]) -> int:
+        """Write traces, and changes of others; return how many are none that can be written."""
+        new = []
         for trace in batch:
-            if trace.outcome.latent is not None:
-                latent = save({"latent": trace.outcome.latent.contiguous()})
-                self._put(f"{trace.id}.safetensors", latent)
-            self._write_json(trace.id, trace.to_json() | changes.get(trace.id, {}))
-            written.append(trace.id)
-        for trace_id, change in changes.items():
-            if trace_id not in written:
-                found, _ = self._read(trace_id, False)
-                if found is not None:
-                    self._write_json(trace_id, found | change)
-
-    def _write_json(self, trace_id: str, content: Mapping[str, Any]) -> None:
-        self._put(f"{trace_id}.json", json.dumps(content, separators=(",", ":")).encode())
-
-    def _put(self, name: str, content: bytes) -> None:
-        write_file(self._root / name, lambda new: new.write_bytes(content), durable=False)
+            content = trace.to_json() | changes.get(trace.id, {})
+            try:
+                json.dumps(content, allow_nan=False)
+            except ValueError as error:
+                logger.error("trace %s is no JSON: %s", trace.id, error)
+                continue
+            latent = trace.outcome.latent
+            new.append((trace.id, content, None if latent is None else save({"latent": latent.contiguous()})))
+        here = {trace.id for trace in batch}
+        others = {trace_id: change for trace_id, change in changes.items() if trace_id not in here}
+        self._state.write_traces(new, others, self._limit)
+        return len(batch) - len(new)
 
     def _read(self, trace_id: str, include_latent: bool) -> tuple[dict[str, Any] | None, torch.Tensor | None]:
-        path = self._root / f"{trace_id}.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text())
-            if not include_latent or found["latent"] is None:
-                return found, None
-            return found, load_file(path.with_suffix(".safetensors"))["latent"]
-        except FileNotFoundError:
-            return None, None  # never written, or deleted since
+            found = self._state.trace(trace_id, latent=include_latent)
+            if found is None:
+                return None, None  # never written, or deleted since
+            content, latent = found
+            return content, None if latent is None else load(latent)["latent"]
         except (ValueError, SafetensorError) as error:
             logger.error("trace %s cannot be read: %s", trace_id, error)
             return None, None

@@ -1,6 +1,7 @@
 """What earlier builds kept in files is taken over at the first start, and what is not is told."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ NIGHT = {
     "finished_at": "2026-11-26T03:09:00+00:00",
 }
 
+TRACES = [f"0000000{9 - number}-0000-4000-8000-000000000000" for number in range(5)]
+"""Ids of traces, oldest first."""
+
 
 def write(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +66,12 @@ def folder(tmp_path: Path) -> Path:
     write(tmp_path / "priors" / "space-b" / "active.json", {"version": None, "pinned": False})
     since = {"cron": "0 3 * * *", "since": "2026-11-01T12:00:00+00:00"}
     write(tmp_path / "schedule" / "space-a.json", since)
+    for number, name in enumerate(TRACES):
+        latent = {"latent": {"shape": [1, 2], "norm": 1.0}} if number % 2 else {"latent": None}
+        write(tmp_path / "traces" / f"{name}.json", {"id": name, "reason": f"{number}"} | latent)
+        os.utime(tmp_path / "traces" / f"{name}.json", (number, number))
+        if number % 2:
+            write(tmp_path / "traces" / f"{name}.safetensors", f"latent {number}")
     return tmp_path
 
 
@@ -106,13 +116,45 @@ def test_the_schedule_goes_on(folder: Path, state_url: str) -> None:
         assert state.follow("space-a", "0 3 * * *", found).isoformat() == "2026-11-01T12:00:00+00:00"
 
 
+def test_the_newest_traces_are_taken_over(folder: Path, state_url: str) -> None:
+    with opened(folder, state_url) as state:
+        found = [state.trace(name, latent=True) for name in TRACES]
+        assert found[:2] == [None, None]
+        assert [(trace[0]["reason"], trace[1]) for trace in found[2:] if trace] == [
+            ("2", None),
+            ("3", b"latent 3"),
+            ("4", None),
+        ]
+        new = "11111111-0000-4000-8000-000000000000"
+        state.write_traces([(new, {"id": new}, None)], {}, 3)
+        assert [state.trace(name, latent=False) is None for name in (*TRACES[2:], new)] == [
+            True,
+            False,
+            False,
+            False,
+        ]
+
+
+def test_traces_for_which_there_is_no_room_wait_for_the_next_start(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(data_dir=folder, min_free_mib=2**40, _env_file=None)
+    with State.open(settings) as state:
+        assert len(NightLog(state).list()) == 2
+        assert state.trace(TRACES[4], latent=False) is None
+    assert "are left behind until the next start" in caplog.text
+    with opened(folder, "sqlite") as state:
+        assert state.trace(TRACES[4], latent=False) is not None
+
+
 def test_files_that_were_taken_are_gone_and_the_next_start_changes_nothing(
     folder: Path, state_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     opened(folder, state_url).close()
     assert (
-        "taken over from files of an earlier build: 2 nights, 2 labels of priors, 1 schedules" in caplog.text
+        "taken over from files of an earlier build: 2 nights, 2 labels of priors, 1 schedules, 3 traces"
+        in caplog.text
     )
     assert files(folder) == {"nights/2c3d/checkpoint.safetensors"}
     caplog.clear()

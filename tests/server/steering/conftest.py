@@ -103,7 +103,7 @@ async def make_day(tmp_path: Path, state: State) -> AsyncIterator[MakeDay]:
             registry = PriorRegistry(tmp_path / "priors", engine.space.id, state)
             priors = ActivePrior(registry, poll_s=0.01, metrics=metrics)
             remember = Remember(store, limit=settings.remember_queue, metrics=metrics, first_wait_s=0.01)
-            traces = TraceLog(tmp_path / "traces", limit=settings.trace_limit)
+            traces = TraceLog(state, limit=settings.trace_limit)
             remember.listen(traces.settle)
             await traces.start()
             remember.start()

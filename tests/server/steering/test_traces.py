@@ -1,16 +1,19 @@
-"""Traces: found at once, kept on disk, bounded, and settled when the episode is."""
+"""Traces: found at once, kept in the state, bounded, and settled when the episode is."""
 
 import asyncio
-import json
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from sqlalchemy import select, text, update
 
 from memory.episode import new_id
+from memory.schema import traces
+from memory.state import State
 from server.steering.call import Outcome, SteeringOptions
 from server.steering.trace import Trace
 from server.steering.traces import TraceLog
@@ -32,19 +35,26 @@ def trace(latent: torch.Tensor | None = None) -> Trace:
 
 
 @pytest.fixture
-async def log(tmp_path: Path) -> AsyncIterator[TraceLog]:
-    made = TraceLog(tmp_path / "traces", limit=4)
+async def log(state: State) -> AsyncIterator[TraceLog]:
+    made = TraceLog(state, limit=4)
     await made.start()
     yield made
     await made.close()
 
 
-async def test_trace_is_the_same_before_and_after_it_is_written(log: TraceLog, tmp_path: Path) -> None:
+def kept(state: State) -> list[str]:
+    """Return the ids of the traces in the state, oldest first."""
+    with state.read() as connection:
+        return list(connection.scalars(select(traces.c.id).order_by(traces.c.number)))
+
+
+async def test_trace_is_the_same_before_and_after_it_is_written(log: TraceLog, state: State) -> None:
     one = trace(LATENT)
     log.record(one)
     fresh = await log.get(one.id, include_latent=True)
-    assert list((tmp_path / "traces").iterdir()) == []
+    assert kept(state) == []
     assert await log.drain()
+    assert kept(state) == [one.id]
     written = await log.get(one.id, include_latent=True)
     assert fresh == written
     assert written["latent"] == {"shape": [2, 3], "norm": float(LATENT.norm()), "values": LATENT.tolist()}
@@ -88,59 +98,56 @@ async def test_traces_survive_the_process(log: TraceLog, tmp_path: Path) -> None
     one = trace(LATENT)
     log.record(one)
     await log.close()
-    again = TraceLog(tmp_path / "traces", limit=4)
-    await again.start()
-    assert (await again.get(one.id, include_latent=True))["latent"]["values"] == LATENT.tolist()
-    await again.close()
+    with State.in_folder(tmp_path) as other_process:
+        again = TraceLog(other_process, limit=4)
+        assert (await again.get(one.id, include_latent=True))["latent"]["values"] == LATENT.tolist()
 
 
 async def test_full_disk_loses_traces_and_counts_them_until_there_is_room(tmp_path: Path) -> None:
     disk = Disk()
-    log = TraceLog(tmp_path / "traces", limit=2, room=disk)
-    await log.start()
-    old = [trace() for _ in range(2)]
-    for one in old:
-        log.record(one)
+    with State.in_folder(tmp_path, disk) as state:
+        log = TraceLog(state, limit=2)
+        await log.start()
+        old = [trace() for _ in range(2)]
+        for one in old:
+            log.record(one)
+            assert await log.drain()
+        disk.free_mib = 99
+        for _ in range(2):
+            log.record(trace(LATENT))
+            assert await log.drain()
+        assert log.lost == 2
+        # What was never written takes no place of what was, neither now nor later.
+        assert kept(state) == [one.id for one in old]
+        disk.free_mib = 100
+        new = trace(LATENT)
+        log.record(new)
         assert await log.drain()
-    disk.free_mib = 99
-    for _ in range(2):
-        log.record(trace(LATENT))
-        assert await log.drain()
-    assert log.lost == 2
-    # What was never written takes no place of what was, neither now nor later.
-    assert {path.stem for path in (tmp_path / "traces").iterdir()} == {one.id for one in old}
-    disk.free_mib = 100
-    new = trace(LATENT)
-    log.record(new)
-    assert await log.drain()
-    assert {path.stem for path in (tmp_path / "traces").glob("*.json")} == {old[1].id, new.id}
-    await log.close()
+        assert kept(state) == [old[1].id, new.id]
+        await log.close()
 
 
 ID = "3db36683-f68b-4460-b921-03fcc0967781"
 
 
 @pytest.mark.parametrize("unknown", ["", "..", "../traces/x", "abc", "A" * 36, ID.upper(), ID])
-async def test_only_ids_of_traces_are_looked_up(log: TraceLog, tmp_path: Path, unknown: str) -> None:
-    (tmp_path / "abc.json").write_text("{}")
+async def test_only_ids_of_traces_are_looked_up(log: TraceLog, unknown: str) -> None:
     assert await log.get(unknown) is None
 
 
-async def test_oldest_traces_go_first_also_those_of_an_earlier_process(log: TraceLog, tmp_path: Path) -> None:
+async def test_oldest_traces_go_first_also_those_of_an_earlier_process(log: TraceLog, state: State) -> None:
     first = [trace(LATENT) for _ in range(3)]
     for one in first:
         log.record(one)
         assert await log.drain()
     await log.close()
-    again = TraceLog(tmp_path / "traces", limit=4)
+    again = TraceLog(state, limit=4)
     await again.start()
     second = [trace(LATENT) for _ in range(3)]
     for one in second:
         again.record(one)
     assert await again.drain()
-    kept = {path.stem for path in (tmp_path / "traces").glob("*.json")}
-    assert kept == {one.id for one in [first[2], *second]}
-    assert kept == {path.stem for path in (tmp_path / "traces").glob("*.safetensors")}
+    assert kept(state) == [one.id for one in [first[2], *second]]
     await again.close()
 
 
@@ -160,26 +167,43 @@ async def test_fate_of_the_episode_reaches_its_trace(log: TraceLog, written_firs
     assert bool(later["why_not_remembered"]) == (fate != "stored")
 
 
-async def test_damaged_file_is_no_trace(log: TraceLog, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spoilt", [{"content": text("'{'")}, {"latent": b"no latent"}])
+async def test_damaged_trace_is_none(log: TraceLog, state: State, spoilt: dict[str, Any]) -> None:
     one = trace(LATENT)
     log.record(one)
     assert await log.drain()
-    (tmp_path / "traces" / f"{one.id}.json").write_text('{"id": ')
-    assert await log.get(one.id) is None
+    with state.write() as connection:
+        connection.execute(update(traces).values(spoilt))
+    assert await log.get(one.id, include_latent=True) is None
 
 
-async def test_disk_that_takes_nothing_loses_traces_but_not_the_log(tmp_path: Path) -> None:
-    log = TraceLog(tmp_path / "traces", limit=4)
-    await log.start()
-    (tmp_path / "traces").rmdir()
-    (tmp_path / "traces").write_text("a file where the folder was")
-    log.record(trace(LATENT))
+async def test_trace_that_is_no_json_is_lost_alone(log: TraceLog, state: State) -> None:
+    whole = [trace(), trace(LATENT)]
+    odd = trace()
+    odd = replace(odd, outcome=replace(odd.outcome, reward_after=float("nan")))
+    for one in (whole[0], odd, whole[1]):
+        log.record(one)
     assert await log.drain()
+    assert kept(state) == [one.id for one in whole]
     assert log.lost == 1
-    (tmp_path / "traces").unlink()
-    (tmp_path / "traces").mkdir()
+
+
+async def test_state_that_cannot_be_written_loses_traces_but_not_the_log(
+    log: TraceLog, state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    rename(state, "traces", "gone")
+    for _ in range(2):
+        log.record(trace(LATENT))
+        assert await log.drain()
+    assert log.lost == 2
+    assert caplog.text.count("no traces until") == 1
+    rename(state, "gone", "traces")
     one = trace(LATENT)
     log.record(one)
     assert await log.drain()
-    assert json.loads((tmp_path / "traces" / f"{one.id}.json").read_text())["id"] == one.id
-    await log.close()
+    assert kept(state) == [one.id]
+
+
+def rename(state: State, old: str, new: str) -> None:
+    with state.write() as connection:
+        connection.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
