@@ -6,6 +6,7 @@ nothing imports `bench`; each benchmark is a module of its own, and heavy import
 
 import typer
 
+from bench.evidence.command import evidence
 from bench.memory.command import memory
 from bench.rewards.command import rewards
 from bench.serve.command import serve
@@ -14,6 +15,7 @@ from bench.stream.command import stream
 from bench.sweep.command import sweep
 
 app = typer.Typer(help="Benchmarks: what steering gains and what it costs.", no_args_is_help=True)
+app.command("evidence")(evidence)
 app.command("memory")(memory)
 app.command("rewards")(rewards)
 app.command("serve")(serve)

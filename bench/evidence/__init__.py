@@ -1,0 +1,1 @@
+"""How often the test that lets rows serve is wrong, and how soon it is right, simulated."""
