@@ -52,7 +52,9 @@ def take_over(state: Database, folder: Path, keep_traces: int) -> None:
     sweep(folder / "nights")
     for left in (folder / "nights" / "lock", *(folder / "priors").glob("[!.]*/lock")):
         left.unlink(missing_ok=True)
-    for emptied in (folder / "schedule", folder / "traces"):
+    for left in (folder / "locks").glob("*.lock"):
+        left.unlink(missing_ok=True)
+    for emptied in (folder / "locks", folder / "schedule", folder / "traces"):
         sweep(emptied)
         with suppress(OSError):  # not there, or not empty
             emptied.rmdir()

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from config.settings import DEFAULT_MODEL
+from memory.database import sqlite_url
 from memory.state import State
 from model.pull import resolve_model
+from tests.postgres_server import PostgresServer, postgres_programs
 from tests.redis_server import RedisServer
 from tests.tiny_model import tiny_model as make_tiny_model
 
@@ -82,6 +84,26 @@ def state(tmp_path: Path) -> Iterator[State]:
     """The state in the test's folder."""
     with State.in_folder(tmp_path) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL server."""
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    server = PostgresServer(programs)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def state_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database, of each kind in turn."""
+    if request.param == "sqlite":
+        return sqlite_url(tmp_path / "state.db").render_as_string()
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.database()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ class ConsolidationError(Exception):
     ├── SpaceMismatchError      episodes of another latent space than the engine's
     ├── TrainingDivergedError   the training left the finite numbers
     ├── NightBusyError          another night of the same space holds the lock
-    ├── NightOverruledError     somebody else has ended this night
+    ├── NightOverruledError     somebody else has ended or taken this night
     └── NightCrashedError       the worker died in this night too often
     """
 
@@ -38,7 +38,7 @@ class NightBusyError(ConsolidationError):
 
 
 class NightOverruledError(ConsolidationError):
-    """Somebody else has ended this night, such as a gateway that took its worker for dead."""
+    """Somebody else has ended this night, such as a gateway that took its worker for dead, or works on it."""
 
 
 class NightCrashedError(ConsolidationError):

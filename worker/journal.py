@@ -41,9 +41,10 @@ class Journal:
         """Write changed fields now.
 
         Raises:
-            NightOverruledError: somebody else has ended this night.
+            NightOverruledError: somebody else has ended or taken this night.
         """
         with self._lock:
+            self._check()
             self._write(**changes)
 
     def progress(self, done: int, total: int, message: str) -> None:
@@ -52,14 +53,17 @@ class Journal:
         What cannot be written is logged: a full disk, say, is no reason to end a night that gets on.
 
         Raises:
-            NightOverruledError: somebody else has ended this night.
+            NightOverruledError: somebody else has ended or taken this night.
         """
         with self._lock:
-            if self._overruled:
-                raise NightOverruledError(f"night {self._record.id} was ended by somebody else")
+            self._check()
             due = time.monotonic() - self._written_at >= PROGRESS_EVERY_S
             if due or done >= total:
                 self._try_to_write(done=done, total=total, message=message)
+
+    def overrule(self) -> None:
+        """Write nothing any more: another worker has taken this night. May be called from any thread."""
+        self._overruled = True
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
@@ -78,10 +82,16 @@ class Journal:
             with self._lock:
                 if time.monotonic() - self._written_at < HEARTBEAT_S or self._record.ended:
                     continue
+                if self._overruled:
+                    return
                 try:
                     self._try_to_write()
                 except NightOverruledError:
                     return  # the night itself learns of it at its next progress
+
+    def _check(self) -> None:
+        if self._overruled:
+            raise NightOverruledError(f"night {self._record.id} was ended or taken by somebody else")
 
     def _try_to_write(self, **changes: Any) -> None:
         try:

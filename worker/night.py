@@ -40,7 +40,7 @@ from worker.errors import (
     TooFewEpisodesError,
 )
 from worker.journal import Journal
-from worker.lock import lock_folder, night_lock
+from worker.lock import night_lock
 from worker.manifest import NIGHT, manifest_of, trained_prompts
 from worker.replay import answer_of
 from worker.split import Split, split
@@ -80,7 +80,7 @@ async def _run(night_id: str, settings: Settings, state: State, engine_factory: 
         night.clear()
         return record
     try:
-        with night_lock(lock_folder(settings), record.space, night_id), journal.heartbeat():
+        with night_lock(state, record.space, night_id, journal.overrule), journal.heartbeat():
             await _attempt(night)
     except NightBusyError as error:
         if error.holder != night_id:
@@ -141,7 +141,9 @@ async def _attempt(night: _Night) -> None:
         night.log.forget_attempts(journal.record.id)  # it was stopped on purpose, and goes on later
         raise
     except NightOverruledError:
-        night.clear()
+        known = night.log.get(journal.record.id)
+        if known is None or known.ended:  # else another worker is at it
+            night.clear()
         raise
     except TooFewEpisodesError as error:
         journal.change(state="skipped", message=str(error))

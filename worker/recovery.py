@@ -10,24 +10,23 @@ import shutil
 from config.settings import Settings
 from memory.night import NightLog
 from memory.state import State
-from worker.lock import is_locked, lock_folder
+from worker.lock import is_held
 
 
 def orphaned_nights(settings: Settings) -> list[str]:
-    """Return ids of nights that have not ended and that nobody is working on, oldest first.
+    """Return ids of nights that have not ended and that nobody on this machine is working on, oldest first.
 
-    A night that still waits in the queue is among them; queued twice, it runs once. One that has no snapshot
-    yet is the gateway's.
+    A night that still waits in the queue is among them, and so is one that another machine works on; queued
+    twice, it runs once. One that has no snapshot yet is the gateway's.
     """
     with State.open(settings) as state:
-        nights = reversed(NightLog(state).list())
-    return [
-        night.id
-        for night in nights
-        if not night.ended
-        and (settings.data_dir / "snapshots" / night.id).is_dir()
-        and not is_locked(lock_folder(settings), night.space)
-    ]
+        return [
+            night.id
+            for night in reversed(NightLog(state).list())
+            if not night.ended
+            and (settings.data_dir / "snapshots" / night.id).is_dir()
+            and not is_held(state, night.space)
+        ]
 
 
 def sweep(settings: Settings) -> None:

@@ -1,17 +1,14 @@
 """Episodes and stores that the memory tests share."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from memory.database import sqlite_url
 from memory.episode import Array, Episode
 from memory.state import State
 from memory.store import EpisodeStore, Recalled, recall
-from tests.postgres_server import PostgresServer, postgres_programs
 
 SPACE = "space-a"
 LENGTH, HIDDEN = 4, 32
@@ -57,26 +54,6 @@ def make_episode(rng: np.random.Generator, unit: Callable[[], Array]) -> Callabl
         return Episode(**(values | fields))
 
     return make
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """A real PostgreSQL server."""
-    programs = postgres_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    server = PostgresServer(programs)
-    yield server
-    server.stop()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def state_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """URL of an empty database, of each kind in turn."""
-    if request.param == "sqlite":
-        return sqlite_url(tmp_path / "state.db").render_as_string()
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.database()
 
 
 @pytest.fixture

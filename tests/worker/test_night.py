@@ -2,27 +2,28 @@
 
 import asyncio
 import math
-import multiprocessing
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from sqlalchemy import update
 
 from config.settings import Settings
 from memory.atomic import write_json
 from memory.episode import now
 from memory.night import NightRecord, UnknownNightError
+from memory.schema import leases
 from memory.spaces import memory_id
 from model.engine import Generation, LatentGradient, ModelUnavailableError
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import Place, scripted_episodes
+from worker import lock as locks
 from worker import night as nights
-from worker.errors import NightBusyError
-from worker.lock import is_locked, lock_folder, night_lock
+from worker.lock import night_lock
 from worker.manifest import trained_prompts
 from worker.neighbourhood import prompt_digest
 from worker.night import MAX_ATTEMPTS, run_night
@@ -354,17 +355,40 @@ def test_a_night_survives_a_look_that_saw_infinity(place: Place, engine: Scripte
     assert [look["agreement"] is None for look in looks] == [False, True, False, False, False]
 
 
+def lost() -> None:
+    raise AssertionError("the lock was lost")
+
+
 def test_a_night_delivered_twice_runs_once(place: Place, engine: ScriptedEngine) -> None:
     record = place.queue(scripted_episodes(engine))
-    with night_lock(lock_folder(place.settings), place.space, record.id):
+    with night_lock(place.state, place.space, record.id, lost):
         assert run(place, record).state == "queued"
         assert orphaned_nights(place.settings) == []
     assert run(place, record).state == "promoted"
 
 
+def test_a_night_that_another_worker_has_taken_stops_and_leaves_it_alone(
+    place: Place, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "BEAT_S", 0.01)
+    record = place.queue(scripted_episodes(engine))
+
+    def robbed(_: Settings) -> ScriptedEngine:
+        with place.state.write() as connection:
+            connection.execute(update(leases).values(holder="another-machine/1/1/1"))
+        while any(thread.name == "lock" for thread in threading.enumerate()):
+            time.sleep(0.01)  # until it has seen that
+        return engine
+
+    found = run(place, record, robbed)
+    assert (found.state, found.version) == ("running", None)
+    assert place.registry.versions() == []
+    assert (place.settings.data_dir / "snapshots" / record.id).is_dir()
+
+
 def test_a_night_beside_another_one_of_its_space_is_skipped(place: Place, engine: ScriptedEngine) -> None:
     record = place.queue(scripted_episodes(engine))
-    with night_lock(lock_folder(place.settings), place.space, "another"):
+    with night_lock(place.state, place.space, "another", lost):
         ended = run(place, record)
     assert ended.state == "skipped"
     assert ended.message == "night another of this space is still running"
@@ -424,29 +448,3 @@ def test_phases_are_seen_from_outside(place: Place, engine: ScriptedEngine) -> N
         ("answers", "running", "train"),
         ("answers", "running", "gate"),
     }
-
-
-def hold(folder: Path, ready: Any) -> None:
-    with night_lock(folder, "space", "theirs"):
-        ready.set()
-        threading.Event().wait(60)
-
-
-def test_the_lock_survives_nobody(tmp_path: Path) -> None:
-    """A killed process holds no lock."""
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=hold, args=(tmp_path, ready))
-    process.start()
-    assert ready.wait(60)
-    with pytest.raises(NightBusyError) as refused, night_lock(tmp_path, "space", "mine"):
-        pass
-    assert refused.value.holder == "theirs"
-    assert is_locked(tmp_path, "space")
-    with night_lock(tmp_path, "another-space", "mine"):
-        pass
-    process.kill()
-    process.join()
-    with night_lock(tmp_path, "space", "mine"):
-        assert is_locked(tmp_path, "space")
-    assert not is_locked(tmp_path, "space")
