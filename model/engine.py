@@ -7,6 +7,7 @@ machines without vLLM) and scripted (`model/scripted_engine.py`, no weights, for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -93,11 +94,40 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Label:
+    """What a prompt is to be answered: one answer, or a probability for each of several.
+
+    Raises:
+        ValueError: an answer is empty, or the probabilities are none.
+    """
+
+    answers: tuple[tuple[int, ...], ...]
+    """Tokens of each: of a choice as `answer_tokens` writes it, of a free answer as it was decoded."""
+    probabilities: tuple[float, ...]
+    """Of each answer, above 0; their sum is 1."""
+    choices: tuple[str, ...] = ()
+    """What a grammar holds every answer to; (): they are free."""
+
+    def __post_init__(self) -> None:
+        if not all(self.answers):
+            raise ValueError("an answer has no tokens")
+        if len(self.answers) != len(self.probabilities):
+            raise ValueError(f"{len(self.answers)} answers have {len(self.probabilities)} probabilities")
+        if not all(p > 0 for p in self.probabilities) or abs(math.fsum(self.probabilities) - 1) > 1e-4:
+            raise ValueError(f"probabilities are not above 0 with a sum of 1: {self.probabilities}")
+
+    @classmethod
+    def of(cls, answer: Sequence[int], choices: tuple[str, ...] = ()) -> Label:
+        """Return the label that is sure of one answer."""
+        return cls((tuple(answer),), (1.0,), choices)
+
+
+@dataclass(frozen=True)
 class LatentGradient:
-    """Value and gradient of the weighted log-likelihood of answers with respect to latents."""
+    """Value and gradient of the weighted log-likelihood of labels with respect to latents."""
 
     log_likelihood: torch.Tensor
-    """(B,) mean log-probability per answer token, or of an answer among its choices."""
+    """(B,) as of `Engine.log_likelihood`."""
     gradient: torch.Tensor
     """(B, L, d): d(weight_b · log_likelihood_b) / d(latent_b), the direction that raises it."""
 
@@ -173,33 +203,25 @@ class Engine(Protocol):
         """
         ...
 
-    async def log_likelihood(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        choices: Sequence[tuple[str, ...]] | None = None,
-    ) -> torch.Tensor:
-        """Return the mean log-probability per answer token, (B,).
+    async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
+        """Return what each label is worth, (B,): the sum of its answers' values times their probabilities.
 
-        Where `choices[b]` is not empty, answer b is one of them, as `answer_tokens` writes it, and its value
-        the log-probability of being decoded under their grammar: tokens that the grammar forces cost nothing.
+        A free answer's value is its mean log-probability per token. That of an answer held to choices is the
+        log-probability of being decoded under their grammar: tokens that the grammar forces cost nothing.
 
         Raises:
             UnsupportedError: the engine has no twin.
+            ValueError: an answer is none of its choices.
         """
         ...
 
     async def latent_gradient(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        weights: Sequence[float],
-        choices: Sequence[tuple[str, ...]] | None = None,
+        self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label], weights: Sequence[float]
     ) -> LatentGradient:
         """Return values as of `log_likelihood` and their weighted gradients by each prompt's latent.
 
         Raises:
-            UnsupportedError: the engine has no twin.
+            UnsupportedError, ValueError: as `log_likelihood`.
         """
         ...
 

@@ -15,6 +15,7 @@ from model.decoder import Draft, decode
 from model.engine import (
     Decoding,
     Generation,
+    Label,
     LatentGradient,
     ModelUnavailableError,
     PlacementError,
@@ -28,7 +29,7 @@ from model.packed_linear import pack
 from model.placement import Placement, PlacementKind, render_chat
 from model.prefill import Row, batches, last_states, prefill
 from model.prefixes import LIMIT_BYTES, Prefixes
-from model.target import Target
+from model.target import Reading, readings
 
 _DECODING_BYTES = 2**30
 """Most KV cache of one batch that is decoded. Rows that finish leave it, so it starts with many: few rows
@@ -165,87 +166,84 @@ class FrozenModel:
                 decode(self.network, chosen, written, self._prefixes)
         return [draft.generation() for draft in drafts]
 
-    def log_likelihood(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        choices: Sequence[tuple[str, ...]] | None = None,
-    ) -> torch.Tensor:
-        """Return the mean log-probability per answer token, (B,) float32, or that among given choices."""
-        targets = self._targets(answers, choices)
+    def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
+        """Return what each label is worth, (B,) float32, as `Engine.log_likelihood` says."""
         latents = [self._checked(prompt) for prompt in prompts]
-        self._check_answers(prompts, answers)
-        rows = [
-            self._row(prompt, latent, answer)
-            for prompt, latent, answer in zip(prompts, latents, answers, strict=True)
+        self._check_answers(prompts, labels)
+        # Labels of one prompt under one latent are read off the same rows.
+        same = [
+            (prompt.token_ids, self._place(prompt), None if latent is None else latent.numpy().tobytes())
+            for prompt, latent in zip(prompts, latents, strict=True)
         ]
+        needed = readings(labels, same, self._tries(labels))
+        rows = [self._row(prompts[one.label], latents[one.label], one.inputs) for one in needed]
         values = torch.zeros(len(prompts))
         sizes = [len(row.prefix) + len(row.rest) for row in rows]
         for group in batches(sizes, _FORWARD_COLUMNS, lambda index: _neighbourhood(rows[index])):
             with torch.no_grad():
-                scored = self._scores([rows[index] for index in group], [targets[index] for index in group])
-            values[group] = scored.cpu()
+                parts = self._parts([rows[index] for index in group], [needed[index] for index in group])
+            for label, value in parts:
+                values[label] += value.cpu()
         return values
 
     def latent_gradient(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        weights: Sequence[float],
-        choices: Sequence[tuple[str, ...]] | None = None,
+        self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label], weights: Sequence[float]
     ) -> LatentGradient:
-        """Return log-likelihoods, (B,), and their weighted gradients with respect to latents, (B, L, d)."""
+        """Return what each label is worth, (B,), and the weighted gradients by latents, (B, L, d)."""
         if any(prompt.latent is None for prompt in prompts):
             raise ValueError("a gradient needs a latent in every prompt")
-        if not len(prompts) == len(answers) == len(weights):
-            raise ValueError(f"{len(prompts)} prompts, {len(answers)} answers, {len(weights)} weights")
-        self._check_answers(prompts, answers)
-        targets = self._targets(answers, choices)
+        if not len(prompts) == len(labels) == len(weights):
+            raise ValueError(f"{len(prompts)} prompts, {len(labels)} labels, {len(weights)} weights")
+        self._check_answers(prompts, labels)
         values = torch.zeros(len(prompts))
         gradients = torch.zeros(len(prompts), *self.space.shape)
         latents = [self.space.check(p.latent) for p in prompts if p.latent is not None]
+        needed = readings(labels, range(len(labels)), self._tries(labels))  # each has its own gradient
         # The prefix runs without gradient and costs little: what counts is the rest.
         places = [self._place(prompt) for prompt in prompts]
         sizes = [
-            len(prompt.token_ids) - place + self.space.length + len(answer)
-            for prompt, place, answer in zip(prompts, places, answers, strict=True)
+            len(prompts[one.label].token_ids) - places[one.label] + self.space.length + len(one.inputs)
+            for one in needed
         ]
 
         def neighbourhood(index: int) -> tuple[int, tuple[int, ...], int]:
-            return places[index], prompts[index].token_ids[: places[index]], sizes[index]
+            at = needed[index].label
+            return places[at], prompts[at].token_ids[: places[at]], sizes[index]
 
         for group in batches(sizes, _GRADIENT_COLUMNS, neighbourhood):
-            leaf = torch.stack([latents[index] for index in group]).requires_grad_()  # (b, L, d)
+            read = [needed[index] for index in group]
+            leaf = torch.stack([latents[one.label] for one in read]).requires_grad_()  # (b, L, d)
             with torch.enable_grad():
-                rows = [self._row(prompts[index], leaf[at], answers[index]) for at, index in enumerate(group)]
-                scored = self._scores(rows, [targets[index] for index in group])
-                weighted = scored @ torch.tensor([weights[index] for index in group], device=scored.device)
+                rows = [self._row(prompts[one.label], leaf[at], one.inputs) for at, one in enumerate(read)]
+                parts = self._parts(rows, read)
+                weighted = torch.stack([weights[label] * value for label, value in parts]).sum()
                 (gradient,) = torch.autograd.grad(weighted, leaf)
-            values[group] = scored.detach().cpu()
-            gradients[group] = gradient
+            for label, value in parts:
+                values[label] += value.detach().cpu()
+            for one, rise in zip(read, gradient, strict=True):
+                gradients[one.label] += rise
         return LatentGradient(values, gradients)
 
-    def _scores(self, rows: Sequence[Row], targets: Sequence[Target]) -> torch.Tensor:
-        """Values of answers, (B,), for rows that end before the answers' last tokens."""
-        longest = max(len(target.tokens) for target in targets)
-        logits = prefill(self.network, rows, longest, self._prefixes).logits  # (B, longest, V)
-        pairs = zip(logits, targets, strict=True)
-        return torch.stack(
-            [target.value(row[longest - len(target.tokens) :].float()) for row, target in pairs]
-        )
-
-    def _targets(
-        self, answers: Sequence[Sequence[int]], choices: Sequence[tuple[str, ...]] | None
-    ) -> list[Target]:
-        held = [()] * len(answers) if choices is None else choices
+    def _parts(self, rows: Sequence[Row], needed: Sequence[Reading]) -> list[tuple[int, torch.Tensor]]:
+        """Return (index of a label, what an answer adds to it, a scalar) for all that is read off rows."""
+        offsets = sorted(set().union(*(one.offsets for one in needed)))
+        column = {offset: at for at, offset in enumerate(offsets)}
+        logits = prefill(self.network, rows, offsets, self._prefixes).logits  # (B, len(offsets), V)
         return [
-            Target(tuple(answer), self._trie(of) if of else None)
-            for answer, of in zip(answers, held, strict=True)
+            (
+                part.label,
+                part.probability * part.target.value(row[[column[o] for o in one.offsets_of(part)]].float()),
+            )
+            for row, one in zip(logits, needed, strict=True)
+            for part in one.parts
         ]
 
-    def _row(self, prompt: SteeredPrompt, latent: torch.Tensor | None, answer: Sequence[int] = ()) -> Row:
+    def _tries(self, labels: Sequence[Label]) -> dict[tuple[str, ...], ChoiceTrie]:
+        return {choices: self._trie(choices) for choices in {label.choices for label in labels} if choices}
+
+    def _row(self, prompt: SteeredPrompt, latent: torch.Tensor | None, inputs: Sequence[int] = ()) -> Row:
         at = self._place(prompt)
-        rest = self._embeddings((*prompt.token_ids[at:], *answer[:-1]))
+        rest = self._embeddings((*prompt.token_ids[at:], *inputs))
         if latent is not None:
             rest = torch.cat([latent.to(rest.device, rest.dtype), rest])
         return Row(prompt.token_ids[:at], rest)
@@ -259,12 +257,11 @@ class FrozenModel:
     def _checked(self, prompt: SteeredPrompt) -> torch.Tensor | None:
         return None if prompt.latent is None else self.space.check(prompt.latent)
 
-    def _check_answers(self, prompts: Sequence[SteeredPrompt], answers: Sequence[Sequence[int]]) -> None:
-        for prompt, answer in zip(prompts, answers, strict=True):
-            if not answer:
-                raise ValueError("an answer has no tokens")
-            if self._room(prompt) < len(answer):
-                raise PromptTooLongError(f"the prompt leaves no room for an answer of {len(answer)} tokens")
+    def _check_answers(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> None:
+        for prompt, label in zip(prompts, labels, strict=True):
+            longest = max(map(len, label.answers))
+            if self._room(prompt) < longest:
+                raise PromptTooLongError(f"the prompt leaves no room for an answer of {longest} tokens")
 
     def _room(self, prompt: SteeredPrompt) -> int:
         """Tokens that are left for an answer, at least 1."""

@@ -29,7 +29,7 @@ class Prefilled:
     """What a forward pass leaves: P columns of padded prefixes, then R of padded rests."""
 
     logits: torch.Tensor
-    """(B, keep, V) of the last `keep` columns."""
+    """(B, len(keep), V) of the columns that were asked for, in that order."""
     cache: Any
     """KV cache of transformers, B rows."""
     mask: torch.Tensor
@@ -42,15 +42,17 @@ class Prefilled:
         self.mask = self.mask[chosen]
 
 
-def prefill(network: Any, rows: Sequence[Row], keep: int = 1, kept: Prefixes | None = None) -> Prefilled:
-    """Run rows as one batch and return logits of their last `keep` columns with the KV cache.
+def prefill(
+    network: Any, rows: Sequence[Row], keep: Sequence[int] = (0,), kept: Prefixes | None = None
+) -> Prefilled:
+    """Run rows as one batch and return logits of the columns in `keep` with the KV cache.
 
     Rows are padded on the left, so that all of them end in the last column.
 
     Args:
         network: A causal language model of transformers.
         rows: The batch.
-        keep: Columns whose logits are returned.
+        keep: Columns whose logits are returned, counted from the last one, which is 0.
         kept: Of earlier calls: prefixes are looked up there.
     """
     device, dtype = network.device, network.dtype
@@ -77,7 +79,7 @@ def prefill(network: Any, rows: Sequence[Row], keep: int = 1, kept: Prefixes | N
         position_ids=positions(mask)[:, -width:],
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=keep,
+        logits_to_keep=torch.tensor([width - 1 - offset for offset in keep], device=device),
     )
     return Prefilled(output.logits, output.past_key_values, mask)
 

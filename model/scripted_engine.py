@@ -27,6 +27,7 @@ from model.engine import (
     Decoding,
     EngineDeadError,
     Generation,
+    Label,
     LatentGradient,
     PlacementError,
     PromptTooLongError,
@@ -179,38 +180,29 @@ class ScriptedEngine:
         await self._enter("generate", prompts)
         return [self._generate(prompt, how) for prompt, how in zip(prompts, decodings, strict=True)]
 
-    async def log_likelihood(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        choices: Sequence[tuple[str, ...]] | None = None,
-    ) -> torch.Tensor:
+    async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
         """Return log sigmoid(s) for good answers, log sigmoid(−s) for poor ones, (B,), among choices too."""
         self._demand_gradients()
         await self._enter("log_likelihood", prompts)
         values = [
-            self._log_likelihood(prompt.token_ids, prompt.latent, answer)
-            for prompt, answer in zip(prompts, answers, strict=True)
+            self._log_likelihood(prompt.token_ids, prompt.latent, label)
+            for prompt, label in zip(prompts, labels, strict=True)
         ]
         return torch.stack(values) if values else torch.zeros(0)
 
     async def latent_gradient(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        weights: Sequence[float],
-        choices: Sequence[tuple[str, ...]] | None = None,
+        self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label], weights: Sequence[float]
     ) -> LatentGradient:
         """Return log-likelihoods and their weighted gradients with respect to each prompt's latent."""
         self._demand_gradients()
         await self._enter("latent_gradient", prompts)
         values, gradients = [], []
-        for prompt, answer, weight in zip(prompts, answers, weights, strict=True):
+        for prompt, label, weight in zip(prompts, labels, weights, strict=True):
             if prompt.latent is None:
                 raise ValueError("a gradient needs a latent in every prompt")
             latent = prompt.latent.detach().clone().requires_grad_()
             with torch.enable_grad():
-                value = self._log_likelihood(prompt.token_ids, latent, answer)
+                value = self._log_likelihood(prompt.token_ids, latent, label)
                 (gradient,) = torch.autograd.grad(weight * value, latent)
             values.append(value.detach())
             gradients.append(gradient)
@@ -279,10 +271,11 @@ class ScriptedEngine:
         return f"{GOOD}{right % 1000}" if good else f"{POOR}{wrong % 1000}"
 
     def _log_likelihood(
-        self, token_ids: Sequence[int], latent: torch.Tensor | None, answer: Sequence[int]
+        self, token_ids: Sequence[int], latent: torch.Tensor | None, label: Label
     ) -> torch.Tensor:
         score = self.score(token_ids, latent)
-        return logsigmoid(score if self._is_good(self.decode(answer)) else -score)
+        signs = [1 if self._is_good(self.decode(answer)) else -1 for answer in label.answers]
+        return logsigmoid(score * torch.tensor(signs)) @ torch.tensor(label.probabilities)
 
     def _direction(self, token_ids: Sequence[int]) -> torch.Tensor:
         return _unit(f"latent {self.topic(token_ids)}", *self.space.shape)

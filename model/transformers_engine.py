@@ -14,7 +14,7 @@ from typing import TypeVar, TypeVarTuple
 
 import torch
 
-from model.engine import Decoding, EngineDeadError, Generation, LatentGradient, SteeredPrompt
+from model.engine import Decoding, EngineDeadError, Generation, Label, LatentGradient, SteeredPrompt
 from model.frozen_model import FrozenModel
 from model.keys import KEY_PROBES, centre, centred
 from model.placement import PlacementKind
@@ -139,24 +139,15 @@ class TransformersEngine:
                 self._calls = [other for other in self._calls if other is not call]
             raise
 
-    async def log_likelihood(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        choices: Sequence[tuple[str, ...]] | None = None,
-    ) -> torch.Tensor:
-        """Return the mean log-probability per answer token, (B,), or that of an answer among its choices."""
-        return await self._run(self.model.log_likelihood, prompts, answers, choices)
+    async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
+        """Return what each label is worth, (B,)."""
+        return await self._run(self.model.log_likelihood, prompts, labels)
 
     async def latent_gradient(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        weights: Sequence[float],
-        choices: Sequence[tuple[str, ...]] | None = None,
+        self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label], weights: Sequence[float]
     ) -> LatentGradient:
-        """Return log-likelihoods and their weighted gradients with respect to each prompt's latent."""
-        return await self._run(self.model.latent_gradient, prompts, answers, weights, choices)
+        """Return what each label is worth and the weighted gradients with respect to each prompt's latent."""
+        return await self._run(self.model.latent_gradient, prompts, labels, weights)
 
     async def close(self) -> None:
         """Wait for the calls under way and release the model."""

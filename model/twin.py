@@ -16,7 +16,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 import torch
 
-from model.engine import EngineDeadError, EngineError, LatentGradient, SteeredPrompt
+from model.engine import EngineDeadError, EngineError, Label, LatentGradient, SteeredPrompt
 from model.placement import PlacementKind
 from model.space import LatentSpace
 from model.twin_child import Child
@@ -94,30 +94,16 @@ class TwinProcess:
         states = await self._run(self._ask, "raw_states", ([tuple(prompt) for prompt in prompts],))
         return torch.from_numpy(states)
 
-    async def log_likelihood(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        choices: Sequence[tuple[str, ...]] | None = None,
-    ) -> torch.Tensor:
-        """Return the mean log-probability per answer token, (B,), or that among given choices."""
-        arguments = (_packed(prompts), [tuple(answer) for answer in answers], choices)
+    async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
+        """Return what each label is worth, (B,)."""
+        arguments = (_packed(prompts), list(labels))
         return torch.from_numpy(await self._run(self._ask, "log_likelihood", arguments))
 
     async def latent_gradient(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        weights: Sequence[float],
-        choices: Sequence[tuple[str, ...]] | None = None,
+        self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label], weights: Sequence[float]
     ) -> LatentGradient:
-        """Return log-likelihoods, (B,), and their weighted gradients with respect to latents, (B, L, d)."""
-        arguments = (
-            _packed(prompts),
-            [tuple(answer) for answer in answers],
-            [float(weight) for weight in weights],
-            choices,
-        )
+        """Return what each label is worth, (B,), and the weighted gradients by latents, (B, L, d)."""
+        arguments = (_packed(prompts), list(labels), [float(weight) for weight in weights])
         values, gradients = await self._run(self._ask, "latent_gradient", arguments)
         return LatentGradient(torch.from_numpy(values), torch.from_numpy(gradients))
 

@@ -218,11 +218,13 @@ def gradient(model: str, options: argparse.Namespace, show: Show) -> None:
     """The gradient worker's answer to one batch, on the device beside the CPU in float32."""
     import torch
 
+    from model.engine import Label
+
     def ask(device: str, dtype: Any) -> tuple[Any, float]:
         frozen = _load(model, options, device, dtype)
         prompts, rows = _steered(frozen, options.prompts)
-        answers = [frozen.answer_tokens(row["answer"]) for row in rows]
-        return _timed(lambda: frozen.latent_gradient(prompts, answers, [1.0] * len(prompts)))
+        labels = [Label.of(frozen.answer_tokens(row["answer"])) for row in rows]
+        return _timed(lambda: frozen.latent_gradient(prompts, labels, [1.0] * len(prompts)))
 
     theirs, cpu_s = ask("cpu", torch.float32)
     for name, ours, device_s in _asked("gradient", ask, options.device, show):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from memory.episode import Episode
-from model.engine import Engine, LatentGradient, SteeredPrompt
+from model.engine import Engine, Label, LatentGradient, SteeredPrompt
 
 
 async def likelihoods(
@@ -24,9 +24,7 @@ async def likelihoods(
     Raises:
         EngineError: the engine failed.
     """
-    return await engine.log_likelihood(
-        _prompts(episodes, latents), [answer_of(engine, e) for e in episodes], [_held(e) for e in episodes]
-    )
+    return await engine.log_likelihood(_prompts(episodes, latents), _labels(engine, episodes))
 
 
 async def gradients(
@@ -44,16 +42,17 @@ async def gradients(
         EngineError: the engine failed.
     """
     return await engine.latent_gradient(
-        _prompts(episodes, list(latents)),
-        [answer_of(engine, e) for e in episodes],
-        weights.tolist(),
-        [_held(e) for e in episodes],
+        _prompts(episodes, list(latents)), _labels(engine, episodes), weights.tolist()
     )
 
 
 def answer_of(engine: Engine, episode: Episode) -> tuple[int, ...]:
     """Return the tokens to replay: a choice as the grammar writes it, however it was split when decoded."""
     return engine.answer_tokens(episode.answer_text) if _held(episode) else episode.answer_token_ids
+
+
+def _labels(engine: Engine, episodes: Sequence[Episode]) -> list[Label]:
+    return [Label.of(answer_of(engine, episode), _held(episode)) for episode in episodes]
 
 
 def _held(episode: Episode) -> tuple[str, ...]:

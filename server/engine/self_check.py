@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cosine_similarity
 
-from model.engine import Decoding, SteeredPrompt
+from model.engine import Decoding, Label, SteeredPrompt
 from server.engine.vllm import VLLMEngine, cache_salt
 
 logger = logging.getLogger(__name__)
@@ -141,8 +141,8 @@ async def _twin_gradient(engine: VLLMEngine) -> tuple[bool, float | None, str]:
         return True, None, "skipped: the twin is off, and gradients are refused"
     prompt = _prompts(engine)[0]
     (answer,) = await engine.generate([SteeredPrompt(prompt)], Decoding(max_tokens=_ANSWER_TOKENS))
-    latent = engine.neutral_latent()
-    found = await engine.latent_gradient([SteeredPrompt(prompt, latent)], [answer.token_ids], [1.0])
+    latent, label = engine.neutral_latent(), Label.of(answer.token_ids)
+    found = await engine.latent_gradient([SteeredPrompt(prompt, latent)], [label], [1.0])
     gradient = found.gradient[0]  # (L, d)
     if not bool(torch.isfinite(gradient).all()) or not bool(gradient.any()):
         return False, None, "the gradient is zero or not finite"
@@ -155,7 +155,7 @@ async def _twin_gradient(engine: VLLMEngine) -> tuple[bool, float | None, str]:
         for direction in directions
         for sign in (1, -1)
     ]
-    likelihoods = await engine.log_likelihood(moved, [answer.token_ids] * len(moved))
+    likelihoods = await engine.log_likelihood(moved, [label] * len(moved))
     measured = (likelihoods[0::2] - likelihoods[1::2]) / (2 * step)
     claimed = torch.stack([(gradient * direction).sum() for direction in directions])
     agreement = float(1 - (measured - claimed).norm() / claimed.norm())

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from model.engine import Label
 from model.frozen_model import FrozenModel
 from model.twin_child import perform
 from server.engine.shared_twin import assemble
@@ -24,7 +25,7 @@ MAX_JOBS = 64
 
 Job = dict[str, Any]
 """`method` of `FrozenModel`; `prompts`, each [tokens, latent as float32 bytes or None, position or
-None]; and where the method takes them `answers`, `weights` and `choices`."""
+None]; and where the method takes them `labels`, each [answers, probabilities, choices], and `weights`."""
 
 
 class TwinHost:
@@ -132,7 +133,11 @@ class TwinJobs:
             )
             for tokens, latent, position in job["prompts"]
         ]
-        return (prompts, *(job[name] for name in ("answers", "weights", "choices") if name in job))
+        labels = [
+            Label(tuple(map(tuple, answers)), tuple(probabilities), tuple(choices))
+            for answers, probabilities, choices in job["labels"]
+        ]
+        return (prompts, labels, *([job["weights"]] if "weights" in job else []))
 
 
 def _model(network: Any, model_path: str, length: int, placement: Any, max_model_len: int) -> FrozenModel:

@@ -24,6 +24,7 @@ from model.engine import (
     Decoding,
     EngineError,
     Generation,
+    Label,
     LatentGradient,
     PromptTooLongError,
     SteeredPrompt,
@@ -212,35 +213,24 @@ class VLLMEngine:
 
         return await _all([one(prompt, how) for prompt, how in zip(inputs, each, strict=True)])
 
-    async def log_likelihood(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        choices: Sequence[tuple[str, ...]] | None = None,
-    ) -> torch.Tensor:
-        """Return the mean log-probability per answer token, (B,).
+    async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
+        """Return what each label is worth, (B,).
 
         Raises:
             UnsupportedError: the engine has no twin.
         """
-        values: torch.Tensor = await self._twin().log_likelihood(self._checked(prompts), answers, choices)
+        values: torch.Tensor = await self._twin().log_likelihood(self._checked(prompts), labels)
         return values
 
     async def latent_gradient(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        weights: Sequence[float],
-        choices: Sequence[tuple[str, ...]] | None = None,
+        self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label], weights: Sequence[float]
     ) -> LatentGradient:
-        """Return log-likelihoods and their weighted gradients with respect to each prompt's latent.
+        """Return what each label is worth and the weighted gradients with respect to each prompt's latent.
 
         Raises:
             UnsupportedError: as `log_likelihood`.
         """
-        gradient: LatentGradient = await self._twin().latent_gradient(
-            self._checked(prompts), answers, weights, choices
-        )
+        gradient: LatentGradient = await self._twin().latent_gradient(self._checked(prompts), labels, weights)
         return gradient
 
     async def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.engine import EngineError, LatentGradient, SteeredPrompt, UnsupportedError
+from model.engine import EngineError, Label, LatentGradient, SteeredPrompt, UnsupportedError
 from model.placement import PlacementKind
 from model.twin_child import error_named
 from server.engine.errors import translated
@@ -80,36 +80,21 @@ class WorkerTwin:
         (states,) = await self._result({"method": "raw_states", "prompts": _packed(plain)})
         return states
 
-    async def log_likelihood(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        choices: Sequence[tuple[str, ...]] | None = None,
-    ) -> torch.Tensor:
-        """Return the mean log-probability per answer token, (B,), or that among given choices."""
-        job = {
-            "method": "log_likelihood",
-            "prompts": _packed(prompts),
-            "answers": _tokens(answers),
-            "choices": _choices(choices),
-        }
+    async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
+        """Return what each label is worth, (B,)."""
+        job = {"method": "log_likelihood", "prompts": _packed(prompts), "labels": _plain(labels)}
         (values,) = await self._result(job)
         return values
 
     async def latent_gradient(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        weights: Sequence[float],
-        choices: Sequence[tuple[str, ...]] | None = None,
+        self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label], weights: Sequence[float]
     ) -> LatentGradient:
-        """Return log-likelihoods, (B,), and their weighted gradients with respect to latents, (B, L, d)."""
+        """Return what each label is worth, (B,), and the weighted gradients by latents, (B, L, d)."""
         job = {
             "method": "latent_gradient",
             "prompts": _packed(prompts),
-            "answers": _tokens(answers),
+            "labels": _plain(labels),
             "weights": [float(weight) for weight in weights],
-            "choices": _choices(choices),
         }
         values, gradients = await self._result(job)
         return LatentGradient(values, gradients)
@@ -169,12 +154,15 @@ def _packed(prompts: Sequence[SteeredPrompt]) -> list[list[Any]]:
     ]
 
 
-def _tokens(answers: Sequence[Sequence[int]]) -> list[list[int]]:
-    return [[int(token) for token in answer] for answer in answers]
-
-
-def _choices(choices: Sequence[tuple[str, ...]] | None) -> list[list[str]] | None:
-    return None if choices is None else [list(held) for held in choices]
+def _plain(labels: Sequence[Label]) -> list[list[Any]]:
+    return [
+        [
+            [[int(token) for token in answer] for answer in label.answers],
+            [float(probability) for probability in label.probabilities],
+            list(label.choices),
+        ]
+        for label in labels
+    ]
 
 
 def _tensor(shape: Sequence[int], data: bytes) -> torch.Tensor:

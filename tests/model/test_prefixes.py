@@ -8,12 +8,12 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from model.engine import Decoding, SteeredPrompt
+from model.engine import Decoding, Label, SteeredPrompt
 from model.frozen_model import FrozenModel
 from model.prefixes import Prefix, Prefixes
 from model.transformers_engine import TransformersEngine
 
-ANSWERS = [(510, 3575, 282, 4649), (33,), (504, 6541, 2)]
+LABELS = [Label.of(answer) for answer in ((510, 3575, 282, 4649), (33,), (504, 6541, 2))]
 FEW_COLUMNS = 24
 """So few that each answer of a step is a batch of its own."""
 
@@ -46,7 +46,7 @@ async def test_steps_of_one_refinement_run_the_prompt_once(
     monkeypatch.setattr("model.frozen_model._GRADIENT_COLUMNS", FEW_COLUMNS)
     for seed in range(3):
         prompt = steered(engine, "What is the capital of France?", seed)
-        await engine.latent_gradient([prompt] * 3, ANSWERS, [1.0, -0.5, 2.0])
+        await engine.latent_gradient([prompt] * 3, LABELS, [1.0, -0.5, 2.0])
         await engine.generate([prompt], Decoding(max_tokens=2))
     assert prefix_passes == [engine.position(prompt.token_ids)]
 
@@ -56,10 +56,10 @@ async def test_gradients_with_and_without_remembered_prefixes_are_equal(
 ) -> None:
     prompts = [steered(engine, "Name three fruits.", seed) for seed in range(3)]
     await engine.generate(prompts, [Decoding(max_tokens=4)] * 3)
-    again = await engine.latent_gradient(prompts, ANSWERS, [1.0, -0.5, 2.0])
+    again = await engine.latent_gradient(prompts, LABELS, [1.0, -0.5, 2.0])
     assert len(prefix_passes) == 1
     model._prefixes = Prefixes(limit_bytes=0)
-    fresh = await engine.latent_gradient(prompts, ANSWERS, [1.0, -0.5, 2.0])
+    fresh = await engine.latent_gradient(prompts, LABELS, [1.0, -0.5, 2.0])
     assert len(prefix_passes) == 2
     assert torch.allclose(again.log_likelihood, fresh.log_likelihood, atol=1e-5)
     assert torch.allclose(again.gradient, fresh.gradient, atol=1e-5 * float(fresh.gradient.abs().max()))
@@ -81,13 +81,13 @@ async def test_epochs_over_several_prompts_run_each_prompt_once(
     texts = ("Name three fruits.", "What is the capital of France, and since when?", "Why?")
     prompts = [steered(engine, text, seed) for seed, text in enumerate(texts)]
     weights = [1.0, -0.5, 2.0]
-    await engine.latent_gradient(prompts[:2], ANSWERS[:2], weights[:2])
-    await engine.latent_gradient(prompts[1:], ANSWERS[1:], weights[1:])
-    again = await engine.latent_gradient(prompts, ANSWERS, weights)
+    await engine.latent_gradient(prompts[:2], LABELS[:2], weights[:2])
+    await engine.latent_gradient(prompts[1:], LABELS[1:], weights[1:])
+    again = await engine.latent_gradient(prompts, LABELS, weights)
     assert len(prefix_passes) == 2
     assert prefix_passes[1] == engine.position(prompts[2].token_ids)
     model._prefixes = Prefixes(limit_bytes=0)
-    fresh = await engine.latent_gradient(prompts, ANSWERS, weights)
+    fresh = await engine.latent_gradient(prompts, LABELS, weights)
     assert torch.allclose(again.log_likelihood, fresh.log_likelihood, atol=1e-5)
     assert torch.allclose(again.gradient, fresh.gradient, atol=1e-5 * float(fresh.gradient.abs().max()))
 

@@ -7,6 +7,7 @@ from model.engine import (
     Decoding,
     Engine,
     EngineDeadError,
+    Label,
     PlacementError,
     PromptTooLongError,
     SteeredPrompt,
@@ -58,7 +59,7 @@ async def test_answers_are_poor_without_and_good_with_the_best_latent() -> None:
 async def test_ascent_along_the_gradient_makes_answers_good() -> None:
     engine = ScriptedEngine()
     prompt = chat(engine, "Weather in Rome?")
-    good = engine.encode(f"{GOOD}1")
+    good = Label.of(engine.encode(f"{GOOD}1"))
     latent = engine.neutral_latent()
     before = await engine.log_likelihood([SteeredPrompt(prompt, latent)], [good])
     for _ in range(20):
@@ -74,7 +75,7 @@ async def test_gradient_agrees_with_finite_differences_and_scales_with_weight() 
     engine = ScriptedEngine()
     prompt = chat(engine, "Weather in Rome?")
     latent = engine.neutral_latent() + 0.01 * torch.randn(engine.space.shape)
-    good = engine.encode(f"{GOOD}1")
+    good = Label.of(engine.encode(f"{GOOD}1"))
     step = await engine.latent_gradient([SteeredPrompt(prompt, latent)] * 2, [good] * 2, [1.0, -2.0])
     towards = torch.randn(engine.space.shape)
     up, down = await engine.log_likelihood(
@@ -83,6 +84,15 @@ async def test_gradient_agrees_with_finite_differences_and_scales_with_weight() 
     )
     assert torch.isclose((up - down) / 2e-2, (step.gradient[0] * towards).sum(), rtol=0.02)
     assert torch.allclose(step.gradient[1], -2 * step.gradient[0])
+
+
+async def test_soft_label_is_worth_the_mean_of_its_answers() -> None:
+    engine = ScriptedEngine()
+    good, poor = engine.encode(f"{GOOD}1"), engine.encode(f"{POOR}1")
+    prompts = [SteeredPrompt(chat(engine, "Weather in Rome?"))] * 3
+    labels = [Label.of(good), Label.of(poor), Label((good, poor), (0.25, 0.75))]
+    of_good, of_poor, of_both = await engine.log_likelihood(prompts, labels)
+    torch.testing.assert_close(of_both, 0.25 * of_good + 0.75 * of_poor)
 
 
 async def test_batches_and_repeats_do_not_change_answers() -> None:
@@ -115,7 +125,7 @@ async def test_bad_prompts_and_dead_engines_raise() -> None:
     with pytest.raises(PromptTooLongError):
         await engine.generate([SteeredPrompt(chat(engine, "x" * 100))], GREEDY)
     with pytest.raises(UnsupportedError):
-        await engine.log_likelihood([SteeredPrompt(prompt)], [(1,)])
+        await engine.log_likelihood([SteeredPrompt(prompt)], [Label.of((1,))])
     engine.alive = False
     with pytest.raises(EngineDeadError):
         await engine.keys([prompt])

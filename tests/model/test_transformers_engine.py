@@ -14,6 +14,7 @@ from model.engine import (
     Engine,
     EngineDeadError,
     Generation,
+    Label,
     PlacementError,
     PromptTooLongError,
     SteeredPrompt,
@@ -68,7 +69,9 @@ async def test_latents_that_are_token_embeddings_equal_the_token_prompt(
         (from_mixed,) = await engine.generate([mixed], GREEDY)
         (from_tokens,) = await engine.generate([SteeredPrompt(tokens)], GREEDY)
         assert from_mixed.token_ids == from_tokens.token_ids
-        both = await engine.log_likelihood([mixed, SteeredPrompt(tokens)], [from_tokens.token_ids] * 2)
+        both = await engine.log_likelihood(
+            [mixed, SteeredPrompt(tokens)], [Label.of(from_tokens.token_ids)] * 2
+        )
         assert torch.isclose(both[0], both[1], atol=1e-4)
 
 
@@ -195,7 +198,7 @@ async def test_log_likelihood_equals_a_direct_forward_pass(
 ) -> None:
     prompts = [steered(engine, question, seed) for seed, question in enumerate(QUESTIONS)]
     answers = [(510, 3575, 282, 4649), (33,), (504, 6541, 2)]
-    ours = await engine.log_likelihood(prompts, answers)
+    ours = await engine.log_likelihood(prompts, list(map(Label.of, answers)))
     for value, prompt, answer in zip(ours, prompts, answers, strict=True):
         assert prompt.latent is not None
         assert torch.isclose(value, direct_log_likelihood(model, prompt, answer, prompt.latent), atol=1e-4)
@@ -207,7 +210,7 @@ async def test_latent_gradient_equals_autograd_over_the_whole_prompt(
     prompts = [steered(engine, question, seed) for seed, question in enumerate(QUESTIONS)]
     answers = [(510, 3575, 282, 4649), (33,), (504, 6541, 2)]
     weights = [1.0, -0.5, 2.0]
-    ours = await engine.latent_gradient(prompts, answers, weights)
+    ours = await engine.latent_gradient(prompts, list(map(Label.of, answers)), weights)
     for at, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         assert prompt.latent is not None
         leaf = prompt.latent.clone().requires_grad_()
@@ -225,7 +228,7 @@ async def test_latent_gradient_agrees_with_finite_differences_in_direction(
     prompt = steered(engine, QUESTIONS[0])
     assert prompt.latent is not None
     answer = (510, 3575, 282, 4649)
-    exact = (await engine.latent_gradient([prompt], [answer], [1.0])).gradient[0].flatten()
+    exact = (await engine.latent_gradient([prompt], [Label.of(answer)], [1.0])).gradient[0].flatten()
     # The derivative along random directions: what an ascent along any of them would see.
     directions = torch.randn(24, exact.numel(), generator=torch.Generator().manual_seed(1))
     directions /= directions.norm(dim=-1, keepdim=True)
@@ -235,20 +238,20 @@ async def test_latent_gradient_agrees_with_finite_differences_in_direction(
         for direction in directions
         for sign in (1, -1)
     ]
-    values = (await engine.log_likelihood(probes, [answer] * len(probes))).view(-1, 2)
+    values = (await engine.log_likelihood(probes, [Label.of(answer)] * len(probes))).view(-1, 2)
     measured = (values[:, 0] - values[:, 1]) / (2 * step)
     assert cosine_similarity(measured, directions @ exact, dim=0) > 0.99
 
 
 async def test_ascent_on_a_latent_makes_an_answer_likelier(engine: TransformersEngine) -> None:
     tokens = chat(engine, QUESTIONS[0])
-    answer = (*engine.model.tokenizer.encode("Lyon, of course."), 2)
+    label = Label.of(engine.answer_tokens("Lyon, of course."))
     latent = engine.neutral_latent()
-    before = await engine.log_likelihood([SteeredPrompt(tokens, latent)], [answer])
+    before = await engine.log_likelihood([SteeredPrompt(tokens, latent)], [label])
     for _ in range(6):
-        step = await engine.latent_gradient([SteeredPrompt(tokens, latent)], [answer], [1.0])
+        step = await engine.latent_gradient([SteeredPrompt(tokens, latent)], [label], [1.0])
         latent = latent + 0.1 * latent.norm() * step.gradient[0] / step.gradient[0].norm()
-    after = await engine.log_likelihood([SteeredPrompt(tokens, latent)], [answer])
+    after = await engine.log_likelihood([SteeredPrompt(tokens, latent)], [label])
     assert after[0] > before[0] + 0.5
 
 
@@ -313,7 +316,7 @@ async def test_bad_prompts_are_refused(engine: TransformersEngine) -> None:
     with pytest.raises(LatentRejectedError):
         await engine.generate([SteeredPrompt(tokens, neutral[:, 1:])], GREEDY)
     with pytest.raises(LatentRejectedError):
-        await engine.latent_gradient([SteeredPrompt(tokens, neutral * float("nan"))], [(1,)], [1.0])
+        await engine.latent_gradient([SteeredPrompt(tokens, neutral * float("nan"))], [Label.of((1,))], [1.0])
     with pytest.raises(PlacementError):
         await engine.generate([SteeredPrompt(tokens[:-1], neutral)], GREEDY)
     with pytest.raises(PlacementError):
@@ -322,8 +325,6 @@ async def test_bad_prompts_are_refused(engine: TransformersEngine) -> None:
         await engine.generate([SteeredPrompt(tokens * 100)], GREEDY)
     with pytest.raises(UnsupportedError):
         await engine.generate([SteeredPrompt(tokens)], Decoding(max_tokens=4, native=object()))
-    with pytest.raises(ValueError, match="answer has no tokens"):
-        await engine.log_likelihood([SteeredPrompt(tokens)], [()])
 
 
 async def test_the_loop_goes_on_while_the_model_works(engine: TransformersEngine) -> None:
@@ -347,37 +348,3 @@ async def test_a_closed_engine_says_so(small_model: str) -> None:
     await engine.close()
     with pytest.raises(EngineDeadError):
         await engine.keys([tokens])
-
-
-KINDS = ("fruit", "fruit salad", "animal", "tool")
-
-
-async def test_likelihoods_among_choices_are_the_odds_of_decoding_them(engine: TransformersEngine) -> None:
-    prompt = steered(engine, "Fruit, animal or tool? hammer")
-    answers = [engine.answer_tokens(kind) for kind in KINDS]
-    values = await engine.log_likelihood([prompt] * len(KINDS), answers, [KINDS] * len(KINDS))
-    torch.testing.assert_close(values.exp().sum(), torch.tensor(1.0))
-    greedy = await engine.generate([prompt], Decoding(max_tokens=8, choices=KINDS))
-    assert greedy[0].text == KINDS[int(values.argmax())]
-    free = await engine.log_likelihood([prompt, prompt], answers[:2], [(), KINDS])
-    assert free[0] < values[0]
-    torch.testing.assert_close(free[1], values[1])
-
-
-async def test_gradient_among_choices_takes_from_the_others_what_it_gives_to_one(
-    engine: TransformersEngine,
-) -> None:
-    prompt = steered(engine, "Fruit, animal or tool? hammer")
-    answers = [engine.answer_tokens(kind) for kind in KINDS]
-    prompts, held = [prompt] * len(KINDS), [KINDS] * len(KINDS)
-    odds = (await engine.log_likelihood(prompts, answers, held)).exp()
-    found = await engine.latent_gradient(prompts, answers, odds.tolist(), held)
-    # Probabilities sum to 1 wherever the latent stands.
-    size = found.gradient.norm(dim=(1, 2)).max()
-    assert found.gradient.sum(dim=0).norm() < 1e-3 * size
-
-
-async def test_answer_that_is_none_of_its_choices_is_refused(engine: TransformersEngine) -> None:
-    prompt = steered(engine, "Fruit, animal or tool? hammer")
-    with pytest.raises(ValueError, match="none of its choices"):
-        await engine.log_likelihood([prompt], [engine.answer_tokens("stone")], [KINDS])

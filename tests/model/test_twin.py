@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.engine import EngineDeadError, PlacementError, SteeredPrompt
+from model.engine import EngineDeadError, Label, PlacementError, SteeredPrompt
 from model.space import LatentRejectedError
 from model.transformers_engine import TransformersEngine
 from model.twin import TwinProcess
@@ -20,7 +20,7 @@ from tests.model.conftest import LENGTH
 
 pytestmark = pytest.mark.slow
 
-ANSWER = (510, 3575, 282, 4649)
+LABEL = Label.of((510, 3575, 282, 4649))
 
 PARENT = """
 import asyncio, sys
@@ -90,25 +90,26 @@ async def test_the_twin_equals_the_engine_and_leaves_no_process(
     assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, os.getpid())
 
     batch = prompts(engine)
-    ours = await engine.latent_gradient(batch, [ANSWER] * 2, [1.0, 2.0])
-    theirs = await twin.latent_gradient(batch, [ANSWER] * 2, [1.0, 2.0])
+    ours = await engine.latent_gradient(batch, [LABEL] * 2, [1.0, 2.0])
+    theirs = await twin.latent_gradient(batch, [LABEL] * 2, [1.0, 2.0])
     assert torch.allclose(ours.log_likelihood, theirs.log_likelihood, atol=1e-4)
     assert torch.allclose(ours.gradient, theirs.gradient, atol=1e-4)
-    assert torch.allclose(ours.log_likelihood, await twin.log_likelihood(batch, [ANSWER] * 2), atol=1e-4)
-    held, said = [("Paris", "Rome")] * 2, [engine.answer_tokens(text) for text in ("Paris", "Rome")]
-    of_choices = await twin.latent_gradient(batch, said, [1.0, 2.0], held)
-    expected = await engine.latent_gradient(batch, said, [1.0, 2.0], held)
+    assert torch.allclose(ours.log_likelihood, await twin.log_likelihood(batch, [LABEL] * 2), atol=1e-4)
+    said = tuple(engine.answer_tokens(text) for text in ("Paris", "Rome"))
+    soft = [Label(said, (0.3, 0.7), ("Paris", "Rome"))] * 2
+    of_choices = await twin.latent_gradient(batch, soft, [1.0, 2.0])
+    expected = await engine.latent_gradient(batch, soft, [1.0, 2.0])
     assert torch.allclose(of_choices.log_likelihood, expected.log_likelihood, atol=1e-4)
     assert torch.allclose(of_choices.gradient, expected.gradient, atol=1e-4)
     tokens = [prompt.token_ids for prompt in batch]
     assert torch.allclose(await engine.raw_states(tokens), await twin.raw_states(tokens), atol=1e-3)
 
     with pytest.raises(PlacementError):
-        await twin.log_likelihood([SteeredPrompt((1, 2, 3), engine.neutral_latent())], [ANSWER])
+        await twin.log_likelihood([SteeredPrompt((1, 2, 3), engine.neutral_latent())], [LABEL])
     with pytest.raises(LatentRejectedError):
-        await twin.log_likelihood([SteeredPrompt(tokens[0], torch.zeros(4, 3))], [ANSWER])
+        await twin.log_likelihood([SteeredPrompt(tokens[0], torch.zeros(4, 3))], [LABEL])
     with pytest.raises(ValueError, match="needs a latent"):
-        await twin.latent_gradient([SteeredPrompt(tokens[0])], [ANSWER], [1.0])
+        await twin.latent_gradient([SteeredPrompt(tokens[0])], [LABEL], [1.0])
     assert twin.pid == pid  # refusals do not end it
 
     await twin.close()
@@ -123,20 +124,20 @@ async def test_a_killed_twin_says_so_and_comes_back(engine: TransformersEngine, 
     assert first is not None
     batch = prompts(engine)
     os.kill(first, signal.SIGSTOP)  # so that the call is surely under way
-    call = asyncio.create_task(twin.log_likelihood(batch, [ANSWER] * 2))
+    call = asyncio.create_task(twin.log_likelihood(batch, [LABEL] * 2))
     await asyncio.sleep(0.2)
     os.kill(first, signal.SIGKILL)
     with pytest.raises(EngineDeadError, match=r"died \(exit code -9\); it is started again"):
         await call
-    expected = await engine.log_likelihood(batch, [ANSWER] * 2)
-    assert torch.allclose(await twin.log_likelihood(batch, [ANSWER] * 2), expected, atol=1e-4)
+    expected = await engine.log_likelihood(batch, [LABEL] * 2)
+    assert torch.allclose(await twin.log_likelihood(batch, [LABEL] * 2), expected, atol=1e-4)
 
     second = twin.pid
     assert second is not None
     assert second != first
     os.kill(second, signal.SIGKILL)  # between two calls
     await until(lambda: os.waitid(os.P_PID, second, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None)
-    assert torch.allclose(await twin.log_likelihood(batch, [ANSWER] * 2), expected, atol=1e-4)
+    assert torch.allclose(await twin.log_likelihood(batch, [LABEL] * 2), expected, atol=1e-4)
     assert twin.pid not in (first, second)
 
 
@@ -145,7 +146,7 @@ async def test_close_does_not_wait_for_a_hanging_call(engine: TransformersEngine
     pid = twin.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    call = asyncio.create_task(twin.log_likelihood(prompts(engine), [ANSWER] * 2))
+    call = asyncio.create_task(twin.log_likelihood(prompts(engine), [LABEL] * 2))
     await asyncio.sleep(0.2)
     await twin.close()
     with pytest.raises(EngineDeadError, match="closed"):
@@ -160,7 +161,7 @@ async def test_a_twin_that_hangs_is_ended_after_its_time(engine: TransformersEng
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(EngineDeadError, match="did not answer"):
-        await twin.log_likelihood(prompts(engine), [ANSWER] * 2)
+        await twin.log_likelihood(prompts(engine), [LABEL] * 2)
     assert not is_running(pid)
     await twin.close()
 

@@ -14,7 +14,7 @@ import torch
 
 from memory.episode import Episode
 from memory.prior import DEFAULT_FLOOR, Competence, Prior, PriorNetwork
-from model.engine import Decoding, Generation, SteeredPrompt, UnsupportedError
+from model.engine import Decoding, Generation, Label, SteeredPrompt, UnsupportedError
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.worker.conftest import scripted_episodes
 from worker.agreement import agreement, agreements, word_overlap
@@ -57,12 +57,7 @@ class Indifferent(ScriptedEngine):
         self.samples_help = False
         """Whether samples give the remembered answer there, too."""
 
-    async def log_likelihood(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        choices: Sequence[tuple[str, ...]] | None = None,
-    ) -> torch.Tensor:
+    async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
         return torch.full((len(prompts),), -1.0)
 
     async def generate(
@@ -85,12 +80,7 @@ class Indifferent(ScriptedEngine):
 class Wavering(Indifferent):
     """Likelihoods that differ by prompt and latent, and as much to one side as to the other."""
 
-    async def log_likelihood(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        choices: Sequence[tuple[str, ...]] | None = None,
-    ) -> torch.Tensor:
+    async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
         drawn = [np.random.default_rng([*prompt.token_ids, self._place(prompt.latent)]) for prompt in prompts]
         return torch.tensor([-1.0 + 0.1 * float(rng.normal()) for rng in drawn])
 

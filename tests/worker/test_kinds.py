@@ -11,7 +11,7 @@ import torch
 
 from memory.episode import Episode
 from memory.prior import Competence, Prior, PriorNetwork
-from model.engine import Decoding, Generation, SteeredPrompt
+from model.engine import Decoding, Generation, Label, SteeredPrompt
 from model.scripted_engine import ScriptedEngine
 from tests.worker.conftest import scripted_episodes
 from worker.contestants import Recall
@@ -59,12 +59,7 @@ class Knowing(ScriptedEngine):
         self.knows: set[str] = set()
         self.spoils: set[str] = set()
 
-    async def log_likelihood(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        choices: Sequence[tuple[str, ...]] | None = None,
-    ) -> torch.Tensor:
+    async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
         return torch.full((len(prompts),), -1.0)
 
     async def generate(

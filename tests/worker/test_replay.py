@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from model.engine import SteeredPrompt
+from model.engine import Label, SteeredPrompt
 from model.scripted_engine import ScriptedEngine
 from tests.worker.conftest import scripted_episodes
 from worker.replay import gradients, likelihoods
@@ -20,19 +20,14 @@ class Asked(ScriptedEngine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scored: list[tuple[tuple[int, ...], tuple[str, ...]]] = []
+        self.scored: list[Label] = []
 
-    async def log_likelihood(
-        self,
-        prompts: Sequence[SteeredPrompt],
-        answers: Sequence[Sequence[int]],
-        choices: Sequence[tuple[str, ...]] | None = None,
-    ) -> torch.Tensor:
-        self.scored += zip(map(tuple, answers), choices or (), strict=True)
-        return await super().log_likelihood(prompts, answers, choices)
+    async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
+        self.scored += labels
+        return await super().log_likelihood(prompts, labels)
 
     async def latent_gradient(self, *arguments: Any) -> Any:
-        self.scored += zip(map(tuple, arguments[1]), arguments[3], strict=True)
+        self.scored += arguments[1]
         return await super().latent_gradient(*arguments)
 
 
@@ -43,9 +38,9 @@ def test_answers_held_to_choices_are_scored_among_them() -> None:
     held = replace(other, answer_text="tool", answer_token_ids=(1, 2, 3), choices=KINDS)
     strange = replace(other, answer_text="tools", choices=KINDS)
     expected = [
-        (free.answer_token_ids, ()),
-        (engine.answer_tokens("tool"), KINDS),
-        (strange.answer_token_ids, ()),
+        Label.of(free.answer_token_ids),
+        Label.of(engine.answer_tokens("tool"), KINDS),
+        Label.of(strange.answer_token_ids),
     ]
     latents = torch.stack([engine.neutral_latent()] * 3)
     asyncio.run(likelihoods(engine, [free, held, strange], list(latents)))

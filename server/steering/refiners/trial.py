@@ -16,7 +16,16 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from model.engine import Decoding, Engine, EngineError, Generation, SteeredPrompt, UnsupportedError, Usage
+from model.engine import (
+    Decoding,
+    Engine,
+    EngineError,
+    Generation,
+    Label,
+    SteeredPrompt,
+    UnsupportedError,
+    Usage,
+)
 from model.final_answer import final_answer, final_span
 from model.space import LatentRejectedError
 from server.steering.call import RenderedPrompt
@@ -202,18 +211,18 @@ class Trial:
         choices = self._prompt.decoding.choices
         if choices:
             told = [(answer, weight) for answer, weight in told if answer.text in choices]
-            tokens = [tuple(self._engine.answer_tokens(answer.text)) for answer, _ in told]
+            tokens = [self._engine.answer_tokens(answer.text) for answer, _ in told]
             weights = [weight for _, weight in told]
         else:
-            tokens = [tuple(answer.token_ids) for answer, _ in told]
+            tokens = [answer.token_ids for answer, _ in told]
             mean_length = sum(map(len, tokens)) / len(tokens)
             # The engine's likelihood is a mean per token, REINFORCE's a sum over the answer.
             weights = [weight * len(answer.token_ids) / mean_length for answer, weight in told]
         if not told:
             return torch.zeros_like(latent)
         prompts = [self._steered(latent)] * len(told)
-        held = [choices] * len(told) if choices else None
-        result = await self._within_deadline(self._engine.latent_gradient(prompts, tokens, weights, held))
+        labels = [Label.of(answer, choices or ()) for answer in tokens]
+        result = await self._within_deadline(self._engine.latent_gradient(prompts, labels, weights))
         # What stands before the latent runs forward only and once for all steps: decoding has counted it.
         behind = len(self._prompt.token_ids) - self._position + len(latent)
         passed = behind * len(told) + sum(map(len, tokens))

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +11,14 @@ import pytest_asyncio
 import torch
 from transformers import AutoConfig
 
-from model.engine import EngineError, PlacementError, PromptTooLongError, SteeredPrompt, UnsupportedError
+from model.engine import (
+    EngineError,
+    Label,
+    PlacementError,
+    PromptTooLongError,
+    SteeredPrompt,
+    UnsupportedError,
+)
 from model.transformers_engine import TransformersEngine
 from server.engine.extension import StateCatcher
 from server.engine.launch import worker_twin
@@ -124,10 +131,7 @@ def prompts_of(engine: TransformersEngine) -> list[SteeredPrompt]:
     return [SteeredPrompt(each, neutral + 0.01 * torch.randn_like(neutral)) for each in tokens]
 
 
-Answers = Sequence[tuple[int, ...]]
-Choices = Sequence[tuple[str, ...]] | None
-
-ANSWERS = [(1234, 56), (789, 10, 11)]
+LABELS = [Label.of((1234, 56)), Label.of((789, 10, 11))]
 COLOURS = ("red", "blue")
 
 
@@ -226,13 +230,13 @@ async def test_results_are_those_of_the_reference(twin: WorkerTwin, reference: T
     prompts = prompts_of(reference)
     plain = [prompt.token_ids for prompt in prompts]
     assert torch.equal(await twin.raw_states(plain), await reference.raw_states(plain))
-    free: tuple[Answers, Choices] = (ANSWERS, None)
-    held: tuple[Answers, Choices] = ([reference.answer_tokens(name) for name in COLOURS], [COLOURS, COLOURS])
-    for answers, choices in (free, held):
-        values = await twin.log_likelihood(prompts, answers, choices)
-        assert torch.equal(values, await reference.log_likelihood(prompts, answers, choices))
-        found = await twin.latent_gradient(prompts, answers, [1.0, -0.5], choices)
-        wanted = await reference.latent_gradient(prompts, answers, [1.0, -0.5], choices)
+    said = tuple(reference.answer_tokens(name) for name in COLOURS)
+    held = [Label.of(said[0], COLOURS), Label(said, (0.3, 0.7), COLOURS)]
+    for labels in (LABELS, held):
+        values = await twin.log_likelihood(prompts, labels)
+        assert torch.equal(values, await reference.log_likelihood(prompts, labels))
+        found = await twin.latent_gradient(prompts, labels, [1.0, -0.5])
+        wanted = await reference.latent_gradient(prompts, labels, [1.0, -0.5])
         torch.testing.assert_close(found.log_likelihood, wanted.log_likelihood)
         torch.testing.assert_close(found.gradient, wanted.gradient)
         assert found.gradient.any()
@@ -251,7 +255,7 @@ async def test_jobs_run_off_the_calling_thread(
         return log_likelihood(*arguments)
 
     monkeypatch.setattr(model, "log_likelihood", held)
-    asking = asyncio.create_task(twin.log_likelihood(prompts_of(reference), ANSWERS))
+    asking = asyncio.create_task(twin.log_likelihood(prompts_of(reference), LABELS))
     await front.until("poll_twin_job", times=3)  # the caller's loop goes on meanwhile
     assert not asking.done()
     released.set()
@@ -264,9 +268,9 @@ async def test_errors_of_a_job_come_back_as_themselves(
 ) -> None:
     (prompt, _) = prompts_of(reference)
     with pytest.raises(PromptTooLongError):
-        await twin.log_likelihood([prompt], [(1,) * CONTEXT])
+        await twin.log_likelihood([prompt], [Label.of((1,) * CONTEXT)])
     with pytest.raises(PlacementError):
-        await twin.log_likelihood([SteeredPrompt((5, 6, 7), prompt.latent)], [(1,)])
+        await twin.log_likelihood([SteeredPrompt((5, 6, 7), prompt.latent)], [Label.of((1,))])
 
     def broken(*arguments: Any) -> Any:
         raise RuntimeError("out of memory")
@@ -274,8 +278,8 @@ async def test_errors_of_a_job_come_back_as_themselves(
     with monkeypatch.context() as patched:
         patched.setattr(front.worker.twin_jobs._model, "log_likelihood", broken)
         with pytest.raises(EngineError, match="RuntimeError in the twin in vLLM's worker: out of memory"):
-            await twin.log_likelihood([prompt], [(1,)])
-    assert (await twin.log_likelihood([prompt], [(1,)])).shape == (1,)
+            await twin.log_likelihood([prompt], [Label.of((1,))])
+    assert (await twin.log_likelihood([prompt], [Label.of((1,))])).shape == (1,)
 
 
 async def test_job_of_a_cancelled_caller_is_forgotten(
@@ -283,7 +287,7 @@ async def test_job_of_a_cancelled_caller_is_forgotten(
 ) -> None:
     released = threading.Event()
     monkeypatch.setattr(front.worker.twin_jobs._model, "log_likelihood", lambda *_: released.wait(10))
-    asking = asyncio.create_task(twin.log_likelihood(prompts_of(reference), ANSWERS))
+    asking = asyncio.create_task(twin.log_likelihood(prompts_of(reference), LABELS))
     await front.until("poll_twin_job")
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.engine import Decoding, EngineDeadError, SteeredPrompt, UnsupportedError
+from model.engine import Decoding, EngineDeadError, Label, SteeredPrompt, UnsupportedError
 from model.scripted_engine import GOOD, ScriptedEngine
 from server.steering.refiners import trial as trials
 from server.steering.refiners.evolution import NOISE, EvolutionRefiner, rank_weights
@@ -437,9 +437,9 @@ async def test_gradient_of_choices_is_that_under_their_grammar() -> None:
     told = []
     latent_gradient = engine.latent_gradient
 
-    async def noting(prompts, answers, weights, choices=None):
-        told.append((list(answers), choices))
-        return await latent_gradient(prompts, answers, weights, choices)
+    async def noting(prompts, labels, weights):
+        told.append(list(labels))
+        return await latent_gradient(prompts, labels, weights)
 
     engine.latent_gradient = noting
     prompt = rendered(engine)
@@ -449,4 +449,4 @@ async def test_gradient_of_choices_is_that_under_their_grammar() -> None:
     answers = await engine.generate([SteeredPrompt(prompt.token_ids)] * 2, prompt.decoding)
     other = replace(answers[0], text="none of them")
     await trial.gradient(engine.neutral_latent(), [(answers[0], 1.0), (other, -1.0)])
-    assert told == [([engine.answer_tokens(choices[0])], [choices])]
+    assert told == [[Label.of(engine.answer_tokens(choices[0]), choices)]]
