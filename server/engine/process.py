@@ -8,6 +8,7 @@ import contextlib
 import logging
 import multiprocessing
 from argparse import Namespace
+from collections.abc import Iterator
 from typing import Any
 
 from model.engine import EngineDeadError
@@ -51,8 +52,37 @@ def _build(args: Namespace) -> Any:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     engine_args = AsyncEngineArgs.from_cli_args(args)
-    with renderer_without_embeds():
-        return AsyncLLM.from_engine_args(engine_args, usage_context=UsageContext.OPENAI_API_SERVER)
+    config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+    alone = args.distributed_executor_backend is None and _is_one_worker_on_cpu(config)
+    with renderer_without_embeds(), _worker_in_engine_core(config) if alone else contextlib.nullcontext():
+        return AsyncLLM.from_vllm_config(
+            config,
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            enable_log_requests=engine_args.enable_log_requests,
+            disable_log_stats=engine_args.disable_log_stats,
+        )
+
+
+def _is_one_worker_on_cpu(config: Any) -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu() and config.parallel_config.world_size_across_dp == 1)
+
+
+@contextlib.contextmanager
+def _worker_in_engine_core(config: Any) -> Iterator[None]:
+    """Let an engine that is started now compute in the process that schedules, as on one GPU.
+
+    By default a CPU's only worker is another process, whose threads vLLM binds to cores through its
+    environment. The same environment around the start of the engine core binds them there, and saves
+    the third import of vLLM, its memory, and a change of process for every step.
+    """
+    from vllm.utils.ompmultiprocessing import OMPProcessManager
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    config.parallel_config.distributed_executor_backend = UniProcExecutor
+    with OMPProcessManager(config).configure_omp_envs(rank=0, local_rank=0):
+        yield
 
 
 async def _abandon(starting: "asyncio.Task[Any]", before: set[int | None]) -> None:

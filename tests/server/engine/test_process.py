@@ -1,17 +1,27 @@
 """No process of vLLM outlives what started it."""
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from config.settings import Settings
-from server.engine.launch import launch
+from server.engine.launch import Launched, launch, runs_on_cpu
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
 
 ROOT = Path(__file__).parents[3]
+
+
+async def test_on_a_cpu_the_process_that_schedules_also_computes(launched: Launched) -> None:
+    if not runs_on_cpu():
+        pytest.skip("on a GPU vLLM does so by itself")
+    (core,) = (child for child in psutil.Process().children() if "EngineCore" in "".join(child.cmdline()))
+    assert core.children(recursive=True) == []
+    assert not {"KMP_AFFINITY", "GOMP_CPU_AFFINITY", "OMP_PLACES"} & os.environ.keys()
 
 
 async def test_cancelled_start_ends_the_half_started_engine(settings: Settings) -> None:
