@@ -1,20 +1,22 @@
 """Chat completions of the gateway, through the official openai client.
 
 Owns one streamed answer with everything that is known about it: text, steering headers, usage and
-times. Knows nothing of how it is shown.
+times. Knows nothing of how it is shown. The client is imported when there is something to ask: that takes
+half a second, which commands without a question need not wait for.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import openai
+from typing import TYPE_CHECKING, Any
 
 from cli.failure import CommandError
 from cli.gateway import refused, stranger, unreachable
 from config.loopback import is_loopback
 from config.settings import Settings
+
+if TYPE_CHECKING:
+    import openai
 
 BROKE_OFF = "see the gateway's log in DATA_DIR/logs"
 
@@ -46,9 +48,11 @@ class Chat:
     settings: Settings
     model: str
     timeout_s: float = 600.0
-    _client: openai.OpenAI = field(init=False, repr=False)
+    _client: "openai.OpenAI" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        import openai
+
         self._client = openai.OpenAI(
             base_url=f"{self.settings.url}/v1",
             api_key=self.settings.api_key or "none",
@@ -81,6 +85,8 @@ class Chat:
         Raises:
             CommandError: nobody answers, or the gateway refuses the request.
         """
+        import openai
+
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": question})
         options: dict[str, Any] = {
@@ -145,7 +151,7 @@ def _read(chunks: Any, headers: dict[str, str], started: float, on_text: Callabl
     )
 
 
-def _refused(error: openai.APIStatusError, url: str) -> CommandError:
+def _refused(error: "openai.APIStatusError", url: str) -> CommandError:
     """Return the gateway's own words; openai's exception takes the `error` object out of the body."""
     body = error.body if isinstance(error.body, dict) else {}
     if not body and error.status_code == 404:
