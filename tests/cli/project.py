@@ -32,6 +32,7 @@ uvicorn.run(app, port=int(os.environ["LATENTEVOLVE_PORT"]), log_level="warning")
 WORKER = """
 from celery import Celery
 app = Celery("fake", broker="memory://")
+app.conf.worker_pool = "solo"  # the end of a pool of processes takes Celery five seconds
 app.conf.broker_connection_retry_on_startup = True
 """
 

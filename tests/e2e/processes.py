@@ -18,12 +18,15 @@ from tests.cli.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 READY_S = 400
+HTTP = httpx.Client(verify=False, trust_env=False, timeout=120)
+"""For plain addresses: a client that could do TLS reads all certificates first, 25 ms of a core each."""
 
 
 def environment(data_dir: Path, port: int, **settings: object) -> dict[str, str]:
     """Return an environment in which only these settings are set.
 
-    There is nothing on its PATH: the product needs no other program, least of all a compiler.
+    There is nothing on its PATH: the product needs no other program, least of all a compiler. Threads are
+    not bound to cores, which several engines of the tests share.
     """
     env = {key: value for key, value in os.environ.items() if not key.startswith("LATENTEVOLVE_")}
     env |= {
@@ -33,6 +36,7 @@ def environment(data_dir: Path, port: int, **settings: object) -> dict[str, str]
         "LATENTEVOLVE_RECALL_TIMEOUT_S": "30",  # machines that run tests are busy
         "PATH": str(data_dir / "no-programs"),
         "PYTHONUNBUFFERED": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     return env | {f"LATENTEVOLVE_{key.upper()}": str(value) for key, value in settings.items()}
 
@@ -85,7 +89,7 @@ def wait_for(url: str, process: Process, seconds: float = READY_S) -> httpx.Resp
         if process.popen.poll() is not None:
             raise RuntimeError(f"ended with {process.popen.returncode}:\n{process.tail()}")
         try:
-            answer = httpx.get(url, timeout=5)
+            answer = HTTP.get(url, timeout=5)
             if answer.status_code == 200:
                 return answer
             last = answer.text
@@ -113,12 +117,12 @@ class Gateway:
         return str(self.openai.models.list().data[0].id)
 
     def get(self, path: str, status: int = 200) -> dict:
-        answer = httpx.get(self.url + path, timeout=120)
+        answer = HTTP.get(self.url + path)
         assert answer.status_code == status, answer.text
         return answer.json()
 
     def post(self, path: str, body: object = None, status: int = 200) -> dict:
-        answer = httpx.post(self.url + path, json=body, timeout=120)
+        answer = HTTP.post(self.url + path, json=body)
         assert answer.status_code == status, answer.text
         return answer.json()
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 import torch
 
-from tests.e2e.processes import Gateway
+from tests.e2e.processes import HTTP, Gateway
 from tests.tiny_model import HIDDEN
 
 CHAT = "/v1/chat/completions"
@@ -50,7 +50,7 @@ def test_refused_naming_the_field(
 ) -> None:
     before = served.get("/v1/memory/stats")
     body = {"model": served.model, "messages": HELLO, "max_tokens": 4, "stream": stream} | change
-    answer = httpx.post(served.url + path, json={k: v for k, v in body.items() if v is not None}, timeout=120)
+    answer = HTTP.post(served.url + path, json={k: v for k, v in body.items() if v is not None})
     assert 400 <= answer.status_code < 500, answer.text
     error = answer.json()["error"]
     assert error["message"]
@@ -64,7 +64,7 @@ def test_refused_naming_the_field(
 def test_prompt_with_embedded_part_is_refused(served: Gateway) -> None:
     part = {"type": "prompt_embeds", "prompt_embeds": embeds()}
     body = {"model": served.model, "messages": [{"role": "user", "content": [part]}], "max_tokens": 4}
-    answer = httpx.post(served.url + CHAT, json=body, timeout=120)
+    answer = HTTP.post(served.url + CHAT, json=body)
     assert answer.status_code == 400, answer.text
     assert "prompt_embeds" in answer.text
 
@@ -78,7 +78,7 @@ def test_near_the_end_of_the_context_whoever_names_an_effort_is_answered_as_by_b
 
     def post(**effort: Any) -> httpx.Response:
         body = {"model": served.model, "messages": nearly_full, "max_tokens": 8, "temperature": 0}
-        return httpx.post(served.url + CHAT, json=body | effort, timeout=120)
+        return HTTP.post(served.url + CHAT, json=body | effort)
 
     bare = post(latent={"effort": "none"})
     named: list[dict[str, Any]] = [
@@ -97,7 +97,7 @@ def test_near_the_end_of_the_context_whoever_names_an_effort_is_answered_as_by_b
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"", b'"text"', b"\xff\xfe"])
 def test_malformed_json_is_refused(served: Gateway, body: bytes) -> None:
-    answer = httpx.post(
+    answer = HTTP.post(
         served.url + CHAT, content=body, headers={"content-type": "application/json"}, timeout=30
     )
     assert answer.status_code == 400, answer.text
@@ -117,5 +117,5 @@ def test_malformed_json_is_refused(served: Gateway, body: bytes) -> None:
     ],
 )
 def test_unknown_things_are_404(served: Gateway, method: str, path: str, status: int) -> None:
-    answer = httpx.request(method, served.url + path, timeout=30)
+    answer = HTTP.request(method, served.url + path, timeout=30)
     assert answer.status_code == status, answer.text

@@ -1,15 +1,17 @@
 """Unsteered requests are bare vLLM (issue: held by tests, 1)."""
 
+import json
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 
-import httpx
 import openai
 import pytest
 
 from server.engine.launch import PROGRAMS
 from tests.e2e.conftest import TOPIC, UNRELATED
-from tests.e2e.processes import Gateway, environment, free_port, start, wait_for
+from tests.e2e.processes import HTTP, READY_S, Gateway, environment, start
+
+BARE = Path(__file__).with_name("bare_vllm.py")
 
 # A headline that no other test has asked about: recall would find it, however high the floor.
 QUESTIONS = [TOPIC.format("Lighthouse keepers retire after forty years at sea"), *UNRELATED]
@@ -40,30 +42,25 @@ def tokens(client: openai.OpenAI, model: str, question: str, *, stream: bool, **
 
 
 @pytest.fixture(scope="module")
-def bare(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[str]]]:
-    """What `vllm serve` alone answers, by question."""
+def bare(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What vLLM alone answers, by question."""
     folder = tmp_path_factory.mktemp("bare")
-    port = free_port()
-    env = environment(folder, port) | {
+    env = environment(folder, 0) | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "PATH": str(PROGRAMS),
         "TORCH_COMPILE_DISABLE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    # What `vllm serve` runs; the command itself does not find its version in the CPU package.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", tiny_model]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8"]
-    process = start(command, env, folder / "vllm.log")
+    answers = folder / "answers.json"
+    process = start([sys.executable, str(BARE), tiny_model, str(answers), *QUESTIONS], env, folder / "log")
     try:
-        wait_for(f"http://127.0.0.1:{port}/health", process)
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
-        with client:
-            yield {q: tokens(client, tiny_model, q, stream=False) for q in QUESTIONS}
+        assert process.popen.wait(READY_S) == 0, process.tail()
     finally:
         process.end()
+    return json.loads(answers.read_text())
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -98,6 +95,6 @@ def test_completions_and_models_stay_vllms(served: Gateway) -> None:
     assert raw.headers["x-latent-mode"] == "plain"
     assert raw.headers["x-latent-reason"] == "completions-not-steered"
     assert raw.parse().usage.completion_tokens == 4
-    metrics = httpx.get(f"{served.url}/metrics", timeout=30).text
+    metrics = HTTP.get(f"{served.url}/metrics").text
     assert "vllm:num_requests_running" in metrics
     assert "latentevolve_" in metrics

@@ -6,9 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
-
-from tests.e2e.processes import Gateway
+from tests.e2e.processes import HTTP, Gateway
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
@@ -18,7 +16,7 @@ def test_curl_example(served: Gateway) -> None:
     found = re.search(r"curl -s (\S+) .*?-d '(.*?)'", README, re.DOTALL)
     assert found is not None
     url, body = found.groups()
-    answer = httpx.post(url.replace(ADDRESS, served.url), json=json.loads(body), timeout=120)
+    answer = HTTP.post(url.replace(ADDRESS, served.url), json=json.loads(body))
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["message"]["content"]
 
