@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 import torch
 
 from model.engine import EngineDeadError, Label, PlacementError, SteeredPrompt
@@ -19,6 +20,7 @@ from model.twin import TwinProcess
 from tests.model.conftest import LENGTH
 
 pytestmark = pytest.mark.slow
+IN_TURN = pytest.mark.asyncio(loop_scope="module")
 
 LABEL = Label.of((510, 3575, 282, 4649))
 
@@ -43,8 +45,9 @@ def engine(tiny_model: str) -> TransformersEngine:
     return TransformersEngine(tiny_model, length=LENGTH, placement="user_turn_end", max_model_len=1024)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def twin(tiny_model: str) -> AsyncIterator[TwinProcess]:
+    """One twin for the tests that leave it running, and for the one after them that closes it."""
     twin = TwinProcess(tiny_model, length=LENGTH, placement="user_turn_end", threads=2)
     yield twin
     await twin.close()
@@ -75,9 +78,8 @@ async def until(holds: Callable[[], bool]) -> None:
     raise TimeoutError
 
 
-async def test_the_twin_equals_the_engine_and_leaves_no_process(
-    engine: TransformersEngine, twin: TwinProcess
-) -> None:
+@IN_TURN
+async def test_the_twin_equals_the_engine(engine: TransformersEngine, twin: TwinProcess) -> None:
     starting = asyncio.create_task(twin.start())
     ticks = 0
     while not starting.done():
@@ -112,12 +114,8 @@ async def test_the_twin_equals_the_engine_and_leaves_no_process(
         await twin.latent_gradient([SteeredPrompt(tokens[0])], [LABEL], [1.0])
     assert twin.pid == pid  # refusals do not end it
 
-    await twin.close()
-    assert not is_running(pid)
-    with pytest.raises(EngineDeadError, match="closed"):
-        await twin.raw_states(tokens)
 
-
+@IN_TURN
 async def test_a_killed_twin_says_so_and_comes_back(engine: TransformersEngine, twin: TwinProcess) -> None:
     await twin.start()
     first = twin.pid
@@ -141,7 +139,10 @@ async def test_a_killed_twin_says_so_and_comes_back(engine: TransformersEngine, 
     assert twin.pid not in (first, second)
 
 
-async def test_close_does_not_wait_for_a_hanging_call(engine: TransformersEngine, twin: TwinProcess) -> None:
+@IN_TURN
+async def test_close_does_not_wait_for_a_hanging_call_and_leaves_no_process(
+    engine: TransformersEngine, twin: TwinProcess
+) -> None:
     await twin.start()
     pid = twin.pid
     assert pid is not None
@@ -152,6 +153,8 @@ async def test_close_does_not_wait_for_a_hanging_call(engine: TransformersEngine
     with pytest.raises(EngineDeadError, match="closed"):
         await call
     assert not is_running(pid)
+    with pytest.raises(EngineDeadError, match="closed"):
+        await twin.raw_states([prompt.token_ids for prompt in prompts(engine)])
 
 
 async def test_a_twin_that_hangs_is_ended_after_its_time(engine: TransformersEngine, tiny_model: str) -> None:
