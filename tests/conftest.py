@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 SHARING = {"tests/e2e", "tests/server/engine"}
 """Folders whose tests share an engine."""
-ALONE = {"test_crash.py", "test_real_model.py"}
+ALONE = {"test_real_model.py"}
 """Files in them that start one of their own."""
 
 

@@ -1,12 +1,18 @@
-"""A day and a night of the whole tree on the real small model, in its own precision."""
+"""A day and a night on the real small model, in its own precision; queue and swap go over Redis, and the
+worker is a process that the tree knows nothing of."""
 
 import json
+import sys
 from collections.abc import Iterator
 
 import pytest
 
+from memory.registry import PriorRegistry
+from memory.signal import announce
+from memory.state import State
 from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC, UNRELATED, create, wait_for_prior
-from tests.e2e.processes import TREE, Gateway, running
+from tests.e2e.processes import TREE, Gateway, running, start
+from tests.redis_server import RedisServer
 
 TOOL = {
     "type": "function",
@@ -24,17 +30,26 @@ TOOL = {
 
 
 @pytest.fixture(scope="module")
-def tree(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def tree(redis_url: str, small_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     with running(
-        TREE,
+        [*TREE, "--no-worker"],
         tmp_path_factory.mktemp("real"),
         model=small_model,
+        broker_url=redis_url,
         night_min_episodes=8,
         night_cron="never",
         night_episodes=0,
         night_steps=8,
         max_model_len=1024,
-        prior_poll_s=0.2,
+        prior_poll_s=60,  # longer than `wait_for_prior` waits: only the signal can tell of a swap
         rewards="consistency=0.5,confidence=0.5",
         remember_threshold=0.2,
         night_min_reward=0.2,
@@ -109,10 +124,29 @@ def test_tools(day: Gateway) -> None:
     assert isinstance(json.loads(call.function.arguments)["city"], str)
 
 
-def test_night_ends_with_a_version_that_serves_what_it_is_for_and_nothing_else(day: Gateway) -> None:
-    night = day.night()
+@pytest.fixture(scope="module")
+def night(day: Gateway) -> Iterator[dict]:
+    """A night's record, its worker still running."""
+    log = day.data_dir / "worker.log"
+    command = [sys.executable, "-m", "celery", "--app", "worker.app", "worker", "--loglevel", "INFO"]
+    worker = start(command, day.env, log)
+    try:
+        yield day.night()
+    finally:
+        worker.end()
+
+
+def test_night_over_redis_ends_with_a_version_that_serves_what_it_is_for_and_nothing_else(
+    day: Gateway, night: dict, redis_url: str
+) -> None:
     assert night["state"] in {"promoted", "refused"}, night
-    day.post(f"/v1/priors/{night['version']}/activate")
+    day.post("/v1/priors/none/activate")
+    wait_for_prior(day, "none")
+    # In the state, as a night does it: the gateway hears of it from Redis alone.
+    space = day.get("/v1/memory/stats")["space"]
+    with State.in_folder(day.data_dir) as state:
+        PriorRegistry(day.data_dir / "priors", space, state).activate(night["version"])
+    assert announce(redis_url, space)
     wait_for_prior(day, night["version"])
     text, headers = day.ask(TOPIC.format(HEADLINES[-1]), effort="low", floor=1.0)
     assert text
