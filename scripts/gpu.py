@@ -1,7 +1,9 @@
 """What of this project can be tried on a GPU in ten minutes, as a table.
 
     python scripts/gpu.py MODEL                  on a machine with a GPU
-    python scripts/gpu.py MODEL --device cpu ... a rehearsal: the CPU beside itself
+    python scripts/gpu.py MODEL --device cpu ... a rehearsal: the CPU beside itself, for which two cores need
+                                                 --prompts 4 --tokens 16 --train 32 --held-out 16
+                                                 --night-steps 10 --step-tokens 96 --repetitions 1
 
 Owns the comparison of one device with the CPU: gradients, decoding with latents, a night's training on the
 example stream, and `bench step`. Needs torch, transformers and MODEL, a folder in Hugging Face's layout with
