@@ -14,7 +14,7 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float | i
     """
     import numpy as np  # with torch, a second or more for a command that only shows its help
 
-    from worker.bootstrap import interval
+    from bench.bootstrap import interval
 
     found = interval(np.log(np.asarray(above, dtype=np.float64) / np.asarray(below, dtype=np.float64)))
     return {

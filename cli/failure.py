@@ -1,7 +1,7 @@
 """How a command fails.
 
 Owns the one exception that `cli/main.py` turns into a message and an exit code:
-0 ok, 1 failed, 2 wrong usage, 3 the gate refused (only `night`), 130 interrupted.
+0 ok, 1 failed, 2 wrong usage, 3 worse than what is served (only `night`), 130 interrupted.
 """
 
 FAILED = 1

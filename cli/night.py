@@ -1,4 +1,4 @@
-"""`latentevolve night`: runs a consolidation now and shows what the gate decided.
+"""`latentevolve night`: runs a consolidation now and shows what the evidence says.
 
 Owns starting and following a night over HTTP. The night itself belongs to the worker: what ends
 here is the watching.
@@ -10,16 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.evidence import show_evidence
 from cli.failure import FAILED, INTERRUPTED, REFUSED, CommandError
-from cli.gate import show_gate
 from cli.gateway import Gateway, GatewayError
 from cli.options import ApiKey, Json, Url, load_settings
 from cli.progress import PhaseProgress
 from cli.screen import Screen
 from config.settings import START_NIGHT_TIMEOUT_S
 
-ENDED = {"promoted", "refused", "skipped", "failed"}
-EXIT_CODES = {"promoted": 0, "skipped": 0, "refused": REFUSED, "failed": FAILED}
+ENDED = {"promoted", "on trial", "refused", "skipped", "failed"}
+EXIT_CODES = {"promoted": 0, "on trial": 0, "skipped": 0, "refused": REFUSED, "failed": FAILED}
 QUIET_S = 30.0
 """A night that waits in the queue for so long probably has no worker."""
 
@@ -33,7 +33,7 @@ def night(
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Consolidate the remembered episodes. Exit code 3: the gate refused the candidate."""
+    """Consolidate the remembered episodes. Exit code 3: what it learned is worse than what is served."""
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         record = gateway.get(f"/v1/consolidations/{follow}") if follow else start_night(gateway)
@@ -106,23 +106,27 @@ class NightProgress:
                 int(record.get("total") or 0),
                 str(record.get("message") or ""),
             )
-        elif record["state"] in {"promoted", "refused"}:
+        elif record["state"] in {"promoted", "on trial", "refused"}:
             self._progress.finish()
 
 
 def show_night(screen: Screen, record: dict[str, Any]) -> None:
-    """Write what came of a night: the gate's table and the decision."""
-    gate = record.get("gate") or {}
-    show_gate(screen, gate)
+    """Write what came of a night: the table of its evidence and what follows."""
     state, version = record["state"], record.get("version")
-    reason = record.get("message") or gate.get("reason") or ""
+    show_evidence(screen, (record.get("evidence") or {}).get("clusters") or (), version)
+    reason = record.get("message") or ""
     match state:
         case "promoted":
             screen.line(
-                f"promoted: {version} is active (before: {record.get('parent') or 'none'})", "bold green"
+                f"promoted: {version} is active and serves (before: {record.get('parent') or 'none'})",
+                "bold green",
+            )
+        case "on trial":
+            screen.line(
+                f"on trial: {version} is measured by day, and serves as soon as that proves it", "bold"
             )
         case "refused":
-            screen.line(f"refused: {version or 'the candidate'} is kept but not active", "bold yellow")
+            screen.line(f"refused: {version} is proven worse than what is served", "bold yellow")
         case "skipped":
             screen.line("skipped: nothing was trained", "yellow")
         case "failed":

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.evidence import show_evidence
 from cli.failure import CommandError
-from cli.gate import show_gate
 from cli.gateway import Gateway, GatewayError
 from cli.options import ApiKey, Json, Url, load_settings
 from cli.screen import Screen
@@ -40,11 +40,11 @@ def list_versions(url: Url = None, api_key: ApiKey = None, as_json: Json = False
             entry.get("parent") or "–",
             str(entry.get("created_at") or "–")[:19],
             entry.get("episodes", "–"),
-            "promoted" if entry.get("promoted") else "refused",
+            ", ".join(str(found["standing"]) for found in entry.get("evidence") or ()) or "–",
         )
         for entry in body["versions"]
     ]
-    screen.table(("", "version", "parent", "created", "episodes", "gate"), rows)
+    screen.table(("", "version", "parent", "created", "episodes", "its night said"), rows)
     if body["active"] is None:
         screen.line("none is active")
     if body.get("pinned"):
@@ -53,14 +53,14 @@ def list_versions(url: Url = None, api_key: ApiKey = None, as_json: Json = False
 
 @app.command("show")
 def show(version: Version, url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> None:
-    """Show one version's manifest and its gate."""
+    """Show one version's manifest and the evidence of its night."""
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         manifest = _known(gateway, version, lambda: gateway.get(f"/v1/priors/{version}"))
     screen.document(manifest)
     for name, value in flat(manifest).items():
         screen.line(f"{name:<24} {value}")
-    show_gate(screen, manifest.get("gate") or {})
+    show_evidence(screen, manifest.get("evidence") or (), version)
 
 
 @app.command("activate")
@@ -89,14 +89,14 @@ def release(url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> N
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         body = gateway.post("/v1/priors/release")
     screen.document(body)
-    screen.line(f"active: {body.get('active') or 'none'}, until a night promotes another one", "green")
+    screen.line(f"active: {body.get('active') or 'none'}, until a night makes another one", "green")
 
 
 def flat(manifest: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return a manifest as dotted names and short values; the gate and long lists left out."""
+    """Return a manifest as dotted names and short values; what is learned and long lists left out."""
     found: dict[str, str] = {}
     for name, value in manifest.items():
-        if isinstance(value, dict) and not (not prefix and name == "gate"):
+        if isinstance(value, dict) and not (not prefix and name == "learned"):
             found |= flat(value, f"{prefix}{name}.")
         elif isinstance(value, list):
             found[prefix + name] = f"{len(value)} entries"

@@ -197,20 +197,23 @@ class Settings(BaseSettings):
     night_episodes: int = Field(
         200, ge=0, description="New episodes that start a night (the paper's T); 0: never."
     )
-    night_objective: Literal["replay", "regress", "both"] = Field(
-        "both", description="What the prior is trained on: replay (answers), regress (latents) or both."
-    )
     night_steps: int = Field(
         100, ge=1, description="Most optimisation steps of one night; small memories take fewer."
     )
     night_batch: int = Field(4, ge=1, description="Episodes per optimisation step.")
-    night_learning_rate: float = Field(
-        2e-3, gt=0, description="Adam's learning rate of a first night; of later ones a quarter is the peak."
+    night_learning_rate: float = Field(2e-3, gt=0, description="Adam's learning rate.")
+    night_calibration: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="λ by which labels of choices are calibrated: 1 takes them for equally frequent.",
     )
     night_min_reward: float = Field(0.5, ge=0, le=1, description="τ: least reward of a consolidated episode.")
     night_min_episodes: int = Field(16, ge=4, description="Fewest episodes a night can work with.")
-    night_holdout: float = Field(0.25, gt=0, lt=1, description="Share of episodes held out for the gate.")
-    night_seed: int = Field(0, ge=0, description="Seed of split, initialisation and batches.")
+    night_holdout: float = Field(
+        0.25, gt=0, lt=1, description="Share of prompts that judge, where they are many."
+    )
+    night_seed: int = Field(0, ge=0, description="Seed of folds, initialisation and batches.")
     prior_poll_s: float = Field(1.0, gt=0, description="How often a gateway looks for a new active prior.")
 
     @model_validator(mode="after")

@@ -133,11 +133,9 @@ class EdgeStore:
         ids = [i for i in episode_ids if is_id(i)]
         return [_episode(p) for p in self._folder.call(lambda s: s.retrieve(ids, True, True))] if ids else []
 
-    def scroll(
-        self, *, tenant: str | None = None, min_reward: float = 0.0, batch: int = 256
-    ) -> Iterator[Episode]:
+    def scroll(self, *, tenant: str | None = None, batch: int = 256) -> Iterator[Episode]:
         """Yield all episodes, oldest first within a batch, vectors included."""
-        where = _filter(tenant=tenant, min_reward=min_reward)
+        where = _filter(tenant=tenant)
         for records in self._pages(where, batch, with_vector=True, with_payload=True):
             yield from sorted(map(_episode, records), key=lambda episode: episode.created_at)
 
@@ -247,14 +245,10 @@ def _create(path: Path, length: int, hidden_size: int) -> None:
     shard.close()
 
 
-def _filter(
-    *, tenant: str | None = None, min_reward: float = 0.0, since: datetime | None = None
-) -> Any | None:
+def _filter(*, tenant: str | None = None, since: datetime | None = None) -> Any | None:
     must: list[Any] = []
     if tenant is not None:
         must.append(edge.FieldCondition(TENANT, match=edge.MatchValue(tenant)))
-    if min_reward > 0:
-        must.append(edge.FieldCondition(REWARD, range=edge.RangeFloat(gte=min_reward)))
     if since is not None:
         must.append(
             edge.FieldCondition(

@@ -4,6 +4,7 @@ Owns the values that stores keep and nights read, and which prompts are the same
 or of models.
 """
 
+import hashlib
 import json
 import uuid
 from collections.abc import Sequence
@@ -60,6 +61,11 @@ def prompt_id(space: str, tenant: str, prompt_token_ids: Sequence[int], held_to:
     """
     named = [space, tenant, [int(token) for token in prompt_token_ids], held_to]
     return str(uuid.uuid5(_PROMPTS, json.dumps(named)))
+
+
+def prompt_digest(token_ids: Sequence[int]) -> str:
+    """Return sixteen hex digits that name a rendered prompt."""
+    return hashlib.sha256(np.asarray(token_ids, dtype=np.int64).tobytes()).hexdigest()[:16]
 
 
 def now() -> datetime:

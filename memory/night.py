@@ -16,10 +16,10 @@ from memory.episode import LatentMemoryError, new_id, now
 from memory.schema import nights
 
 Trigger = Literal["api", "cli", "schedule", "episodes"]
-State = Literal["queued", "running", "promoted", "refused", "skipped", "failed"]
-Phase = Literal["snapshot", "load", "train", "gate", "publish"]
+State = Literal["queued", "running", "promoted", "on trial", "refused", "skipped", "failed"]
+Phase = Literal["snapshot", "load", "dataset", "train", "evidence", "publish"]
 
-ENDED: frozenset[State] = frozenset({"promoted", "refused", "skipped", "failed"})
+ENDED: frozenset[State] = frozenset({"promoted", "on trial", "refused", "skipped", "failed"})
 """States that a night stays in. A running one may be run again, for its worker may have died."""
 
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*")
@@ -75,7 +75,8 @@ class NightRecord:
     """The prior it published."""
     parent: str | None = None
     """The prior that was active when it began."""
-    gate: dict[str, Any] | None = None
+    evidence: dict[str, Any] | None = None
+    """Of each new row: how often and by how much its answers were better, and where it stands."""
     error: str | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None

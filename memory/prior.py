@@ -1,31 +1,28 @@
-"""The consolidated prior: a key in, a latent out, and where that may be trusted.
+"""The consolidated prior: a table of latents, and where each of them may speak.
 
-Owns the network's shape, the region of keys it is competent in, and what it is asked with there. Knows
-nothing of training (`worker/`) or of files (`memory/registry.py`).
+Owns the values of one published version. Knows nothing of training (`worker/`), of files
+(`memory/registry.py`), and of evidence only that it says which rows serve (`memory/evidence.py`).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from memory.chains import chains
 from memory.episode import Array
+from memory.evidence import Evidence, weigh
 
-DEFAULT_CLUSTERS = 24
-DEFAULT_QUANTILE = 0.05
+DEFAULT_CENTROIDS = 24
 DEFAULT_FLOOR = 0.5
-"""Least threshold. Measured on SmolLM2-135M with centred keys (ADR 0001): prompts of different tasks
-reach a cosine of 0.41, of the same task at least 0.69."""
+"""Least cosine to a centroid at which a row speaks. Measured on SmolLM2-135M with centred keys (ADR 0001):
+prompts of different tasks reach a cosine of 0.41, of the same task at least 0.69."""
 
-KIND_COSINE = DEFAULT_FLOOR
-"""Chains of keys above this cosine are one kind of task. Measured with centred keys, on Qwen2.5-Coder-0.5B
+CLUSTER_COSINE = DEFAULT_FLOOR
+"""Chains of keys above this cosine are one cluster. Measured with centred keys, on Qwen2.5-Coder-0.5B
 word problems are at 0.61 and more to each other, headlines at 0.90, one to the other at 0.06 at most
-(ADR 0019)."""
+(docs/log.md, 2026-11-24)."""
 
 DEFAULT_RECALL_FLOOR = 0.6
 """Least cosine of a recalled episode where no prior that covers the request tells it (ADR 0013)."""
@@ -36,131 +33,63 @@ RECALL_FLOOR = "recall_floor"
 _ITERATIONS = 50
 
 
-class PriorNetwork(nn.Module):
-    """One latent shared by all keys, plus a low-rank residual of the key.
-
-    The residual starts at zero, so an untrained network gives `base` for every key, and its hidden
-    layer is bounded, so that no key can make it large. It is trained with the key of each episode and asked
-    with the mean of a kind of task (`Competence.mean`).
-    """
-
-    def __init__(self, hidden_size: int, length: int, rank: int = 32, *, base: Tensor | None = None) -> None:
-        """`base` is the (L, d) latent to start from; zeros unless given."""
-        super().__init__()
-        self.hidden_size = hidden_size
-        self.length = length
-        self.rank = rank
-        start = torch.zeros(length, hidden_size) if base is None else base.detach().clone().float()
-        if start.shape != (length, hidden_size):
-            raise ValueError(f"base has shape {tuple(start.shape)}, expected {(length, hidden_size)}")
-        self.base = nn.Parameter(start)
-        self.down = nn.Linear(hidden_size, rank, bias=False)
-        self.up = nn.Linear(rank, length * hidden_size, bias=False)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, keys: Tensor) -> Tensor:
-        """Return latents, (B, L, d), for keys, (B, d)."""
-        residual = self.up(torch.tanh(self.down(keys)))  # (B, L·d)
-        latents: Tensor = self.base + residual.view(-1, self.length, self.hidden_size)
-        return latents
-
-
-def kind_means(keys: Array, asked: Array) -> Array:
-    """Return the mean of the kind of task that each of `asked`, (M, d), is nearest to: (M, d).
-
-    Kinds are chains of the unit `keys`, (N, d), N ≥ 1, and means are not normalised.
-    """
-    means = np.empty_like(keys)
-    for kind in chains(keys, KIND_COSINE):
-        means[kind] = keys[kind].mean(axis=0)
-    found: Array = means[(asked @ keys.T).argmax(axis=1)]
-    return found
-
-
 @dataclass(frozen=True, eq=False)
-class Competence:
-    """The region of keys a prior was trained on: within its `threshold` of one of the centroids.
-
-    A prior is not asked with a request's own key but with the mean of its kind of task: what the residual
-    makes of a single key is mostly what it learned by heart of the keys near it (ADR 0021).
-    """
+class Coverage:
+    """A region of keys: all that are near enough to one of its centroids."""
 
     centroids: Array
-    """(C, d), norm 1."""
-    threshold: float | Array
-    """Least cosine to a centroid: one for all, or one for each, (C,)."""
-    means: Array | None = None
-    """Near each centroid the mean of the training keys of its kind of task, (C, d); None: of the centroids,
-    for priors published before there were means."""
+    """(K, d), norm 1."""
+    thresholds: Array
+    """(K,) least cosine to each."""
 
     @classmethod
-    def fit(
-        cls,
-        train_keys: Array,
-        holdout_keys: Array,
-        *,
-        clusters: int = DEFAULT_CLUSTERS,
-        quantile: float = DEFAULT_QUANTILE,
-        floor: float = DEFAULT_FLOOR,
-        seed: int = 0,
-    ) -> "Competence":
-        """Return the region around `train_keys`, (N, d), wide enough for most of `holdout_keys`, (M, d).
-
-        The threshold is the given quantile of the hold-out's cosines to their nearest centroid, and
-        never under `floor`; with an empty hold-out it is fitted on the training keys themselves.
+    def around(
+        cls, keys: Array, threshold: float, *, centroids: int = DEFAULT_CENTROIDS, seed: int = 0
+    ) -> "Coverage":
+        """Return the region within `threshold` of at most so many centroids of `keys`, (N, d).
 
         Raises:
-            ValueError: no training keys, or keys that are no finite (N, d).
+            ValueError: no keys, or keys that are no finite (N, d).
         """
-        train = _normalised(train_keys, "train_keys")
-        if not len(train):
-            raise ValueError("train_keys is empty")
-        centroids = _spherical_means(train, min(clusters, len(train)), np.random.default_rng(seed))
-        judged = _normalised(holdout_keys, "holdout_keys") if len(holdout_keys) else train
-        nearest = (judged @ centroids.T).max(axis=1)
-        threshold = max(floor, float(np.quantile(nearest, quantile)))
-        return cls(centroids, threshold, kind_means(train, centroids))
-
-    @classmethod
-    def joined(cls, parts: Sequence["Competence"]) -> "Competence":
-        """Return the region that is all of `parts`, at least one, together; each keeps its threshold."""
-        if len(parts) == 1:
-            return parts[0]
-        thresholds = [np.broadcast_to(np.float32(part.threshold), len(part.centroids)) for part in parts]
-        return cls(
-            np.concatenate([part.centroids for part in parts]),
-            np.concatenate(thresholds),
-            np.concatenate([part.means_of_all for part in parts]),
-        )
-
-    @cached_property
-    def means_of_all(self) -> Array:
-        """`means`, wherever they come from."""
-        return kind_means(self.centroids, self.centroids) if self.means is None else self.means
+        rows = np.asarray(keys, dtype=np.float32)
+        if rows.ndim != 2 or not len(rows) or not np.isfinite(rows).all():
+            raise ValueError("keys are no finite array of shape (N, d) with N of at least 1")
+        means = spherical_means(unit(rows), min(centroids, len(rows)), np.random.default_rng(seed))
+        return cls(means, np.full(len(means), threshold, np.float32))
 
     def score(self, key: Array) -> float:
         """Return the cosine of `key`, (d,), to its nearest centroid; -1 for a key without direction."""
         return float(self._cosines(key).max())
 
     def covers(self, key: Array) -> bool:
-        """Return whether `key` lies in the region."""
-        return bool((self._cosines(key) >= self.threshold).any())
-
-    def mean(self, key: Array) -> Array:
-        """Return what a prior is asked with for `key`, (d,): the mean of the kind of task that covers it.
-
-        Of several it is that of the nearest centroid, also where none covers it.
-        """
-        cosines = self._cosines(key)
-        covering = cosines >= self.threshold
-        return np.asarray(self.means_of_all[np.where(covering, cosines, cosines - 2).argmax()], np.float32)
+        """Return whether `key`, (d,), lies in the region."""
+        return bool((self._cosines(key) >= self.thresholds).any())
 
     def _cosines(self, key: Array) -> Array:
-        """Return the cosine of `key` to each centroid, (C,); -1 for a key without direction."""
         norm = float(np.linalg.norm(key))
         if not np.isfinite(norm) or norm == 0.0:
             return np.full(len(self.centroids), -1, np.float32)
         return cast(Array, self.centroids @ np.asarray(key, np.float32) / np.float32(norm))
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One cluster's latent. It keeps its id when a later version carries it on."""
+
+    id: str
+    """Such as v3/0: the version that it was born in, and its number there."""
+    latent: Array
+    """(L, d)."""
+    coverage: Coverage
+    baseline: str | None = None
+    """Row that served the cluster when this one was made, with which it is compared; None: no latent."""
+    stake: float = 1.0
+    """What its e-values begin with (`memory/evidence.py`)."""
+
+    @property
+    def born(self) -> int:
+        """Number of the version that it was born in."""
+        return int(self.id.partition("/")[0].removeprefix("v"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,25 +98,57 @@ class Prior:
 
     version: str
     space: str
-    network: PriorNetwork
-    competence: Competence
+    rows: tuple[Row, ...]
     manifest: Mapping[str, Any]
 
-    def predict(self, key: Array) -> Array:
-        """Return the latent, (L, d), for the kind of task of `key`, (d,).
+    def row(self, key: Array) -> Row | None:
+        """Return the row that speaks for `key`, (d,): the first of those that cover it. None: none does.
 
         Raises:
             ValueError: `key` has another shape.
         """
-        if key.shape != (self.network.hidden_size,):
-            raise ValueError(f"key has shape {key.shape}, expected {(self.network.hidden_size,)}")
-        with torch.inference_mode():
-            latent = self.network(torch.from_numpy(self.competence.mean(key))[None])[0]
-        return cast(Array, latent.numpy())
+        return next(iter(self.covering(key)), None)
+
+    def covering(self, key: Array) -> list[Row]:
+        """Return the rows that cover `key`, (d,): those born last first, and of these the nearest.
+
+        Raises:
+            ValueError: `key` has another shape.
+        """
+        if self.rows and key.shape != self.rows[0].coverage.centroids.shape[1:]:
+            raise ValueError(
+                f"key has shape {key.shape}, expected {self.rows[0].coverage.centroids.shape[1:]}"
+            )
+        covering = [row for row in self.rows if row.coverage.covers(key)]
+        return sorted(covering, key=lambda row: (row.born, row.coverage.score(key)), reverse=True)
 
     def covers(self, key: Array) -> bool:
-        """Return whether the prior was trained on keys like this one."""
-        return self.competence.covers(key)
+        """Return whether a row speaks for `key`, (d,)."""
+        return self.row(key) is not None
+
+    def predict(self, key: Array) -> Array:
+        """Return the latent, (L, d), of the row that speaks for `key`, (d,).
+
+        Raises:
+            LookupError: none does.
+        """
+        row = self.row(key)
+        if row is None:
+            raise LookupError(f"no row of {self.version} covers the key")
+        return row.latent
+
+    def only(self, ids: Collection[str]) -> "Prior":
+        """Return the same version with the rows of these ids alone."""
+        return replace(self, rows=tuple(row for row in self.rows if row.id in ids))
+
+    @cached_property
+    def learned(self) -> Mapping[str, frozenset[str]]:
+        """Digests (`memory.episode.prompt_digest`) of what each row has learned from, by its id."""
+        # New rows are named by their number, for they get their ids when the version gets its name.
+        return {
+            row if "/" in row else f"{self.version}/{row}": frozenset(digests)
+            for row, digests in self.manifest.get("learned", {}).items()
+        }
 
     @property
     def recall_floor(self) -> float:
@@ -195,22 +156,33 @@ class Prior:
         return float(self.manifest.get(RECALL_FLOOR, DEFAULT_RECALL_FLOOR))
 
 
-def _normalised(keys: Array, name: str) -> Array:
-    rows = np.asarray(keys, dtype=np.float32)
-    if rows.ndim != 2 or not np.isfinite(rows).all():
-        raise ValueError(f"{name} is no finite array of shape (N, d)")
-    return _unit(rows)
+def standings(prior: Prior, outcomes: Mapping[str, Sequence[float]]) -> dict[str, Evidence]:
+    """Return the evidence about each row of a prior, by its id.
+
+    What the gate of an earlier build promoted serves until outcomes take it away.
+
+    Args:
+        prior: a version.
+        outcomes: differences that were observed of each row, in order.
+    """
+    found = {row.id: weigh(outcomes.get(row.id, ()), stake=row.stake) for row in prior.rows}
+    if prior.manifest.get("promoted") is True:  # nights that leave evidence do not say so
+        for row, evidence in found.items():
+            if evidence.standing == "on trial":
+                found[row] = replace(evidence, standing="serves")
+    return found
 
 
-def _unit(rows: Array) -> Array:
+def unit(rows: Array) -> Array:
+    """Return the rows, (N, d), with norm 1; those without direction stay zero."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return cast(Array, rows / np.where(norms > 0, norms, 1))
 
 
-def _spherical_means(keys: Array, clusters: int, rng: np.random.Generator) -> Array:
-    """Return at most `clusters` unit centroids of unit keys: k-means by cosine, started spread out."""
-    chosen = [keys[rng.integers(len(keys))]]
-    while len(chosen) < clusters:
+def spherical_means(keys: Array, count: int, rng: np.random.Generator) -> Array:
+    """Return at most `count` unit centroids of unit keys, (N, d): k-means by cosine, started spread out."""
+    chosen: list[Array] = [keys[rng.integers(len(keys))]]
+    while len(chosen) < count:
         far = np.clip(1 - (keys @ np.stack(chosen).T).max(axis=1), 0, None).astype(np.float64)
         if far.sum() <= 1e-9:  # only duplicates are left
             break
@@ -222,8 +194,8 @@ def _spherical_means(keys: Array, clusters: int, rng: np.random.Generator) -> Ar
         if np.array_equal(nearest, labels):
             break
         labels = nearest
-        sums = np.eye(len(centroids), dtype=np.float32)[labels].T @ keys  # (C, d)
-        # A cluster that lost its keys, or whose keys cancel out, stays where it was.
+        sums = np.eye(len(centroids), dtype=np.float32)[labels].T @ keys  # (K, d)
+        # A centroid that lost its keys, or whose keys cancel out, stays where it was.
         alive = np.linalg.norm(sums, axis=1) > 1e-6
-        centroids[alive] = _unit(sums[alive])
+        centroids[alive] = unit(sums[alive])
     return centroids

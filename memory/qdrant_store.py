@@ -131,11 +131,9 @@ class QdrantStore:
         """Return those of the episodes that there are, vectors included, in any order."""
         return [_episode(point) for point in self._retrieve(episode_ids, full=True)]
 
-    def scroll(
-        self, *, tenant: str | None = None, min_reward: float = 0.0, batch: int = 256
-    ) -> Iterator[Episode]:
+    def scroll(self, *, tenant: str | None = None, batch: int = 256) -> Iterator[Episode]:
         """Yield all episodes, oldest first within a batch, vectors included."""
-        where = _filter(tenant=tenant, min_reward=min_reward)
+        where = _filter(tenant=tenant)
         for records in self._pages(where, batch, with_vectors=True, with_payload=True):
             yield from sorted(map(_episode, records), key=lambda episode: episode.created_at)
 
@@ -244,14 +242,10 @@ class QdrantStore:
             raise StoreUnavailableError(f"collection {self._name} cannot be reached: {exc}") from exc
 
 
-def _filter(
-    *, tenant: str | None = None, min_reward: float = 0.0, since: datetime | None = None
-) -> models.Filter | None:
+def _filter(*, tenant: str | None = None, since: datetime | None = None) -> models.Filter | None:
     must: list[models.Condition] = []
     if tenant is not None:
         must.append(models.FieldCondition(key=TENANT, match=models.MatchValue(value=tenant)))
-    if min_reward > 0:
-        must.append(models.FieldCondition(key=REWARD, range=models.Range(gte=min_reward)))
     if since is not None:
         must.append(models.FieldCondition(key=CREATED_AT, range=models.DatetimeRange(gt=since, lte=now())))
     return models.Filter(must=must) if must else None

@@ -13,21 +13,22 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.numpy import load, save
 from sqlalchemy import Connection, insert, select, update
 
 from memory.atomic import write_folder
 from memory.database import Database
 from memory.episode import LatentMemoryError, now
 from memory.free_space import UNLIMITED, FreeSpace
-from memory.prior import Competence, Prior, PriorNetwork
+from memory.prior import DEFAULT_FLOOR, Coverage, Prior, Row
 from memory.schema import labels
 
 logger = logging.getLogger(__name__)
@@ -82,29 +83,31 @@ class PriorRegistry:
         self._digests: dict[str, tuple[tuple[int, int, int] | None, str]] = {}
         """Of each version the state of its manifest when it was read, and the checksum in it."""
 
-    def publish(self, network: PriorNetwork, competence: Competence, manifest: Mapping[str, Any]) -> str:
+    def publish(self, rows: Sequence[Row], manifest: Mapping[str, Any]) -> str:
         """Write a new version and return its name; it does not become active.
 
-        `manifest` may hold anything JSON can: parent, data window, episode ids, metrics, gate, seed,
-        settings, code version, promoted. Version, space, sizes and checksum are added here.
+        A row without an id is given one of this version. `manifest` may hold anything JSON can: parent, data
+        window, episode ids, metrics, evidence, seed, settings, code version. Version, space, rows, sizes and
+        checksum are added here.
 
         Raises:
-            ValueError: `manifest` is not JSON, or weights are not finite.
+            ValueError: `manifest` is not JSON, there are no rows, their shapes differ or they are not finite.
             StateUnavailableError: the state gives it no number.
             NoRoomError: the disk is too full.
         """
-        weights = _pack(network, competence)
+        weights = _pack(rows)
         self._room.demand("a prior", len(weights), reserve=True)
-        written = {"parent": None, "promoted": False, "created_at": now().isoformat(), **manifest}
+        length, hidden_size = rows[0].latent.shape
+        written = {"parent": None, "created_at": now().isoformat(), **manifest}
         self.root.mkdir(parents=True, exist_ok=True)
         version = f"v{self._next_number()}"
+        named = [replace(row, id=row.id or f"{version}/{at}") for at, row in enumerate(rows)]
         written |= {
             "version": version,
             "space": self.space,
-            "length": network.length,
-            "hidden_size": network.hidden_size,
-            "rank": network.rank,
-            "threshold": float(np.min(competence.threshold)),
+            "length": length,
+            "hidden_size": hidden_size,
+            "rows": [{"id": row.id, "baseline": row.baseline, "stake": row.stake} for row in named],
             "sha256": hashlib.sha256(weights).hexdigest(),
         }
         text = json.dumps(written, ensure_ascii=False, indent=2, allow_nan=False)
@@ -143,10 +146,10 @@ class PriorRegistry:
         if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
             raise CorruptPriorError(f"{path} does not have the checksum of its manifest")
         try:
-            network, competence = _unpack(data, manifest)
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as exc:
+            rows = _unpack(data, manifest)
+        except (SafetensorError, KeyError, TypeError, ValueError) as exc:
             raise CorruptPriorError(f"{path} does not fit its manifest: {exc}") from exc
-        return Prior(version, self.space, network, competence, manifest)
+        return Prior(version, self.space, rows, manifest)
 
     def digest(self, version: str) -> str:
         """Return the checksum of a version's weights, as its manifest has it; read again when that changed.
@@ -270,33 +273,67 @@ class PriorRegistry:
         return [int(match[1]) for match in matches if match]
 
 
-def _pack(network: PriorNetwork, competence: Competence) -> bytes:
-    tensors = {f"network.{name}": value.detach().cpu() for name, value in network.state_dict().items()}
-    tensors["competence.centroids"] = torch.from_numpy(np.array(competence.centroids, np.float32))
-    tensors["competence.means"] = torch.from_numpy(np.array(competence.means_of_all, np.float32))
-    if isinstance(competence.threshold, np.ndarray):
-        tensors["competence.thresholds"] = torch.from_numpy(np.array(competence.threshold, np.float32))
+def _pack(rows: Sequence[Row]) -> bytes:
+    if not rows:
+        raise ValueError("a prior has no rows")
+    tensors = {
+        "latents": np.stack([row.latent for row in rows]),  # (C, L, d)
+        "centroids": np.concatenate([row.coverage.centroids for row in rows]),  # (K, d)
+        "thresholds": np.concatenate([row.coverage.thresholds for row in rows]),  # (K,)
+    }
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not np.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinity")
-    return save({name: tensor.float().contiguous() for name, tensor in tensors.items()})
+    sizes = [len(row.coverage.centroids) for row in rows]
+    owners = np.repeat(np.arange(len(rows), dtype=np.int64), sizes)  # (K,) number of each centroid's row
+    floats = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+    return save({**floats, "owners": owners})
 
 
-def _unpack(data: bytes, manifest: Mapping[str, Any]) -> tuple[PriorNetwork, Competence]:
+def _unpack(data: bytes, manifest: Mapping[str, Any]) -> tuple[Row, ...]:
     tensors = load(data)
-    centroids = tensors.pop("competence.centroids")
-    thresholds = tensors.pop("competence.thresholds", None)  # there where centroids have their own
-    means = tensors.pop("competence.means", None)  # not there before there were means
-    hidden_size = int(manifest["hidden_size"])
-    network = PriorNetwork(hidden_size, int(manifest["length"]), int(manifest["rank"]))
-    network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
-    if centroids.ndim != 2 or centroids.shape[1] != hidden_size:
-        raise ValueError(f"centroids have shape {tuple(centroids.shape)}")
-    network.requires_grad_(False)
-    network.eval()
-    if means is not None and means.shape != centroids.shape:
-        raise ValueError(f"means have shape {tuple(means.shape)}")
-    if thresholds is not None and thresholds.shape != centroids.shape[:1]:
-        raise ValueError(f"thresholds have shape {tuple(thresholds.shape)}")
-    threshold = float(manifest["threshold"]) if thresholds is None else thresholds.numpy()
-    return network, Competence(centroids.numpy(), threshold, None if means is None else means.numpy())
+    hidden_size, length = int(manifest["hidden_size"]), int(manifest["length"])
+    if "latents" not in tensors:
+        tensors = _table_of_network(tensors, manifest)
+    latents, centroids = tensors["latents"], tensors["centroids"]
+    thresholds, owners = tensors["thresholds"], tensors["owners"]
+    named = manifest.get("rows", [{"id": f"{manifest['version']}/{at}"} for at in range(len(latents))])
+    if latents.shape != (len(named), length, hidden_size):
+        raise ValueError(f"latents have shape {latents.shape}")
+    if centroids.shape != (len(owners), hidden_size) or thresholds.shape != owners.shape:
+        raise ValueError(f"centroids have shape {centroids.shape}, thresholds {thresholds.shape}")
+    return tuple(
+        Row(
+            str(name["id"]),
+            latents[at],
+            Coverage(centroids[owners == at], thresholds[owners == at]),
+            name.get("baseline"),
+            float(name.get("stake", 1.0)),
+        )
+        for at, name in enumerate(named)
+    )
+
+
+def _table_of_network(
+    tensors: Mapping[str, NDArray[Any]], manifest: Mapping[str, Any]
+) -> dict[str, NDArray[Any]]:
+    """Return the table of a version published when priors were networks: what it gave for each cluster.
+
+    They were asked with the mean key of a cluster, which stands beside each centroid that belongs to it.
+    """
+    centroids = tensors["competence.centroids"]
+    if "competence.means" not in tensors:
+        raise ValueError(
+            "it is of a build that asked priors with each request's own key; let a night train anew"
+        )
+    means, owners = np.unique(tensors["competence.means"], axis=0, return_inverse=True)
+    hidden = np.tanh(means @ tensors["network.down.weight"].T)  # (C, rank)
+    residual = hidden @ tensors["network.up.weight"].T  # (C, L·d)
+    base = tensors["network.base"]
+    alike = np.full(len(centroids), float(manifest.get("threshold", DEFAULT_FLOOR)), np.float32)
+    return {
+        "latents": (base + residual.reshape(-1, *base.shape)).astype(np.float32),
+        "centroids": centroids,
+        "thresholds": tensors.get("competence.thresholds", alike),
+        "owners": owners.reshape(-1),
+    }

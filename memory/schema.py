@@ -84,7 +84,7 @@ nights = Table(
     Column("episodes", Integer, nullable=False),
     Column("version", Text),
     Column("parent", Text),
-    Column("gate", JSON(none_as_null=True)),
+    Column("evidence", JSON(none_as_null=True)),
     Column("error", Words),
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),

@@ -4,8 +4,9 @@ Owns the folder `{episodes.jsonl,vectors.safetensors}`. Knows nothing of stores 
 """
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from memory.record import episode_of
 
 TEXTS = "episodes.jsonl"
 VECTORS = "vectors.safetensors"
+
+PAGE = 256
+"""Episodes that are read at a time."""
 
 MAX_EPISODES = 10_000
 """Most episodes of one night, whose prompts came last: comparing all pairs of keys takes 100 MB."""
@@ -67,23 +71,36 @@ def write_snapshot(episodes: Iterable[Episode], path: Path) -> int:
     return len(lines)
 
 
-def read_snapshot(path: Path) -> list[Episode]:
-    """Return the episodes in the order they were written.
+def pages(path: Path, size: int = PAGE) -> Iterator[list[Episode]]:
+    """Yield the episodes in the order they were written, at most `size` at a time.
 
     Raises:
         SnapshotError: files that are missing, changed, or do not fit together.
     """
     try:
-        text = (path / TEXTS).read_bytes()
-        with safe_open(path / VECTORS, "numpy") as vectors:
+        with (path / TEXTS).open("rb") as text, safe_open(path / VECTORS, "numpy") as vectors:
             metadata: dict[str, str] = vectors.metadata() or {}
-            keys, latents = vectors.get_tensor("keys"), vectors.get_tensor("latents")
-        if hashlib.sha256(text).hexdigest() != metadata.get("sha256"):
-            raise SnapshotError(f"{path / TEXTS} does not have the checksum of {VECTORS}")
-        rows = [json.loads(line) for line in text.decode().split("\n") if line]
-        return [_episode(row, *pair) for row, *pair in zip(rows, keys, latents, strict=True)]
+            if hashlib.file_digest(text, "sha256").hexdigest() != metadata.get("sha256"):
+                raise SnapshotError(f"{path / TEXTS} does not have the checksum of {VECTORS}")
+            text.seek(0)
+            keys, latents = vectors.get_slice("keys"), vectors.get_slice("latents")
+            rows = (json.loads(line) for line in text)
+            count = keys.get_shape()[0]
+            for start in range(0, count, size):
+                part = slice(start, min(start + size, count))
+                some = list(itertools.islice(rows, size))
+                yield [
+                    _episode(row, *pair) for row, *pair in zip(some, keys[part], latents[part], strict=True)
+                ]
+            if next(rows, None) is not None:
+                raise SnapshotError(f"{path / TEXTS} has more lines than {VECTORS} has keys")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as exc:
         raise SnapshotError(f"the snapshot {path} cannot be read: {exc}") from exc
+
+
+def read_snapshot(path: Path) -> list[Episode]:
+    """Return all episodes at once; arguments and errors as of `pages`."""
+    return [episode for page in pages(path) for episode in page]
 
 
 def _episode(row: dict[str, Any], key: Any, latent: Any) -> Episode:

@@ -76,9 +76,7 @@ class EpisodeStore(Protocol):
         """Return those of the episodes that there are, vectors included, in any order."""
         ...
 
-    def scroll(
-        self, *, tenant: str | None = None, min_reward: float = 0.0, batch: int = 256
-    ) -> Iterator[Episode]:
+    def scroll(self, *, tenant: str | None = None, batch: int = 256) -> Iterator[Episode]:
         """Yield all episodes, oldest first within a batch, vectors included."""
         ...
 

@@ -104,6 +104,8 @@ def _night(path: Path) -> tuple[Row, list[Path]]:
     for name in ("created_at", "updated_at", "started_at", "finished_at", "scheduled_for"):
         if known.get(name) is not None:
             known[name] = _moment(known[name])
+    if values.get("gate"):
+        known["evidence"] = {"gate": values["gate"]}  # what decided in earlier builds
     record = NightRecord(**known)
     if record.id != path.stem:
         raise ValueError(f"it is the record of night {record.id!r}")

@@ -374,7 +374,7 @@ def _night(table: Table, client: Any, chat: Callable[..., Any]) -> None:
         done = subprocess.run(
             ["latentevolve", "night", "--json"], capture_output=True, text=True, timeout=NIGHT_TIMEOUT_S
         )
-        if done.returncode not in (0, 3):  # 3: refused by the gate
+        if done.returncode not in (0, 3):  # 3: worse than what is served
             raise FailedError(f"`latentevolve night` ended with {done.returncode}: {done.stderr[-300:]}")
         record = json.loads(done.stdout)
         seen.append(f"{record['episodes']} episodes, {record['version']} {record['state']}")
@@ -384,7 +384,7 @@ def _night(table: Table, client: Any, chat: Callable[..., Any]) -> None:
         version = record["version"]
         if record["state"] == "promoted":
             _until(lambda: get("/priors")["active"] == version, f"{version} is not active")
-        else:  # an operator may take what the gate refused
+        else:  # an operator may take what is not proven yet
             client.post(f"/priors/{version}/activate", cast_to=object)
         if get("/priors")["active"] != version:
             raise FailedError(f"active is {get('/priors')['active']}, not {version}")

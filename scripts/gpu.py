@@ -289,16 +289,12 @@ def night(model: str, options: argparse.Namespace, show: Show) -> None:
 
 
 async def _night(model: str, options: argparse.Namespace, show: Show) -> None:
-    import torch
-
     from memory.episode import Episode
-    from memory.prior import PriorNetwork
+    from memory.snapshot import write_snapshot
     from model.transformers_engine import TransformersEngine
-    from worker.agreement import greedy_agreement
-    from worker.contestants import Candidate
-    from worker.region import region
-    from worker.split import split
-    from worker.training import Recipe, train
+    from worker.dataset import load
+    from worker.measure import outcomes
+    from worker.train import Recipe, train
 
     engine = TransformersEngine(
         model,
@@ -330,24 +326,32 @@ async def _night(model: str, options: argparse.Namespace, show: Show) -> None:
             )
             for row, prompt, key in zip(rows, prompts, keys, strict=True)
         ]
-        sides = split(episodes, holdout_share=options.held_out / len(rows), seed=0)
-        recipe = Recipe("replay", options.night_steps, 4)
-        torch.manual_seed(recipe.seed)
-        network = PriorNetwork(engine.space.hidden_size, engine.space.length, base=neutral)
+        with tempfile.TemporaryDirectory() as folder:
+            write_snapshot(episodes, Path(folder) / "snapshot")
+            dataset = await load(
+                Path(folder) / "snapshot",
+                engine,
+                space=engine.space.id,
+                min_reward=0.0,
+                min_episodes=1,
+                holdout_share=options.held_out / len(rows),
+                calibration=1.0,
+                seed=0,
+            )
+        fold = dataset.folds[0]  # where there are few, a half that the other half is asked of
+        recipe = Recipe(options.night_steps, 4)
         begun = time.perf_counter()
-        trained = await train(engine, network, sides.train, sides.validation, recipe)
+        trained = await train(engine, dataset, fold, recipe)
         took = time.perf_counter() - begun
-        size = f"{trained.steps} steps on {len(sides.train)} headlines, step {trained.best_step} kept"
+        size = f"{trained.steps} steps on {len(fold.train)} headlines, step {trained.best_step} kept"
         show(Row("night, training", size, f"{took:.1f} s"))
-        latents = Candidate(network, region(sides.train, sides.holdout, recipe.seed)).predict(sides.holdout)
         begun = time.perf_counter()
-        before = await greedy_agreement(engine, sides.holdout, [None] * len(sides.holdout))
-        after = await greedy_agreement(engine, sides.holdout, list(latents))
+        examples = [dataset.examples[at] for at in fold.test]
+        before = await outcomes(engine, examples, [None] * len(examples))
+        after = await outcomes(engine, examples, [trained.latents[one.cluster] for one in examples])
         took = time.perf_counter() - begun
-        if before is None or after is None:
-            raise RuntimeError("the engine does not decode")
-        found = f"{100 * before.mean():.0f} % right before, {100 * after.mean():.0f} % after"
-        show(Row("night, held out", f"{found}, of {len(sides.holdout)}", f"{took:.1f} s"))
+        found = f"{100 * before.mean():.0f} % for the right choice before, {100 * after.mean():.0f} % after"
+        show(Row("night, held out", f"{found}, of {len(examples)}", f"{took:.1f} s"))
     finally:
         await engine.close()
 

@@ -284,7 +284,8 @@ class NightCoordinator:
         """Write the snapshot, or nothing when that is not worth it."""
         good = (
             replace(episode, latent=np.asarray(episode.latent, np.float16))  # as it is written
-            for episode in self._store.scroll(min_reward=self._min_reward)
+            for episode in self._store.scroll()
+            if episode.choices or episode.reward >= self._min_reward  # choices are labelled anew
         )
         newest = heapq.nlargest(MAX_EPISODES, good, key=lambda episode: episode.seen_last)
         if len(newest) < self._min_episodes:

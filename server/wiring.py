@@ -125,7 +125,7 @@ async def assemble(
         stack.push_async_callback(asyncio.to_thread, store.close)
         metrics = Metrics(registry)
         priors = PriorRegistry(data / "priors", space, state)
-        prior = ActivePrior(priors, poll_s=settings.prior_poll_s, metrics=metrics)
+        prior = ActivePrior(priors, state, poll_s=settings.prior_poll_s, metrics=metrics)
         await prior.refresh()
         await _background(stack, prior.watch(), "prior")
         traces = TraceLog(state, limit=settings.trace_limit)

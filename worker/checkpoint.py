@@ -21,24 +21,17 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Look:
     """What one look at the weights after some steps saw."""
 
     step: int
-    log_likelihood: float | None
-    """Mean over the validation episodes, as `worker/replay.py` measures it; None: not finite."""
-    agreement: float | None = None
-    """Mean of greedy answers to validation and training prompts with the remembered ones, in [0, 1]; None:
-    the engine does not generate, or something is not finite."""
+    outcome: float | None
+    """Mean over the watched examples, in [0, 1] (`worker/measure.py`); None: latents are not finite."""
 
     @property
     def text(self) -> str:
         """What people are shown of it."""
-        if self.agreement is not None:
-            return f"answers agree {100 * self.agreement:.0f} %"
-        if self.log_likelihood is not None:
-            return f"validation log-likelihood {self.log_likelihood:.3f}"
-        return "not finite"
+        return "not finite" if self.outcome is None else f"answers agree {100 * self.outcome:.0f} %"
 
 
 @dataclass
@@ -46,18 +39,18 @@ class Counters:
     """Where a training stands."""
 
     fingerprint: str
-    """Of episodes, recipe and start: another training's checkpoint is not gone on from."""
+    """Of examples, recipe and start: another training's checkpoint is not gone on from."""
     step: int = 0
     best_step: int = 0
     """Whose weights are kept."""
     best_values: list[float] = field(default_factory=list)
-    """Agreement of each watched episode, or likelihood of each validation one, where the mean was highest."""
+    """Outcome of each watched example where the mean was highest."""
     stale: int = 0
     """Looks in a row that were clearly worse than the best."""
     skipped: int = 0
     """Steps in a row whose gradient was not finite."""
     stopped: bool = False
-    evaluations: list[Evaluation] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
 
 
 def save(
@@ -104,8 +97,8 @@ def restore(
     try:
         with safe_open(path, framework="pt") as file:
             raw = json.loads(file.metadata()["counters"])
-            evaluations = [Evaluation(**evaluation) for evaluation in raw.pop("evaluations")]
-            counters = Counters(**raw, evaluations=evaluations)
+            looks = [Look(**look) for look in raw.pop("looks")]
+            counters = Counters(**raw, looks=looks)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
     except FileNotFoundError:
         return None

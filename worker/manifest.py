@@ -1,82 +1,102 @@
-"""What is written down beside a trained prior.
+"""What is written down beside a published prior.
 
-Owns the night's part of `manifest.json`: data, training, gate. Version, space and checksum are the
+Owns the night's part of `manifest.json`: data, training, evidence. Version, space, rows and checksum are the
 registry's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from config.settings import Settings
 from memory.night import NightRecord
-from memory.prior import RECALL_FLOOR, Prior
-from worker.gate import GateReport
-from worker.neighbourhood import prompt_digest
-from worker.split import Split
-from worker.training import Recipe, Trained
+from memory.prior import RECALL_FLOOR, Prior, Row
+from worker.dataset import Dataset, Fold
+from worker.judge import Judged
+from worker.train import Recipe, Trained
 
 NIGHT = "night"
 """Field that names the night a version came of."""
-TRAINED_PROMPTS = "trained_prompts"
-"""Digests of every prompt that the weights have learned from, those of their ancestors included."""
 
 
 def manifest_of(
     record: NightRecord,
-    sides: Split,
-    start: Prior | None,
-    recipe: Recipe,
-    trained: Trained,
-    report: GateReport,
+    settings: Settings,
+    dataset: Dataset,
+    trainings: Sequence[tuple[Fold, Trained]],
+    judged: Sequence[Judged],
+    carried: Sequence[Row],
+    alive: Prior | None,
     floor: float,
 ) -> dict[str, Any]:
     """Return what is known of a version.
 
     Args:
         record: of the night.
-        sides: what it trained on and was judged by.
-        start: the prior whose weights training began with.
-        recipe: how it was trained.
-        trained: what came of it.
-        report: the gate's.
+        settings: of the worker.
+        dataset: what it learned from.
+        trainings: each fold and what came of it, the published one last.
+        judged: each cluster's differences.
+        carried: rows of the version before that go on.
+        alive: the version before.
         floor: least cosine of a recalled episode that was learned.
     """
-    everything = [*sides.train, *sides.validation, *sides.holdout]
-    prompts = {prompt_digest(episode) for episode in sides.train} | trained_prompts(start)
+    published, _ = trainings[-1]
+    examples = [dataset.examples[number] for number in published.train]
+    known = alive.learned if alive else {}
+    learned = {row.id: sorted(known.get(row.id, ())) for row in carried}
     return {
         NIGHT: record.id,
         "parent": record.parent,
-        "started_from": start.version if start else None,
-        "promoted": report.promoted,
         "window": {
-            "oldest": min(episode.created_at for episode in everything).isoformat(),
-            "newest": max(episode.created_at for episode in everything).isoformat(),
+            "oldest": min(example.seen_at for example in dataset.examples),
+            "newest": max(example.seen_at for example in dataset.examples),
         },
-        "episode_ids": [episode.id for episode in sides.train],
-        "validation_ids": [episode.id for episode in sides.validation],
-        "holdout_ids": [episode.id for episode in sides.holdout],
-        TRAINED_PROMPTS: sorted(prompts),
-        "twin_cosine": sides.twin_cosine,
-        "metrics": {
-            "steps": trained.steps,
-            "best_step": trained.best_step,
-            "validation": [asdict(evaluation) for evaluation in trained.evaluations],
-            "latent_error": dict(report.latent_error),
-            "coverage": report.coverage,
+        "episodes": dataset.episodes,
+        "left_out": dataset.left_out,
+        "episode_ids": [example.id for example in examples],
+        "learned": {
+            **learned,
+            **{
+                str(cluster): sorted(e.digest for e in examples if e.cluster == cluster)
+                for cluster in range(dataset.clusters)
+            },
         },
+        "duplicate_cosine": dataset.duplicate_cosine,
+        "trainings": [
+            {
+                "fold": fold.name,
+                "examples": len(fold.train),
+                "judged_by": len(fold.test),
+                "steps": trained.steps,
+                "best_step": trained.best_step,
+                "looks": [asdict(look) for look in trained.looks],
+            }
+            for fold, trained in trainings
+        ],
+        "evidence": [_evidence(dataset, cluster, found) for cluster, found in enumerate(judged)],
         RECALL_FLOOR: floor,
-        "gate": report.to_json(),
-        "seed": recipe.seed,
-        "settings": asdict(recipe),
+        "seed": settings.night_seed,
+        "settings": asdict(Recipe.of(settings, len(examples))),
         "code_version": code_version(),
     }
 
 
-def trained_prompts(prior: Prior | None) -> frozenset[str]:
-    """Return the digests of the prompts that a prior has learned from."""
-    manifest: Mapping[str, Any] = prior.manifest if prior else {}
-    return frozenset(manifest.get(TRAINED_PROMPTS, ()))
+def _evidence(dataset: Dataset, cluster: int, judged: Judged) -> dict[str, Any]:
+    numbers = dataset.of(cluster, range(len(dataset.examples)))
+    return {
+        "row": cluster,
+        "examples": len(numbers),
+        "held_to_choices": sum(bool(dataset.examples[number].choices) for number in numbers),
+        "like": dataset.examples[numbers[-1]].answer,
+        **asdict(judged.evidence),
+        "candidate": judged.candidate,
+        "baseline": judged.baseline,
+        "random": judged.random,
+        "mean_latent": judged.mean,
+        "differences": [list(pair) for pair in judged.differences],
+    }
 
 
 def code_version() -> str:

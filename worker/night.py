@@ -1,54 +1,53 @@
-"""One night: snapshot → load → train → gate → publish (ADR 0004).
+"""One night: snapshot → dataset → train → evidence → publish.
 
 Owns the order, the states of the record and what happens to errors. Each stage is its own module; this
 one knows no queue, so that a night can be run by anybody who has its id.
 
 A night may be run again after a crash: a finished one is left as it is, a trained one goes on from its
-checkpoint, a published one is not published twice.
+checkpoints, a published one is not published twice.
 """
 
 import asyncio
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from config.settings import Settings
-from memory.episode import Episode, LatentMemoryError
+from memory.episode import LatentMemoryError
+from memory.evidence import PROOF
 from memory.free_space import FreeSpace
 from memory.night import NightLog, NightRecord, UnknownNightError
-from memory.prior import Prior, PriorNetwork
+from memory.night import State as NightState
+from memory.prior import Prior, Row, standings
 from memory.registry import PriorRegistry, RegistryError
 from memory.signal import announce
-from memory.snapshot import read_snapshot
+from memory.snapshot import SnapshotError
 from memory.spaces import memory_id
 from memory.state import State
-from model.engine import Engine, EngineError, PlacementError
+from model.engine import Engine, EngineError
 from worker.checkpoint import reached_step
-from worker.contestants import Candidate, Recall
+from worker.dataset import Dataset, load
 from worker.engine import EngineFactory, open_engine
 from worker.errors import (
     ConsolidationError,
     NightBusyError,
     NightCrashedError,
     NightOverruledError,
-    SpaceMismatchError,
     TooFewEpisodesError,
 )
 from worker.journal import Journal
+from worker.judge import Judged, judge, rows
 from worker.lock import night_lock
-from worker.manifest import NIGHT, manifest_of, trained_prompts
-from worker.replay import answer_of
-from worker.split import Split, split
-from worker.training import Recipe, Trained, train
-from worker.verdict import decide
+from worker.manifest import NIGHT, manifest_of
+from worker.train import Recipe, train
 
 logger = logging.getLogger(__name__)
 
+TENANT = "default"
 MAX_ATTEMPTS = 3
 """A night that kills its worker, by memory say, is not tried for ever."""
 
@@ -102,11 +101,6 @@ class _Night:
     def folder(self) -> Path:
         """Where its checkpoint is kept."""
         return self.settings.data_dir / "nights" / self.journal.record.id
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where its training stands."""
-        return self.folder / "checkpoint.safetensors"
 
     @property
     def snapshot(self) -> Path:
@@ -166,101 +160,130 @@ async def _consolidate(night: _Night) -> None:
     if published is not None:
         _finish(night, published)
         return
-    episodes = await asyncio.to_thread(_episodes, night)
+    if not night.snapshot.is_dir():
+        raise SnapshotError(f"there is no snapshot {night.snapshot}")
     journal.change(phase="load", done=0, total=1, message=f"loading {settings.model}")
     engine = await asyncio.to_thread(night.engine_factory, settings)
     try:
         await asyncio.to_thread(_take_space, engine, settings)
-        _check_space(engine, journal.record.space, episodes)
-        episodes = [episode for episode in episodes if _fits(engine, episode)]
-        active = _active(night.registry)
-        journal.change(parent=active.version if active else None)
-        sides = split(
-            episodes,
+        journal.change(phase="dataset", done=0, total=1, message="reading episodes, deciding labels")
+        dataset = await load(
+            night.snapshot,
+            engine,
+            space=journal.record.space,
+            min_reward=settings.night_min_reward,
+            min_episodes=settings.night_min_episodes,
             holdout_share=settings.night_holdout,
+            calibration=settings.night_calibration,
             seed=settings.night_seed,
-            seen=trained_prompts(active),
         )
-        manifest, candidate = await _learn(night, engine, sides, active)
+        alive, serving = _active(night)
+        journal.change(parent=alive.version if alive else None)
+        rows, manifest = await _learn(night, engine, dataset, alive, serving)
     finally:
         await engine.close()
     journal.change(phase="publish", done=0, total=1, message="publishing")
-    version = await asyncio.to_thread(
-        night.registry.publish, candidate.network, candidate.competence, manifest
-    )
-    _finish(night, {**manifest, "version": version})
+    version = await asyncio.to_thread(night.registry.publish, rows, manifest)
+    _finish(night, night.registry.load(version).manifest)
 
 
 async def _learn(
-    night: _Night, engine: Engine, sides: Split, active: Prior | None
-) -> tuple[dict[str, Any], Candidate]:
-    """Train a candidate, judge it, and return its manifest and itself."""
+    night: _Night, engine: Engine, dataset: Dataset, alive: Prior | None, serving: Prior | None
+) -> tuple[list[Row], dict[str, Any]]:
+    """Train a latent per cluster, judge each, and return the version's rows and its manifest."""
     settings, journal = night.settings, night.journal
-    # Weights that have seen the hold-out would be praised for remembering it.
-    start = active if active is not None and sides.unseen and _same_shape(active, engine) else None
-    recipe = Recipe.of(settings, len(sides.train), goes_on=start is not None)
-    network = _network(engine, start, recipe.seed)
-    journal.change(phase="train", done=0, total=recipe.steps, message=f"{len(sides.train)} episodes")
-    trained: Trained = await train(
-        engine,
-        network,
-        sides.train,
-        sides.validation,
-        recipe,
-        checkpoint=night.checkpoint,
-        room=night.room,
-        progress=journal.progress,
+    recipes = [Recipe.of(settings, len(fold.train)) for fold in dataset.folds]
+    steps = sum(recipe.steps for recipe in recipes)
+    journal.change(phase="train", done=0, total=steps, message=f"{len(dataset.examples)} examples")
+    trainings, done = [], 0
+    for fold, recipe in zip(dataset.folds, recipes, strict=True):
+        trained = await train(
+            engine,
+            dataset,
+            fold,
+            recipe,
+            checkpoint=night.folder / f"{fold.name}.safetensors",
+            room=night.room,
+            progress=partial(_tell, journal, done, steps, fold.name),
+        )
+        trainings.append((fold, trained))
+        done += recipe.steps
+    journal.change(phase="evidence", done=0, total=1, message="comparing with what is served now")
+    judged = await judge(
+        engine, dataset, trainings, serving, seed=settings.night_seed, progress=journal.progress
     )
-    journal.change(phase="gate", done=0, total=len(sides.holdout), message="comparing with all controls")
-    verdict = await decide(
-        engine,
-        network,
-        active,
-        sides,
-        recall=lambda floor: Recall.of(settings, floor),
-        seed=recipe.seed,
-        goes_on=recipe.goes_on,
-        progress=journal.progress,
-    )
-    manifest = manifest_of(
-        journal.record, sides, start, recipe, trained, verdict.report, verdict.recall_floor
-    )
-    return manifest, Candidate(network, verdict.competence)
+    new, floor = rows(dataset, trainings[-1][1], serving, seed=settings.night_seed)
+    carried = [row for row in alive.rows if not _replaced(row, serving, new, judged)] if alive else []
+    manifest = manifest_of(journal.record, settings, dataset, trainings, judged, carried, alive, floor)
+    return [*new, *carried], manifest
 
 
-def _finish(night: _Night, manifest: dict[str, Any]) -> None:
-    """Make the version the active one when the gate says so, and end the night.
+def _tell(journal: Journal, before: int, total: int, name: str, done: int, _: int, message: str) -> None:
+    which = "" if name == "all" else f"{name} half, "
+    journal.progress(before + done, total, f"{which}{message}")
 
-    It has won against the prior that was active then. When an operator has chosen what is active, also none,
-    that stands until it is released.
+
+def _replaced(row: Row, serving: Prior | None, new: Sequence[Row], judged: Sequence[Judged]) -> bool:
+    """Whether new rows take over all that an older one covers: one that serves only by others that do."""
+    serves = serving is not None and any(row.id == other.id for other in serving.rows)
+    taking = [
+        made
+        for made, found in zip(new, judged, strict=True)
+        if not serves or found.evidence.standing == "serves"
+    ]
+    return all(any(made.coverage.covers(centroid) for made in taking) for centroid in row.coverage.centroids)
+
+
+def _finish(night: _Night, manifest: Mapping[str, Any]) -> None:
+    """Hand the evidence over, make the version the active one, and end the night.
+
+    What serves is for the evidence to say, row by row. What an operator has chosen stays until it is
+    released.
     """
     settings, version = night.settings, str(manifest["version"])
-    promoted, message = bool(manifest["promoted"]), str(manifest["gate"]["reason"])
-    active = _active(night.registry)
-    now_active = active.version if active else None
-    taken = f"`latentevolve priors activate {version}` takes this one"
-    if promoted and now_active not in (manifest["parent"], version):
-        promoted = False
-        message = f"{message}; but {now_active or 'no prior'} was made active meanwhile and stays so: {taken}"
-    elif promoted and not night.registry.activate_unless_pinned(version):
-        promoted = False
+    space = night.journal.record.space
+    clusters = list(manifest["evidence"])
+    for found in clusters:
+        pairs = [(str(prompt), float(difference)) for prompt, difference in found["differences"]]
+        night.state.add_outcomes(space, TENANT, f"{version}/{found['row']}", pairs, "night")
+    standings = [str(found["standing"]) for found in clusters]
+    reason = "; ".join(_said(f"{version}/{found['row']}", found) for found in clusters)
+    if not night.registry.activate_unless_pinned(version):
         chosen = night.registry.active() or "no prior"
-        message = (
-            f"{message}; but {chosen} was chosen by an operator and stays active: {taken},"
-            " `latentevolve priors release` lets nights choose again"
+        reason += (
+            f"; {chosen} was chosen by an operator and stays active: `latentevolve priors activate {version}`"
+            " takes this one, `latentevolve priors release` lets nights choose again"
         )
-    if promoted and settings.broker_url and settings.broker_url.startswith("redis"):
-        announce(settings.broker_url, night.journal.record.space)
+    elif settings.broker_url and settings.broker_url.startswith("redis"):
+        announce(settings.broker_url, space)
+    state_of_night: NightState = "on trial"
+    if "serves" in standings:
+        state_of_night = "promoted"
+    elif all(standing == "retired" for standing in standings):
+        state_of_night = "refused"
     night.journal.change(
-        state="promoted" if promoted else "refused",
+        state=state_of_night,
         phase="publish",
         done=1,
         total=1,
         version=version,
         parent=manifest["parent"],
-        gate=manifest["gate"],
-        message=message,
+        evidence={"clusters": [{k: v for k, v in found.items() if k != "differences"} for found in clusters]},
+        message=reason,
     )
+
+
+def _said(row: str, found: Mapping[str, Any]) -> str:
+    """Return one cluster's evidence as a sentence."""
+    if not found["n"]:
+        return f"{row} is on trial: nothing could judge it yet"
+    return (
+        f"{row} {_STANDINGS[found['standing']]}: {found['mean']:+.2f} on {found['n']} prompts,"
+        f" evidence {min(found['e_value'], 1e6):.3g} of {PROOF:g}"
+    )
+
+
+_STANDINGS = {"serves": "serves", "on trial": "is on trial", "retired": "is retired"}
 
 
 def _published(night: _Night) -> dict[str, Any] | None:
@@ -269,66 +292,27 @@ def _published(night: _Night) -> dict[str, Any] | None:
     return next((found for found in manifests if found.get(NIGHT) == night.journal.record.id), None)
 
 
-def _episodes(night: _Night) -> list[Episode]:
-    settings, snapshot = night.settings, read_snapshot(night.snapshot)
-    good = [episode for episode in snapshot if episode.reward >= settings.night_min_reward]
-    if len(good) < settings.night_min_episodes:
-        raise TooFewEpisodesError(
-            f"{len(good)} episodes of reward {settings.night_min_reward:g} or more; "
-            f"a night needs {settings.night_min_episodes}"
-        )
-    return sorted(good, key=lambda episode: episode.created_at)
-
-
 def _take_space(engine: Engine, settings: Settings) -> None:
     """Let the engine's space be known by the id under which the gateway keeps its memories."""
     known_as = memory_id(settings, engine.space.own_id, (engine.space.earlier_id,))
     engine.space = replace(engine.space, known_as=known_as)
 
 
-def _check_space(engine: Engine, space: str, episodes: Sequence[Episode]) -> None:
-    for found in {space, *(episode.space for episode in episodes)}:
-        if found != engine.space.id:
-            raise SpaceMismatchError(
-                f"the night is of space {found}, this worker's model makes {engine.space.id}: "
-                "give worker and gateway the same model, latent length and placement"
-            )
-    for episode in episodes:
-        episode.check(*engine.space.shape)
-
-
-def _fits(engine: Engine, episode: Episode) -> bool:
-    """Whether the engine can be asked about this episode."""
-    size = len(episode.prompt_token_ids) + engine.space.length + len(answer_of(engine, episode))
-    try:
-        engine.position(episode.prompt_token_ids)
-    except PlacementError:
-        return False
-    return size < engine.max_model_len
-
-
-def _active(registry: PriorRegistry) -> Prior | None:
+def _active(night: _Night) -> tuple[Prior | None, Prior | None]:
+    """Return what of the active prior is not retired, and what of that serves."""
+    registry = night.registry
     try:
         version = registry.active()
-        return registry.load(version) if version else None
+        prior = registry.load(version) if version else None
     except RegistryError as error:
-        logger.warning("the active prior cannot be read and is no control: %s", error)
-        return None
-
-
-def _same_shape(prior: Prior, engine: Engine) -> bool:
-    return (prior.network.length, prior.network.hidden_size) == engine.space.shape
-
-
-def _network(engine: Engine, start: Prior | None, seed: int) -> PriorNetwork:
-    length, hidden_size = engine.space.shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        rank = {"rank": start.network.rank} if start else {}
-        network = PriorNetwork(hidden_size, length, base=engine.neutral_latent(), **rank)
-    if start is not None:
-        network.load_state_dict(start.network.state_dict())
-    return network
+        logger.warning("the active prior cannot be read and is not compared with: %s", error)
+        return None, None
+    if prior is None:
+        return None, None
+    outcomes = night.state.outcomes(prior.space, TENANT)
+    found = {row: evidence.standing for row, evidence in standings(prior, outcomes).items()}
+    alive = prior.only([row for row, standing in found.items() if standing != "retired"])
+    return alive, alive.only([row for row, standing in found.items() if standing == "serves"])
 
 
 def _count_attempt(night: _Night) -> None:
@@ -337,6 +321,7 @@ def _count_attempt(night: _Night) -> None:
     Raises:
         NightCrashedError: it died too often at the same place.
     """
-    attempts = night.log.attempt(night.journal.record.id, reached_step(night.checkpoint)) - 1
+    reached = sum(map(reached_step, night.folder.glob("*.safetensors")))
+    attempts = night.log.attempt(night.journal.record.id, reached) - 1
     if attempts >= MAX_ATTEMPTS:
         raise NightCrashedError(f"the worker died {attempts} times in this night; is there enough memory?")

@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
+from bench.bootstrap import Interval, interval
 from bench.rewards.answers import Bools, Floats, Ints
-from worker.bootstrap import Interval, interval
 
 RESAMPLES = 4_000
 LEVEL = 0.95

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.bootstrap import Interval, interval
 from bench.rewards.answers import Answers
 from bench.rewards.discrimination import by_question
-from worker.bootstrap import Interval, interval
 
 STEPS = 4
 """Weights are 0, ¼, ½, ¾ and 1."""

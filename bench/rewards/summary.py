@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from bench.bootstrap import Interval, interval
 from bench.rewards import picks
 from bench.rewards.answers import Answers, Bools, Floats
 from bench.rewards.discrimination import pooled, share, within
 from bench.rewards.suggestion import suggest
-from worker.bootstrap import Interval, interval
 
 CONFIDENT = 5
 """Confident but wrong answers that are shown."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.bootstrap import Interval
 from bench.machine import describe
 from bench.stream.journal import builds, several
 from bench.stream.pictures import draw
 from bench.stream.summary import Against, Row, Score, days, scores, unlike
-from worker.bootstrap import Interval
 
 HEADERS = (
     "stage",

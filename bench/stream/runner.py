@@ -119,7 +119,7 @@ class Runner:
                     "message": record.error or record.message,
                     "episodes": record.episodes,
                     "version": record.version,
-                    "gate": record.gate,
+                    "evidence": record.evidence,
                 }
             ]
         )

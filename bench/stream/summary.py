@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.asking import elected
+from bench.bootstrap import LEVEL, Interval, grouped_means, interval
 from bench.stream.runner import START
-from worker.bootstrap import LEVEL, Interval, grouped_means, interval
 
 Row = dict[str, Any]
 Answered = tuple[str, int, str]

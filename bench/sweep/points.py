@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from bench.bootstrap import Interval, grouped_means, interval
 from bench.stream.journal import builds, read_rows
 from bench.stream.summary import Row, Score, remembered, scores
 from cli.failure import USAGE, CommandError
-from worker.bootstrap import Interval, grouped_means, interval
 
 _LEFT_OUT = frozenset({"nights", "arms", "data", "also", "unlike"})
 """Options that runs may differ in all the same: the digests say whether files do."""

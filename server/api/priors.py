@@ -13,7 +13,7 @@ from server.gateway import Gateway
 
 router = APIRouter(prefix="/v1/priors", tags=["priors"])
 
-_LONG = frozenset({"episode_ids", "validation_ids", "holdout_ids", "trained_prompts"})
+_LONG = frozenset({"episode_ids", "learned", "trainings"})
 _VERSION = re.compile(r"v[1-9][0-9]{0,8}")
 
 
@@ -29,7 +29,7 @@ async def versions(gateway: GatewayDep) -> dict[str, Any]:
 
 @router.post("/release")
 async def release(gateway: GatewayDep) -> dict[str, Any]:
-    """Let nights choose again what is active; until one is promoted what is active stays so."""
+    """Let nights choose again what is active; until then what is active stays so."""
     await asyncio.to_thread(gateway.registry.release)
     return {"active": await asyncio.to_thread(gateway.registry.active), "pinned": False}
 
@@ -70,4 +70,8 @@ def _unknown(version: str) -> NotFoundError:
 def _summary(manifest: dict[str, Any]) -> dict[str, Any]:
     """Leave out the lists of episodes and prompts, which may be thousands."""
     summary = {name: value for name, value in manifest.items() if name not in _LONG}
-    return {**summary, "episodes": len(manifest.get("episode_ids", ()))}
+    evidence = [
+        {name: value for name, value in found.items() if name != "differences"}
+        for found in manifest.get("evidence", ())
+    ]
+    return {**summary, "evidence": evidence, "episodes": len(manifest.get("episode_ids", ()))}

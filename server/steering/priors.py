@@ -1,7 +1,8 @@
 """The prior that serves right now, and the versions that requests pin.
 
-Owns the swap: a new version is loaded in a thread and takes the old one's place in one assignment, so a
-request that took its snapshot before finishes on what it started with. Knows nothing of how priors are
+Owns the swap: a new version, or another choice of its rows, takes the old one's place in one assignment, so a
+request that took its snapshot before finishes on what it started with. Of the active version those rows serve
+that the evidence speaks for, all of them where an operator has chosen it. Knows nothing of how priors are
 trained or announced.
 """
 
@@ -10,11 +11,14 @@ import logging
 from collections import OrderedDict
 
 from memory.episode import LatentMemoryError
-from memory.prior import Prior
+from memory.prior import Prior, standings
 from memory.registry import PriorRegistry
+from memory.state import State
 from server.steering.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+
+TENANT = "default"
 
 
 class ActivePrior:
@@ -22,12 +26,16 @@ class ActivePrior:
 
     Args:
         registry: Versions of this engine's space.
-        poll_s: How often the pointer is read.
+        state: Outcomes of answering with their rows.
+        poll_s: How often both are read.
         kept: Versions that stay loaded for requests that pin them.
     """
 
-    def __init__(self, registry: PriorRegistry, *, poll_s: float, metrics: Metrics, kept: int = 4) -> None:
-        self._registry, self._poll_s, self._metrics, self._kept = registry, poll_s, metrics, kept
+    def __init__(
+        self, registry: PriorRegistry, state: State, *, poll_s: float, metrics: Metrics, kept: int = 4
+    ) -> None:
+        self._registry, self._state = registry, state
+        self._poll_s, self._metrics, self._kept = poll_s, metrics, kept
         self._current: Prior | None = None
         self._loaded: OrderedDict[str, Prior] = OrderedDict()
         self._complaint: str | None = None
@@ -46,31 +54,27 @@ class ActivePrior:
             RegistryError: there is no such version, or it cannot be read.
         """
         digest = await asyncio.to_thread(self._registry.digest, version)
-        for known in (self._current, self._loaded.get(version)):
-            if known is not None and _is(known, version, digest):
-                prior = known
-                break
-        else:
+        prior = self._loaded.get(version)
+        if prior is None or prior.manifest.get("sha256") != digest:  # which may have been replaced
             prior = await asyncio.to_thread(self._registry.load, version)
-        if prior is not self._current:
-            self._loaded[version] = prior
-            self._loaded.move_to_end(version)
+        self._loaded[version] = prior
+        self._loaded.move_to_end(version)
         while len(self._loaded) > self._kept:
             self._loaded.popitem(last=False)
         return prior
 
     async def refresh(self) -> bool:
-        """Follow the pointer once and return whether the prior changed. Failures keep the old one."""
+        """Look once and return whether what serves changed. Failures keep the old one."""
         async with self._refreshing:
             version: str | None = None
             try:
                 version = await asyncio.to_thread(self._registry.active)
-                prior = None if version is None else await self.get(version)
-                if prior is self._current:
-                    self._complaint = None
-                    return False
+                prior = None if version is None else await self._serving(version)
             except (LatentMemoryError, OSError, ValueError) as error:
                 self._complain(version, error)
+                return False
+            if _identity(prior) == _identity(self._current):
+                self._complaint = None
                 return False
             logger.info("prior %s serves, after %s", version, self._current and self._current.version)
             self._current, self._complaint = prior, None
@@ -78,8 +82,16 @@ class ActivePrior:
             self._metrics.show_active_prior(version)
             return True
 
+    async def _serving(self, version: str) -> Prior:
+        prior = await self.get(version)
+        if await asyncio.to_thread(self._registry.pinned):
+            return prior
+        outcomes = await asyncio.to_thread(self._state.outcomes, prior.space, TENANT)
+        found = standings(prior, outcomes)
+        return prior.only([row for row, evidence in found.items() if evidence.standing == "serves"])
+
     async def watch(self) -> None:
-        """Follow the pointer until cancelled: at every poll, and at once when poked."""
+        """Look until cancelled: at every poll, and at once when poked."""
         self._loop = asyncio.get_running_loop()
         while True:
             try:
@@ -112,6 +124,7 @@ class ActivePrior:
             )
 
 
-def _is(prior: Prior, version: str, digest: str) -> bool:
-    """Return whether a loaded prior is that version with those weights, which may have been replaced."""
-    return prior.version == version and prior.manifest.get("sha256") == digest
+def _identity(prior: Prior | None) -> tuple[object, ...] | None:
+    if prior is None:
+        return None
+    return prior.version, prior.manifest.get("sha256"), tuple(row.id for row in prior.rows)

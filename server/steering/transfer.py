@@ -20,12 +20,12 @@ BaseOf = Callable[[Array], torch.Tensor]
 
 
 def base_of(prior: Prior | None, neutral: torch.Tensor) -> BaseOf:
-    """Return the function from a key to its base: the prior where it is competent, neutral elsewhere."""
+    """Return the function from a key to its base: the prior where a row of it covers that, neutral
+    elsewhere."""
 
     def base(key: Array) -> torch.Tensor:
-        if prior is not None and prior.covers(key):
-            return torch.from_numpy(np.array(prior.predict(key), dtype=np.float32))
-        return neutral
+        row = prior.row(key) if prior is not None else None
+        return neutral if row is None else torch.from_numpy(np.array(row.latent, dtype=np.float32))
 
     return base
 

@@ -19,37 +19,39 @@ from tests.cli.ports import free_port
 
 MODEL = "small"
 EPISODE = "5e6f7a80-0000-4000-8000-000000000001"
-GATE = {
-    "n": 12,
-    "promoted": True,
-    "reason": "holds beside every control",
-    "coverage": 0.75,
-    "controls": [
+EVIDENCE = {
+    "clusters": [
         {
-            "control": name,
-            "candidate": -0.5,
-            "mean": -1.0 - step / 10,
-            "difference": 0.5 + step / 10,
-            "low": 0.2,
-            "high": 0.9,
-            "answers": {"n": 12, "candidate": 0.8, "mean": 0.55, "difference": 0.25, "low": 0.1, "high": 0.5},
-            "samples": {"n": 12, "candidate": 0.71, "mean": 0.5, "difference": 0.21, "low": 0.1, "high": 0.3},
-            "win": True,
-        }
-        for step, name in enumerate(("none", "knn", "mean", "random"))
+            "row": 0,
+            "examples": 31,
+            "held_to_choices": 31,
+            "like": "World",
+            "n": 28,
+            "mean": 0.25,
+            "e_value": 41.5,
+            "e_against": 0.02,
+            "standing": "serves",
+            "candidate": 0.8,
+            "baseline": 0.55,
+            "random": 0.31,
+            "mean_latent": None,
+        },
+        {
+            "row": 1,
+            "examples": 9,
+            "held_to_choices": 0,
+            "like": "The answer is 7",
+            "n": 0,
+            "mean": 0.0,
+            "e_value": 1.0,
+            "e_against": 1.0,
+            "standing": "on trial",
+            "candidate": None,
+            "baseline": None,
+            "random": None,
+            "mean_latent": None,
+        },
     ]
-    + [
-        {
-            "control": "active",
-            "candidate": -0.5,
-            "mean": None,
-            "difference": None,
-            "low": None,
-            "high": None,
-            "win": None,
-            "note": "no prior is active yet",
-        }
-    ],
 }
 
 
@@ -165,7 +167,7 @@ class FakeGateway:
         def prior(version: str) -> Any:
             if version not in self.versions:
                 return error(404, f"no prior {version}", "version")
-            return {**manifest(version), "gate": GATE, "metrics": {"loss": 0.25}, "episode_ids": ["a", "b"]}
+            return {**manifest(version), "settings": {"steps": 25}, "episode_ids": ["a", "b"]}
 
         @app.post("/v1/priors/{version}/activate")
         def activate(version: str) -> Any:
@@ -224,7 +226,7 @@ def record(state: str, **fields: Any) -> dict[str, Any]:
         "episodes": 24,
         "version": None,
         "parent": None,
-        "gate": None,
+        "evidence": None,
         "error": None,
         **fields,
     }
@@ -238,7 +240,7 @@ def manifest(version: str) -> dict[str, Any]:
         "parent": None,
         "created_at": "2031-01-01T03:00:00+00:00",
         "episodes": 24,
-        "promoted": version == "v1",
+        "evidence": EVIDENCE["clusters"][: 2 if version == "v1" else 1],
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.cli.conftest import Ran
-from tests.cli.fake_gateway import GATE, FakeGateway, record
+from tests.cli.fake_gateway import EVIDENCE, FakeGateway, record
 from tests.cli.ports import free_port
 from tests.cli.terminal import on_terminal
 
@@ -79,7 +79,7 @@ def test_pipe_gets_no_control_characters(
     monkeypatch.setenv("FORCE_COLOR", "1")
     gateway.nights = [
         record("running", phase="train", done=1, total=8),
-        record("promoted", version="v1", gate=GATE),
+        record("promoted", version="v1", evidence=EVIDENCE),
     ]
     ran = run(*command)
     assert ran.code == 0, ran.err
@@ -93,7 +93,7 @@ def test_json_is_one_document_and_all_else_is_on_stderr(
 ) -> None:
     gateway.nights = [
         record("running", phase="train", done=1, total=8),
-        record("promoted", version="v1", gate=GATE),
+        record("promoted", version="v1", evidence=EVIDENCE),
     ]
     ran = run(*command, "--json")
     assert ran.code == 0
@@ -104,7 +104,7 @@ def test_json_is_one_document_and_all_else_is_on_stderr(
 def test_terminal_gets_colours_and_bars(gateway: FakeGateway) -> None:
     gateway.nights = [
         record("running", phase="train", done=3, total=8, message="loss 1.2"),
-        record("promoted", version="v3", gate=GATE),
+        record("promoted", version="v3", evidence=EVIDENCE),
     ]
     seen = on_terminal(["night"], {"LATENTEVOLVE_GATEWAY_URL": gateway.url}).read()
     assert "\x1b[" in seen
@@ -120,7 +120,8 @@ def test_versions_are_listed_with_the_active_one_marked(run: Run, gateway: FakeG
     lines = run("priors", "list").out.splitlines()
     assert lines[1].startswith("*  v1")
     assert lines[2].startswith("   v2")
-    assert "refused" in lines[2]
+    assert lines[1].endswith("serves, on trial")
+    assert lines[2].endswith("serves")
 
 
 def test_empty_registry_says_how_to_fill_it(run: Run, gateway: FakeGateway) -> None:
@@ -128,10 +129,11 @@ def test_empty_registry_says_how_to_fill_it(run: Run, gateway: FakeGateway) -> N
     assert "latentevolve night" in run("priors", "list").out
 
 
-def test_version_is_shown_with_its_gate(run: Run, gateway: FakeGateway) -> None:
+def test_version_is_shown_with_the_evidence_of_its_night(run: Run, gateway: FakeGateway) -> None:
     out = run("priors", "show", "v1").out
-    assert "metrics.loss" in out
-    assert "random, same norm" in out
+    assert "settings.steps" in out
+    assert "v1/0" in out
+    assert "28 prompts" in out
 
 
 def test_activate_switches_and_none_switches_off(run: Run, gateway: FakeGateway) -> None:
@@ -146,7 +148,7 @@ def test_what_is_activated_stays_until_it_is_released(run: Run, gateway: FakeGat
     assert "until `latentevolve priors release`" in run("priors", "activate", "v2").out
     assert "until `latentevolve priors release`" in run("priors", "list").out
     assert "pinned" in run("stats").out
-    assert "active: v2, until a night promotes another one" in run("priors", "release").out
+    assert "active: v2, until a night makes another one" in run("priors", "release").out
     assert not gateway.pinned
     assert "pinned" not in run("stats").out
     gateway.versions, gateway.active, gateway.pinned = [], None, True

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Ran
-from tests.cli.fake_gateway import GATE, FakeGateway, record
+from tests.cli.fake_gateway import EVIDENCE, FakeGateway, record
 from tests.cli.terminal import on_terminal
 
 Run = Callable[..., Ran]
@@ -30,7 +30,7 @@ def options(gateway: FakeGateway, stream: Path) -> list[str]:
 
 
 def test_answers_never_reach_the_server(run: Run, gateway: FakeGateway, stream: Path) -> None:
-    gateway.nights = [record("promoted", version="v1", gate=GATE)]
+    gateway.nights = [record("promoted", version="v1", evidence=EVIDENCE)]
     ran = run(*options(gateway, stream))
     assert ran.code == 0, ran.err
     assert len(gateway.asked) == 8 + 8 + 8 + 3 + 3 + 3
@@ -59,7 +59,7 @@ def test_an_answer_from_the_prefix_cache_is_compared_with_one_from_there(
 def test_day_is_medium_and_the_next_compares_none_with_low(
     run: Run, gateway: FakeGateway, stream: Path
 ) -> None:
-    gateway.nights = [record("promoted", version="v1", gate=GATE)]
+    gateway.nights = [record("promoted", version="v1", evidence=EVIDENCE)]
     run(*options(gateway, stream))
     sent = [(body["latent"]["effort"], body["messages"][0]["content"]) for body in gateway.asked]
     first = {question for effort, question in sent if effort == "medium"}
@@ -74,12 +74,12 @@ def test_day_is_medium_and_the_next_compares_none_with_low(
 def test_refused_night_and_lost_accuracy_are_shown_like_a_success(
     run: Run, gateway: FakeGateway, stream: Path, tmp_path: Path
 ) -> None:
-    gateway.nights = [record("refused", version="v1", gate={**GATE, "reason": "no better than none"})]
+    gateway.nights = [record("refused", version="v1", evidence=EVIDENCE, message="v1/0 is retired")]
     path = tmp_path / "report.json"
     ran = run(*options(gateway, stream), "--report", str(path))
     assert ran.code == 0, "a refusal is a result"
-    assert "refused: v1 is kept but not active" in ran.out
-    assert "no better than none" in ran.out
+    assert "refused: v1 is proven worse" in ran.out
+    assert "v1/0 is retired" in ran.out
     assert "night: refused v1" in ran.out
     report = json.loads(path.read_text())
     assert report["night"]["state"] == "refused"
@@ -97,14 +97,14 @@ def test_json_is_one_document(run: Run, gateway: FakeGateway, stream: Path) -> N
 
 
 def test_pipe_gets_plain_lines(run: Run, gateway: FakeGateway, stream: Path) -> None:
-    gateway.nights = [record("promoted", version="v1", gate=GATE)]
+    gateway.nights = [record("promoted", version="v1", evidence=EVIDENCE)]
     out = run(*options(gateway, stream)).out
     assert not [c for c in out if ord(c) < 32 and c != "\n"]
     assert "effort medium 8/8 recalled 8" in out
 
 
 def test_terminal_gets_bars(gateway: FakeGateway, stream: Path) -> None:
-    gateway.nights = [record("promoted", version="v1", gate=GATE)]
+    gateway.nights = [record("promoted", version="v1", evidence=EVIDENCE)]
     seen = on_terminal(options(gateway, stream), {}).read()
     assert "━" in seen
     assert "Summary" in seen

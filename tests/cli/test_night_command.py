@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 from tests.cli.conftest import Ran
-from tests.cli.fake_gateway import GATE, FakeGateway, record
+from tests.cli.fake_gateway import EVIDENCE, FakeGateway, record
 from tests.cli.terminal import on_terminal
 
 Run = Callable[..., Ran]
@@ -14,57 +14,63 @@ TRAINING = [
     record("running", phase="train", done=1, total=8, message="loss 2.10"),
     record("running", phase="train", done=2, total=8, message="loss 2.05"),
     record("running", phase="train", done=7, total=8, message="loss 1.20"),
-    record("running", phase="gate", done=1, total=5),
+    record("running", phase="evidence", done=1, total=5),
 ]
 
 
 def test_promoted_night_ends_with_the_table_and_zero(run: Run, gateway: FakeGateway) -> None:
-    gateway.nights = [*TRAINING, record("promoted", phase="publish", version="v3", parent="v1", gate=GATE)]
+    gateway.nights = [
+        *TRAINING,
+        record("promoted", phase="publish", version="v3", parent="v1", evidence=EVIDENCE),
+    ]
     ran = run("night")
     assert ran.code == 0
-    for control in ("no latent", "recall alone", "mean latent", "random, same norm", "active prior"):
-        assert control in ran.out
-    assert "+0.2000 … +0.9000" in ran.out
-    assert "no prior is active yet" in ran.out
-    assert "0.5500" in ran.out  # of decoded answers without latents
-    assert "0.7100" in ran.out  # with samples
-    assert "competent for 75 %" in ran.out
-    assert "promoted: v3 is active (before: v1)" in ran.out
+    assert "v3/0" in ran.out
+    for shown in ("31 like 'World'", "28 prompts", "80 %", "55 %", "31 %", "41.5", "serves"):
+        assert shown in ran.out
+    assert "promoted: v3 is active and serves (before: v1)" in ran.out
 
 
-def test_what_an_operator_chose_is_said_beside_the_gates_reason(run: Run, gateway: FakeGateway) -> None:
-    said = "holds beside every control; but v1 was chosen by an operator and stays active"
-    gateway.nights = [record("refused", phase="publish", version="v3", gate=GATE, message=said)]
+def test_a_latent_that_nothing_could_judge_yet_is_shown_with_dashes(run: Run, gateway: FakeGateway) -> None:
+    gateway.nights = [record("on trial", phase="publish", version="v3", evidence=EVIDENCE)]
+    ran = run("night")
+    assert ran.code == 0
+    (line,) = (line for line in ran.out.splitlines() if line.startswith("v3/1"))
+    assert line.split()[-3:] == ["1", "on", "trial"]
+    assert line.count("–") == 3
+    assert "on trial: v3 is measured by day" in ran.out
+
+
+def test_evidence_against_a_latent_has_a_minus(run: Run, gateway: FakeGateway) -> None:
+    harmful = EVIDENCE["clusters"][0] | {"e_value": 0.01, "e_against": 33.0, "standing": "retired"}
+    gateway.nights = [record("refused", phase="publish", version="v3", evidence={"clusters": [harmful]})]
+    assert "-33" in run("night").out
+
+
+def test_what_an_operator_chose_is_said_beside_the_evidence(run: Run, gateway: FakeGateway) -> None:
+    said = "v3/0 serves; v1 was chosen by an operator and stays active"
+    gateway.nights = [record("promoted", phase="publish", version="v3", evidence=EVIDENCE, message=said)]
     assert said in run("night").out
 
 
-def test_several_kinds_of_task_have_a_table_each(run: Run, gateway: FakeGateway) -> None:
-    several = {**GATE, "controls": [], "kinds": [{**GATE, "n": 31}, {**GATE, "n": 7}]}
-    gateway.nights = [record("promoted", phase="publish", gate=several, version="v2", parent="v1")]
-    ran = run("night")
-    assert "Gate on 31 held-out episodes, kind 1 of 2" in ran.out
-    assert "Gate on 7 held-out episodes, kind 2 of 2" in ran.out
-    assert ran.out.count("competent for 75 %") == 1
-
-
 def test_pipe_sees_phases_and_quarters_only(run: Run, gateway: FakeGateway) -> None:
-    gateway.nights = [*TRAINING, record("promoted", version="v3", gate=GATE)]
+    gateway.nights = [*TRAINING, record("promoted", version="v3", evidence=EVIDENCE)]
     steps = [line.split("] ")[1] for line in run("night").out.splitlines() if "] " in line]
     assert steps == [
         "queued",
         "train 1/8 loss 2.10",
         "train 2/8 loss 2.05",
         "train 7/8 loss 1.20",
-        "gate 1/5",
+        "evidence 1/5",
     ]
 
 
-def test_refused_night_is_three_and_says_that_nothing_changed(run: Run, gateway: FakeGateway) -> None:
-    gateway.nights = [record("refused", version="v3", gate={**GATE, "reason": "no better than recall alone"})]
+def test_refused_night_is_three_and_says_why(run: Run, gateway: FakeGateway) -> None:
+    gateway.nights = [record("refused", version="v3", evidence=EVIDENCE, message="v3/0 is retired")]
     ran = run("night")
     assert ran.code == 3
-    assert "refused: v3 is kept but not active" in ran.out
-    assert "no better than recall alone" in ran.out
+    assert "refused: v3 is proven worse than what is served" in ran.out
+    assert "v3/0 is retired" in ran.out
 
 
 def test_failed_night_is_one_and_says_why(run: Run, gateway: FakeGateway) -> None:
@@ -83,7 +89,7 @@ def test_skipped_night_is_zero_and_says_why(run: Run, gateway: FakeGateway) -> N
 
 
 def test_json_holds_the_last_record(run: Run, gateway: FakeGateway) -> None:
-    gateway.nights = [*TRAINING, record("refused", version="v3", gate=GATE)]
+    gateway.nights = [*TRAINING, record("refused", version="v3", evidence=EVIDENCE)]
     ran = run("night", "--json")
     assert ran.code == 3
     assert json.loads(ran.out)["state"] == "refused"
@@ -105,7 +111,7 @@ def test_unreachable_queue_says_what_runs_it(run: Run, gateway: FakeGateway) -> 
 
 
 def test_other_night_can_be_followed(run: Run, gateway: FakeGateway) -> None:
-    gateway.nights = [record("promoted", version="v3", gate=GATE)]
+    gateway.nights = [record("promoted", version="v3", evidence=EVIDENCE)]
     assert run("night", "--follow", "some-id").code == 0
 
 

@@ -18,11 +18,11 @@ from memory import edge_shard
 from memory.edge_store import EdgeStore
 from memory.episode import Episode, StoreUnavailableError, prompt_id
 from memory.free_space import FreeSpace, NoRoomError
-from memory.prior import Competence, PriorNetwork
 from memory.registry import PriorRegistry
 from memory.state import State
 from tests.memory.full_disk import Disk
 from tests.memory.test_store_crash import builder_of
+from tests.tables import row
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
@@ -213,7 +213,7 @@ def test_a_graph_is_given_up_when_the_disk_fills_while_it_is_built(
 def test_a_prior_is_published_from_the_reserve_or_not_at_all(tmp_path: Path, state: State) -> None:
     disk = Disk(free_mib=24)
     registry = PriorRegistry(tmp_path, "space-a", state, disk)
-    prior = (PriorNetwork(8, 2), Competence(np.eye(1, 8, dtype=np.float32), 0.5), {})
+    prior = ([row(np.zeros((2, 8)), np.eye(1, 8))], {})
     with pytest.raises(NoRoomError, match="a prior"):
         registry.publish(*prior)
     assert registry.versions() == []

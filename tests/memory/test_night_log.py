@@ -33,11 +33,11 @@ def test_a_night_goes_from_queued_to_its_end(log: NightLog, state_url: str) -> N
     record = log.update(replace(record, state="running", phase="train", done=3, total=60, parent="v1"))
     assert record.started_at is not None
     started = record.started_at
-    record = log.update(replace(record, phase="gate", done=0, total=5))
+    record = log.update(replace(record, phase="evidence", done=0, total=5))
     assert record.started_at == started
     assert record.finished_at is None
-    gate = {"decision": "promote", "table": [{"control": "mean", "value": 1.25}]}
-    record = log.update(replace(record, state="promoted", version="v2", gate=gate))
+    evidence = {"clusters": [{"row": 0, "e_value": 1.25}]}
+    record = log.update(replace(record, state="promoted", version="v2", evidence=evidence))
     assert record.ended
     assert record.finished_at is not None
     assert record.finished_at >= started >= record.created_at

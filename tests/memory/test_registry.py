@@ -4,17 +4,15 @@ import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import save_file
 
 import memory.registry
-from memory.prior import Competence, PriorNetwork
+from memory.prior import Row
 from memory.registry import (
     CorruptPriorError,
     PriorRegistry,
@@ -23,20 +21,16 @@ from memory.registry import (
     WrongSpaceError,
 )
 from memory.state import State
+from tests.tables import row
 
 HIDDEN, LENGTH = 16, 3
 
 
-def network(seed: int = 0) -> PriorNetwork:
-    torch.manual_seed(seed)
-    made = PriorNetwork(HIDDEN, LENGTH, rank=4, base=torch.randn(LENGTH, HIDDEN))
-    torch.nn.init.normal_(made.up.weight)
-    return made
-
-
-def competence(seed: int = 0) -> Competence:
-    rows = np.random.default_rng(seed).normal(size=(5, HIDDEN)).astype(np.float32)
-    return Competence(rows / np.linalg.norm(rows, axis=1, keepdims=True), 0.62)
+def made(seed: int = 0, *, id: str = "", baseline: str | None = None) -> Row:
+    rng = np.random.default_rng(seed)
+    keys = rng.normal(size=(5, HIDDEN))
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    return row(rng.normal(size=(LENGTH, HIDDEN)), keys, 0.62, id=id, baseline=baseline)
 
 
 @pytest.fixture
@@ -45,53 +39,72 @@ def registry(tmp_path: Path, state: State) -> PriorRegistry:
 
 
 def publish(registry: PriorRegistry, seed: int = 0, **manifest: Any) -> str:
-    return registry.publish(network(seed), competence(seed), manifest)
+    return registry.publish([made(seed)], manifest)
 
 
-def test_a_loaded_prior_predicts_what_was_published(registry: PriorRegistry) -> None:
-    original, region = network(3), competence(3)
-    version = registry.publish(original, region, {"metrics": {"nll": 1.5}, "episode_ids": ["a", "b"]})
+def test_a_loaded_prior_gives_what_was_published_to_the_bit(registry: PriorRegistry) -> None:
+    rows = [made(3), made(4, baseline="v1/0")]
+    version = registry.publish(rows, {"metrics": {"nll": 1.5}, "episode_ids": ["a", "b"]})
     prior = registry.load(version)
-    key = region.centroids[1]
-    expected = original(torch.from_numpy(key)[None])[0].detach().numpy()
-    assert np.array_equal(prior.predict(key), expected)
-    assert np.array_equal(prior.competence.centroids, region.centroids)
-    assert prior.competence.threshold == region.threshold
+    for original, found in zip(rows, prior.rows, strict=True):
+        assert np.array_equal(found.latent, original.latent)
+        assert np.array_equal(found.coverage.centroids, original.coverage.centroids)
+        assert np.array_equal(found.coverage.thresholds, original.coverage.thresholds)
+        assert found.baseline == original.baseline
+        assert np.array_equal(prior.predict(original.coverage.centroids[1]), original.latent)
     assert (prior.version, prior.space) == (version, "space-a")
     assert prior.manifest["metrics"] == {"nll": 1.5}
-    assert not any(parameter.requires_grad for parameter in prior.network.parameters())
 
 
-def test_thresholds_of_single_centroids_are_kept(registry: PriorRegistry) -> None:
-    rows, thresholds = competence().centroids, np.linspace(0.5, 0.9, 5).astype(np.float32)
-    found = registry.load(registry.publish(network(), Competence(rows, thresholds), {}))
-    assert np.array_equal(found.competence.threshold, thresholds)
-    assert found.manifest["threshold"] == pytest.approx(0.5)
+def test_rows_are_named_by_the_version_they_were_born_in_and_keep_that_name(registry: PriorRegistry) -> None:
+    first = registry.load(registry.publish([made(1), made(2)], {}))
+    assert [one.id for one in first.rows] == ["v1/0", "v1/1"]
+    second = registry.load(registry.publish([made(3), first.rows[1]], {}))
+    assert [one.id for one in second.rows] == ["v2/0", "v1/1"]
+    assert [one.born for one in second.rows] == [2, 1]
 
 
-def test_what_a_prior_is_asked_with_is_kept(registry: PriorRegistry) -> None:
-    region = replace(competence(), means=np.random.default_rng(1).normal(size=(5, HIDDEN)).astype(np.float32))
-    found = registry.load(registry.publish(network(), region, {}))
-    assert np.array_equal(found.competence.means_of_all, region.means_of_all)
-
-
-def test_priors_of_before_there_were_means_are_served(registry: PriorRegistry) -> None:
+def earlier_build(registry: PriorRegistry, *, means: bool = True) -> tuple[str, dict[str, np.ndarray]]:
+    """Publish a version and put in its place what builds wrote when priors were networks."""
     version = publish(registry)
+    rng = np.random.default_rng(7)
+    centroids = rng.normal(size=(4, HIDDEN)).astype(np.float32)
+    kinds = rng.normal(size=(2, HIDDEN)).astype(np.float32)
+    weights = {
+        "network.base": rng.normal(size=(LENGTH, HIDDEN)).astype(np.float32),
+        "network.down.weight": rng.normal(size=(2, HIDDEN)).astype(np.float32),
+        "network.up.weight": rng.normal(size=(LENGTH * HIDDEN, 2)).astype(np.float32),
+        "competence.centroids": centroids / np.linalg.norm(centroids, axis=1, keepdims=True),
+    }
+    if means:
+        weights["competence.means"] = kinds[[0, 1, 1, 0]]
     folder = registry.root / version
-    weights = load_file(folder / "prior.safetensors")
-    del weights["competence.means"]
     save_file(weights, folder / "prior.safetensors")
     manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["rows"]
+    manifest |= {"rank": 2, "threshold": 0.9, "promoted": True}
     manifest["sha256"] = hashlib.sha256((folder / "prior.safetensors").read_bytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    found = registry.load(version).competence
-    assert np.array_equal(found.means_of_all, competence().means_of_all)
+    return version, weights
 
 
-def test_means_of_another_shape_are_refused(registry: PriorRegistry) -> None:
-    region = replace(competence(), means=np.zeros((4, HIDDEN), np.float32))
-    with pytest.raises(CorruptPriorError, match="means have shape"):
-        registry.load(registry.publish(network(), region, {}))
+def test_a_prior_that_was_a_network_is_served_as_the_table_of_what_it_gave(registry: PriorRegistry) -> None:
+    version, weights = earlier_build(registry)
+    prior = registry.load(version)
+    assert sorted(one.id for one in prior.rows) == ["v1/0", "v1/1"]
+    for centroid, mean in zip(weights["competence.centroids"], weights["competence.means"], strict=True):
+        hidden = np.tanh(weights["network.down.weight"] @ mean)
+        residual = (weights["network.up.weight"] @ hidden).reshape(LENGTH, HIDDEN)
+        assert np.allclose(prior.predict(centroid), weights["network.base"] + residual, atol=1e-4)
+        assert not prior.covers(-centroid)
+
+
+def test_a_network_that_was_asked_with_single_keys_says_that_it_cannot_be_served(
+    registry: PriorRegistry,
+) -> None:
+    version, _ = earlier_build(registry, means=False)
+    with pytest.raises(CorruptPriorError, match="let a night train anew"):
+        registry.load(version)
 
 
 def test_manifests_are_listed_oldest_first(registry: PriorRegistry) -> None:
@@ -101,7 +114,6 @@ def test_manifests_are_listed_oldest_first(registry: PriorRegistry) -> None:
     assert [m["version"] for m in manifests] == names == [f"v{i}" for i in range(1, 12)]
     assert manifests[0]["parent"] is None
     assert manifests[10]["parent"] == "v10"
-    assert manifests[0]["promoted"] is False
     assert all(m["space"] == "space-a" and m["created_at"] for m in manifests)
 
 
@@ -240,13 +252,14 @@ def test_a_failed_publication_leaves_nothing(
 
 
 def test_what_is_not_finite_or_not_json_is_not_published(registry: PriorRegistry) -> None:
-    spoilt = network()
-    with torch.no_grad():
-        spoilt.base[0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"network\.base"):
-        registry.publish(spoilt, competence(), {})
+    spoilt = made()
+    spoilt.latent[0, 0] = np.nan
+    with pytest.raises(ValueError, match="latents"):
+        registry.publish([spoilt], {})
     with pytest.raises(ValueError, match="JSON"):
-        registry.publish(network(), competence(), {"metrics": float("nan")})
+        registry.publish([made()], {"metrics": float("nan")})
+    with pytest.raises(ValueError, match="no rows"):
+        registry.publish([], {})
     assert registry.versions() == []
 
 

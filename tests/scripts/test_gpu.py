@@ -82,7 +82,7 @@ def test_every_part_runs_with_torch_and_transformers_alone(shape: Path) -> None:
     assert "RANDOM WEIGHTS" in rows["model"]
     assert "cosine 1.00000 at least" in rows["gradient, float32"]
     assert "3 of 3 answers equal" in rows["decoding, float32"]
-    assert "% right before" in rows["night, held out"]
+    assert "% for the right choice before" in rows["night, held out"]
     assert {"step, latentseek", "step, gradient", "step, evolution"} <= set(rows)
 
 

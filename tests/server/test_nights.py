@@ -50,11 +50,11 @@ class ListedStore:
                 )
             )
 
-    def scroll(self, *, min_reward: float) -> Iterator[Episode]:
+    def scroll(self) -> Iterator[Episode]:
         self.scrolled += 1
         if self.away:
             raise StoreUnavailableError("no answer")
-        yield from (episode for episode in self.episodes if episode.reward >= min_reward)
+        yield from self.episodes
 
     def count(self, *, since: datetime) -> int:
         if self.away:
@@ -163,6 +163,16 @@ async def test_poor_episodes_do_not_count_as_enough(
     store.add(9, reward=0.1)
     night = await coordinator(store, log, tmp_path).start("api")
     assert (night.state, night.episodes) == ("skipped", 3)
+
+
+async def test_answers_that_were_chosen_count_whatever_their_reward(
+    store: ListedStore, log: NightLog, tmp_path: Path
+) -> None:
+    """The night labels them anew."""
+    store.add(9, reward=0.1)
+    store.episodes = [replace(episode, choices=("7", "8")) for episode in store.episodes]
+    night = await coordinator(store, log, tmp_path).start("api")
+    assert (night.state, night.episodes) == ("queued", 9)
 
 
 async def test_of_two_at_once_one_is_refused(store: ListedStore, log: NightLog, tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
-from memory.prior import Competence, PriorNetwork
 from memory.signal import announce
 from model.scripted_engine import ScriptedEngine
 from server.wiring import assemble
+from tests.tables import row
 
 
 async def test_announced_prior_is_taken_up_before_the_next_poll(tmp_path: Path, redis_url: str) -> None:
@@ -33,8 +33,8 @@ async def test_announced_prior_is_taken_up_before_the_next_poll(tmp_path: Path, 
         send_night=lambda night_id: None,
     ) as gateway:
         length, hidden_size = engine.space.shape
-        region = Competence(np.eye(1, hidden_size, dtype=np.float32), 0.6)
-        version = gateway.registry.publish(PriorNetwork(hidden_size, length, 2), region, {})
+        made = row(np.zeros((length, hidden_size)), np.eye(1, hidden_size))
+        version = gateway.registry.publish([made], {})
         gateway.registry.activate(version)
         async with asyncio.timeout(20):
             while gateway.prior.current() is None:  # announced again, for the first may meet no listener yet

@@ -1,58 +1,36 @@
-"""Training and gate on the real small model, with answers it chose itself."""
+"""A night's training on the real small model, with answers it chose itself."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 import torch
 
 from memory.episode import Episode
-from memory.prior import PriorNetwork
 from model.transformers_engine import TransformersEngine
-from tests.worker.likelihood import mean_likelihood
-from worker.contestants import Candidate, Recall
-from worker.gate import judge
-from worker.region import region
-from worker.split import Split, split
-from worker.training import Recipe, train
+from tests.worker.test_dataset import dataset
+from worker.judge import judge
+from worker.measure import same_norms
+from worker.train import Recipe, Trained, train
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def real_sides(remembered: list[Episode]) -> Split:
-    return split(remembered, holdout_share=0.25, seed=0)
-
-
-@pytest.fixture(scope="module")
-def candidate(real_engine: TransformersEngine, real_sides: Split) -> Candidate:
-    length, hidden_size = real_engine.space.shape
-    torch.manual_seed(0)
-    network = PriorNetwork(hidden_size, length, base=real_engine.neutral_latent())
-    recipe = Recipe("both", steps=15, batch=4)
-    asyncio.run(train(real_engine, network, real_sides.train, real_sides.validation, recipe))
-    return Candidate(network, region(real_sides.train, real_sides.holdout, 0))
-
-
-def test_training_raises_the_likelihood_of_answers_it_never_saw(
-    real_engine: TransformersEngine, real_sides: Split, candidate: Candidate
+def test_what_it_learns_is_proven_on_prompts_it_never_saw_and_a_spoilt_copy_is_not(
+    real_engine: TransformersEngine, remembered: list[Episode], tmp_path: Path
 ) -> None:
-    untrained = PriorNetwork(576, 16, base=real_engine.neutral_latent())
-    before = asyncio.run(mean_likelihood(real_engine, untrained, real_sides.holdout))
-    after = asyncio.run(mean_likelihood(real_engine, candidate.network, real_sides.holdout))
-    assert after > before + 0.5
-
-
-def test_the_gate_lets_it_pass_and_a_spoilt_copy_not(
-    real_engine: TransformersEngine, real_sides: Split, candidate: Candidate
-) -> None:
-    report = asyncio.run(judge(real_engine, candidate, None, real_sides, recall=Recall(), seed=0))
-    assert report.promoted, report
-    answers = next(row.answers for row in report.controls if row.control == "none")
-    assert answers is not None
-    assert answers.candidate > answers.mean
-    spoilt = PriorNetwork(576, 16)
-    with torch.no_grad():
-        for weights, good in zip(spoilt.parameters(), candidate.network.parameters(), strict=True):
-            weights.copy_(torch.randn_like(good) * good.std())
-    bad = Candidate(spoilt, candidate.competence)
-    assert not asyncio.run(judge(real_engine, bad, None, real_sides, recall=Recall(), seed=0)).promoted
+    data = dataset(real_engine, remembered, tmp_path)
+    first = data.folds[0]
+    trained = asyncio.run(train(real_engine, data, first, Recipe(steps=20, batch=4)))
+    spoilt = Trained(
+        torch.stack([same_norms(z, torch.Generator().manual_seed(0)) for z in trained.latents]), 0, 0, (), 0
+    )
+    (good,) = asyncio.run(judge(real_engine, data, [(first, trained)], None, seed=0))
+    (bad,) = asyncio.run(judge(real_engine, data, [(first, spoilt)], None, seed=0))
+    assert {digest for digest, _ in good.differences} == {data.examples[at].digest for at in first.test}
+    assert good.candidate is not None
+    assert good.baseline is not None
+    assert good.candidate > good.baseline + 0.2
+    assert good.evidence.e_value > 2
+    assert bad.evidence.e_value < 1.5
+    assert bad.evidence.standing != "serves"

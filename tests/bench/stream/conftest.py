@@ -22,6 +22,12 @@ def items_of(count: int) -> list[Item]:
     return [Item(f"{TOPICS[n % 3]} number {n}", n) for n in range(count)]
 
 
+@pytest.fixture(autouse=True)
+def nights_learn_from_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A day of twelve questions has four of each topic."""
+    monkeypatch.setattr("worker.dataset.FEWEST", 4)
+
+
 @pytest.fixture
 def engine() -> ScriptedEngine:
     return ScriptedEngine()

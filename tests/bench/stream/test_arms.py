@@ -16,12 +16,12 @@ from bench.stream.plan import Plan
 from cli.demonstration.stream import Item
 from config.settings import Settings
 from memory.episode import Episode
-from memory.prior import Competence, PriorNetwork
 from model.engine import Decoding
 from model.scripted_engine import CLOSE, ScriptedEngine
 from server.steering.call import RenderedPrompt
 from server.steering.rewards.judge import CRITERIA
 from tests.bench.stream.conftest import items_of
+from tests.tables import row
 
 SEED = 5
 
@@ -60,10 +60,9 @@ async def publish(loop: Loop) -> None:
     engine = loop.engine
     assert isinstance(engine, ScriptedEngine)
     key = (await engine.keys([prompt.token_ids])).numpy()
-    length, width = engine.space.shape
-    network = PriorNetwork(width, length, 2, base=engine.best_latent(prompt.token_ids))
     registry = loop.gateway.registry
-    registry.activate(registry.publish(network, Competence(key, 0.6), {}))
+    version = registry.publish([row(engine.best_latent(prompt.token_ids), key)], {})
+    registry.activate(version, pinned=True)
     await loop.gateway.prior.refresh()
 
 

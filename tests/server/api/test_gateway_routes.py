@@ -15,25 +15,23 @@ import pytest
 from config import folder_queue
 from memory.edge_store import EdgeStore
 from memory.free_space import MIB, FreeSpace
-from memory.prior import Competence, PriorNetwork
 from model.scripted_engine import ScriptedEngine
 from server.steering.store_access import THREADS
 from tests.server.api.conftest import CheckFound, Parts, Serve, Served
+from tests.tables import row
 
 
 def publish(served: Served) -> str:
     space = served.engine.space
-    competence = Competence(np.eye(1, space.hidden_size, dtype=np.float32), 0.9)
-    network = PriorNetwork(space.hidden_size, space.length, base=served.engine.neutral_latent())
+    made = row(served.engine.neutral_latent(), np.eye(1, space.hidden_size), 0.9)
     manifest = {
         "parent": None,
         "episode_ids": ["a", "b"],
-        "holdout_ids": ["c"],
-        "trained_prompts": ["d"],
-        "promoted": False,
-        "metrics": {},
+        "learned": {"0": ["d"]},
+        "trainings": [],
+        "evidence": [{"row": 0, "n": 1, "standing": "on trial", "differences": [["d", 0.5]]}],
     }
-    return str(served.gateway.registry.publish(network, competence, manifest))
+    return str(served.gateway.registry.publish([made], manifest))
 
 
 async def remember(served: Served, questions: int) -> None:

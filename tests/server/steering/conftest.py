@@ -11,7 +11,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
-from memory.prior import RECALL_FLOOR, Competence, PriorNetwork
+from memory.prior import RECALL_FLOOR
 from memory.registry import PriorRegistry
 from memory.state import State
 from memory.store import EpisodeStore
@@ -23,6 +23,7 @@ from server.steering.priors import ActivePrior
 from server.steering.remember import Remember
 from server.steering.traces import TraceLog
 from tests.server.steering.fakes import ListStore, rendered
+from tests.tables import row
 
 
 @dataclass
@@ -66,14 +67,11 @@ class Day:
         """Publish a prior that goes `part` of the way to this topic's best answers, and swap it in."""
         prompt = rendered(self.engine, question)
         key = (await self.engine.keys([prompt.token_ids])).numpy()
-        length, hidden_size = self.engine.space.shape
         neutral, best = self.engine.neutral_latent(), self.engine.best_latent(prompt.token_ids)
-        network = PriorNetwork(hidden_size, length, 2, base=torch.lerp(neutral, best, part))
-        version = self.registry.publish(
-            network, Competence(key, 0.6), {} if floor is None else {RECALL_FLOOR: floor}
-        )
+        made = row(torch.lerp(neutral, best, part), key)
+        version = self.registry.publish([made], {} if floor is None else {RECALL_FLOOR: floor})
         if active:
-            self.registry.activate(version)
+            self.registry.activate(version, pinned=True)
             await self.priors.refresh()
         return version
 
@@ -101,7 +99,7 @@ async def make_day(tmp_path: Path, state: State) -> AsyncIterator[MakeDay]:
             collectors = CollectorRegistry()
             metrics = Metrics(collectors)
             registry = PriorRegistry(tmp_path / "priors", engine.space.id, state)
-            priors = ActivePrior(registry, poll_s=0.01, metrics=metrics)
+            priors = ActivePrior(registry, state, poll_s=0.01, metrics=metrics)
             remember = Remember(store, limit=settings.remember_queue, metrics=metrics, first_wait_s=0.01)
             traces = TraceLog(state, limit=settings.trace_limit)
             remember.listen(traces.settle)

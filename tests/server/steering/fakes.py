@@ -92,9 +92,7 @@ class ListStore:
     def get(self, episode_id: str) -> Episode | None:
         return next((episode for episode in self.episodes if episode.id == episode_id), None)
 
-    def scroll(
-        self, *, tenant: str | None = None, min_reward: float = 0.0, batch: int = 256
-    ) -> Iterator[Episode]:
+    def scroll(self, *, tenant: str | None = None, batch: int = 256) -> Iterator[Episode]:
         yield from self.episodes
 
     def delete(self, episode_ids: Sequence[str]) -> int:

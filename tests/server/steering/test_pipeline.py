@@ -164,8 +164,8 @@ async def test_swap_keeps_inflight_request_on_old_prior(make_day: MakeDay) -> No
     go_on.clear()
     asking = asyncio.create_task(day.ask(effort="medium"))
     await entered.wait()
-    new = day.registry.publish(day.priors.current().network, day.priors.current().competence, {})
-    day.registry.activate(new)
+    new = day.registry.publish(day.priors.current().rows, {})
+    day.registry.activate(new, pinned=True)
     assert await day.priors.refresh()
     go_on.set()
     outcome, trace = await asking
@@ -467,6 +467,19 @@ async def test_engine_that_fails_while_refining_leaves_what_was_recalled(day: Da
     day.engine.generate = dead
     outcome, _ = await day.ask(effort="high")
     assert (outcome.mode, outcome.reason) == ("prior", "refining-failed")
+
+
+async def test_an_answer_that_was_chosen_is_remembered_whatever_its_reward(make_day: MakeDay) -> None:
+    """The night decides anew which choice is right."""
+    day = await make_day(remember_threshold=1.0)
+    prompt = rendered(day.engine)
+    held = replace(prompt, decoding=Decoding(8, choices=("yes", "no")))
+    _, trace = await day.ask(prompt, effort="medium")
+    assert trace["remembered"] == "no"
+    _, trace = await day.ask(held, effort="medium")
+    assert trace["why_not_remembered"] is None
+    assert await day.remember.drain()
+    assert [episode.choices for episode in day.store.episodes] == [("yes", "no")]
 
 
 @pytest.mark.parametrize(

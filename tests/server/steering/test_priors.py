@@ -2,19 +2,19 @@
 
 import asyncio
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from prometheus_client import CollectorRegistry
 from sqlalchemy import text
 
-from memory.prior import Competence, PriorNetwork
 from memory.registry import WEIGHTS, PriorRegistry, UnknownVersionError
 from memory.state import State
 from server.steering.metrics import Metrics
 from server.steering.priors import ActivePrior
+from tests.tables import row
 
 
 @pytest.fixture
@@ -28,12 +28,18 @@ def collectors() -> CollectorRegistry:
 
 
 @pytest.fixture
-def priors(registry: PriorRegistry, collectors: CollectorRegistry) -> ActivePrior:
-    return ActivePrior(registry, poll_s=60.0, metrics=Metrics(collectors), kept=2)
+def state(tmp_path: Path) -> Iterator[State]:
+    with State.in_folder(tmp_path) as state:
+        yield state
+
+
+@pytest.fixture
+def priors(registry: PriorRegistry, state: State, collectors: CollectorRegistry) -> ActivePrior:
+    return ActivePrior(registry, state, poll_s=60.0, metrics=Metrics(collectors), kept=2)
 
 
 def publish(registry: PriorRegistry) -> str:
-    return registry.publish(PriorNetwork(8, 2, 2), Competence(np.eye(8, dtype=np.float32), 0.5), {})
+    return registry.publish([row(np.zeros((2, 8)), np.eye(8), 0.5)], {})
 
 
 async def swapped(priors: ActivePrior) -> None:
@@ -50,7 +56,7 @@ async def test_pointer_is_followed_forward_back_and_to_none(
     first, second = publish(registry), publish(registry)
     assert priors.current() is None
     for version in (first, second, first, None):
-        registry.activate(version)
+        registry.activate(version, pinned=True)
         assert await priors.refresh()
         current = priors.current()
         assert (current.version if current else None) == version
@@ -58,10 +64,10 @@ async def test_pointer_is_followed_forward_back_and_to_none(
 
 
 async def test_snapshot_survives_a_swap(registry: PriorRegistry, priors: ActivePrior) -> None:
-    registry.activate(publish(registry))
+    registry.activate(publish(registry), pinned=True)
     await priors.refresh()
     snapshot = priors.current()
-    registry.activate(publish(registry))
+    registry.activate(publish(registry), pinned=True)
     await priors.refresh()
     assert snapshot is not None
     assert snapshot.version == "v1"
@@ -72,9 +78,9 @@ async def test_corrupt_version_keeps_the_old_one_and_is_counted_once(
     registry: PriorRegistry, priors: ActivePrior, collectors: CollectorRegistry
 ) -> None:
     good, bad = publish(registry), publish(registry)
-    registry.activate(good)
+    registry.activate(good, pinned=True)
     await priors.refresh()
-    registry.activate(bad)
+    registry.activate(bad, pinned=True)
     weights = registry.root / bad / WEIGHTS
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-4])
@@ -93,7 +99,7 @@ async def test_corrupt_version_keeps_the_old_one_and_is_counted_once(
 async def test_state_that_cannot_be_read_keeps_the_old_one(
     registry: PriorRegistry, priors: ActivePrior, state: State
 ) -> None:
-    registry.activate(publish(registry))
+    registry.activate(publish(registry), pinned=True)
     await priors.refresh()
     with state.write() as connection:
         connection.execute(text("ALTER TABLE labels RENAME TO gone"))
@@ -118,8 +124,7 @@ def replaced(registry: PriorRegistry, version: str, base: float) -> None:
     """Put other weights under the name of a version, as a copy from another machine does."""
     elsewhere = registry.root.parent / "elsewhere"
     other = PriorRegistry(elsewhere, registry.space, State.in_folder(elsewhere))
-    network = PriorNetwork(8, 2, 2, base=torch.full((2, 8), base))
-    new = other.publish(network, Competence(np.eye(8, dtype=np.float32), 0.5), {})
+    new = other.publish([row(np.full((2, 8), base), np.eye(8), 0.5)], {})
     assert new == version
     shutil.rmtree(registry.root / version)
     shutil.move(other.root / new, registry.root / version)
@@ -131,12 +136,12 @@ async def test_version_replaced_under_its_name_and_activated_again_serves_its_ne
 ) -> None:
     key = np.eye(8, dtype=np.float32)[0]
     version = publish(registry)
-    registry.activate(version)
+    registry.activate(version, pinned=True)
     assert await priors.refresh()
     old = priors.current()
     assert not await priors.refresh()
     replaced(registry, version, 3.0)
-    registry.activate(version)
+    registry.activate(version, pinned=True)
     assert await priors.refresh()
     new = priors.current()
     assert old is not None
@@ -160,17 +165,58 @@ async def test_request_that_pins_a_replaced_version_gets_its_new_weights(
 async def test_poke_from_another_thread_swaps_at_once(registry: PriorRegistry, priors: ActivePrior) -> None:
     watching = asyncio.create_task(priors.watch())
     await asyncio.sleep(0.05)  # it now waits for a minute
-    registry.activate(publish(registry))
+    registry.activate(publish(registry), pinned=True)
     await asyncio.to_thread(priors.poke)
     await swapped(priors)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
 
 
-async def test_polling_swaps_without_a_poke(registry: PriorRegistry, collectors: CollectorRegistry) -> None:
-    priors = ActivePrior(registry, poll_s=0.01, metrics=Metrics(collectors))
+async def test_polling_swaps_without_a_poke(
+    registry: PriorRegistry, state: State, collectors: CollectorRegistry
+) -> None:
+    priors = ActivePrior(registry, state, poll_s=0.01, metrics=Metrics(collectors))
     watching = asyncio.create_task(priors.watch())
-    registry.activate(publish(registry))
+    registry.activate(publish(registry), pinned=True)
     await swapped(priors)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_rows_serve_when_their_evidence_says_so_and_until_it_says_otherwise(
+    registry: PriorRegistry, state: State, priors: ActivePrior
+) -> None:
+    keys = np.eye(8, dtype=np.float32)
+    version = registry.publish([row(np.zeros((2, 8)), keys[:4]), row(np.ones((2, 8)), keys[4:])], {})
+    registry.activate(version)
+    await priors.refresh()
+    assert not priors.current().covers(keys[0])
+    assert not priors.current().covers(keys[4])
+
+    state.add_outcomes("space", "default", f"{version}/1", [(f"night {n}", 1.0) for n in range(20)], "night")
+    assert await priors.refresh()
+    assert not priors.current().covers(keys[0])
+    assert priors.current().covers(keys[4])
+    before = priors.current()
+
+    state.add_outcomes("space", "default", f"{version}/1", [(f"day {n}", -1.0) for n in range(40)], "day")
+    assert await priors.refresh()
+    assert not priors.current().covers(keys[4])
+    assert before.covers(keys[4])  # requests under way keep what they began with
+
+
+async def test_what_an_operator_chose_speaks_whatever_the_evidence(
+    registry: PriorRegistry, priors: ActivePrior
+) -> None:
+    version = publish(registry)
+    registry.activate(version)
+    await priors.refresh()
+    key = np.eye(8, dtype=np.float32)[0]
+    assert not priors.current().covers(key)
+    assert (await priors.get(version)).covers(key)  # so does what a request names
+    registry.activate(version, pinned=True)
+    assert await priors.refresh()
+    assert priors.current().covers(key)
+    registry.release()
+    assert await priors.refresh()
+    assert not priors.current().covers(key)

@@ -1,14 +1,13 @@
 """Where a request's latent starts, given what was recalled."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
 from memory.episode import Episode
-from memory.prior import Competence, Prior, PriorNetwork
+from memory.prior import Prior
 from memory.store import Recalled
 from server.steering.transfer import base_of, transfer
+from tests.tables import row
 
 L, D = 3, 8
 RNG = np.random.default_rng(0)
@@ -43,9 +42,8 @@ def moved(
 
 
 def prior(level: float, key: np.ndarray, threshold: float = 0.9) -> Prior:
-    network = PriorNetwork(D, L, 2, base=torch.full((L, D), level))
-    torch.nn.init.normal_(network.up.weight, std=0.1, generator=torch.Generator().manual_seed(0))
-    return Prior("v1", "s", network, Competence(key[None], threshold), {})
+    latent = torch.normal(level, 0.1, (L, D), generator=torch.Generator().manual_seed(0))
+    return Prior("v1", "s", (row(latent, key[None], threshold, id="v1/0"),), {})
 
 
 def test_nothing_recalled_starts_at_the_base() -> None:
@@ -84,7 +82,7 @@ def test_deltas_are_taken_from_the_prior_of_now() -> None:
     """A swap that shifts every base shifts the start no further than the base itself."""
     key, other = unit(), unit()
     latent = NEUTRAL * 3
-    everywhere = replace(prior(2.0, key), competence=Competence(key[None], -1.0))
+    everywhere = prior(2.0, key, threshold=-1.0)
     start = moved(key, [neighbour(latent, 0.9, other)], everywhere)
     expected = torch.from_numpy(everywhere.predict(key) + latent.numpy() - everywhere.predict(other))
     assert torch.allclose(start, expected, atol=1e-5)

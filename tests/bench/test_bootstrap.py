@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from worker.bootstrap import grouped_means, interval
+from bench.bootstrap import grouped_means, interval
 
 rng = np.random.default_rng(0)
 

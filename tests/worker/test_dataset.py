@@ -1,0 +1,279 @@
+"""What a night learns from: duplicates, clusters, labels and folds."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memory.episode import Episode, prompt_id
+from memory.snapshot import write_snapshot
+from model.engine import Label
+from model.scripted_engine import ScriptedEngine
+from tests.worker.choosing import CHOICES, ChoosingEngine
+from tests.worker.conftest import scripted_episodes
+from worker.dataset import FEWEST, Dataset, calibrated, load
+from worker.errors import SpaceMismatchError, TooFewEpisodesError
+
+UNIFORM = np.full(4, 0.25)
+
+
+def dataset(engine: ScriptedEngine, episodes: Sequence[Episode], folder: Path, **options: Any) -> Dataset:
+    write_snapshot(episodes, folder / "snapshot")
+    chosen = {
+        "space": engine.space.id,
+        "min_reward": 0.5,
+        "min_episodes": 4,
+        "holdout_share": 0.25,
+        "calibration": 1.0,
+        "seed": 0,
+    } | options
+    return asyncio.run(load(folder / "snapshot", engine, **chosen))
+
+
+def choosing_episodes(
+    engine: ChoosingEngine, beliefs: Sequence[Sequence[float]], answers: Sequence[str] | None = None
+) -> list[Episode]:
+    """Return an episode held to `CHOICES` for each of the beliefs, answered with the likeliest one."""
+    made = []
+    episodes = scripted_episodes(engine, 3 * len(beliefs))[::3]
+    for at, (episode, belief) in enumerate(zip(episodes, beliefs, strict=True)):
+        engine.believes[tuple(episode.prompt_token_ids)] = belief
+        answer = answers[at] if answers else CHOICES[int(np.argmax(belief))]
+        made.append(
+            replace(
+                episode,
+                choices=CHOICES,
+                answer_text=answer,
+                answer_token_ids=engine.answer_tokens(answer),
+                reward=0.1,
+            )
+        )
+    return made
+
+
+def test_each_cluster_is_told_apart_and_the_largest_comes_first(
+    engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    episodes = scripted_episodes(engine, 40)
+    found = dataset(engine, episodes, tmp_path)
+    assert found.clusters == 3
+    sizes = [len(found.of(cluster, range(40))) for cluster in range(3)]
+    assert sizes == [14, 13, 13]
+    for cluster in range(3):
+        topics = {engine.topic(found.examples[at].prompt) for at in found.of(cluster, range(40))}
+        assert len(topics) == 1
+
+
+def test_a_cluster_that_is_too_small_to_judge_is_left_out(engine: ScriptedEngine, tmp_path: Path) -> None:
+    episodes = scripted_episodes(engine, 40)
+    sums = [one for one in episodes if "sums" in one.prompt_text]
+    few = [one for one in episodes if "poems" in one.prompt_text][: FEWEST - 1]
+    found = dataset(engine, [*sums, *few], tmp_path)
+    assert found.clusters == 1
+    assert found.left_out == len(few)
+
+
+def test_of_one_prompt_the_best_answer_counts_then_the_newest(engine: ScriptedEngine, tmp_path: Path) -> None:
+    first, *others = [one for one in scripted_episodes(engine, 40) if "sums" in one.prompt_text]
+    # What the answer was held to makes another episode of the same prompt.
+    poorer = replace(first, id=prompt_id("space", "default", (1,)), reward=0.6, answer_text="poorer")
+    found = dataset(engine, [poorer, first, *others], tmp_path)
+    texts = {example.answer for example in found.examples if example.prompt == tuple(first.prompt_token_ids)}
+    assert texts == {first.answer_text}
+    assert found.left_out == 1
+
+
+def test_near_duplicates_are_of_one_group_and_on_one_side(engine: ScriptedEngine, tmp_path: Path) -> None:
+    episodes = scripted_episodes(engine, 60)
+    twins = [
+        replace(
+            one,
+            id=prompt_id("space", "default", (number,)),
+            prompt_token_ids=(*one.prompt_token_ids[:-1], one.prompt_token_ids[-1]),
+            key=turned(one.key, 0.985),
+        )
+        for number, one in enumerate(episodes[:9])
+    ]
+    twins = [
+        replace(
+            one,
+            prompt_token_ids=engine.render(
+                [{"role": "user", "content": f"{one.prompt_text.split()[1]} twin {n}"}]
+            ),
+        )
+        for n, one in enumerate(twins)
+    ]
+    found = dataset(engine, [*episodes, *twins], tmp_path)
+    groups: dict[int, list[int]] = {}
+    for at, example in enumerate(found.examples):
+        groups.setdefault(example.group, []).append(at)
+    assert max(map(len, groups.values())) >= 2
+    for fold in found.folds:
+        train = {found.examples[at].group for at in fold.train}
+        test = {found.examples[at].group for at in fold.test}
+        assert not train & test
+
+
+def turned(key: np.ndarray, cosine: float) -> np.ndarray:
+    other = np.roll(key, 1)
+    other = other - (other @ key) * key
+    other /= np.linalg.norm(other)
+    return (cosine * key + np.sqrt(1 - cosine**2) * other).astype(np.float32)
+
+
+def test_a_small_night_has_halves_that_judge_each_other_and_one_training_on_all(
+    engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    found = dataset(engine, scripted_episodes(engine, 40), tmp_path)
+    first, second, everything = found.folds
+    assert set(first.train) == set(second.test)
+    assert set(second.train) == set(first.test)
+    assert sorted(first.train + second.train) == sorted(everything.train) == list(range(40))
+    assert everything.test == ()
+    for fold in (first, second):
+        for cluster in range(found.clusters):
+            assert len(found.of(cluster, fold.train)) >= FEWEST // 2
+
+
+def test_a_large_night_holds_some_out_of_its_one_training(engine: ScriptedEngine, tmp_path: Path) -> None:
+    found = dataset(engine, scripted_episodes(engine, 240), tmp_path)
+    (fold,) = found.folds
+    assert not set(fold.train) & set(fold.test)
+    assert sorted(fold.train + fold.test) == list(range(240))
+    assert len(fold.test) == pytest.approx(60, abs=3)
+
+
+def test_the_same_snapshot_gives_the_same_dataset(engine: ScriptedEngine, tmp_path: Path) -> None:
+    episodes = scripted_episodes(engine, 40)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, same = (
+        dataset(engine, given, tmp_path / name) for name, given in (("a", episodes), ("b", episodes[::-1]))
+    )
+    assert [example.id for example in one.examples] == [example.id for example in same.examples]
+    assert one.folds == same.folds
+
+
+def test_labels_of_choices_undo_what_the_model_says_too_often(tmp_path: Path) -> None:
+    """It says `fruit` to everything, a little less where something else is right."""
+    engine = ChoosingEngine()
+    beliefs = [
+        [0.94, 0.02, 0.02, 0.02],
+        [0.70, 0.26, 0.02, 0.02],
+        [0.70, 0.02, 0.26, 0.02],
+        [0.70, 0.02, 0.02, 0.26],
+    ] * 4
+    found = dataset(engine, choosing_episodes(engine, beliefs), tmp_path)
+    assert len(found.examples) == 16
+    for example in found.examples:
+        belief = engine.believes[example.prompt]
+        assert example.answer == (CHOICES[belief.index(0.26)] if 0.26 in belief else "fruit")
+    (tmp_path / "raw").mkdir()
+    raw = dataset(engine, choosing_episodes(engine, beliefs), tmp_path / "raw", calibration=0.0)
+    assert {example.answer for example in raw.examples} == {"fruit"}
+
+
+def test_labels_sum_to_one_and_the_likeliest_comes_first(tmp_path: Path) -> None:
+    engine = ChoosingEngine()
+    rng = np.random.default_rng(0)
+    found = dataset(engine, choosing_episodes(engine, rng.dirichlet([0.5] * 4, 30).tolist()), tmp_path)
+    for example in found.examples:
+        probabilities = list(example.label.probabilities)
+        assert sum(probabilities) == pytest.approx(1)
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert example.label.answers[0] == engine.answer_tokens(example.answer)
+        assert example.label.choices == CHOICES
+
+
+def test_choices_that_nothing_tells_apart_teach_nothing(tmp_path: Path) -> None:
+    engine = ChoosingEngine()
+    sure = [[0.85, 0.05, 0.05, 0.05], [0.05, 0.85, 0.05, 0.05]] * 6
+    unsure = [[0.26, 0.25, 0.25, 0.24]] * 5
+    found = dataset(engine, choosing_episodes(engine, [*sure, *unsure]), tmp_path)
+    assert len(found.examples) == len(sure)
+    assert found.left_out == len(unsure)
+
+
+def test_a_verifiers_word_stands_above_the_models(tmp_path: Path) -> None:
+    engine = ChoosingEngine()
+    beliefs = [[0.9, 0.04, 0.03, 0.03]] * 6 + [[0.1, 0.8, 0.05, 0.05]] * 6
+    first, *others = choosing_episodes(engine, beliefs)
+    checked = replace(
+        first, answer_text="bird", answer_token_ids=engine.answer_tokens("bird"), signals={"verifier": 1.0}
+    )
+    found = dataset(engine, [checked, *others], tmp_path)
+    known = next(example for example in found.examples if example.prompt == tuple(first.prompt_token_ids))
+    assert known.known
+    assert known.answer == "bird"
+    assert known.label == Label.of(engine.answer_tokens("bird"), CHOICES)
+
+
+def test_what_was_checked_tells_how_frequent_each_choice_is() -> None:
+    logits = np.log([[0.7, 0.1, 0.1, 0.1]] * 9 + [[0.4, 0.4, 0.1, 0.1]])
+    unknown = calibrated(logits, 1.0, UNIFORM)
+    assert unknown.mean(axis=0) == pytest.approx(UNIFORM, abs=0.05)
+    skewed = calibrated(logits, 1.0, np.array([0.85, 0.05, 0.05, 0.05]))
+    assert skewed[0].argmax() == 0
+    assert skewed[0, 0] > unknown[0, 0]
+
+
+def test_without_strength_calibration_changes_nothing() -> None:
+    logits = np.log(np.random.default_rng(0).dirichlet([1] * 4, 20))
+    assert calibrated(logits, 0.0, UNIFORM) == pytest.approx(np.exp(logits))
+
+
+def test_poor_free_answers_do_not_count_and_choices_do(tmp_path: Path) -> None:
+    engine = ChoosingEngine()
+    free = [replace(one, reward=0.3) for one in scripted_episodes(engine, 30)]
+    held = choosing_episodes(engine, [[0.9, 0.04, 0.03, 0.03], [0.04, 0.9, 0.03, 0.03]] * 6)
+    with pytest.raises(TooFewEpisodesError, match="0 episodes of reward"):
+        dataset(engine, free, tmp_path)
+    (tmp_path / "both").mkdir()
+    found = dataset(engine, [*free, *held], tmp_path / "both")
+    assert len(found.examples) == len(held)
+
+
+def test_too_few_different_prompts_are_too_few(engine: ScriptedEngine, tmp_path: Path) -> None:
+    (one,) = scripted_episodes(engine, 1)
+    copies = [replace(one, id=prompt_id("space", "default", (n,))) for n in range(30)]
+    with pytest.raises(TooFewEpisodesError, match="1 different prompts"):
+        dataset(engine, copies, tmp_path)
+
+
+def test_another_space_is_an_error_that_says_what_to_do(engine: ScriptedEngine, tmp_path: Path) -> None:
+    with pytest.raises(SpaceMismatchError, match="same model"):
+        dataset(engine, scripted_episodes(engine, 20), tmp_path, space="another")
+
+
+def test_what_the_engine_cannot_be_asked_is_left_out(tmp_path: Path) -> None:
+    engine = ScriptedEngine(max_model_len=200)
+    episodes = scripted_episodes(engine, 39)
+    long = replace(episodes[0], answer_token_ids=(65,) * 300)
+    strange = replace(episodes[1], prompt_token_ids=(1, 2, 3))
+    found = dataset(engine, [long, strange, *episodes[2:]], tmp_path)
+    assert len(found.examples) == 37
+
+
+def test_the_mean_latent_is_of_those_that_earned_their_place(engine: ScriptedEngine, tmp_path: Path) -> None:
+    episodes = scripted_episodes(engine, 30)
+    some = [replace(one, latent_earned=at % 3 == 0) for at, one in enumerate(episodes)]
+    found = dataset(engine, some, tmp_path)
+    expected = np.mean(
+        [one.latent.astype(np.float16).astype(np.float32) for one in some if one.latent_earned], axis=0
+    )
+    assert found.mean_latent == pytest.approx(expected, abs=1e-4)
+
+
+def test_more_than_a_night_can_use_leaves_the_newest_of_each_cluster(
+    engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.dataset.MOST", 30)
+    episodes = scripted_episodes(engine, 60)
+    found = dataset(engine, episodes, tmp_path)
+    assert len(found.examples) == 30
+    newest = {one.id for one in sorted(episodes, key=lambda one: one.created_at)[-30:]}
+    assert {example.id for example in found.examples} == newest

@@ -1,0 +1,407 @@
+"""What one night learns from, and what judges it.
+
+Owns the snapshot's way into examples: duplicates, clusters, labels, and which prompts judge a training that
+has not seen them. All of it is decided once, here, with everything in view; whoever comes after takes the
+`Dataset` and clusters nothing again.
+
+Labels: where answers were held to choices, the model's own probabilities of the choices under no latent,
+calibrated over the cluster (batch calibration, arXiv 2309.17249); elsewhere the remembered answer, which
+is what most samples of the day agreed on. A verifier's word stands above both.
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from memory.episode import Array, Episode, prompt_digest
+from memory.prior import CLUSTER_COSINE, unit
+from memory.snapshot import pages
+from model.engine import Engine, Label, PlacementError, SteeredPrompt
+from worker.chains import adjacency, chains
+from worker.errors import SpaceMismatchError, TooFewEpisodesError
+
+logger = logging.getLogger(__name__)
+
+SAME_COSINE = 0.999
+"""Keys this similar are one prompt asked twice: the better answer stays."""
+
+DUPLICATE_COSINES = (0.97, 0.98, 0.99, 0.995)
+"""Tried in turn. Prompts that share a long instruction are similar however they differ, and with many of them
+chains of near-duplicates swallow everything; then only closer ones count."""
+
+FEWEST = 8
+"""Fewest duplicate groups of a cluster that is learned: four judge what the other four taught."""
+
+MOST = 1024
+"""Most examples of one night, the newest of each cluster in turn: its steps would not see more."""
+
+ENOUGH_TO_HOLD_OUT = 48
+"""Groups held out from which on one training is judged by them; with fewer, halves judge each other."""
+
+LEAST_ABOVE_CHANCE = 0.15
+"""What the likeliest choice of a label must have above 1 / choices: the others teach mostly noise."""
+LEAST_PROBABILITY = 0.05
+"""Choices that a label gives less are left out of it: each costs a row of every step."""
+
+VERIFIER = "verifier"
+"""Signal of an answer that was checked."""
+_ROWS_PER_CALL = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One prompt, and what it should be answered."""
+
+    id: str
+    """Of the episode."""
+    digest: str
+    """Sixteen hex digits that name the prompt by its tokens."""
+    prompt: tuple[int, ...]
+    key: Array
+    """(d,), norm 1."""
+    max_tokens: int | None
+    label: Label
+    """What it should be answered, the likeliest first."""
+    answer: str
+    """The likeliest answer as text."""
+    known: bool
+    """Whether a verifier has called that answer right."""
+    seen_at: float
+    """When the prompt last came, seconds since 1970."""
+    weight: float
+    """Of its likelihood in training; 1 on average."""
+    cluster: int = 0
+    group: int = 0
+    """Of near-duplicates, which count as one."""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What a grammar held the answer to; () for a free one."""
+        return self.label.choices
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A training, and the prompts that judge it, which it has not seen. Numbers of examples."""
+
+    name: str
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """All of it."""
+
+    examples: tuple[Example, ...]
+    clusters: int
+    folds: tuple[Fold, ...]
+    """The last one's training is published. Small nights have three: two halves that judge each other, and
+    all."""
+    episodes: int
+    """How many the snapshot held."""
+    left_out: int
+    """Of them: duplicates, clusters too small to learn, labels too unsure, and more than a night can use."""
+    mean_latent: Array | None
+    """(L, d) mean of the latents that earned their place; None: there are none."""
+    duplicate_cosine: float
+    """From which on keys counted as near-duplicates."""
+
+    def of(self, cluster: int, numbers: Iterable[int]) -> list[int]:
+        """Return those of the examples' numbers that are of a cluster."""
+        return [number for number in numbers if self.examples[number].cluster == cluster]
+
+    def keys(self, numbers: Iterable[int]) -> Array:
+        """Return keys of examples, (n, d)."""
+        return np.stack([self.examples[number].key for number in numbers])
+
+
+async def load(
+    snapshot: Path,
+    engine: Engine,
+    *,
+    space: str,
+    min_reward: float,
+    min_episodes: int,
+    holdout_share: float,
+    calibration: float,
+    seed: int,
+) -> Dataset:
+    """Return the dataset of a snapshot.
+
+    Args:
+        snapshot: folder of it.
+        engine: the model, which tells what fits and scores choices.
+        space: that the night is of.
+        min_reward: least reward of an episode with a free answer.
+        min_episodes: fewest that are worth a night.
+        holdout_share: share of the groups that judges, in (0, 1), where they are many.
+        calibration: λ of the calibration of choices, in [0, 1].
+        seed: of the dealing.
+
+    Raises:
+        TooFewEpisodesError: too few, or too few different ones.
+        SpaceMismatchError: episodes of another latent space than the engine's.
+        SnapshotError, EngineError.
+    """
+    reader = _Reader(engine, space, min_reward)
+    found = reader.read(snapshot)
+    if len(found) < min_episodes:
+        raise TooFewEpisodesError(
+            f"{len(found)} episodes of reward {min_reward:g} or more; a night needs {min_episodes}"
+        )
+    different = _deduplicated(found)
+    clustered = _clustered(different)
+    if not clustered:
+        raise TooFewEpisodesError(
+            f"{len(different)} different prompts, no {FEWEST} of one kind: that is the fewest to learn from"
+        )
+    labelled = await _labelled(engine, _newest(clustered, MOST), calibration)
+    examples, clusters, cosine = _grouped(labelled)
+    if not examples:
+        raise TooFewEpisodesError(
+            f"{len(different)} different prompts, no {FEWEST} of one kind with a label that is sure enough"
+        )
+    return Dataset(
+        tuple(examples),
+        clusters,
+        _folds(examples, holdout_share, seed),
+        episodes=reader.episodes,
+        left_out=reader.episodes - len(examples),
+        mean_latent=reader.mean_latent,
+        duplicate_cosine=cosine,
+    )
+
+
+class _Reader:
+    """Reads a snapshot page by page: what stays of an episode is its key and its tokens."""
+
+    def __init__(self, engine: Engine, space: str, min_reward: float) -> None:
+        self._engine, self._space, self._min_reward = engine, space, min_reward
+        self.episodes = 0
+        self._earned = 0
+        self._sum: NDArray[np.float64] | None = None
+
+    @property
+    def mean_latent(self) -> Array | None:
+        """(L, d) of all that was read and had earned its place."""
+        return None if self._sum is None else (self._sum / self._earned).astype(np.float32)
+
+    def read(self, snapshot: Path) -> list[tuple[Example, float]]:
+        """Return examples with the remembered answer as their label, and the reward of each."""
+        return [
+            (_example(self._engine, episode), episode.reward)
+            for episode in self._episodes(snapshot)
+            if (episode.choices or episode.reward >= self._min_reward) and _fits(self._engine, episode)
+        ]
+
+    def _episodes(self, snapshot: Path) -> Iterator[Episode]:
+        for page in pages(snapshot):
+            for episode in page:
+                for named in (self._space, episode.space):
+                    if named != self._engine.space.id:
+                        raise SpaceMismatchError(
+                            f"the night is of space {named}, this worker's model makes"
+                            f" {self._engine.space.id}: give worker and gateway the same model, latent length"
+                            " and placement"
+                        )
+                episode.check(*self._engine.space.shape)
+                self.episodes += 1
+                if episode.latent_earned:
+                    latent = np.asarray(episode.latent, np.float64)
+                    self._sum = latent if self._sum is None else self._sum + latent
+                    self._earned += 1
+                yield episode
+
+
+def _example(engine: Engine, episode: Episode) -> Example:
+    held = episode.answer_text in episode.choices
+    # A choice as the grammar writes it, however it was split when it was decoded.
+    tokens = engine.answer_tokens(episode.answer_text) if held else tuple(episode.answer_token_ids)
+    return Example(
+        id=episode.id,
+        digest=prompt_digest(episode.prompt_token_ids),
+        prompt=tuple(episode.prompt_token_ids),
+        key=unit(np.asarray(episode.key, np.float32)[None])[0],
+        max_tokens=episode.max_tokens,
+        label=Label.of(tokens, episode.choices if held else ()),
+        answer=episode.answer_text,
+        known=episode.signals.get(VERIFIER, 0.0) >= 0.5,
+        seen_at=episode.seen_last.timestamp(),
+        weight=episode.reward + max(episode.reward - episode.plain_reward, 0.0),
+    )
+
+
+def _fits(engine: Engine, episode: Episode) -> bool:
+    """Whether the engine can be asked about this episode."""
+    size = len(episode.prompt_token_ids) + engine.space.length + len(episode.answer_token_ids)
+    try:
+        engine.position(episode.prompt_token_ids)
+    except PlacementError:
+        return False
+    return size < engine.max_model_len
+
+
+def _deduplicated(found: Sequence[tuple[Example, float]]) -> list[Example]:
+    """Return one example per prompt, oldest first: the one of the best reward, then the newest."""
+    best: dict[tuple[str, tuple[str, ...]], Example] = {}
+    for example, _ in sorted(found, key=lambda pair: (-pair[1], -pair[0].seen_at, pair[0].id)):
+        best.setdefault((example.digest, example.choices), example)
+    ranked = list(best.values())
+    same = adjacency(np.stack([example.key for example in ranked]), SAME_COSINE)
+    dropped = np.zeros(len(ranked), dtype=bool)
+    kept = []
+    for at, example in enumerate(ranked):
+        if not dropped[at]:
+            dropped |= same[at]
+            kept.append(example)
+    return sorted(kept, key=lambda example: (example.seen_at, example.id))
+
+
+def _clustered(examples: Sequence[Example]) -> list[list[Example]]:
+    """Return the clusters that are large enough to be learned, the largest first."""
+    linked = chains(np.stack([example.key for example in examples]), CLUSTER_COSINE)
+    large = sorted((one for one in linked if len(one) >= FEWEST), key=len, reverse=True)
+    return [[replace(examples[at], cluster=number) for at in one] for number, one in enumerate(large)]
+
+
+def _newest(clusters: Sequence[Sequence[Example]], most: int) -> list[Example]:
+    """Return at most so many examples, the newest of each cluster in turn."""
+    turns = (
+        sorted(
+            (turn, example.cluster, example.id, example)
+            for cluster in clusters
+            for turn, example in enumerate(sorted(cluster, key=lambda one: (-one.seen_at, one.id)))
+        )
+        if sum(map(len, clusters)) > most
+        else []
+    )
+    chosen = [turn[3] for turn in turns[:most]] or [one for cluster in clusters for one in cluster]
+    return sorted(chosen, key=lambda example: (example.cluster, example.seen_at, example.id))
+
+
+async def _labelled(engine: Engine, examples: Sequence[Example], calibration: float) -> list[Example]:
+    """Return the examples with their final labels; those of choices that nothing is known of are left out."""
+    alike: dict[tuple[int, tuple[str, ...]], list[Example]] = {}
+    kept: list[Example] = []
+    for example in examples:
+        if example.choices:
+            alike.setdefault((example.cluster, example.choices), []).append(example)
+        else:
+            kept.append(example)
+    for (_, choices), group in alike.items():
+        tokens = [engine.answer_tokens(choice) for choice in choices]
+        plain = await _choice_logits(engine, group, choices, tokens)
+        soft = calibrated(plain, calibration, _frequencies(group, choices))
+        for example, row in zip(group, soft, strict=True):
+            if example.known:
+                kept.append(example)
+            elif len(choices) == 1 or row.max() >= 1 / len(choices) + LEAST_ABOVE_CHANCE:
+                likeliest = choices[int(row.argmax())]
+                label = _label(choices, tokens, row)
+                kept.append(replace(example, label=label, answer=likeliest, weight=1.0))
+    mean = math.fsum(example.weight for example in kept) / max(len(kept), 1)
+    return [replace(example, weight=example.weight / mean) for example in kept]
+
+
+async def _choice_logits(
+    engine: Engine, examples: Sequence[Example], choices: tuple[str, ...], tokens: Sequence[tuple[int, ...]]
+) -> NDArray[np.float64]:
+    """Return the log-probability of each choice under no latent, (n, choices)."""
+    rows = [(SteeredPrompt(e.prompt), Label.of(answer, choices)) for e in examples for answer in tokens]
+    values: list[torch.Tensor] = []
+    for start in range(0, len(rows), _ROWS_PER_CALL):
+        prompts, labels = zip(*rows[start : start + _ROWS_PER_CALL], strict=True)
+        values.append(await engine.log_likelihood(prompts, labels))
+    return torch.cat(values).reshape(len(examples), len(choices)).double().numpy()
+
+
+def calibrated(
+    logits: NDArray[np.float64], strength: float, frequencies: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return calibrated probabilities of choices, (n, choices).
+
+    log p(choice | prompt) − λ (log mean p(choice) − log frequency): with λ = 1 the mean label comes near the
+    frequencies, with 0 it stays the model's (batch calibration, arXiv 2309.17249).
+
+    Args:
+        logits: (n, choices) log-probabilities under no latent.
+        strength: λ in [0, 1].
+        frequencies: (choices,) how often each is right, as far as is known; all equal: nothing is.
+    """
+    bias = np.log(np.exp(logits).mean(axis=0) + 1e-12) - np.log(frequencies)
+    moved = logits - strength * bias
+    moved -= moved.max(axis=1, keepdims=True)
+    found: NDArray[np.float64] = np.exp(moved) / np.exp(moved).sum(axis=1, keepdims=True)
+    return found
+
+
+def _frequencies(examples: Sequence[Example], choices: Sequence[str]) -> NDArray[np.float64]:
+    """Return how often each choice is right among those that are known, every one counted once more."""
+    counts = np.ones(len(choices))
+    for example in examples:
+        if example.known:
+            counts[choices.index(example.answer)] += 1
+    found: NDArray[np.float64] = counts / counts.sum()
+    return found
+
+
+def _label(choices: tuple[str, ...], tokens: Sequence[tuple[int, ...]], row: NDArray[np.float64]) -> Label:
+    order = [int(at) for at in np.argsort(-row, kind="stable")]
+    chosen = [at for at in order if row[at] >= LEAST_PROBABILITY] or order[:1]
+    total = float(row[chosen].sum())
+    return Label(tuple(tokens[at] for at in chosen), tuple(float(row[at]) / total for at in chosen), choices)
+
+
+def _grouped(examples: Sequence[Example]) -> tuple[list[Example], int, float]:
+    """Return the examples with their duplicate groups, how many clusters are left, and the cosine used."""
+    kept: list[Example] = []
+    clusters, groups, cosine = 0, 0, DUPLICATE_COSINES[0]
+    for number in sorted({example.cluster for example in examples}):
+        members = [example for example in examples if example.cluster == number]
+        if len(members) < FEWEST:
+            continue
+        keys = np.stack([example.key for example in members])
+        for used in DUPLICATE_COSINES:
+            found = chains(keys, used)
+            if len(found) >= FEWEST and max(map(len, found)) <= len(members) / 2:
+                break
+        if len(found) < FEWEST:
+            continue
+        cosine = max(cosine, used)
+        for group in found:
+            kept += [replace(members[at], cluster=clusters, group=groups) for at in group]
+            groups += 1
+        clusters += 1
+    return kept, clusters, cosine
+
+
+def _folds(examples: Sequence[Example], holdout_share: float, seed: int) -> tuple[Fold, ...]:
+    """Deal whole groups, cluster by cluster, at random."""
+    rng = np.random.default_rng(seed)
+    by_cluster: dict[int, list[int]] = {}
+    for example in examples:
+        groups = by_cluster.setdefault(example.cluster, [])
+        if example.group not in groups:
+            groups.append(example.group)
+    dealt = {cluster: list(rng.permutation(groups)) for cluster, groups in by_cluster.items()}
+    everything = range(len(examples))
+
+    def numbers(groups: set[int]) -> tuple[int, ...]:
+        return tuple(at for at in everything if examples[at].group in groups)
+
+    total = sum(map(len, dealt.values()))
+    if holdout_share * total >= ENOUGH_TO_HOLD_OUT:
+        held = {int(g) for groups in dealt.values() for g in groups[: math.ceil(holdout_share * len(groups))]}
+        test = numbers(held)
+        return (Fold("all", tuple(at for at in everything if at not in set(test)), test),)
+    half = {int(g) for groups in dealt.values() for g in groups[: len(groups) // 2]}
+    first = numbers(half)
+    second = tuple(at for at in everything if at not in set(first))
+    return (Fold("first", first, second), Fold("second", second, first), Fold("all", tuple(everything), ()))
