@@ -2,9 +2,9 @@
 
 Owns the floor of free space and the one question that writers ask before they write. Knows nothing of what is
 written. It is asked beforehand because nothing can be done afterwards: Qdrant Edge writes into mapped, sparse
-files, and where the disk has no block left the kernel ends the process (SIGBUS). Records and pointers do not
-ask: they are a few kilobytes of ordinary files, whose writing fails with an error, and they say why nothing
-else is written.
+files, and where the disk has no block left the kernel ends the process (SIGBUS). Nights and labels do not
+ask: they are a few kilobytes in a database, whose writing fails with an error, and they say why nothing else
+is written.
 """
 
 import os

@@ -278,3 +278,53 @@ def test_a_process_that_fills_a_real_disk_lives_and_stores_again_later(small_dis
     held, later = map(int, counts.split())
     assert 0 < held < 1000
     assert later == held + 1
+
+
+FILLS_THE_STATE = """
+import sys
+from pathlib import Path
+from memory.free_space import NoRoomError
+from memory.night import NightLog
+from memory.state import State
+
+folder = Path(sys.argv[1])
+
+def kept(state):
+    return sum(state.trace(str(number), latent=False) is not None for number in range(1000))
+
+state = State.in_folder(folder)
+log = NightLog(state)
+written = 0
+try:
+    for _ in range(1000):
+        state.write_traces([(str(written), {}, bytes(1_000_000))], {}, 1000)
+        written += 1
+except NoRoomError as error:
+    print(error)
+print(written, kept(state), log.list())
+(folder / "ballast").unlink()
+log.create("space-a", "api")
+print(len(log.list()))
+state.close()
+with State.in_folder(folder) as again:
+    print(len(NightLog(again).list()), kept(again))
+"""
+
+
+def test_a_state_that_fills_a_real_disk_keeps_what_it_has_and_writes_again_later(small_disk: Path) -> None:
+    with (small_disk / "ballast").open("wb") as file:
+        file.write(bytes(16 * MIB))
+    filler = subprocess.run(
+        [sys.executable, "-c", FILLS_THE_STATE, str(small_disk)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert filler.returncode == 0, filler.stderr
+    refusal, counts, later, reopened = filler.stdout.splitlines()
+    assert "is full; delete something there" in refusal
+    written, found, nights = counts.split(maxsplit=2)
+    assert 0 < int(written) < 1000
+    assert (found, nights, later) == (written, "[]", "1")
+    assert reopened == f"1 {written}"
