@@ -5,7 +5,7 @@ Owns the values of one published version. Knows nothing of training (`worker/`),
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -72,6 +72,10 @@ class Coverage:
         return cast(Array, self.centroids @ np.asarray(key, np.float32) / np.float32(norm))
 
 
+Leanings = Mapping[tuple[str, ...], tuple[float, ...]]
+"""How much too likely the model takes each of some choices to be, by the choices (`model/calibration.py`)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Row:
     """One cluster's latent. It keeps its id when a later version carries it on."""
@@ -85,6 +89,8 @@ class Row:
     """Row that served the cluster when this one was made, with which it is compared; None: no latent."""
     stake: float = 1.0
     """What its e-values begin with (`memory/evidence.py`)."""
+    leanings: Leanings = field(default_factory=dict)
+    """Of the cluster, under no latent, for the choices that it was learned for."""
 
     @property
     def born(self) -> int:

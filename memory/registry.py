@@ -107,7 +107,7 @@ class PriorRegistry:
             "space": self.space,
             "length": length,
             "hidden_size": hidden_size,
-            "rows": [{"id": row.id, "baseline": row.baseline, "stake": row.stake} for row in named],
+            "rows": [_description(row) for row in named],
             "sha256": hashlib.sha256(weights).hexdigest(),
         }
         text = json.dumps(written, ensure_ascii=False, indent=2, allow_nan=False)
@@ -273,6 +273,12 @@ class PriorRegistry:
         return [int(match[1]) for match in matches if match]
 
 
+def _description(row: Row) -> dict[str, Any]:
+    """Return what the manifest says of a row."""
+    leanings = [[list(choices), list(leans)] for choices, leans in row.leanings.items()]
+    return {"id": row.id, "baseline": row.baseline, "stake": row.stake, "leanings": leanings}
+
+
 def _pack(rows: Sequence[Row]) -> bytes:
     if not rows:
         raise ValueError("a prior has no rows")
@@ -309,6 +315,7 @@ def _unpack(data: bytes, manifest: Mapping[str, Any]) -> tuple[Row, ...]:
             Coverage(centroids[owners == at], thresholds[owners == at]),
             name.get("baseline"),
             float(name.get("stake", 1.0)),
+            {tuple(choices): tuple(leans) for choices, leans in name.get("leanings", ())},
         )
         for at, name in enumerate(named)
     )

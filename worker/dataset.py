@@ -11,17 +11,17 @@ is what most samples of the day agreed on. A verifier's word stands above both.
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from memory.episode import Array, Episode, prompt_digest
-from memory.prior import CLUSTER_COSINE, unit
+from memory.prior import CLUSTER_COSINE, Leanings, unit
 from memory.snapshot import pages
+from model.calibration import calibrated, choice_logits, label_of, leaning
 from model.engine import Engine, Label, PlacementError, SteeredPrompt
 from worker.chains import adjacency, chains
 from worker.errors import SpaceMismatchError, TooFewEpisodesError
@@ -44,14 +44,8 @@ MOST = 1024
 ENOUGH_TO_HOLD_OUT = 48
 """Groups held out from which on one training is judged by them; with fewer, halves judge each other."""
 
-LEAST_ABOVE_CHANCE = 0.15
-"""What the likeliest choice of a label must have above 1 / choices: the others teach mostly noise."""
-LEAST_PROBABILITY = 0.05
-"""Choices that a label gives less are left out of it: each costs a row of every step."""
-
 VERIFIER = "verifier"
 """Signal of an answer that was checked."""
-_ROWS_PER_CALL = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +94,8 @@ class Dataset:
     """All of it."""
 
     examples: tuple[Example, ...]
-    clusters: int
+    leanings: tuple[Leanings, ...]
+    """Of each cluster."""
     folds: tuple[Fold, ...]
     """The last one's training is published. Small nights have three: two halves that judge each other, and
     all."""
@@ -112,6 +107,11 @@ class Dataset:
     """(L, d) mean of the latents that earned their place; None: there are none."""
     duplicate_cosine: float
     """From which on keys counted as near-duplicates."""
+
+    @property
+    def clusters(self) -> int:
+        """How many there are."""
+        return len(self.leanings)
 
     def of(self, cluster: int, numbers: Iterable[int]) -> list[int]:
         """Return those of the examples' numbers that are of a cluster."""
@@ -162,15 +162,15 @@ async def load(
         raise TooFewEpisodesError(
             f"{len(different)} different prompts, no {FEWEST} of one kind: that is the fewest to learn from"
         )
-    labelled = await _labelled(engine, _newest(clustered, MOST), calibration)
-    examples, clusters, cosine = _grouped(labelled)
+    labelled, leanings = await _labelled(engine, _newest(clustered, MOST), calibration)
+    examples, kept, cosine = _grouped(labelled)
     if not examples:
         raise TooFewEpisodesError(
             f"{len(different)} different prompts, no {FEWEST} of one kind with a label that is sure enough"
         )
     return Dataset(
         tuple(examples),
-        clusters,
+        tuple(leanings.get(cluster, {}) for cluster in kept),
         _folds(examples, holdout_share, seed),
         episodes=reader.episodes,
         left_out=reader.episodes - len(examples),
@@ -286,60 +286,33 @@ def _newest(clusters: Sequence[Sequence[Example]], most: int) -> list[Example]:
     return sorted(chosen, key=lambda example: (example.cluster, example.seen_at, example.id))
 
 
-async def _labelled(engine: Engine, examples: Sequence[Example], calibration: float) -> list[Example]:
-    """Return the examples with their final labels; those of choices that nothing is known of are left out."""
+async def _labelled(
+    engine: Engine, examples: Sequence[Example], calibration: float
+) -> tuple[list[Example], Mapping[int, Leanings]]:
+    """Return the examples with their final labels, and each cluster's leanings.
+
+    Those held to choices of which nothing is sure are left out.
+    """
     alike: dict[tuple[int, tuple[str, ...]], list[Example]] = {}
+    leanings: dict[int, dict[tuple[str, ...], tuple[float, ...]]] = {}
     kept: list[Example] = []
     for example in examples:
         if example.choices:
             alike.setdefault((example.cluster, example.choices), []).append(example)
         else:
             kept.append(example)
-    for (_, choices), group in alike.items():
-        tokens = [engine.answer_tokens(choice) for choice in choices]
-        plain = await _choice_logits(engine, group, choices, tokens)
-        soft = calibrated(plain, calibration, _frequencies(group, choices))
-        for example, row in zip(group, soft, strict=True):
+    for (cluster, choices), group in alike.items():
+        logits = await choice_logits(engine, [SteeredPrompt(example.prompt) for example in group], choices)
+        leans = leaning(logits, calibration, _frequencies(group, choices))
+        leanings.setdefault(cluster, {})[choices] = tuple(leans.tolist())
+        for example, row in zip(group, calibrated(logits, leans), strict=True):
+            label = label_of(engine, choices, row)
             if example.known:
                 kept.append(example)
-            elif len(choices) == 1 or row.max() >= 1 / len(choices) + LEAST_ABOVE_CHANCE:
-                likeliest = choices[int(row.argmax())]
-                label = _label(choices, tokens, row)
-                kept.append(replace(example, label=label, answer=likeliest, weight=1.0))
+            elif label is not None:
+                kept.append(replace(example, label=label, answer=choices[int(row.argmax())], weight=1.0))
     mean = math.fsum(example.weight for example in kept) / max(len(kept), 1)
-    return [replace(example, weight=example.weight / mean) for example in kept]
-
-
-async def _choice_logits(
-    engine: Engine, examples: Sequence[Example], choices: tuple[str, ...], tokens: Sequence[tuple[int, ...]]
-) -> NDArray[np.float64]:
-    """Return the log-probability of each choice under no latent, (n, choices)."""
-    rows = [(SteeredPrompt(e.prompt), Label.of(answer, choices)) for e in examples for answer in tokens]
-    values: list[torch.Tensor] = []
-    for start in range(0, len(rows), _ROWS_PER_CALL):
-        prompts, labels = zip(*rows[start : start + _ROWS_PER_CALL], strict=True)
-        values.append(await engine.log_likelihood(prompts, labels))
-    return torch.cat(values).reshape(len(examples), len(choices)).double().numpy()
-
-
-def calibrated(
-    logits: NDArray[np.float64], strength: float, frequencies: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return calibrated probabilities of choices, (n, choices).
-
-    log p(choice | prompt) − λ (log mean p(choice) − log frequency): with λ = 1 the mean label comes near the
-    frequencies, with 0 it stays the model's (batch calibration, arXiv 2309.17249).
-
-    Args:
-        logits: (n, choices) log-probabilities under no latent.
-        strength: λ in [0, 1].
-        frequencies: (choices,) how often each is right, as far as is known; all equal: nothing is.
-    """
-    bias = np.log(np.exp(logits).mean(axis=0) + 1e-12) - np.log(frequencies)
-    moved = logits - strength * bias
-    moved -= moved.max(axis=1, keepdims=True)
-    found: NDArray[np.float64] = np.exp(moved) / np.exp(moved).sum(axis=1, keepdims=True)
-    return found
+    return [replace(example, weight=example.weight / mean) for example in kept], leanings
 
 
 def _frequencies(examples: Sequence[Example], choices: Sequence[str]) -> NDArray[np.float64]:
@@ -352,17 +325,11 @@ def _frequencies(examples: Sequence[Example], choices: Sequence[str]) -> NDArray
     return found
 
 
-def _label(choices: tuple[str, ...], tokens: Sequence[tuple[int, ...]], row: NDArray[np.float64]) -> Label:
-    order = [int(at) for at in np.argsort(-row, kind="stable")]
-    chosen = [at for at in order if row[at] >= LEAST_PROBABILITY] or order[:1]
-    total = float(row[chosen].sum())
-    return Label(tuple(tokens[at] for at in chosen), tuple(float(row[at]) / total for at in chosen), choices)
-
-
-def _grouped(examples: Sequence[Example]) -> tuple[list[Example], int, float]:
-    """Return the examples with their duplicate groups, how many clusters are left, and the cosine used."""
+def _grouped(examples: Sequence[Example]) -> tuple[list[Example], list[int], float]:
+    """Return the examples with their duplicate groups, the clusters that are left, and the cosine used."""
     kept: list[Example] = []
-    clusters, groups, cosine = 0, 0, DUPLICATE_COSINES[0]
+    clusters: list[int] = []
+    groups, cosine = 0, DUPLICATE_COSINES[0]
     for number in sorted({example.cluster for example in examples}):
         members = [example for example in examples if example.cluster == number]
         if len(members) < FEWEST:
@@ -376,9 +343,9 @@ def _grouped(examples: Sequence[Example]) -> tuple[list[Example], int, float]:
             continue
         cosine = max(cosine, used)
         for group in found:
-            kept += [replace(members[at], cluster=clusters, group=groups) for at in group]
+            kept += [replace(members[at], cluster=len(clusters), group=groups) for at in group]
             groups += 1
-        clusters += 1
+        clusters.append(number)
     return kept, clusters, cosine
 
 

@@ -167,6 +167,7 @@ def rows(dataset: Dataset, trained: Trained, serving: Prior | None, *, seed: int
                 Coverage.around(keys, threshold, seed=seed),
                 baseline.id if baseline else None,
                 stake_of(dataset),
+                dataset.leanings[cluster],
             )
         )
         floors.append(max(DEFAULT_FLOOR, nearest - _ROUNDING))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,18 @@ def publish(registry: PriorRegistry, seed: int = 0, **manifest: Any) -> str:
 
 
 def test_a_loaded_prior_gives_what_was_published_to_the_bit(registry: PriorRegistry) -> None:
-    rows = [made(3), made(4, baseline="v1/0")]
+    rows = [made(3), replace(made(4, baseline="v1/0"), stake=0.5, leanings={("yes", "no"): (0.25, -0.5)})]
     version = registry.publish(rows, {"metrics": {"nll": 1.5}, "episode_ids": ["a", "b"]})
     prior = registry.load(version)
     for original, found in zip(rows, prior.rows, strict=True):
         assert np.array_equal(found.latent, original.latent)
         assert np.array_equal(found.coverage.centroids, original.coverage.centroids)
         assert np.array_equal(found.coverage.thresholds, original.coverage.thresholds)
-        assert found.baseline == original.baseline
+        assert (found.baseline, found.stake, found.leanings) == (
+            original.baseline,
+            original.stake,
+            original.leanings,
+        )
         assert np.array_equal(prior.predict(original.coverage.centroids[1]), original.latent)
     assert (prior.version, prior.space) == (version, "space-a")
     assert prior.manifest["metrics"] == {"nll": 1.5}

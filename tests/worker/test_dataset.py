@@ -15,10 +15,8 @@ from model.engine import Label
 from model.scripted_engine import ScriptedEngine
 from tests.worker.choosing import CHOICES, ChoosingEngine
 from tests.worker.conftest import scripted_episodes
-from worker.dataset import FEWEST, Dataset, calibrated, load
+from worker.dataset import FEWEST, Dataset, load
 from worker.errors import SpaceMismatchError, TooFewEpisodesError
-
-UNIFORM = np.full(4, 0.25)
 
 
 def dataset(engine: ScriptedEngine, episodes: Sequence[Episode], folder: Path, **options: Any) -> Dataset:
@@ -212,18 +210,13 @@ def test_a_verifiers_word_stands_above_the_models(tmp_path: Path) -> None:
     assert known.label == Label.of(engine.answer_tokens("bird"), CHOICES)
 
 
-def test_what_was_checked_tells_how_frequent_each_choice_is() -> None:
-    logits = np.log([[0.7, 0.1, 0.1, 0.1]] * 9 + [[0.4, 0.4, 0.1, 0.1]])
-    unknown = calibrated(logits, 1.0, UNIFORM)
-    assert unknown.mean(axis=0) == pytest.approx(UNIFORM, abs=0.05)
-    skewed = calibrated(logits, 1.0, np.array([0.85, 0.05, 0.05, 0.05]))
-    assert skewed[0].argmax() == 0
-    assert skewed[0, 0] > unknown[0, 0]
-
-
-def test_without_strength_calibration_changes_nothing() -> None:
-    logits = np.log(np.random.default_rng(0).dirichlet([1] * 4, 20))
-    assert calibrated(logits, 0.0, UNIFORM) == pytest.approx(np.exp(logits))
+def test_leanings_are_kept_for_the_days_that_follow(tmp_path: Path) -> None:
+    engine = ChoosingEngine()
+    beliefs = [[0.94, 0.02, 0.02, 0.02], [0.04, 0.9, 0.03, 0.03]] * 8
+    found = dataset(engine, choosing_episodes(engine, beliefs), tmp_path)
+    ((choices, leans),) = found.leanings[0].items()
+    assert choices == CHOICES
+    assert leans == pytest.approx(np.log(np.mean(beliefs, axis=0) / 0.25))
 
 
 def test_poor_free_answers_do_not_count_and_choices_do(tmp_path: Path) -> None:
