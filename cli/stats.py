@@ -37,6 +37,11 @@ def show_stats(screen: Screen, memory: dict[str, Any], priors: dict[str, Any]) -
         f"priors    {len(versions)} ({', '.join(versions) or 'none'});"
         f" active: {priors['active'] or 'none'}{pinned}"
     )
+    for row, found in memory["prior"]["rows"].items():
+        screen.line(
+            f"          {row} {found['standing']}: {found['mean']:+.2f} on {found['n']} prompts,"
+            f" e-value {found['e_value']:.3g} for it, {found['e_against']:.3g} against it"
+        )
     for space, found in memory["spaces"].items():
         served = ", served now" if space == memory["space"] else ""
         screen.line()

@@ -116,9 +116,6 @@ class Settings(BaseSettings):
     delta_norm_clamp: float = Field(
         1.0, gt=0, description="Longest transferred delta, relative to the norm of the base latent."
     )
-    lift_fallback: bool = Field(
-        True, description="Answer plainly where steering's measured lift, nearby or in all, is not positive."
-    )
     refiner: RefinerName = Field(
         "evolution", description="Refiner of requests that name none: evolution or gradient."
     )

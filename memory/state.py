@@ -98,6 +98,17 @@ class State(Database):
                 connection.execute(insert(outcomes), new)
         return len(new)
 
+    def count_outcomes(self, space: str, tenant: str) -> int:
+        """Return how many outcomes were noted: whoever knows as many knows them all.
+
+        Raises:
+            StateUnavailableError: the database does not answer.
+        """
+        # Not the last number: of writers at once the later one may be done first.
+        query = select(func.count()).select_from(outcomes).filter_by(space=space, tenant=tenant)
+        with self.read() as connection:
+            return connection.scalar(query) or 0
+
     def follow(self, space: str, cron: str, moment: datetime) -> datetime:
         """Return since when the schedule of a space is followed; from `moment` on when it is another one.
 

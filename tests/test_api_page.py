@@ -15,7 +15,8 @@ PAGE = (ROOT / "docs" / "api.md").read_text()
 CODED = set(re.findall(r"`([^`\n]+)`", PAGE))
 
 SPOKEN = {
-    "server/steering/pipeline.py": r'(?:plain|noting)\(f?"([a-z-]+)|"(recalled[a-z-]*|prior-covers)"',
+    "server/steering/pipeline.py": r'(?:plain|noting)\(f?"([a-z-]+)|"(recall[a-z-]+|prior-covers)"',
+    "server/steering/priors.py": r': "(prior-[a-z-]+)"',
     "server/api/steered.py": r'reason="([a-z-]+)"',
     "server/engine/injection.py": r'Outcome\("plain", "([a-z-]+)"|return "([a-z-]+)"$',
 }
@@ -35,7 +36,7 @@ def reasons() -> set[str]:
 def test_every_reason_is_listed() -> None:
     table = PAGE.split("## Reasons")[1].split("\n## ")[0]
     listed = {name.partition(":")[0] for name in re.findall(r"`([^`\n]+)`", table)}
-    assert {"no-lift-nearby", "improved", "several-prompts", "not-ready"} <= reasons()
+    assert {"recall-retired", "prior-on-trial", "improved", "several-prompts", "not-ready"} <= reasons()
     assert reasons() - listed == set()
 
 

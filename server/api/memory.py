@@ -13,7 +13,7 @@ router = APIRouter(prefix="/v1/memory", tags=["memory"])
 
 @router.get("/stats")
 async def stats(gateway: GatewayDep) -> dict[str, Any]:
-    """Return counts and the reward distribution of the served space, and the hit rate."""
+    """Return counts and rewards of the served space, the hit rate, and the evidence about rows."""
     found = await gateway.statistics.call(lambda store: store.stats())
     return {
         "space": gateway.space,
@@ -27,6 +27,7 @@ async def stats(gateway: GatewayDep) -> dict[str, Any]:
                 "newest": found.newest.isoformat() if found.newest else None,
             }
         },
+        "prior": gateway.prior.summary(),
         "requests": gateway.tally.summary(),
         "hit_rate": gateway.steering.counts.hit_rate,
         "pending_writes": gateway.remember.pending,

@@ -1,9 +1,8 @@
 """Sampling several answers to a request that was already answered.
 
 Owns the background queue of explorations: on the slice of traffic that the operator allows, the model's
-own rollouts vote, the best answer is remembered for the night to replay, and what recall and prior served
-is measured against the unsteered answer. No client waits for any of it. Knows nothing of how answers are
-decoded or scored.
+own rollouts vote, the best answer is remembered for the night to replay, and rows of the prior that cover the
+prompt are measured. No client waits for any of it. Knows nothing of how answers are decoded or scored.
 """
 
 import asyncio
@@ -16,20 +15,25 @@ from typing import Any
 
 import torch
 
-from memory.episode import Array
-from model.engine import EngineError
+from memory.episode import Array, LatentMemoryError, prompt_digest
+from model.engine import Engine, EngineError
 from model.space import LatentRejectedError
-from server.steering.call import Mode, SteeringCall, current_call
-from server.steering.lift import LiftTally
+from server.steering.call import SteeringCall, current_call
+from server.steering.measure import measure
 from server.steering.metrics import Metrics
-from server.steering.refiners.refiner import Limits, Refiner
+from server.steering.priors import ActivePrior
+from server.steering.refiners.refiner import Limits, Refiner, RefineResult
 from server.steering.remember import Remember
+from server.steering.rewards.reward import Reward
 from server.steering.work import Work, episode_of
 
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 256
 """More are dropped: a server that is busy has better things to do."""
+
+_OTHER_SEEDS = 1_000
+"""How far from those that vote the seeds of measured answers are."""
 
 ENDED = "the server ended before it explored"
 
@@ -46,8 +50,8 @@ class Exploration:
     """(d,) of its prompt."""
     start: torch.Tensor
     """(L, d) that recall and prior lead to."""
-    mode: Mode
-    """How that would be served; plain where it would not be."""
+    row: str | None
+    """Row whose latent the start is; None: it is another one."""
     position: int
     limits: Limits
     space: str
@@ -71,27 +75,32 @@ class Explorer:
     """Explores in the background, oldest first, and no request before its client has its answer.
 
     Args:
+        engine: Answers under rows that are measured.
         refiner: Samples and votes, in no optimisation steps.
+        verifier: Grades what is measured; None: the consensus does.
+        priors: Told what rows are worth.
         remember: Where episodes go.
         report: Told what came of an exploration.
         metrics: Count explorations and what they generate.
-        lifts: Told what the start would have gained.
         threshold: Least reward of an answer that is remembered.
         concurrency: Explorations that the engine works on at a time.
     """
 
     def __init__(
         self,
+        engine: Engine,
         refiner: Refiner,
+        verifier: Reward | None,
+        priors: ActivePrior,
         remember: Remember,
         report: Report,
         metrics: Metrics,
-        lifts: LiftTally,
         *,
         threshold: float,
         concurrency: int,
     ) -> None:
-        self._concurrency, self._metrics, self._lifts = concurrency, metrics, lifts
+        self._concurrency, self._metrics = concurrency, metrics
+        self._engine, self._verifier, self._priors = engine, verifier, priors
         self._refiner, self._remember, self._report, self._threshold = refiner, remember, report, threshold
         self._waiting: deque[_Waiting] = deque()
         self._running: set[asyncio.Task[None]] = set()
@@ -168,7 +177,6 @@ class Explorer:
             return
         self._metrics.explored_tokens.inc(result.usage.generated_tokens)
         work.result = result
-        work.note_lift(self._lifts, exploration.mode)
         work.episode = episode_of(
             work,
             exploration.key,
@@ -179,11 +187,13 @@ class Explorer:
             result,
         )
         why_not = work.why_not_remembered(self._threshold)
+        measured = await self._measure(exploration, result)
         explored = {
             "reward_plain": result.reward_before,
             "reward_start": result.reward_start,
             "generated_tokens": result.usage.generated_tokens,
             "forward_tokens": result.usage.forward_tokens,
+            "rows": measured,
         }
         if why_not is not None or work.episode is None:
             self._metrics.explorations.labels("discarded").inc()
@@ -192,3 +202,31 @@ class Explorer:
         self._metrics.explorations.labels("remembered").inc()
         self._report(work.trace_id, {"explored": explored, "episode_id": work.episode.id})
         self._remember.submit(work.episode)
+
+    async def _measure(self, exploration: Exploration, result: RefineResult) -> dict[str, float]:
+        """Return the differences that rows made, by their id, and hand them over."""
+        work, limits = exploration.work, exploration.limits
+        prompt = work.prompt.token_ids
+        comparisons = work.comparisons(exploration.key)
+        if not comparisons or not result.plain:
+            return {}
+        try:
+            async with asyncio.timeout(limits.deadline_s):
+                found = await measure(
+                    self._engine,
+                    self._verifier,
+                    work.prompt,
+                    exploration.position,
+                    comparisons,
+                    {None: result.plain} | ({exploration.row: result.start} if exploration.row else {}),
+                    max_tokens=limits.max_tokens,
+                    seed=limits.seed + _OTHER_SEEDS,
+                )
+            self._metrics.explored_tokens.inc(found.generated_tokens)
+            await self._priors.observe(prompt_digest(prompt), found.differences)
+        except (EngineError, LatentRejectedError, LatentMemoryError, TimeoutError) as error:
+            logger.warning("trace %s: measuring failed: %s: %s", work.trace_id, type(error).__name__, error)
+            self._metrics.measurements.labels("failed").inc()
+            return {}
+        self._metrics.measurements.labels("measured" if found.differences else "no-label").inc()
+        return dict(found.differences)

@@ -4,8 +4,13 @@ Owns the collectors and their names; each constructor call below documents one. 
 they are served.
 """
 
+from collections import Counter as Counts
+from collections.abc import Iterable
+from typing import get_args
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from memory.evidence import Standing
 from server.steering.call import Outcome
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -69,6 +74,13 @@ class Metrics:
             "Tokens that exploring generated, which are in no answer's usage.",
             registry=registry,
         )
+        self.measurements = Counter(
+            "latentevolve_measurements_total",
+            "Explored prompts on which rows of the prior were compared, by result: measured, no-label where "
+            "samples did not agree on one, or failed.",
+            ["result"],
+            registry=registry,
+        )
         self.verifier_calls = Counter(
             "latentevolve_verifier_calls_total",
             "Calls of the verifier by result: scored, timeout, unreachable, status (not 200), bad-reply, or "
@@ -96,6 +108,13 @@ class Metrics:
             registry=registry,
         )
         self.show_active_prior(None)
+        self.prior_rows = Gauge(
+            "latentevolve_prior_rows",
+            "Rows of the active version by standing: on trial, serves, or retired.",
+            ["standing"],
+            registry=registry,
+        )
+        self.show_standings(())
 
     def count(self, outcome: Outcome) -> None:
         """Count one request and what was measured of it."""
@@ -109,3 +128,9 @@ class Metrics:
         """Show which version serves."""
         self.active_prior.clear()
         self.active_prior.labels(version or "none").set(1)
+
+    def show_standings(self, standings: Iterable[Standing]) -> None:
+        """Show how many rows of the active version have each standing."""
+        counts = Counts(standings)
+        for standing in get_args(Standing):
+            self.prior_rows.labels(standing).set(counts[standing])

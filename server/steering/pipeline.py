@@ -9,22 +9,22 @@ import asyncio
 import hashlib
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from config.settings import RefinerName, Settings
 from memory.episode import Array
-from memory.prior import Prior
+from memory.evidence import weigh
 from memory.registry import RegistryError
-from memory.store import EpisodeStore
+from memory.store import EpisodeStore, Neighbour
 from model.engine import Engine, EngineError, PlacementError, UnsupportedError
 from model.space import LatentRejectedError
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions, SteeringRejectedError
 from server.steering.explore import Exploration, Explorer
-from server.steering.lift import LiftTally, lift_nearby
 from server.steering.metrics import Metrics
-from server.steering.priors import ActivePrior
+from server.steering.priors import ActivePrior, Serving
 from server.steering.recall import TENANT, Recall, RecallCounts
 from server.steering.refiners.evolution import EvolutionRefiner
 from server.steering.refiners.gradient import GradientRefiner
@@ -65,16 +65,18 @@ class Steering:
     ) -> None:
         self._engine, self._priors = engine, priors
         self._remember, self._traces, self._settings, self._metrics = remember, traces, settings, metrics
-        scorer = Scorer.of(settings.rewards, engine, Verifier.of(settings, metrics))
+        verifier = Verifier.of(settings, metrics)
+        scorer = Scorer.of(settings.rewards, engine, verifier)
         evolution = EvolutionRefiner(engine, scorer)
         self._refiners: dict[RefinerName, Refiner] = {"evolution": evolution}
-        self._lifts = LiftTally()
         self.explorer = Explorer(
+            engine,
             evolution,
+            verifier,
+            priors,
             remember,
             traces.change,
             metrics,
-            self._lifts,
             threshold=settings.remember_threshold,
             concurrency=settings.explore_concurrency,
         )
@@ -110,7 +112,7 @@ class Steering:
                 there is no trace and nothing is remembered.
         """
         refiner = self._refiner(options)
-        work = Work(prompt, options, trace_id, await self._prior(options), refiner, self._metrics)
+        work = Work(prompt, options, trace_id, await self._serving(options), refiner, self._metrics)
         try:
             outcome = await self._decide(work)
         except PlacementError:
@@ -132,16 +134,17 @@ class Steering:
         self._finish(work, outcome)
         return outcome
 
-    async def _prior(self, options: SteeringOptions) -> Prior | None:
-        """Return the prior of this request, which a swap from here on does not change."""
+    async def _serving(self, options: SteeringOptions) -> Serving | None:
+        """Return what serves this request, which a swap from here on does not change."""
         if options.prior is None:
-            return self._priors.current()
+            return self._priors.serving()
         if options.prior == "none":
             return None
         try:
-            return await self._priors.get(options.prior)
+            named = await self._priors.get(options.prior)
         except RegistryError as error:
             raise SteeringRejectedError(f"latent.prior: {error}", "latent.prior") from error
+        return Serving(named, named)
 
     def _refiner(self, options: SteeringOptions) -> Refiner:
         name = options.refiner or self._settings.refiner
@@ -164,7 +167,7 @@ class Steering:
         refines = options.effort in ("medium", "high")
         explores = options.effort == "low" and options.store and self._explores(options)
         remembers = await self._recall.is_filled(work)
-        if not (remembers or refines or explores or work.prior):
+        if not (remembers or refines or explores or (work.prior and work.prior.rows)):
             return work.plain("memory-empty" if work.store_answers else "store-unavailable")
 
         with work.stage("key"):
@@ -172,6 +175,10 @@ class Steering:
         covered = work.prior is not None and work.prior.covers(key)
         recalled, near = await self._recall.near(work, key, covered=covered) if remembers else ([], [])
         nothing = "nothing-recalled" if work.store_answers else "store-unavailable"
+        if work.serving is not None and not covered:
+            nothing = work.serving.silence(key) or nothing
+        if recalled and _harms(near, work.prior.version if work.prior else None):
+            recalled, nothing = [], "recall-retired"
         if not (recalled or covered or refines or explores):
             return work.plain(nothing)
 
@@ -185,19 +192,12 @@ class Steering:
             )
             start = self._engine.space.check(start, work.prior.space if work.prior and covered else None)
         outcome = work.steered(start, position, recalled, covered)
-        lift = None
-        if outcome.mode != "plain" and self._settings.lift_fallback:
-            lift = lift_nearby(near, outcome.prior_version)
-            if lift is None:
-                lift = self._lifts.mean(outcome.mode, outcome.prior_version)
         if refines:
-            return await self._refine(work, key, start, outcome, helps=lift is None or lift > 0)
+            return await self._refine(work, key, start, outcome)
         if explores:
-            self._explore(work, key, start, position, outcome.mode)
+            self._explore(work, key, start, outcome)
         if outcome.mode == "plain":
             return work.plain(nothing)
-        if lift is not None and lift <= 0:
-            return work.plain("no-lift-nearby")
         return replace(outcome, reason=_REASONS[outcome.mode] if work.store_answers else "store-unavailable")
 
     def _explores(self, options: SteeringOptions) -> bool:
@@ -205,10 +205,13 @@ class Steering:
             return options.explore
         return random.random() < self._settings.explore_share
 
-    def _explore(self, work: Work, key: Array, start: torch.Tensor, position: int, mode: Mode) -> None:
-        limits = self._limits(work, start, served=mode != "plain")
-        space = self._engine.space.id
-        exploration = Exploration(work, key, start, mode, position, limits, space, TENANT)
+    def _explore(self, work: Work, key: Array, start: torch.Tensor, outcome: Outcome) -> None:
+        assert outcome.position is not None
+        limits = self._limits(work, start, served=outcome.mode != "plain")
+        row = work.prior.row(key) if work.prior and outcome.mode == "prior" else None
+        exploration = Exploration(
+            work, key, start, row.id if row else None, outcome.position, limits, self._engine.space.id, TENANT
+        )
         work.explores = self.explorer.submit(exploration)
 
     def _has_room(self, prompt: RenderedPrompt) -> bool:
@@ -222,13 +225,11 @@ class Steering:
         needed = self._settings.refine_max_tokens if asked is None else min(asked, room)
         return needed + self._engine.space.length <= room
 
-    async def _refine(
-        self, work: Work, key: Array, start: torch.Tensor, recalled: Outcome, *, helps: bool
-    ) -> Outcome:
+    async def _refine(self, work: Work, key: Array, start: torch.Tensor, recalled: Outcome) -> Outcome:
         """Return the best of doing nothing, what was recalled (`recalled`, with `start`) and refining."""
         assert recalled.position is not None
         served = recalled.mode != "plain"
-        without = recalled if served and helps else work.plain("")
+        without = recalled if served else work.plain("")
         try:
             with work.stage("refine"):
                 result = await work.refiner.refine(
@@ -245,7 +246,6 @@ class Steering:
             logger.error("trace %s: refining failed: %s: %s", work.trace_id, type(error).__name__, error)
             return replace(without, reason=work.noting("refining-failed"))
         work.result = result
-        work.note_lift(self._lifts, recalled.mode)
         early = (
             f"-until-{result.stopped}"
             if result.stopped in ("budget", "deadline", "engine-error", "signal-lost")
@@ -321,6 +321,16 @@ class Steering:
         self._traces.record(work.trace(outcome, self._engine.space.id, why_not))
         if why_not is None and work.episode is not None:
             self._remember.submit(work.episode)
+
+
+def _harms(near: Sequence[Neighbour], prior_version: str | None) -> bool:
+    """Return whether steering is proven to have lowered rewards nearby, under the prior that serves here."""
+    lifts = [
+        found.start_lift
+        for found in near
+        if found.start_lift is not None and found.prior_version == prior_version
+    ]
+    return weigh(lifts).standing == "retired"
 
 
 def _seed(prompt: RenderedPrompt, options: SteeringOptions) -> int:

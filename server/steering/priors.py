@@ -2,16 +2,20 @@
 
 Owns the swap: a new version, or another choice of its rows, takes the old one's place in one assignment, so a
 request that took its snapshot before finishes on what it started with. Of the active version those rows serve
-that the evidence speaks for, all of them where an operator has chosen it. Knows nothing of how priors are
-trained or announced.
+that the evidence speaks for, all of them where an operator has chosen it. Outcomes that the day observes come
+in here, too. Knows nothing of how priors are trained or announced, or of how outcomes are measured.
 """
 
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from memory.episode import LatentMemoryError
-from memory.prior import Prior, standings
+from memory.episode import Array, LatentMemoryError
+from memory.evidence import Evidence, Standing
+from memory.prior import Prior, Row, standings
 from memory.registry import PriorRegistry
 from memory.state import State
 from server.steering.metrics import Metrics
@@ -20,9 +24,63 @@ logger = logging.getLogger(__name__)
 
 TENANT = "default"
 
+_SILENT: Mapping[Standing, str] = {"on trial": "prior-on-trial", "retired": "prior-retired"}
+"""Reasons of answers that covering rows have no part in."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A row to measure, and the row that would answer without it; None: no latent would."""
+
+    row: Row
+    baseline: Row | None
+
+
+@dataclass(frozen=True, eq=False)
+class Serving:
+    """One version, and what of it serves. A request keeps the one it started with."""
+
+    prior: Prior
+    """The rows that serve."""
+    whole: Prior
+    """All rows."""
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    """About each row, by its id; none where a request has named the version."""
+    pinned: bool = False
+    """Whether all rows serve because an operator has chosen this version."""
+
+    def silence(self, key: Array) -> str | None:
+        """Return why no row that covers `key`, (d,), speaks; None: one does, or none covers it."""
+        if self.prior.covers(key):
+            return None
+        covering = [self.evidence[row.id].standing for row in self.whole.covering(key)]
+        return next((reason for standing, reason in _SILENT.items() if standing in covering), None)
+
+    def comparisons(self, key: Array, prompt: str) -> tuple[Comparison, ...]:
+        """Return what the prompt with this `key`, (d,), and digest can measure.
+
+        That is the newest row that serves by its evidence, against the next one that does, and rows on trial
+        that are newer, against it. Rows that have learned from the prompt know its answer by heart, so those
+        and what is compared with them are left out.
+        """
+        rows = [row for row in self.whole.covering(key) if row.id in self.evidence]
+        standing = {row.id: self.evidence[row.id].standing for row in rows}
+        served = [row for row in rows if standing[row.id] == "serves"]
+        served_by, without = (*served[:2], None, None)[:2]
+        newer = rows[: rows.index(served_by)] if served_by else rows
+        found = [Comparison(row, served_by) for row in newer if standing[row.id] == "on trial"]
+        if served_by is not None:
+            found.append(Comparison(served_by, without))
+        return tuple(
+            one for one in found if not self._knows(one.row, prompt) and not self._knows(one.baseline, prompt)
+        )
+
+    def _knows(self, row: Row | None, prompt: str) -> bool:
+        return row is not None and prompt in self.whole.learned.get(row.id, ())
+
 
 class ActivePrior:
-    """Holds the active prior and follows the registry's pointer.
+    """Holds the active prior and follows the registry's pointer and the evidence.
 
     Args:
         registry: Versions of this engine's space.
@@ -36,16 +94,22 @@ class ActivePrior:
     ) -> None:
         self._registry, self._state = registry, state
         self._poll_s, self._metrics, self._kept = poll_s, metrics, kept
-        self._current: Prior | None = None
+        self._serving: Serving | None = None
+        self._seen: tuple[object, ...] | None = None
+        """What the state said when this came to serve."""
         self._loaded: OrderedDict[str, Prior] = OrderedDict()
         self._complaint: str | None = None
         self._refreshing = asyncio.Lock()
         self._poked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    def serving(self) -> Serving | None:
+        """Return the active version and what of it serves. A request asks once and keeps what it got."""
+        return self._serving
+
     def current(self) -> Prior | None:
-        """Return the active prior. A request calls this once and keeps what it got."""
-        return self._current
+        """Return the rows of the active version that serve."""
+        return self._serving.prior if self._serving else None
 
     async def get(self, version: str) -> Prior:
         """Return one version, active or not.
@@ -63,32 +127,62 @@ class ActivePrior:
             self._loaded.popitem(last=False)
         return prior
 
+    async def observe(self, prompt: str, differences: Mapping[str, float]) -> None:
+        """Note what answering a prompt, by its digest, with rows was worth, and look what serves now.
+
+        Args:
+            prompt: digest of the prompt.
+            differences: by the row's id, in [-1, 1].
+
+        Raises:
+            StateUnavailableError, NoRoomError: it could not be noted.
+        """
+        for row, difference in differences.items():
+            await asyncio.to_thread(
+                self._state.add_outcomes, self._registry.space, TENANT, row, [(prompt, difference)], "day"
+            )
+        await self.refresh()
+
     async def refresh(self) -> bool:
         """Look once and return whether what serves changed. Failures keep the old one."""
         async with self._refreshing:
             version: str | None = None
             try:
                 version = await asyncio.to_thread(self._registry.active)
-                prior = None if version is None else await self._serving(version)
+                whole = None if version is None else await self.get(version)
+                seen = await asyncio.to_thread(self._look, whole)
+                if seen == self._seen:
+                    self._complaint = None
+                    return False
+                serving = None if whole is None else await asyncio.to_thread(self._weigh, whole)
             except (LatentMemoryError, OSError, ValueError) as error:
                 self._complain(version, error)
                 return False
-            if _identity(prior) == _identity(self._current):
-                self._complaint = None
-                return False
-            logger.info("prior %s serves, after %s", version, self._current and self._current.version)
-            self._current, self._complaint = prior, None
-            self._metrics.swaps.labels("swapped").inc()
-            self._metrics.show_active_prior(version)
-            return True
+            before, self._serving = self._serving, serving
+            self._seen, self._complaint = seen, None
+            self._tell(before, serving)
+            changed = _identity(before) != _identity(serving)
+            if changed:
+                logger.info("prior %s serves, after %s", version, before and before.prior.version)
+                self._metrics.swaps.labels("swapped").inc()
+                self._metrics.show_active_prior(version)
+            return changed
 
-    async def _serving(self, version: str) -> Prior:
-        prior = await self.get(version)
-        if await asyncio.to_thread(self._registry.pinned):
-            return prior
-        outcomes = await asyncio.to_thread(self._state.outcomes, prior.space, TENANT)
-        found = standings(prior, outcomes)
-        return prior.only([row for row, evidence in found.items() if evidence.standing == "serves"])
+    def _look(self, whole: Prior | None) -> tuple[object, ...] | None:
+        """Return what changes whenever something else may serve; blocks."""
+        if whole is None:
+            return None
+        count = self._state.count_outcomes(whole.space, TENANT)
+        return whole.version, whole.manifest.get("sha256"), self._registry.pinned(), count
+
+    def _weigh(self, whole: Prior) -> Serving:
+        """Return what serves of a version; blocks."""
+        pinned = self._registry.pinned()
+        evidence = standings(whole, self._state.outcomes(whole.space, TENANT))
+        if pinned:
+            return Serving(whole, whole, evidence, pinned)
+        serves = [row for row, found in evidence.items() if found.standing == "serves"]
+        return Serving(whole.only(serves), whole, evidence)
 
     async def watch(self) -> None:
         """Look until cancelled: at every poll, and at once when poked."""
@@ -110,6 +204,34 @@ class ActivePrior:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._poked.set)
 
+    def summary(self) -> dict[str, Any]:
+        """Return the active version and the evidence about its rows, as JSON values."""
+        serving = self._serving
+        if serving is None:
+            return {"version": None, "pinned": False, "rows": {}}
+        return {
+            "version": serving.whole.version,
+            "pinned": serving.pinned,
+            "rows": {row: asdict(found) for row, found in serving.evidence.items()},
+        }
+
+    def _tell(self, before: Serving | None, serving: Serving | None) -> None:
+        """Log whose standing has changed, and count standings."""
+        known = before.evidence if before else {}
+        evidence = serving.evidence if serving else {}
+        for row, found in evidence.items():
+            if found.standing != (known[row].standing if row in known else "on trial"):
+                logger.info(
+                    "row %s %s: %+.2f on %d prompts, e-value %.3g for it, %.3g against it",
+                    row,
+                    "serves" if found.standing == "serves" else f"is {found.standing}",
+                    found.mean,
+                    found.n,
+                    found.e_value,
+                    found.e_against,
+                )
+        self._metrics.show_standings(found.standing for found in evidence.values())
+
     def _complain(self, version: str | None, error: Exception) -> None:
         """Log and count a failure once, not at every poll."""
         complaint = f"{version}: {error}"
@@ -119,12 +241,13 @@ class ActivePrior:
             logger.error(
                 "prior %s cannot be loaded, %s keeps serving: %s",
                 version,
-                self._current.version if self._current else "no prior",
+                self._serving.whole.version if self._serving else "no prior",
                 error,
             )
 
 
-def _identity(prior: Prior | None) -> tuple[object, ...] | None:
-    if prior is None:
+def _identity(serving: Serving | None) -> tuple[object, ...] | None:
+    if serving is None:
         return None
+    prior = serving.prior
     return prior.version, prior.manifest.get("sha256"), tuple(row.id for row in prior.rows)

@@ -12,12 +12,12 @@ from typing import Literal
 
 import torch
 
-from memory.episode import LEAST_GAIN, Array, Episode, prompt_id
+from memory.episode import LEAST_GAIN, Array, Episode, prompt_digest, prompt_id
 from memory.prior import Prior
 from memory.store import Recalled
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions
-from server.steering.lift import LiftTally
 from server.steering.metrics import Metrics
+from server.steering.priors import Comparison, Serving
 from server.steering.refiners.refiner import Refiner, RefineResult
 from server.steering.trace import Trace
 
@@ -29,8 +29,8 @@ class Work:
     prompt: RenderedPrompt
     options: SteeringOptions
     trace_id: str
-    prior: Prior | None
-    """The prior that was active when the request began, or the one it pinned."""
+    serving: Serving | None
+    """What served when the request began, or the version it named."""
     refiner: Refiner
     metrics: Metrics
     store_answers: bool = True
@@ -43,6 +43,15 @@ class Work:
     episode: Episode | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def prior(self) -> Prior | None:
+        """The rows that serve this request."""
+        return self.serving.prior if self.serving else None
+
+    def comparisons(self, key: Array) -> tuple[Comparison, ...]:
+        """Return what this request, of `key` (d,), can tell of rows."""
+        return self.serving.comparisons(key, prompt_digest(self.prompt.token_ids)) if self.serving else ()
 
     @contextmanager
     def stage(self, name: Literal["key", "recall", "transfer", "refine"]) -> Iterator[None]:
@@ -83,11 +92,6 @@ class Work:
             episode_ids=tuple(near.episode.id for near in recalled),
             similarities=tuple(near.similarity for near in recalled),
         )
-
-    def note_lift(self, tally: LiftTally, mode: Mode) -> None:
-        """Count what the start would have gained, if it would be served and the client lets us keep it."""
-        if mode != "plain" and self.options.store and self.result and self.result.lift is not None:
-            tally.note(mode, self.prior.version if self.prior else None, self.result.lift)
 
     def why_not_remembered(self, threshold: float) -> str | None:
         """Return why nothing of this request is remembered; None when its episode is."""

@@ -143,6 +143,19 @@ class FakeGateway:
                         "newest": "2031-01-02T00:00:00+00:00",
                     }
                 },
+                "prior": {
+                    "version": "v2",
+                    "pinned": False,
+                    "rows": {
+                        "v1/0": {
+                            "n": 28,
+                            "mean": 0.31,
+                            "e_value": 44.9,
+                            "e_against": 0.2,
+                            "standing": "serves",
+                        }
+                    },
+                },
                 "requests": {"total": 10, "steered": 4, "by_mode": {"plain": 6, "recall": 4}},
                 "hit_rate": 0.5,
                 "pending_writes": 0,

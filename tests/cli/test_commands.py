@@ -169,6 +169,7 @@ def test_unknown_version_lists_the_known(run: Run, gateway: FakeGateway, command
 def test_stats_draw_the_distribution_of_rewards(run: Run, gateway: FakeGateway) -> None:
     out = run("stats").out
     assert "hit rate  50.0 %" in out
+    assert "v1/0 serves: +0.31 on 28 prompts, e-value 44.9 for it, 0.2 against it" in out
     assert "6 episodes, whose prompts came 9 times" in out
     assert "7 refused: the disk is nearly full" in out
     bars = {line.split()[0]: line.count("█") for line in out.splitlines() if "█" in line}

@@ -101,7 +101,6 @@ def served(tiny_model: str, judged: str, tmp_path_factory: pytest.TempPathFactor
         verifier_url=judged,
         remember_threshold=0.2,
         night_min_reward=0.2,
-        lift_fallback=False,  # whether steering pays on random weights is not what is tested here
         vllm_args="--dtype float32",  # as the bare vLLM of test_plain_path
     ) as gateway:
         yield gateway

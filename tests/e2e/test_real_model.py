@@ -53,7 +53,6 @@ def tree(redis_url: str, small_model: str, tmp_path_factory: pytest.TempPathFact
         rewards="consistency=0.5,confidence=0.5",
         remember_threshold=0.2,
         night_min_reward=0.2,
-        lift_fallback=False,  # whether steering pays on a 135M model is not what is tested here
     ) as gateway:
         yield gateway
 

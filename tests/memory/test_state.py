@@ -43,8 +43,10 @@ def test_a_prompt_counts_once_per_source_and_its_first_word_stays(state: State) 
 
 def test_spaces_and_tenants_have_outcomes_of_their_own(state: State) -> None:
     for place in (("space", "default"), ("space", "other"), ("elsewhere", "default")):
+        assert state.count_outcomes(*place) == 0
         state.add_outcomes(*place, "v1/0", [("a", 0.5)], "night")
         assert state.outcomes(*place) == {"v1/0": [0.5]}
+        assert state.count_outcomes(*place) == 1
 
 
 @pytest.mark.parametrize("difference", [1.01, -1.5, math.nan, math.inf])

@@ -73,6 +73,10 @@ class RefineResult:
     agreed: tuple[Generation, Scored] | None = None
     """Best finished answer in the form the request asks for, of all that were decoded, rollouts included,
     whatever latent it came from."""
+    plain: tuple[Generation, ...] = ()
+    """Answers without a latent: the greedy one, then those that voted."""
+    start: tuple[Generation, ...] = ()
+    """The same of the latent that refining started from."""
     steps: tuple[RefineStep, ...] = ()
     usage: Usage = field(default_factory=Usage)
     unavailable: tuple[str, ...] = ()

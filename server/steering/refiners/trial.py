@@ -83,6 +83,8 @@ class Trial:
         self._spent = 0
         self._pool: list[Generation] = []
         self._plain: Scored | None = None
+        self._first_answers: dict[bool, list[Generation]] = {True: [], False: []}
+        """Before any step: of no latent, and of the start."""
         self._start: Scored | None = None
         self._best: tuple[torch.Tensor | None, Generation, Scored] | None = None
         self._finished: list[tuple[Generation, Scored]] = []
@@ -127,6 +129,8 @@ class Trial:
         answers = await self._generate(prompts, decodings, scored=len(prompts))
         voting = len(self._sides(start))
         self._pool = [*answers[:voting], *answers[len(greedy) :]]
+        for prompt, answer in zip(prompts, answers, strict=True):
+            self._first_answers[prompt.latent is None].append(answer)
         scores = await self._score(answers)
         self._plain = scores[0]
         self._best = (None, answers[0], self._plain)
@@ -293,6 +297,8 @@ class Trial:
             finished=any(answer is one for one, _ in self._finished),
             from_start=self._best_is_start,
             agreed=self._shortest_of_the_surest(),
+            plain=tuple(self._first_answers[True]),
+            start=tuple(self._first_answers[False]),
             steps=tuple(self._steps),
             usage=self._usage,
         )

@@ -32,6 +32,7 @@ class Day:
 
     engine: ScriptedEngine
     store: Any
+    state: State
     registry: PriorRegistry
     priors: ActivePrior
     remember: Remember
@@ -61,17 +62,21 @@ class Day:
         question: str = "apples How many?",
         *,
         active: bool = True,
+        pinned: bool = True,
         part: float = 1.0,
         floor: float | None = None,
     ) -> str:
-        """Publish a prior that goes `part` of the way to this topic's best answers, and swap it in."""
+        """Publish a prior that goes `part` of the way to this topic's best answers, and swap it in.
+
+        Its row speaks whatever the evidence, unless it is not `pinned`.
+        """
         prompt = rendered(self.engine, question)
         key = (await self.engine.keys([prompt.token_ids])).numpy()
         neutral, best = self.engine.neutral_latent(), self.engine.best_latent(prompt.token_ids)
         made = row(torch.lerp(neutral, best, part), key)
         version = self.registry.publish([made], {} if floor is None else {RECALL_FLOOR: floor})
         if active:
-            self.registry.activate(version, pinned=True)
+            self.registry.activate(version, pinned=pinned)
             await self.priors.refresh()
         return version
 
@@ -109,7 +114,7 @@ async def make_day(tmp_path: Path, state: State) -> AsyncIterator[MakeDay]:
             stack.push_async_callback(remember.close, 1.0)
             steering = Steering(engine, store, priors, remember, traces, settings, metrics=metrics)
             stack.push_async_callback(steering.close)
-            return Day(engine, store, registry, priors, remember, traces, steering, collectors)
+            return Day(engine, store, state, registry, priors, remember, traces, steering, collectors)
 
         yield make
 

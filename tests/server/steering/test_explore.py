@@ -92,7 +92,8 @@ async def test_what_would_be_served_has_half_the_votes_and_its_lift_is_measured(
     assert episode.start_lift > 0
     assert episode.prior_version == version
     steered = [prompt for prompt in asked if prompt.latent is not None]
-    assert (len(asked), len(steered)) == (10, 5)  # two greedy answers, eight rollouts
+    # Two greedy answers and eight rollouts, then four plain ones that are graded beside the row's.
+    assert (len(asked), len(steered)) == (14, 5)
 
 
 async def test_explorations_that_waited_keep_the_context_of_their_own_request(make_day: MakeDay) -> None:

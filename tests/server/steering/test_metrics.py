@@ -19,10 +19,12 @@ def test_names_are_prefixed_and_stable() -> None:
         "latentevolve_refine_generated_tokens",
         "latentevolve_explorations",
         "latentevolve_explore_generated_tokens",
+        "latentevolve_measurements",
         "latentevolve_verifier_calls",
         "latentevolve_episodes",
         "latentevolve_prior_swaps",
         "latentevolve_active_prior",
+        "latentevolve_prior_rows",
     }
 
 
@@ -37,3 +39,7 @@ def test_outcome_is_counted_with_its_rewards() -> None:
     assert "latentevolve_refine_generated_tokens_total 5.0" in text
     assert 'latentevolve_active_prior{version="v3"} 1.0' in text
     assert 'version="none"' not in text
+    metrics.show_standings(["serves", "on trial", "serves"])
+    text = generate_latest(registry).decode()
+    assert 'latentevolve_prior_rows{standing="serves"} 2.0' in text
+    assert 'latentevolve_prior_rows{standing="retired"} 0.0' in text

@@ -1,6 +1,7 @@
 """The active prior: swaps, pins, and versions that cannot be loaded."""
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -220,3 +221,156 @@ async def test_what_an_operator_chose_speaks_whatever_the_evidence(
     registry.release()
     assert await priors.refresh()
     assert not priors.current().covers(key)
+
+
+LATENT = np.zeros((2, 8))
+KEYS = np.eye(8, dtype=np.float32)
+
+
+def note(state: State, row_id: str, *differences: float) -> None:
+    """Note outcomes of a night."""
+    known = len(state.outcomes("space", "default").get(row_id, ()))
+    observed = [(f"night {known + n}", difference) for n, difference in enumerate(differences)]
+    state.add_outcomes("space", "default", row_id, observed, "night")
+
+
+async def test_what_the_day_observes_decides_at_once_here_and_at_the_next_look_elsewhere(
+    registry: PriorRegistry, state: State, priors: ActivePrior, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.activate(publish(registry))
+    elsewhere = ActivePrior(registry, state, poll_s=60.0, metrics=Metrics(CollectorRegistry()))
+    await priors.refresh()
+    await elsewhere.refresh()
+    with caplog.at_level(logging.INFO):
+        for number in range(7):
+            assert not priors.current().covers(KEYS[0])
+            await priors.observe(f"prompt {number}", {"v1/0": 1.0})
+        assert priors.current().covers(KEYS[0])
+        assert not elsewhere.current().covers(KEYS[0])
+        assert await elsewhere.refresh()
+        assert elsewhere.current().covers(KEYS[0])
+        for number in range(7):
+            await priors.observe(f"other {number}", {"v1/0": -1.0})
+    assert not priors.current().covers(KEYS[0])
+    assert priors.summary()["rows"]["v1/0"]["standing"] == "retired"
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("row v1/0")]
+    assert [line.split(":")[0] for line in said] == ["row v1/0 serves"] * 2 + ["row v1/0 is retired"]
+    assert "+1.00 on 7 prompts, e-value 28.7 for it" in said[0]
+
+
+async def test_prompt_counts_once_however_often_it_is_asked(
+    registry: PriorRegistry, state: State, priors: ActivePrior
+) -> None:
+    registry.activate(publish(registry))
+    await priors.refresh()
+    for _ in range(20):
+        await priors.observe("one prompt", {"v1/0": 1.0})
+    assert priors.summary()["rows"]["v1/0"]["n"] == 1
+    assert not priors.current().covers(KEYS[0])
+
+
+async def test_evidence_is_read_again_only_when_there_is_more_of_it(
+    registry: PriorRegistry, state: State, priors: ActivePrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.activate(publish(registry))
+    reads = []
+    outcomes = state.outcomes
+
+    def counted(space: str, tenant: str) -> dict[str, list[float]]:
+        reads.append(space)
+        return outcomes(space, tenant)
+
+    monkeypatch.setattr(state, "outcomes", counted)
+    for _ in range(3):
+        await priors.refresh()
+    assert len(reads) == 1
+    state.add_outcomes("space", "default", "v1/0", [("a prompt", 1.0)], "night")
+    for _ in range(3):
+        await priors.refresh()
+    assert len(reads) == 2
+
+
+async def compared(
+    registry: PriorRegistry, state: State, priors: ActivePrior, prompt: str = "another", **standings: str
+) -> list[tuple[str, str | None]]:
+    """Return what a prompt can measure of rows of several nights that cover it, by the rows' standings."""
+    rows = []
+    for version in standings:
+        rows.append(row(LATENT, KEYS[:1], id=f"{version}/0"))
+    manifest = {"learned": {row.id: [f"taught {row.id}"] for row in rows}}
+    registry.activate(registry.publish(rows, manifest))
+    for version, standing in standings.items():
+        outcomes = {"serves": (1.0,) * 7, "retired": (-1.0,) * 7, "trial": (1.0,)}[standing]
+        note(state, f"{version}/0", *outcomes)
+    await priors.refresh()
+    serving = priors.serving()
+    assert serving is not None
+    return [
+        (one.row.id, one.baseline.id if one.baseline else None)
+        for one in serving.comparisons(KEYS[0], prompt)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("standings", "found"),
+    [
+        ({"v1": "trial"}, [("v1/0", None)]),
+        ({"v1": "serves"}, [("v1/0", None)]),
+        ({"v1": "retired"}, []),
+        ({"v1": "serves", "v2": "trial"}, [("v2/0", "v1/0"), ("v1/0", None)]),
+        ({"v1": "serves", "v2": "serves"}, [("v2/0", "v1/0")]),
+        ({"v1": "trial", "v2": "serves"}, [("v2/0", None)]),
+        ({"v1": "serves", "v2": "retired", "v3": "trial"}, [("v3/0", "v1/0"), ("v1/0", None)]),
+    ],
+)
+async def test_rows_are_compared_with_what_would_answer_without_them(
+    registry: PriorRegistry,
+    state: State,
+    priors: ActivePrior,
+    standings: dict[str, str],
+    found: list[tuple[str, str | None]],
+) -> None:
+    assert await compared(registry, state, priors, **standings) == found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [
+        ("taught v1/0", []),  # also what is compared with the row that knows the answer by heart
+        ("taught v2/0", [("v1/0", None)]),
+    ],
+)
+async def test_prompt_that_a_row_has_learned_from_measures_nothing_of_it(
+    registry: PriorRegistry,
+    state: State,
+    priors: ActivePrior,
+    prompt: str,
+    found: list[tuple[str, str | None]],
+) -> None:
+    assert await compared(registry, state, priors, prompt, v1="serves", v2="trial") == found
+
+
+async def test_why_a_covered_request_is_answered_without_a_row_is_told(
+    registry: PriorRegistry, state: State, priors: ActivePrior
+) -> None:
+    version = registry.publish([row(LATENT, KEYS[:1]), row(LATENT, KEYS[1:2]), row(LATENT, KEYS[2:3])], {})
+    registry.activate(version)
+    note(state, f"{version}/1", *[-1.0] * 7)
+    note(state, f"{version}/2", *[1.0] * 7)
+    await priors.refresh()
+    serving = priors.serving()
+    assert serving is not None
+    said = [serving.silence(key) for key in KEYS[:4]]
+    assert said == ["prior-on-trial", "prior-retired", None, None]
+
+
+async def test_rows_of_a_pinned_version_speak_and_are_measured(
+    registry: PriorRegistry, state: State, priors: ActivePrior
+) -> None:
+    registry.activate(publish(registry), pinned=True)
+    await priors.refresh()
+    serving = priors.serving()
+    assert serving is not None
+    assert serving.prior.covers(KEYS[0])
+    assert [one.row.id for one in serving.comparisons(KEYS[0], "a prompt")] == ["v1/0"]
+    assert (priors.summary()["version"], priors.summary()["pinned"]) == ("v1", True)

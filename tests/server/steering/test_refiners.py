@@ -1,6 +1,7 @@
 """Refiners: they improve what can be improved, and keep to budget, deadline and seed."""
 
 import asyncio
+import random
 from dataclasses import replace
 from statistics import mean
 from types import SimpleNamespace
@@ -450,3 +451,38 @@ async def test_gradient_of_choices_is_that_under_their_grammar() -> None:
     other = replace(answers[0], text="none of them")
     await trial.gradient(engine.neutral_latent(), [(answers[0], 1.0), (other, -1.0)])
     assert told == [[Label.of(engine.answer_tokens(choices[0]), choices)]]
+
+
+@pytest.mark.parametrize(("population", "vote_tokens", "budget"), [(2, 0, None), (5, 24, None), (8, 24, 120)])
+async def test_sides_that_answer_alike_have_no_lift_on_average(
+    population: int, vote_tokens: int, budget: int | None
+) -> None:
+    """Answers of both sides are drawn alike; some are longer than an answer may be, but not than a vote."""
+    lifts = []
+    for number in range(300):
+
+        def answer(prompt: str, latent: object, decoding: object, number: int = number) -> str:
+            drawn = random.Random(f"{number} {latent is None} {decoding.seed}")  # type: ignore[attr-defined]
+            return drawn.choice(["1", "2", "3", "After a while: 1"])
+
+        engine = ScriptedEngine(answer=answer)
+        prompt = rendered(engine, max_tokens=8)
+        limits = Limits(
+            steps=0,
+            population=population,
+            max_tokens=8,
+            seed=number,
+            deadline_s=60,
+            budget_tokens=budget,
+            vote_tokens=vote_tokens,
+            start_is_served=True,
+        )
+        refiner = EvolutionRefiner(engine, Scorer.of("consistency=1", engine))
+        start, position = engine.neutral_latent(), engine.position(prompt.token_ids)
+        result = await refiner.refine(prompt, start, position, limits)
+        assert result.lift is not None
+        lifts.append(result.lift)
+    assert sum(map(bool, lifts)) > 60
+    mean = sum(lifts) / len(lifts)
+    spread = (sum((lift - mean) ** 2 for lift in lifts) / len(lifts)) ** 0.5
+    assert abs(mean) < 3 * spread / len(lifts) ** 0.5

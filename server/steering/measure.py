@@ -1,0 +1,163 @@
+"""What rows of a prior are worth on one prompt: the day's share of the evidence.
+
+Owns who votes on the label and who is graded by it. Knows nothing of standings, or of where outcomes are
+kept.
+
+A row and its baseline are graded by the consensus of plain samples and samples of the baseline that are not
+graded themselves. Nothing of the row's own votes: one that collapsed onto a wrong answer would agree with
+itself. Where a verifier answers, its scores are the outcomes.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from model.engine import Decoding, Engine, Generation, SteeredPrompt
+from model.final_answer import final_answer
+from server.steering.call import RenderedPrompt
+from server.steering.priors import Comparison
+from server.steering.refiners.trial import ROLLOUT_TEMPERATURE
+from server.steering.rewards.format import are_in_form
+from server.steering.rewards.reward import Reward, SignalUnavailableError
+
+SAMPLES = 4
+"""Sampled answers of a side that are graded, beside its greedy one; and those that vote."""
+LEAST_VOTES = 2
+"""One vote agrees with nobody."""
+
+Side = str | None
+"""A row by its id; None: no latent."""
+Answers = Mapping[Side, Sequence[Generation]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of a measurement."""
+
+    differences: Mapping[str, float]
+    """Outcome with each row less outcome of its baseline, in [-1, 1], by the row's id; those left out where
+    nothing tells right from wrong."""
+    generated_tokens: int
+
+
+async def measure(
+    engine: Engine,
+    verifier: Reward | None,
+    prompt: RenderedPrompt,
+    position: int,
+    comparisons: Sequence[Comparison],
+    given: Answers,
+    *,
+    max_tokens: int,
+    seed: int,
+) -> Measured:
+    """Return what rows are worth on a prompt.
+
+    Args:
+        engine: Samples the answers.
+        verifier: Grades them; None: labels do.
+        prompt: What was asked.
+        position: Where latents go in.
+        comparisons: The rows, and what each is compared with.
+        given: Answers of sides that there are already: the greedy one first, then sampled ones.
+        max_tokens: Longest answer that the request could be given; longer ones are worth nothing.
+        seed: Of the samples.
+
+    Raises:
+        EngineError: the engine failed.
+    """
+    answers, generated = await _sampled(engine, prompt, position, comparisons, given, max_tokens, seed)
+    graded = {side: [found[0], *found[-SAMPLES:]] for side, found in answers.items()}
+    votes = {side: found[1 : 1 + SAMPLES] for side, found in answers.items()}
+    everything = [answer for side in graded.values() for answer in side]
+    scores = await _verified(verifier, prompt, everything)
+    fits = [
+        kept and answer.finish_reason == "stop" and len(answer.token_ids) <= max_tokens
+        for answer, kept in zip(everything, await are_in_form(prompt, everything), strict=True)
+    ]
+    differences = {}
+    for one in comparisons:
+        baseline = one.baseline.id if one.baseline else None
+        worth = scores
+        if worth is None:
+            label = _consensus(prompt, [*votes[None], *(votes[baseline] if baseline else ())])
+            if label is None:
+                continue
+            worth = [float(_said(prompt, answer) == label) for answer in everything]
+        means = np.reshape(np.where(fits, worth, 0.0), (len(graded), 1 + SAMPLES)).mean(axis=1)
+        outcome = dict(zip(graded, means.tolist(), strict=True))
+        differences[one.row.id] = outcome[one.row.id] - outcome[baseline]
+    return Measured(differences, generated)
+
+
+async def _sampled(
+    engine: Engine,
+    prompt: RenderedPrompt,
+    position: int,
+    comparisons: Sequence[Comparison],
+    given: Answers,
+    max_tokens: int,
+    seed: int,
+) -> tuple[dict[Side, list[Generation]], int]:
+    """Return the answers of each side, and how many tokens were generated for those that were not given.
+
+    The greedy one comes first; of sides that vote voters follow; as many that are graded come last.
+    """
+    greedy = replace(prompt.decoding, max_tokens=max_tokens, temperature=0.0, seed=None, logprobs=False)
+    # Graded answers of all sides have the same seeds, but none that a vote has: the same luck would agree.
+    voting, graded = [
+        [
+            replace(greedy, temperature=ROLLOUT_TEMPERATURE, seed=(seed + first + number) % 2**32)
+            for number in range(SAMPLES)
+        ]
+        for first in (0, SAMPLES)
+    ]
+    rows = {row.id: row for one in comparisons for row in (one.row, one.baseline) if row is not None}
+    baselines = {one.baseline.id for one in comparisons if one.baseline is not None}
+    found: dict[Side, list[Generation]] = {}
+    prompts: list[SteeredPrompt] = []
+    decodings: list[Decoding] = []
+    asked: list[Side] = []
+    for side in (None, *rows):
+        latent = None if side is None else torch.from_numpy(np.array(rows[side].latent, dtype=np.float32))
+        wanted = [greedy, *(voting if side is None or side in baselines else ()), *graded]
+        found[side] = list(given.get(side, ()))[: len(wanted)]
+        for decoding in wanted[len(found[side]) :]:
+            prompts.append(SteeredPrompt(prompt.token_ids, latent, None if latent is None else position))
+            decodings.append(decoding)
+            asked.append(side)
+    answers = await engine.generate(prompts, decodings) if prompts else []
+    for side, answer in zip(asked, answers, strict=True):
+        found[side].append(answer)
+    return found, sum(len(answer.token_ids) for answer in answers)
+
+
+async def _verified(
+    verifier: Reward | None, prompt: RenderedPrompt, answers: Sequence[Generation]
+) -> list[float] | None:
+    """Return the verifier's scores; None where it does not have one for each of the answers."""
+    if verifier is None:
+        return None
+    try:
+        scores = await verifier.score(prompt, answers, [])
+    except SignalUnavailableError:
+        return None
+    known = [score for score in scores if score is not None]
+    return known if len(known) == len(answers) else None
+
+
+def _consensus(prompt: RenderedPrompt, voters: Sequence[Generation]) -> str | None:
+    """Return the answer that most of those share who have one; None: no two agree, or others are as many."""
+    votes = Counter(said for answer in voters if (said := _said(prompt, answer)) is not None)
+    (first, most), (_, next_most) = [*votes.most_common(2), ("", 0), ("", 0)][:2]
+    return first if most >= LEAST_VOTES and most > next_most else None
+
+
+def _said(prompt: RenderedPrompt, answer: Generation) -> str | None:
+    """Return the final answer; None of one that was cut off or says nothing to compare."""
+    if answer.finish_reason == "length":
+        return None
+    return final_answer(answer.text, prompt.decoding.choices)
