@@ -39,10 +39,15 @@ def test_every_line_of_the_example_can_be_set(tmp_path: Path) -> None:
 
 def test_none_overrules_what_the_file_says(tmp_path: Path) -> None:
     env = tmp_path / ".env"
-    env.write_text("LATENTEVOLVE_MEMORY_URL=http://qdrant:6333\nLATENTEVOLVE_BROKER_URL=redis://redis\n")
+    state = "postgresql+psycopg://user:password@postgres/state"
+    env.write_text(
+        "LATENTEVOLVE_MEMORY_URL=http://qdrant:6333\nLATENTEVOLVE_BROKER_URL=redis://redis\n"
+        f"LATENTEVOLVE_STATE_URL={state}\n"
+    )
+    assert Settings(_env_file=env).state_url == state
     assert Settings(_env_file=env).memory_url == "http://qdrant:6333"
-    settings = Settings(_env_file=env, memory_url="none", broker_url="none")
-    assert (settings.memory_url, settings.broker_url) == (None, None)
+    settings = Settings(_env_file=env, memory_url="none", broker_url="none", state_url="none")
+    assert (settings.memory_url, settings.broker_url, settings.state_url) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +80,8 @@ def test_url_is_how_this_machine_reaches_the_gateway(host: str, url: str) -> Non
         ("verifier_url", "http://host/\x01"),
         ("verifier_url", "http://\u2603.net/"),
         ("verifier_url", "http://xn--a/"),
+        ("state_url", "mysql://host/state"),
+        ("state_url", "state.db"),
         ("night_cron", "at 3"),
         ("night_cron", "99 * * * *"),
     ],

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from memory.free_space import NoRoomError
 from memory.schema import NewerStateError, migrate, outcomes, schema_version, version_of
 from memory.state import State
 from tests.memory.full_disk import Disk
+from tests.postgres_server import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -151,6 +153,36 @@ def test_what_a_block_wrote_before_it_failed_is_not_kept(state: State) -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert state.outcomes("s", "t") == {}
+
+
+def test_connections_that_the_server_has_closed_are_made_anew(postgres: PostgresServer) -> None:
+    url = postgres.database()
+    with State(url) as state, State(url) as other:
+        mine = "pid != pg_backend_pid() AND backend_type = 'client backend'"
+        with other.read() as connection:
+            connection.execute(
+                text(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {mine}")
+            )
+        assert state.outcomes("space", "default") == {}
+
+
+def test_a_trace_is_changed_and_only_so_many_are_kept(state: State) -> None:
+    for number in range(5):
+        state.write_traces([(f"{number}", {"number": number, "fate": "pending"}, b"z" * number)], {}, 3)
+    state.write_traces([], {"3": {"fate": "stored"}, "0": {"fate": "stored"}}, 3)
+    assert [state.trace(f"{number}", latent=False) for number in range(2)] == [None, None]
+    assert state.trace("3", latent=True) == ({"number": 3, "fate": "stored"}, b"zzz")
+    assert state.trace("3", latent=False) == ({"number": 3, "fate": "stored"}, None)
+
+
+def test_a_schedule_is_followed_since_it_was_first_seen(state: State, state_url: str) -> None:
+    first, later = datetime(2026, 11, 26, 12, 0, 0, 5, UTC), datetime(2026, 11, 27, 3, tzinfo=UTC)
+    assert state.follow("space", "0 3 * * *", first) == first
+    with State(state_url) as other:
+        assert other.follow("space", "0 3 * * *", later) == first
+        assert other.follow("another", "0 3 * * *", later) == later
+        assert other.follow("space", "0 5 * * *", later) == later, "another schedule"
+        assert other.follow("space", "0 5 * * *", first) == first, "the clock was ahead"
 
 
 def test_a_database_that_others_lock_is_an_error_of_the_memory(

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import uuid
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -11,6 +12,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from memory.episode import StoreUnavailableError
+from memory.state import State
 from tests.server.api.conftest import CHAT, Serve, Served
 
 JSON = {"content-type": "application/json"}
@@ -174,6 +176,26 @@ async def test_error_inside_vllm_still_tells_what_ran(served: Served) -> None:
 async def test_request_id_that_could_break_a_log_is_replaced(served: Served, offered: str | bytes) -> None:
     answer = await served.http.get("/healthz", headers={"x-request-id": offered})
     assert len(answer.headers["x-request-id"]) == 32
+
+
+async def test_state_that_is_away_is_a_503_and_answers_go_on(served: Served) -> None:
+    tables = ("nights", "labels", "traces")
+    for table in tables:
+        rename(served.gateway.state, table, f"no_{table}")
+    for path in ("/v1/consolidations", "/v1/priors", f"/v1/latent/traces/{uuid.uuid4()}"):
+        answer = await served.http.get(path)
+        assert answer.status_code == 503, path
+        assert answer.json()["error"]["message"].startswith("the state does not answer: ")
+    answer = await served.chat()
+    assert answer.status_code == 200
+    for table in tables:
+        rename(served.gateway.state, f"no_{table}", table)
+    assert (await served.http.get("/v1/priors")).status_code == 200
+
+
+def rename(state: State, old: str, new: str) -> None:
+    with state.write() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")
 
 
 async def test_store_that_is_away_is_a_503(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from memory.edge_store import EdgeStore
 from memory.free_space import MIB, FreeSpace
 from model.scripted_engine import ScriptedEngine
 from server.steering.store_access import THREADS
+from tests.postgres_server import PostgresServer
 from tests.server.api.conftest import CheckFound, Parts, Serve, Served
 from tests.tables import row
 
@@ -249,6 +250,22 @@ async def test_night_is_queued_once(serve: Serve) -> None:
     assert night["id"] in again.json()["error"]["message"]
     assert (await served.http.get(f"/v1/consolidations/{night['id']}")).json() == night
     assert (await served.http.get("/v1/consolidations")).json() == {"consolidations": [night]}
+
+
+async def test_gateways_on_one_postgresql_database_know_of_each_others_nights_and_traces(
+    serve: Serve, tmp_path: Path, postgres: PostgresServer
+) -> None:
+    shared = {"state_url": postgres.database(), "night_min_episodes": 4, "night_min_reward": 0}
+    one, other = [await serve(data_dir=tmp_path / name, **shared) for name in ("one", "other")]
+    await remember(one, 5)
+    night = (await one.http.post("/v1/consolidations")).json()
+    assert night["state"] == "queued"
+    assert (await other.http.post("/v1/consolidations")).status_code == 409
+    assert (await other.http.get("/v1/consolidations")).json() == {"consolidations": [night]}
+    answer = await one.chat()
+    assert await one.gateway.traces.drain()
+    path = f"/v1/latent/traces/{answer.headers['x-latent-trace']}"
+    assert (await other.http.get(path)).json() == (await one.http.get(path)).json()
 
 
 async def test_night_with_too_little_is_skipped_and_says_why(served: Served) -> None:
