@@ -141,7 +141,9 @@ def _engine(url: URL) -> Engine:
     to_json = partial(json.dumps, ensure_ascii=True, allow_nan=False)
     try:
         if url.get_backend_name() == "sqlite":
-            engine = create_engine(url, connect_args={"timeout": WAIT_S}, json_serializer=to_json)
+            engine = create_engine(
+                url, pool_timeout=WAIT_S, connect_args={"timeout": WAIT_S}, json_serializer=to_json
+            )
             event.listen(engine, "connect", _set_up_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
@@ -152,6 +154,7 @@ def _engine(url: URL) -> Engine:
         }
         return create_engine(
             url,
+            pool_timeout=WAIT_S,
             pool_pre_ping=True,
             connect_args={
                 "connect_timeout": int(WAIT_S),
