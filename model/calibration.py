@@ -73,3 +73,30 @@ def label_of(engine: Engine, choices: tuple[str, ...], probabilities: NDArray[np
         tuple(float(probabilities[at]) / total for at in chosen),
         choices,
     )
+
+
+async def label_probability(
+    engine: Engine, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]
+) -> NDArray[np.float64]:
+    """Return how probable answers in the sense of the labels are, (n,): the sum over the choices of what label
+    and model give them.
+
+    Raises:
+        UnsupportedError: the engine has no gradient worker.
+        EngineError: it failed.
+    """
+    rows = [
+        (at, probability, prompt, answer)
+        for at, (prompt, label) in enumerate(zip(prompts, labels, strict=True))
+        for answer, probability in zip(label.answers, label.probabilities, strict=True)
+    ]
+    found = np.zeros(len(prompts))
+    for start in range(0, len(rows), _ROWS_PER_CALL):
+        part = rows[start : start + _ROWS_PER_CALL]
+        values = await engine.log_likelihood(
+            [prompt for _, _, prompt, _ in part],
+            [Label.of(answer, labels[at].choices) for at, _, _, answer in part],
+        )
+        for (at, probability, _, _), value in zip(part, values.double().exp().tolist(), strict=True):
+            found[at] += probability * min(value, 1.0)
+    return found

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.engine import Decoding, Engine, Generation, Label, SteeredPrompt
+from model.calibration import label_probability
+from model.engine import Decoding, Engine, Generation, SteeredPrompt
 from model.final_answer import boxed, final_answer
 from worker.dataset import Example
 
@@ -49,21 +50,12 @@ async def outcomes(
     found = np.zeros(len(examples))
     held = [at for at, example in enumerate(examples) if example.choices]
     free = [at for at, example in enumerate(examples) if not example.choices]
-    rows = [
-        (at, answer, probability)
-        for at in held
-        for answer, probability in zip(
-            examples[at].label.answers, examples[at].label.probabilities, strict=True
+    if held:
+        found[held] = await label_probability(
+            engine,
+            [SteeredPrompt(examples[at].prompt, latents[at]) for at in held],
+            [examples[at].label for at in held],
         )
-    ]
-    for start in range(0, len(rows), _ROWS_PER_CALL):
-        part = rows[start : start + _ROWS_PER_CALL]
-        values = await engine.log_likelihood(
-            [SteeredPrompt(examples[at].prompt, latents[at]) for at, _, _ in part],
-            [Label.of(answer, examples[at].choices) for at, answer, _ in part],
-        )
-        for (at, _, probability), value in zip(part, values.double().exp().tolist(), strict=True):
-            found[at] += probability * min(value, 1.0)
     each = samples + 1
     per_call = max(1, _ROWS_PER_CALL // each)
     for start in range(0, len(free), per_call):
