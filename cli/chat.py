@@ -78,9 +78,12 @@ class Chat:
         max_tokens: int | None = None,
         temperature: float | None = None,
         choices: Sequence[str] = (),
+        explore: bool = False,
         on_text: Callable[[str], None] = lambda _text: None,
     ) -> Answer:
         """Stream one answer, one of `choices` when there are any, telling `on_text` each piece.
+
+        With `explore` the server samples further answers afterwards, and measures rows that are on trial.
 
         Raises:
             CommandError: nobody answers, or the gateway refuses the request.
@@ -100,7 +103,7 @@ class Chat:
                 options[name] = value
         extra: dict[str, Any] = {}
         if effort is not None:
-            extra["latent"] = {"effort": effort}
+            extra["latent"] = {"effort": effort, **({"explore": True} if explore else {})}
         if choices:
             extra["structured_outputs"] = {"choice": list(choices)}
         options["extra_body"] = extra

@@ -23,6 +23,7 @@ from cli.demonstration.report import (
     show_day,
     show_examples,
     show_harm,
+    show_rows,
     show_second_day,
     show_summary,
 )
@@ -38,6 +39,8 @@ from cli.screen import Screen
 
 UNRELATED = EXAMPLES / "unrelated.jsonl"
 UNRELATED_TOKENS = 48
+TRIAL_STEP = 12
+"""Questions between two looks at what is on trial."""
 
 
 def demo(
@@ -46,6 +49,9 @@ def demo(
     ] = EXAMPLES / "topics.jsonl",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of day 1.")] = 72,
     held_out: Annotated[int, typer.Option("--held-out", min=2, help="New questions of day 2.")] = 48,
+    trial: Annotated[
+        int, typer.Option("--trial", min=0, help="Most questions of day 2 that measure what is on trial.")
+    ] = 36,
     unrelated: Annotated[int, typer.Option("--unrelated", min=1, help="Prompts unlike the stream.")] = 12,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 8,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests at a time.")] = 4,
@@ -65,7 +71,7 @@ def demo(
     """Show the loop: remember by day, consolidate by night, answer new questions; rigs nothing."""
     screen = Screen(as_json)
     items = read_items(data)
-    first, second = split(items, limit, held_out, seed)
+    first, second, others = split(items, limit, held_out, seed)
     prompts = read_prompts(UNRELATED)[:unrelated]
     overrides = given(model=model, cache_dir=cache_dir)
     check_folder(report, "--report")
@@ -79,7 +85,7 @@ def demo(
         with stack:
             settings = load_settings(**overrides, gateway_url=address, api_key=api_key)
             with Gateway(settings) as gateway, Chat(settings, gateway.models()[0]) as chat:
-                found = show.run(gateway, chat, first, second, prompts)
+                found = show.run(gateway, chat, first, others[:trial], second, prompts)
     except KeyboardInterrupt:
         screen.note("interrupted", "yellow")
         raise typer.Exit(INTERRUPTED) from None
@@ -112,9 +118,18 @@ class Demonstration:
         self._timings: dict[str, float] = {}
 
     def run(
-        self, gateway: Gateway, chat: Chat, first: list[Item], second: list[Item], prompts: list[str]
+        self,
+        gateway: Gateway,
+        chat: Chat,
+        first: list[Item],
+        others: list[Item],
+        second: list[Item],
+        prompts: list[str],
     ) -> dict[str, Any]:
-        """Run day 1, the night, day 2 and the unlike prompts; show and return what was found."""
+        """Run day 1, the night, day 2 and the unlike prompts; show and return what was found.
+
+        In the morning of day 2 `others` are asked, as long as what the night has learned is on trial.
+        """
         before = _episodes(gateway)
         self._screen.line(f"model {chat.model}, {before} episodes remembered so far")
         self._heading(f"Day 1: {len(first)} questions at effort medium; their answers are never sent")
@@ -127,6 +142,9 @@ class Demonstration:
         with self.timed("night"), PhaseProgress(self._screen) as progress:
             night = follow_night(gateway, start_night(gateway), NightProgress(self._screen, progress).show)
         show_night(self._screen, night)
+
+        with self.timed("trial"):
+            trial = self._trial(chat, gateway, others)
 
         self._heading(f"Day 2: {len(second)} new questions")
         with self.timed("day 2"):
@@ -150,6 +168,7 @@ class Demonstration:
             "episodes_after": _episodes(gateway),
             "day_1": day_1,
             "night": night,
+            "trial": trial,
             "day_2": {"passes": passes, "comparison": compared},
             "unrelated": unlike,
             "timings_s": self._timings,
@@ -162,7 +181,23 @@ class Demonstration:
         yield
         self._timings[name] = time.monotonic() - started
 
-    def _day(self, chat: Chat, gateway: Gateway, items: list[Item], effort: str) -> Tally:
+    def _trial(self, chat: Chat, gateway: Gateway, items: list[Item]) -> dict[str, Any]:
+        """Ask questions that the server explores while any row is on trial; return how many, and the rows."""
+        asked = 0
+        rows = _rows(gateway)
+        if items and _on_trial(rows):
+            self._heading("Day 2, morning: what the night has learned is on trial")
+        while asked < len(items) and _on_trial(rows):
+            some = items[asked : asked + TRIAL_STEP]
+            self._day(chat, gateway, some, "low", explore=True)
+            asked += len(some)
+            rows = _rows(gateway)
+            show_rows(self._screen, rows)
+        return {"questions": asked, "rows": rows}
+
+    def _day(
+        self, chat: Chat, gateway: Gateway, items: list[Item], effort: str, *, explore: bool = False
+    ) -> Tally:
         with PhaseProgress(self._screen) as progress:
             return run_day(
                 chat,
@@ -175,6 +210,7 @@ class Demonstration:
                 on_reply=lambda tally: progress.update(
                     f"effort {effort}", len(tally.replies), len(items), tally.line()
                 ),
+                explore=explore,
             )
 
     def _unlike(self, chat: Chat, gateway: Gateway, prompts: list[str]) -> dict[str, Any]:
@@ -199,6 +235,15 @@ class Demonstration:
     def _heading(self, text: str) -> None:
         self._screen.line()
         self._screen.line(text, "bold")
+
+
+def _rows(gateway: Gateway) -> dict[str, Any]:
+    """Return the evidence about each row of the active prior."""
+    return dict((gateway.get("/v1/memory/stats").get("prior") or {}).get("rows") or {})
+
+
+def _on_trial(rows: dict[str, Any]) -> bool:
+    return any(found["standing"] == "on trial" for found in rows.values())
 
 
 def _episodes(gateway: Gateway) -> int:

@@ -78,8 +78,9 @@ def label_of(engine: Engine, choices: tuple[str, ...], probabilities: NDArray[np
 async def label_probability(
     engine: Engine, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]
 ) -> NDArray[np.float64]:
-    """Return how probable answers in the sense of the labels are, (n,): the sum over the choices of what label
-    and model give them.
+    """Return how probable answers in the sense of the labels are, (n,).
+
+    That is the sum over the choices of what label and model give them.
 
     Raises:
         UnsupportedError: the engine has no gradient worker.

@@ -117,12 +117,23 @@ def run_day(
     max_tokens: int,
     concurrency: int,
     on_reply: Callable[[Tally], None],
+    explore: bool = False,
 ) -> Tally:
-    """Ask every question, greedily, `concurrency` at a time; replies are kept in the order of questions."""
+    """Ask every question, greedily, `concurrency` at a time; replies are kept in the order of questions.
+
+    With `explore` a question has been explored, too, before another one takes its turn.
+    """
 
     def ask(question: str, allowed: Sequence[str]) -> Reply:
-        answer = chat.ask(question, effort=effort, max_tokens=max_tokens, temperature=0.0, choices=allowed)
-        return Reply(question, answer, gateway.settled_trace(answer.trace_id))
+        answer = chat.ask(
+            question,
+            effort=effort,
+            max_tokens=max_tokens,
+            temperature=0.0,
+            choices=allowed,
+            explore=explore,
+        )
+        return Reply(question, answer, gateway.settled_trace(answer.trace_id, 120.0 if explore else 20.0))
 
     done = Tally()
     pool = ThreadPoolExecutor(concurrency)

@@ -5,18 +5,20 @@ steering: a night that was refused, a lower accuracy and a changed answer are sh
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cli.demonstration.day import Tally
 from cli.demonstration.score import Scorer, paired_interval
 from cli.demonstration.stream import Item
-from cli.screen import Screen, printable
+from cli.evidence import proof
+from cli.screen import Screen, bar, printable
 
 EXAMPLES_SHOWN = 6
 ANSWERS_SHOWN = 5
 """Most frequent answers of a pass: whether steering answers everything alike shows there."""
 WIDTH = 44
+BAR = 40
 
 
 def accuracy(tally: Tally, items: Sequence[Item], scorer: Scorer) -> dict[str, Any]:
@@ -142,28 +144,47 @@ def show_harm(screen: Screen, found: dict[str, Any]) -> None:
         screen.line(f"  changed ({change['mode']}): {short(change['question'], 90)}", "yellow")
 
 
+def show_rows(screen: Screen, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write where each row stands."""
+    for row, found in rows.items():
+        screen.line(
+            f"{row}: {found['mean']:+.2f} on {found['n']} prompts, evidence {proof(found)} of 20,"
+            f" {found['standing']}"
+        )
+
+
 def show_summary(screen: Screen, report: dict[str, Any]) -> None:
-    """Write the whole demo in a few lines."""
+    """Write the whole demo as one table, and its accuracies as a picture."""
     day, night, compared = report["day_1"], report["night"], report["day_2"]["comparison"]
-    passes = report["day_2"]["passes"]
-    screen.line()
-    screen.line("Summary", "bold")
-    screen.line(
-        f"remembered {day['stored']} of {day['questions']} answers on day 1,"
-        f" {day['stored_right']} of them right"
-    )
+    plain, low = (report["day_2"]["passes"][effort] for effort in ("none", "low"))
+    harmed, trial = report["unrelated"], report["trial"]
     version = f" {night['version']}" if night.get("version") else ""
-    screen.line(f"night: {night['state']}{version}")
-    screen.line(
-        f"accuracy on {passes['none']['questions']} held-out questions:"
-        f" {100 * passes['none']['accuracy']:.1f} % plain,"
-        f" {100 * passes['low']['accuracy']:.1f} % at effort low"
-        f" ({100 * compared['low']:+.1f} … {100 * compared['high']:+.1f} points at 95 %)"
+    standing = ", ".join(f"{row} {found['standing']}" for row, found in trial["rows"].items())
+    screen.line()
+    rows = [
+        ("day 1", f"{day['questions']} questions at effort medium, {day['stored']} answers remembered"),
+        ("night", f"{night['state']}{version}"),
+        ("trial", f"{trial['questions']} questions explored in the morning; {standing or 'nothing to try'}"),
+        ("held out", f"{plain['right']} of {plain['questions']} right plain, {low['right']} at effort low"),
+        (
+            "difference",
+            f"{100 * compared['difference']:+.0f} points"
+            f" ({100 * compared['low']:+.0f} … {100 * compared['high']:+.0f} at 95 %),"
+            f" {compared['newly_right']} newly right, {compared['newly_wrong']} newly wrong",
+        ),
+        ("unlike prompts", f"{harmed['identical']} of {harmed['prompts']} answers unchanged"),
+        ("time", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["timings_s"].items())),
+    ]
+    screen.table(("summary", ""), rows)
+    screen.line()
+    shares = (
+        ("plain", plain["accuracy"]),
+        ("the search of day 1, other questions", day["accuracy"]),
+        ("effort low, one pass, after the night", low["accuracy"]),
     )
-    harmed = report["unrelated"]
-    screen.line(f"unlike prompts unchanged: {harmed['identical']} of {harmed['prompts']}")
-    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["timings_s"].items())
-    screen.line(f"times: {times}")
+    width = max(len(name) for name, _ in shares)
+    for name, share in shares:
+        screen.line(f"{name:<{width}}  {bar(share, BAR):░<{BAR}} {100 * share:.0f} % right")
     screen.line("one run with one seed: the interval says how far to trust it")
 
 

@@ -48,8 +48,10 @@ def read_prompts(path: Path) -> list[str]:
     return [_question(path, number, row) for number, row in _rows(path)]
 
 
-def split(items: list[Item], first: int, second: int, seed: int) -> tuple[list[Item], list[Item]]:
-    """Return `first` items and `second` other ones, drawn with a seed; no question is on both sides.
+def split(items: list[Item], first: int, second: int, seed: int) -> tuple[list[Item], list[Item], list[Item]]:
+    """Return `first` items, `second` other ones and those that are left, drawn with a seed.
+
+    No question is in two of them.
 
     Raises:
         CommandError: exit code 2 when there are too few different questions.
@@ -63,7 +65,7 @@ def split(items: list[Item], first: int, second: int, seed: int) -> tuple[list[I
             USAGE,
         )
     random.Random(seed).shuffle(different)
-    return different[:first], different[first : first + second]
+    return different[:first], different[first : first + second], different[first + second :]
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, object]]]:

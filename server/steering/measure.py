@@ -5,7 +5,8 @@ kept.
 
 A row and its baseline are graded by the consensus of plain samples and samples of the baseline that are not
 graded themselves. Nothing of the row's own votes: one that collapsed onto a wrong answer would agree with
-itself. Where a verifier answers, its scores are the outcomes.
+itself. A prompt that is held to choices is labelled and graded by their probabilities, as by night. Where a
+verifier answers, its scores are the outcomes.
 """
 
 from collections import Counter
@@ -15,6 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from memory.prior import Row
+from model.calibration import calibrated, choice_logits, label_of, label_probability
 from model.engine import Decoding, Engine, Generation, SteeredPrompt
 from model.final_answer import final_answer
 from server.steering.call import RenderedPrompt
@@ -69,6 +72,13 @@ async def measure(
     Raises:
         EngineError: the engine failed.
     """
+    chosen: dict[str, float] = {}
+    if verifier is None and (choices := prompt.decoding.choices):
+        known = [one for one in comparisons if choices in one.row.leanings]
+        chosen = await _by_probability(engine, prompt, position, choices, known)
+        comparisons = [one for one in comparisons if one not in known]
+        if not comparisons:
+            return Measured(chosen, 0)
     answers, generated = await _sampled(engine, prompt, position, comparisons, given, max_tokens, seed)
     graded = {side: [found[0], *found[-SAMPLES:]] for side, found in answers.items()}
     votes = {side: found[1 : 1 + SAMPLES] for side, found in answers.items()}
@@ -78,7 +88,7 @@ async def measure(
         kept and answer.finish_reason == "stop" and len(answer.token_ids) <= max_tokens
         for answer, kept in zip(everything, await are_in_form(prompt, everything), strict=True)
     ]
-    differences = {}
+    differences = dict(chosen)
     for one in comparisons:
         baseline = one.baseline.id if one.baseline else None
         worth = scores
@@ -91,6 +101,39 @@ async def measure(
         outcome = dict(zip(graded, means.tolist(), strict=True))
         differences[one.row.id] = outcome[one.row.id] - outcome[baseline]
     return Measured(differences, generated)
+
+
+async def _by_probability(
+    engine: Engine,
+    prompt: RenderedPrompt,
+    position: int,
+    choices: tuple[str, ...],
+    comparisons: Sequence[Comparison],
+) -> dict[str, float]:
+    """Return how much more probable rows make the label of a prompt that is held to `choices`, as the night does.
+
+    The label is what the plain model thinks of the choices, less what it leans to: a vote would hold the lean
+    for the truth. Nothing is returned of rows for which it is too unsure.
+    """
+    if not comparisons:
+        return {}
+    plain = await choice_logits(engine, [SteeredPrompt(prompt.token_ids)], choices)  # (1, choices)
+    found = {}
+    for one in comparisons:
+        label = label_of(engine, choices, calibrated(plain, np.array(one.row.leanings[choices]))[0])
+        if label is None:
+            continue
+        sides = [_prompt(prompt, position, row) for row in (one.row, one.baseline)]
+        ours, theirs = await label_probability(engine, sides, [label, label])
+        found[one.row.id] = float(np.clip(ours - theirs, -1, 1))
+    return found
+
+
+def _prompt(prompt: RenderedPrompt, position: int, row: Row | None) -> SteeredPrompt:
+    if row is None:
+        return SteeredPrompt(prompt.token_ids)
+    latent = torch.from_numpy(np.array(row.latent, dtype=np.float32))
+    return SteeredPrompt(prompt.token_ids, latent, position)
 
 
 async def _sampled(
@@ -122,11 +165,11 @@ async def _sampled(
     decodings: list[Decoding] = []
     asked: list[Side] = []
     for side in (None, *rows):
-        latent = None if side is None else torch.from_numpy(np.array(rows[side].latent, dtype=np.float32))
+        steered = _prompt(prompt, position, None if side is None else rows[side])
         wanted = [greedy, *(voting if side is None or side in baselines else ()), *graded]
         found[side] = list(given.get(side, ()))[: len(wanted)]
         for decoding in wanted[len(found[side]) :]:
-            prompts.append(SteeredPrompt(prompt.token_ids, latent, None if latent is None else position))
+            prompts.append(steered)
             decodings.append(decoding)
             asked.append(side)
     answers = await engine.generate(prompts, decodings) if prompts else []

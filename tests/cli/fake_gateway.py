@@ -55,6 +55,9 @@ EVIDENCE = {
 }
 
 
+SERVING = {"n": 28, "mean": 0.31, "e_value": 44.9, "e_against": 0.2, "standing": "serves"}
+
+
 @dataclass
 class FakeGateway:
     """State and behaviour that a test sets before it runs a command."""
@@ -75,6 +78,8 @@ class FakeGateway:
     active: str | None = "v1"
     pinned: bool = False
     versions: list[str] = field(default_factory=lambda: ["v1", "v2"])
+    rows: dict[str, Any] = field(default_factory=lambda: {"v1/0": dict(SERVING)})
+    """Evidence about rows of the active prior."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of chat completions."""
     url: str = ""
@@ -142,19 +147,6 @@ class FakeGateway:
                         "oldest": "2031-01-01T00:00:00+00:00",
                         "newest": "2031-01-02T00:00:00+00:00",
                     }
-                },
-                "prior": {
-                    "version": "v2",
-                    "pinned": False,
-                    "rows": {
-                        "v1/0": {
-                            "n": 28,
-                            "mean": 0.31,
-                            "e_value": 44.9,
-                            "e_against": 0.2,
-                            "standing": "serves",
-                        }
-                    },
                 },
                 "requests": {"total": 10, "steered": 4, "by_mode": {"plain": 6, "recall": 4}},
                 "hit_rate": 0.5,

@@ -80,7 +80,7 @@ def test_refused_night_and_lost_accuracy_are_shown_like_a_success(
     assert ran.code == 0, "a refusal is a result"
     assert "refused: v1 is proven worse" in ran.out
     assert "v1/0 is retired" in ran.out
-    assert "night: refused v1" in ran.out
+    assert "refused v1" in ran.out
     report = json.loads(path.read_text())
     assert report["night"]["state"] == "refused"
     assert report["day_2"]["passes"]["low"]["accuracy"] == 0.0
@@ -91,9 +91,9 @@ def test_json_is_one_document(run: Run, gateway: FakeGateway, stream: Path) -> N
     ran = run(*options(gateway, stream), "--json")
     report = json.loads(ran.out)
     assert report["night"]["state"] == "skipped"
-    assert set(report["timings_s"]) == {"start", "day 1", "night", "day 2", "unlike prompts", "all"}
+    assert set(report["timings_s"]) == {"start", "day 1", "night", "trial", "day 2", "unlike prompts", "all"}
     assert report["unrelated"]["identical"] == 3
-    assert "Summary" in ran.err
+    assert "summary" in ran.err
 
 
 def test_pipe_gets_plain_lines(run: Run, gateway: FakeGateway, stream: Path) -> None:
@@ -107,7 +107,7 @@ def test_terminal_gets_bars(gateway: FakeGateway, stream: Path) -> None:
     gateway.nights = [record("promoted", version="v1", evidence=EVIDENCE)]
     seen = on_terminal(options(gateway, stream), {}).read()
     assert "━" in seen
-    assert "Summary" in seen
+    assert "summary" in seen
 
 
 def test_too_short_a_stream_is_wrong_usage_before_anything_starts(
@@ -125,3 +125,36 @@ def test_report_that_could_not_be_written_is_said_before_anything_starts(
     assert ran.code == 2
     assert f"no folder {tmp_path / 'missing'}" in ran.err
     assert gateway.asked == []
+
+
+def test_what_is_on_trial_is_explored_in_the_morning_until_it_stands(
+    run: Run, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    path = tmp_path / "stream.jsonl"
+    path.write_text("\n".join(json.dumps({"question": f"q{n}", "answer": 1}) for n in range(60)))
+    found = {"n": 14, "mean": 0.2, "e_value": 6.0, "e_against": 0.2, "standing": "on trial"}
+    gateway.rows, gateway.nights = {"v1/0": found}, [record("on trial", version="v1", evidence=EVIDENCE)]
+    ran = run(*options(gateway, path), "--trial", "30")
+    explored = [body for body in gateway.asked if body["latent"].get("explore")]
+    assert len(explored) == 30
+    assert "v1/0: +0.20 on 14 prompts, evidence 6 of 20, on trial" in ran.out
+    held_out = [body for body in gateway.asked if body["latent"]["effort"] == "none"]
+    asked = {body["messages"][0]["content"] for body in explored}
+    assert not asked & {body["messages"][0]["content"] for body in held_out}
+
+    gateway.asked.clear()
+    gateway.rows = {"v1/0": found | {"standing": "serves"}}
+    run(*options(gateway, path), "--trial", "30")
+    assert not [body for body in gateway.asked if body["latent"].get("explore")]
+
+
+def test_summary_ends_with_a_picture_of_what_was_right(run: Run, gateway: FakeGateway, stream: Path) -> None:
+    gateway.nights = [record("promoted", version="v1", evidence=EVIDENCE)]
+    lines = run(*options(gateway, stream)).out.splitlines()
+    bars = [line for line in lines if line.endswith("% right")]
+    assert [line.split("  ")[0].strip() for line in bars] == [
+        "plain",
+        "the search of day 1, other questions",
+        "effort low, one pass, after the night",
+    ]
+    assert all(line.count("█") + line.count("░") == 40 for line in bars)

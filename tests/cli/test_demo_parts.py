@@ -52,9 +52,9 @@ def test_thousands_may_be_grouped_and_answers_may_be_text() -> None:
 
 def test_no_question_is_on_both_sides_of_the_split() -> None:
     items = [Item(f"q{n % 30}", "World") for n in range(60)]
-    first, second = split(items, 20, 10, seed=3)
+    first, second, left = split(items, 20, 10, seed=3)
     assert len({item.question for item in first} | {item.question for item in second}) == 30
-    assert split(items, 20, 10, seed=3) == (first, second)
+    assert split(items, 20, 10, seed=3) == (first, second, left)
 
 
 def test_split_says_how_many_questions_are_missing() -> None:
