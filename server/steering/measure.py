@@ -110,10 +110,10 @@ async def _by_probability(
     choices: tuple[str, ...],
     comparisons: Sequence[Comparison],
 ) -> dict[str, float]:
-    """Return how much more probable rows make the label of a prompt that is held to `choices`, as the night does.
+    """Return how much more probable rows make the label of a prompt that is held to `choices`.
 
-    The label is what the plain model thinks of the choices, less what it leans to: a vote would hold the lean
-    for the truth. Nothing is returned of rows for which it is too unsure.
+    As by night, the label is what the plain model thinks of the choices, less what it leans to: a vote would
+    hold the lean for the truth. Nothing is returned of rows for which it is too unsure.
     """
     if not comparisons:
         return {}

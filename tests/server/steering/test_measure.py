@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from memory.prior import Row
-from model.engine import Decoding, Generation
+from model.engine import Decoding, Generation, Label, SteeredPrompt
 from model.scripted_engine import ScriptedEngine
 from server.steering.call import RenderedPrompt
 from server.steering.measure import SAMPLES, Measured, measure
@@ -158,3 +159,42 @@ async def test_verifier_that_does_not_judge_every_answer_leaves_it_to_the_consen
     model = Model({None: "4", "v1/0": "6"})
     found = await model.measure(Comparison(model.made(1), None), verifier=verifier)
     assert found.differences == {"v1/0": -1.0}
+
+
+async def test_choices_are_labelled_by_what_the_model_thinks_less_what_it_leans_to() -> None:
+    """A vote would say `no`, for the plain model says so to everything."""
+
+    class Leaning(Model):
+        async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> Any:
+            believes = {None: (0.3, 0.7), 1: (0.8, 0.2), 2: (0.1, 0.9)}
+            yes = self.answer_tokens("yes")
+            sides = [None if prompt.latent is None else int(prompt.latent[0, 0]) for prompt in prompts]
+            return torch.tensor(
+                [
+                    np.log(believes[side][0 if label.answers == (yes,) else 1])
+                    for side, label in zip(sides, labels, strict=True)
+                ]
+            )
+
+    model = Leaning({None: "no"})
+    held = replace(rendered(model), decoding=Decoding(8, choices=("yes", "no")))
+    # It says `no` nine times of ten, so that three in ten for `yes` means yes.
+    leanings = {("yes", "no"): (float(np.log(0.1 / 0.5)), float(np.log(0.9 / 0.5)))}
+    good, bad = (replace(model.made(number), leanings=leanings) for number in (1, 2))
+    found = await model.measure(Comparison(good, None), Comparison(bad, good), prompt=held)
+    yes = 0.3 / 0.1 / (0.3 / 0.1 + 0.7 / 0.9)
+    assert found.differences["v1/0"] == pytest.approx(yes * (0.8 - 0.3) + (1 - yes) * (0.2 - 0.7), abs=1e-3)
+    assert found.differences["v2/0"] == pytest.approx(yes * (0.1 - 0.8) + (1 - yes) * (0.9 - 0.2), abs=1e-3)
+    assert model.asked == []
+    assert found.generated_tokens == 0
+
+
+async def test_choices_that_nothing_tells_apart_measure_nothing() -> None:
+    class Unsure(Model):
+        async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> Any:
+            return torch.full((len(prompts),), float(np.log(0.5)))
+
+    model = Unsure({None: "no"})
+    held = replace(rendered(model), decoding=Decoding(8, choices=("yes", "no")))
+    row = replace(model.made(1), leanings={("yes", "no"): (0.0, 0.0)})
+    assert (await model.measure(Comparison(row, None), prompt=held)).differences == {}
