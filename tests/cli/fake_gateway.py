@@ -148,6 +148,7 @@ class FakeGateway:
                         "newest": "2031-01-02T00:00:00+00:00",
                     }
                 },
+                "prior": {"version": self.active, "pinned": self.pinned, "rows": self.rows},
                 "requests": {"total": 10, "steered": 4, "by_mode": {"plain": 6, "recall": 4}},
                 "hit_rate": 0.5,
                 "pending_writes": 0,
