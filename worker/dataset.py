@@ -44,6 +44,11 @@ MOST = 1024
 ENOUGH_TO_HOLD_OUT = 48
 """Groups held out from which on one training is judged by them; with fewer, halves judge each other."""
 
+UNKNOWN = 4.0
+"""How often each choice counts as known before anything is. Of 160 headlines, five that were checked:
+labels are right as often on equally frequent classes as before, and on 85 % of one class 84 instead of 52
+%; with one instead of four, the five cost twelve points on equal classes (docs/log.md)."""
+
 VERIFIER = "verifier"
 """Signal of an answer that was checked."""
 
@@ -316,8 +321,8 @@ async def _labelled(
 
 
 def _frequencies(examples: Sequence[Example], choices: Sequence[str]) -> NDArray[np.float64]:
-    """Return how often each choice is right among those that are known, every one counted once more."""
-    counts = np.ones(len(choices))
+    """Return how often each choice is right among those that are known, each counted `UNKNOWN` times more."""
+    counts = np.full(len(choices), UNKNOWN)
     for example in examples:
         if example.known:
             counts[choices.index(example.answer)] += 1

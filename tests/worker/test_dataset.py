@@ -198,7 +198,7 @@ def test_choices_that_nothing_tells_apart_teach_nothing(tmp_path: Path) -> None:
 
 def test_a_verifiers_word_stands_above_the_models(tmp_path: Path) -> None:
     engine = ChoosingEngine()
-    beliefs = [[0.9, 0.04, 0.03, 0.03]] * 6 + [[0.1, 0.8, 0.05, 0.05]] * 6
+    beliefs = [[0.9, 0.04, 0.03, 0.03]] * 6 + [[0.1, 0.84, 0.03, 0.03]] * 6
     first, *others = choosing_episodes(engine, beliefs)
     checked = replace(
         first, answer_text="bird", answer_token_ids=engine.answer_tokens("bird"), signals={"verifier": 1.0}
