@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from memory.episode import Array, LatentMemoryError, prompt_digest
-from model.engine import Engine, EngineError
+from model.engine import Engine, EngineError, UnsupportedError
 from model.space import LatentRejectedError
 from server.steering.call import SteeringCall, current_call
 from server.steering.measure import measure
@@ -224,6 +224,9 @@ class Explorer:
                 )
             self._metrics.explored_tokens.inc(found.generated_tokens)
             await self._priors.observe(prompt_digest(prompt), found.differences)
+        except UnsupportedError:  # of what this engine cannot do nobody has to hear with every request
+            self._metrics.measurements.labels("unsupported").inc()
+            return {}
         except (EngineError, LatentRejectedError, LatentMemoryError, TimeoutError) as error:
             logger.warning("trace %s: measuring failed: %s: %s", work.trace_id, type(error).__name__, error)
             self._metrics.measurements.labels("failed").inc()

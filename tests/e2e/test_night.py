@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from tests.e2e.conftest import HEADLINES, TOPIC, UNRELATED, wait_for_prior
+from tests.e2e.conftest import HEADLINES, TOPIC, UNRELATED, WORDS, wait_for_prior
 from tests.e2e.processes import Gateway
 
 QUESTION = TOPIC.format(HEADLINES[-1])
@@ -72,6 +72,17 @@ def test_unlike_prompts_stay_byte_identical_to_plain(
         text, headers = remembering.ask(question, max_tokens=24, effort="low")
         assert headers["x-latent-mode"] == "plain", question
         assert text == answer
+
+
+def test_explored_request_measures_the_rows_that_cover_it(remembering: Gateway, night: dict) -> None:
+    wait_for_prior(remembering, night["version"])
+    known = remembering.get("/v1/memory/stats")["prior"]["rows"]
+    question = TOPIC.format("Ferry line opens a second route across the bay")
+    _, headers = remembering.ask(question, choices=WORDS, effort="low", explore=True)
+    measured = remembering.settled_trace(headers)["explored"]["rows"]
+    assert set(measured) == {f"{night['version']}/0"}
+    now = remembering.get("/v1/memory/stats")["prior"]["rows"]
+    assert {row: now[row]["n"] - known[row]["n"] for row in measured} == dict.fromkeys(measured, 1)
 
 
 def test_request_in_flight_finishes_on_its_version(remembering: Gateway, night: dict) -> None:
