@@ -5,10 +5,11 @@ import multiprocessing.connection
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import Connection, insert, update
 
 from memory.schema import leases
 from memory.state import State
@@ -96,6 +97,23 @@ def test_a_holder_elsewhere_whose_lock_stands_still_is_gone(state: State, impati
     held_elsewhere(state)
     with night_lock(state, "space", "mine", lost):
         assert refused(state) == "mine"
+
+
+class LateBeat(State):
+    """A state in which the other holder beats just before anything is written."""
+
+    def write(self) -> AbstractContextManager[Connection]:
+        with super().write() as connection:
+            connection.execute(update(leases).values(beat=leases.c.beat + 1))
+        return super().write()
+
+
+def test_a_holder_that_beats_in_the_last_moment_keeps_its_lock(
+    state: State, state_url: str, impatient: None
+) -> None:
+    held_elsewhere(state)
+    with LateBeat(state_url) as mine:
+        assert refused(mine) == "theirs"
 
 
 def test_of_many_that_find_the_holder_gone_one_takes_the_lock(state: State, impatient: None) -> None:
