@@ -1,7 +1,7 @@
 """The lock of a space: one holder, gone with its process, wherever that was."""
 
 import multiprocessing
-import multiprocessing.connection
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -67,7 +67,8 @@ def test_the_lock_survives_nobody(state: State, state_url: str) -> None:
     with night_lock(state, "another-space", "mine", lost):
         pass
     process.kill()
-    multiprocessing.connection.wait([process.sentinel])
+    assert process.pid is not None
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert not is_held(state, "space")
     with night_lock(state, "space", "mine", lost):
         assert is_held(state, "space")
