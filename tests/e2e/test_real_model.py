@@ -47,7 +47,8 @@ def tree(redis_url: str, small_model: str, tmp_path_factory: pytest.TempPathFact
         night_min_episodes=8,
         night_cron="never",
         night_episodes=0,
-        night_steps=8,
+        night_steps=4,
+        night_batch=2,
         max_model_len=1024,
         prior_poll_s=60,  # longer than `wait_for_prior` waits: only the signal can tell of a swap
         rewards="consistency=0.5,confidence=0.5",
@@ -67,9 +68,9 @@ def day(tree: Gateway) -> Gateway:
         if trace["remembered"] == "stored":
             stored += 1
             earned += tree.get(f"/v1/memory/episodes/{trace['episode_id']}")["latent_earned"]
-        if stored >= 12 and earned >= 1:
+        if stored >= 20 and earned >= 1:  # the night leaves out those whose label is not sure
             break
-    assert stored >= 9, f"only {stored} answers were remembered"
+    assert stored >= 12, f"only {stored} answers were remembered"
     assert earned >= 1, f"only {earned} latents earned their place"
     return tree
 

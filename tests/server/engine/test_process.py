@@ -16,11 +16,12 @@ pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
 ROOT = Path(__file__).parents[3]
 
 
-async def test_on_a_cpu_the_process_that_schedules_also_computes(launched: Launched) -> None:
+async def test_on_a_cpu_the_process_that_schedules_computes_on_cores_of_its_own(launched: Launched) -> None:
     if not runs_on_cpu():
         pytest.skip("on a GPU vLLM does so by itself")
     (core,) = (child for child in psutil.Process().children() if "EngineCore" in "".join(child.cmdline()))
     assert core.children(recursive=True) == []
+    assert any(len(os.sched_getaffinity(thread.id)) == 1 for thread in core.threads())
     assert not {"KMP_AFFINITY", "GOMP_CPU_AFFINITY", "OMP_PLACES"} & os.environ.keys()
 
 
