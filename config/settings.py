@@ -100,6 +100,11 @@ class Settings(BaseSettings):
     reasoning_effort_steers: bool = Field(
         True, description="Whether OpenAI's reasoning_effort chooses our effort too."
     )
+    low_recalls: bool = Field(
+        False,
+        description="Serve at effort low what similar requests remember, though nothing has proven it; "
+        "requests that name latent.k or latent.floor get it anyway.",
+    )
     recall_k: int = Field(4, ge=1, le=64, description="Neighbours recalled for one request.")
     recall_floor: float | None = Field(
         None,

@@ -75,29 +75,25 @@ def label_of(engine: Engine, choices: tuple[str, ...], probabilities: NDArray[np
     )
 
 
-async def label_probability(
+async def chosen_right(
     engine: Engine, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]
 ) -> NDArray[np.float64]:
-    """Return how probable answers in the sense of the labels are, (n,).
+    """Return 1 where the likeliest of a label's choices is what a prompt is answered, (n,), else 0.
 
-    That is the sum over the choices of what label and model give them.
+    Measured on 64 held-out headlines after 78 steps, it proves a gain of 13 points in 50 prompts; the
+    probability of the label, which a gain moves by 1 point, would need hundreds (docs/log.md).
 
     Raises:
         UnsupportedError: the engine has no gradient worker.
         EngineError: it failed.
     """
-    rows = [
-        (at, probability, prompt, answer)
-        for at, (prompt, label) in enumerate(zip(prompts, labels, strict=True))
-        for answer, probability in zip(label.answers, label.probabilities, strict=True)
-    ]
-    found = np.zeros(len(prompts))
-    for start in range(0, len(rows), _ROWS_PER_CALL):
-        part = rows[start : start + _ROWS_PER_CALL]
-        values = await engine.log_likelihood(
-            [prompt for _, _, prompt, _ in part],
-            [Label.of(answer, labels[at].choices) for at, _, _, answer in part],
-        )
-        for (at, probability, _, _), value in zip(part, values.double().exp().tolist(), strict=True):
-            found[at] += probability * min(value, 1.0)
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for at, label in enumerate(labels):
+        alike.setdefault(label.choices, []).append(at)
+    found = np.zeros(len(labels))
+    for choices, numbers in alike.items():
+        logits = await choice_logits(engine, [prompts[at] for at in numbers], choices)
+        tokens = [engine.answer_tokens(choice) for choice in choices]
+        for at, likeliest in zip(numbers, logits.argmax(axis=1), strict=True):
+            found[at] = float(tokens[int(likeliest)] == labels[at].answers[0])
     return found

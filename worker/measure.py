@@ -3,9 +3,9 @@
 Owns the outcome of an answer to an example of the night, and how two ways of answering differ in it. Knows
 nothing of training or of what is decided.
 
-An outcome is in [0, 1]. Of a prompt that is held to choices it is the probability of its label: the sum over
-the choices of what the label and the model under the latent give them. Of a free prompt it is how much the
-greedy answer and a few samples agree with the label.
+An outcome is in [0, 1]. Of a prompt that is held to choices it is 1 where the model chooses the likeliest
+answer of the label, else 0. Of a free prompt it is how much the greedy answer and a few samples agree with
+the label.
 """
 
 import re
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.calibration import label_probability
+from model.calibration import chosen_right
 from model.engine import Decoding, Engine, Generation, SteeredPrompt
 from model.final_answer import boxed, final_answer
 from worker.dataset import Example
@@ -51,7 +51,7 @@ async def outcomes(
     held = [at for at, example in enumerate(examples) if example.choices]
     free = [at for at, example in enumerate(examples) if not example.choices]
     if held:
-        found[held] = await label_probability(
+        found[held] = await chosen_right(
             engine,
             [SteeredPrompt(examples[at].prompt, latents[at]) for at in held],
             [examples[at].label for at in held],

@@ -127,11 +127,12 @@ async def best_of(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> l
     return replies
 
 
-def steered(**options: Any) -> Answer:
-    """What the server serves under these options."""
+def steered(*, recalls: bool = False, **options: Any) -> Answer:
+    """What the server serves under these options; with `recalls` also what nothing has proven."""
 
     async def answer(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
-        outcomes = [await loop.steer(prompt, seed=seed_of(prompt, seed), **options) for prompt in prompts]
+        named = {**options, **({"k": loop.settings.recall_k} if recalls else {})}
+        outcomes = [await loop.steer(prompt, seed=seed_of(prompt, seed), **named) for prompt in prompts]
         facts = [
             {"mode": outcome.mode, "reason": outcome.reason, "norm": _norm(outcome.latent)}
             for outcome in outcomes
@@ -214,7 +215,7 @@ ARMS: Mapping[str, Arm] = {
     "best-of": Arm(best_of, "once"),
     "random": Arm(random_latent, "nightly"),
     "low": Arm(steered(effort="low"), "nightly"),
-    "recall": Arm(steered(effort="low", prior="none"), "nightly"),
+    "recall": Arm(steered(recalls=True, effort="low", prior="none"), "nightly"),
     "prior": Arm(steered(effort="low", floor=1.0), "nightly"),
     "mean": Arm(remembered(_mean), "nightly"),
     "ema": Arm(remembered(_ema), "nightly"),

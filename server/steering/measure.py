@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from memory.prior import Row
-from model.calibration import calibrated, choice_logits, label_of, label_probability
+from model.calibration import calibrated, choice_logits, chosen_right, label_of
 from model.engine import Decoding, Engine, Generation, SteeredPrompt
 from model.final_answer import final_answer
 from server.steering.call import RenderedPrompt
@@ -75,7 +75,7 @@ async def measure(
     chosen: dict[str, float] = {}
     if verifier is None and (choices := prompt.decoding.choices):
         known = [one for one in comparisons if choices in one.row.leanings]
-        chosen = await _by_probability(engine, prompt, position, choices, known)
+        chosen = await _by_choice(engine, prompt, position, choices, known)
         comparisons = [one for one in comparisons if one not in known]
         if not comparisons:
             return Measured(chosen, 0)
@@ -103,14 +103,14 @@ async def measure(
     return Measured(differences, generated)
 
 
-async def _by_probability(
+async def _by_choice(
     engine: Engine,
     prompt: RenderedPrompt,
     position: int,
     choices: tuple[str, ...],
     comparisons: Sequence[Comparison],
 ) -> dict[str, float]:
-    """Return how much more probable rows make the label of a prompt that is held to `choices`.
+    """Return whether rows choose the likeliest of a prompt's `choices` more than their baselines do.
 
     As by night, the label is what the plain model thinks of the choices, less what it leans to: a vote would
     hold the lean for the truth. Nothing is returned of rows for which it is too unsure.
@@ -124,8 +124,8 @@ async def _by_probability(
         if label is None:
             continue
         sides = [_prompt(prompt, position, row) for row in (one.row, one.baseline)]
-        ours, theirs = await label_probability(engine, sides, [label, label])
-        found[one.row.id] = float(np.clip(ours - theirs, -1, 1))
+        ours, theirs = await chosen_right(engine, sides, [label, label])
+        found[one.row.id] = float(ours - theirs)
     return found
 
 

@@ -166,15 +166,19 @@ class Steering:
         position = self._engine.position(prompt.token_ids)
         refines = options.effort in ("medium", "high")
         explores = options.effort == "low" and options.store and self._explores(options)
-        remembers = await self._recall.is_filled(work)
+        recalls = refines or self._recalls(options)
+        remembers = recalls and await self._recall.is_filled(work)
+        nothing = "memory-empty" if recalls else "recall-off"
         if not (remembers or refines or explores or (work.prior and work.prior.rows)):
-            return work.plain("memory-empty" if work.store_answers else "store-unavailable")
+            return work.plain(nothing if work.store_answers else "store-unavailable")
 
         with work.stage("key"):
             key: Array = (await self._engine.keys([prompt.token_ids]))[0].numpy()
         covered = work.prior is not None and work.prior.covers(key)
         recalled, near = await self._recall.near(work, key, covered=covered) if remembers else ([], [])
-        nothing = "nothing-recalled" if work.store_answers else "store-unavailable"
+        nothing = "nothing-recalled" if recalls else "recall-off"
+        if not work.store_answers:
+            nothing = "store-unavailable"
         if work.serving is not None and not covered:
             nothing = work.serving.silence(key) or nothing
         if recalled and _harms(near, work.prior.version if work.prior else None):
@@ -199,6 +203,10 @@ class Steering:
         if outcome.mode == "plain":
             return work.plain(nothing)
         return replace(outcome, reason=_REASONS[outcome.mode] if work.store_answers else "store-unavailable")
+
+    def _recalls(self, options: SteeringOptions) -> bool:
+        """Return whether a request at effort low is served what similar ones remember."""
+        return self._settings.low_recalls or options.k is not None or options.floor is not None
 
     def _explores(self, options: SteeringOptions) -> bool:
         if options.explore is not None:

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from model.calibration import calibrated, label_of, leaning
+from model.calibration import calibrated, chosen_right, label_of, leaning
+from model.engine import Label, SteeredPrompt
 from model.scripted_engine import ScriptedEngine
+from tests.worker.choosing import ChoosingEngine
 
 UNIFORM = np.full(4, 0.25)
 CHOICES = ("fruit", "tool", "town", "bird")
@@ -46,3 +48,18 @@ def test_what_is_too_near_chance_is_no_label() -> None:
     assert label_of(engine, CHOICES, np.array([0.41, 0.2, 0.2, 0.19])) is not None
     assert label_of(engine, CHOICES[:2], np.array([0.6, 0.4])) is None
     assert label_of(engine, CHOICES[:1], np.array([1.0])) is not None
+
+
+async def test_a_prompt_is_right_where_the_likeliest_choice_of_its_label_is_chosen() -> None:
+    engine = ChoosingEngine()
+    prompts = [engine.render([{"role": "user", "content": f"sums {n}"}]) for n in range(3)]
+    engine.believes = {
+        prompts[0]: (0.7, 0.1, 0.1, 0.1),
+        prompts[1]: (0.1, 0.1, 0.7, 0.1),
+        prompts[2]: (0.1, 0.7, 0.1, 0.1),
+    }
+    tool = Label.of(engine.answer_tokens("tool"), CHOICES)
+    town = label_of(engine, CHOICES, np.array([0.3, 0.1, 0.5, 0.1]))
+    assert town is not None
+    found = await chosen_right(engine, [SteeredPrompt(prompt) for prompt in prompts], [tool, town, tool])
+    assert found.tolist() == [0, 1, 1]

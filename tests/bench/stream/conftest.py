@@ -44,6 +44,7 @@ def plan() -> Plan:
 def settings(tmp_path: Path) -> Settings:
     """Settings under which scripted answers are worth remembering, and better than the unsteered ones."""
     return Settings(
+        low_recalls=True,
         _env_file=None,
         data_dir=tmp_path / "data",
         rewards="consistency=1",

@@ -89,6 +89,7 @@ async def served(serve: Serve) -> Served:
 @asynccontextmanager
 async def _served(root: Path, parts: Parts, ready: bool, values: dict[str, Any]) -> AsyncIterator[Served]:
     settings = Settings(
+        low_recalls=True,
         _env_file=None,
         **{
             "data_dir": root,

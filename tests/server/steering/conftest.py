@@ -99,7 +99,8 @@ async def make_day(tmp_path: Path, state: State) -> AsyncIterator[MakeDay]:
             engine = engine or ScriptedEngine()
             store = store or ListStore()
             settings = Settings(
-                _env_file=None, **({"rewards": "confidence=1", "recall_timeout_s": 30} | changes)
+                _env_file=None,
+                **({"rewards": "confidence=1", "recall_timeout_s": 30, "low_recalls": True} | changes),
             )
             collectors = CollectorRegistry()
             metrics = Metrics(collectors)

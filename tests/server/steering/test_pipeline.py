@@ -140,6 +140,19 @@ async def test_floor_of_recall_is_the_requests_else_the_settings_else_the_nights
     assert (await named.ask(question, floor=0.999))[0].mode == "prior"
 
 
+async def test_low_is_served_nothing_that_nothing_has_proven(make_day: MakeDay) -> None:
+    day = await make_day(low_recalls=False)
+    await day.learn("apples How many are left?")
+    question = "apples How many did they sell?"
+    outcome, _ = await day.ask(question)
+    assert (outcome.mode, outcome.reason) == ("plain", "recall-off")
+    for asked in ({"k": 4}, {"floor": 0.6}, {"effort": "medium"}):
+        outcome, trace = await day.ask(question, **asked)
+        assert trace["episodes"], asked
+    await day.publish("apples How many?")
+    assert (await day.ask(question))[0].mode == "prior"
+
+
 async def test_pinned_prior_is_used_and_none_means_none(day: Day) -> None:
     old = await day.publish()
     new = await day.publish()
