@@ -39,6 +39,7 @@ from cli.screen import Screen
 
 UNRELATED = EXAMPLES / "unrelated.jsonl"
 UNRELATED_TOKENS = 48
+SWAP_S = 30.0
 TRIAL_STEP = 12
 """Questions between two looks at what is on trial."""
 
@@ -52,7 +53,7 @@ def demo(
     trial: Annotated[
         int, typer.Option("--trial", min=0, help="Most questions of day 2 that measure what is on trial.")
     ] = 36,
-    unrelated: Annotated[int, typer.Option("--unrelated", min=1, help="Prompts unlike the stream.")] = 12,
+    unrelated: Annotated[int, typer.Option("--unrelated", min=1, help="Prompts unlike the stream.")] = 8,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 8,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests at a time.")] = 4,
     seed: Annotated[int, typer.Option("--seed", help="Which questions are held out.")] = 0,
@@ -144,6 +145,7 @@ class Demonstration:
         show_night(self._screen, night)
 
         with self.timed("trial"):
+            _swapped(gateway, night)
             trial = self._trial(chat, gateway, others)
 
         self._heading(f"Day 2: {len(second)} new questions")
@@ -240,6 +242,15 @@ class Demonstration:
 def _rows(gateway: Gateway) -> dict[str, Any]:
     """Return the evidence about each row of the active prior."""
     return dict((gateway.get("/v1/memory/stats").get("prior") or {}).get("rows") or {})
+
+
+def _swapped(gateway: Gateway, night: dict[str, Any]) -> None:
+    """Wait until the gateway has taken up what the night has published."""
+    deadline = time.monotonic() + SWAP_S
+    while night.get("version") and time.monotonic() < deadline:
+        if (gateway.get("/v1/memory/stats").get("prior") or {}).get("version") == night["version"]:
+            return
+        time.sleep(0.2)
 
 
 def _on_trial(rows: dict[str, Any]) -> bool:

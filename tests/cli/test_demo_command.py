@@ -133,6 +133,7 @@ def test_what_is_on_trial_is_explored_in_the_morning_until_it_stands(
     path = tmp_path / "stream.jsonl"
     path.write_text("\n".join(json.dumps({"question": f"q{n}", "answer": 1}) for n in range(60)))
     found = {"n": 14, "mean": 0.2, "e_value": 6.0, "e_against": 0.2, "standing": "on trial"}
+    gateway.active = "v1"
     gateway.rows, gateway.nights = {"v1/0": found}, [record("on trial", version="v1", evidence=EVIDENCE)]
     ran = run(*options(gateway, path), "--trial", "30")
     explored = [body for body in gateway.asked if body["latent"].get("explore")]
