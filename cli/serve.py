@@ -5,7 +5,6 @@ alive and ended is in `cli/serving/`.
 """
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -117,9 +116,6 @@ def tree(settings: Settings, *, worker: bool) -> list[ChildSpec]:
                 ),
                 env=fast,
                 restart=True,
-                # SIGTERM would wait for the end of a night; one that is cut short is queued again
-                # when the worker is back.
-                stop_signal=signal.SIGQUIT,
             )
         )
     return specs

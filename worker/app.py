@@ -48,7 +48,11 @@ def _recover(sender: Any, **_: Any) -> None:
 
 
 def _do_not_wait_for_the_night(how: str, **_: Any) -> None:
-    """Turn a warm shutdown, which would wait minutes, into a cold one: nights go on from a checkpoint."""
+    """Turn a warm shutdown, which would wait minutes, into a cold one: nights go on from a checkpoint.
+
+    Who ends a worker asks for a warm one: what a shell runs in the background starts with SIGQUIT ignored,
+    and would not hear of a cold one before Celery listens.
+    """
     from celery.worker.state import active_requests
 
     if how == "Warm" and active_requests:

@@ -46,8 +46,6 @@ class ChildSpec:
     """Deaths that end the tree all the same, as does one before it was ever ready; None: there are none."""
     passing: bool = False
     """It is to end with code 0 before the others start."""
-    stop_signal: signal.Signals = signal.SIGTERM
-    """What asks it to end."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class Child:
 
     def terminate(self) -> None:
         """Ask the first process to end; it tells its own workers."""
-        send([self.pid], self.spec.stop_signal)
+        send([self.pid], signal.SIGTERM)
 
     def kill(self) -> None:
         """End the whole session now."""

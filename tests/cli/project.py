@@ -30,7 +30,10 @@ def env():
 uvicorn.run(app, port=int(os.environ["LATENTEVOLVE_PORT"]), log_level="warning")
 """
 WORKER = """
+import os, time
 from celery import Celery
+if os.environ.get("FAIL"):
+    time.sleep(3)  # still on its way when the gateway has given up
 app = Celery("fake", broker="memory://")
 app.conf.worker_pool = "solo"  # the end of a pool of processes takes Celery five seconds
 app.conf.broker_connection_retry_on_startup = True

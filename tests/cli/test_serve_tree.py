@@ -37,9 +37,14 @@ def start(project: Project, *extra: str, **env: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_as_in_the_background,
     )
     project.started.append(process)
     return process
+
+
+def _as_in_the_background() -> None:
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
 
 
 def wait_for_line(process: "subprocess.Popen[str]", found: Callable[[str], bool]) -> list[str]:
@@ -107,6 +112,7 @@ def test_gateway_that_cannot_start_ends_all_with_its_code_and_words(project: Pro
     assert "gateway ended (exit code 4); its last lines:" in out
     assert "  weights are loading" in out
     assert project.left() == []
+    assert "--- ended, killed by SIGKILL" not in (project.data / "logs" / "worker.log").read_text()
 
 
 def test_gateway_that_dies_comes_back_with_its_checklist_while_the_worker_lives_on(project: Project) -> None:
