@@ -1,4 +1,4 @@
-"""The reference engine against transformers' own functions, on the real small model."""
+"""The reference engine against transformers' own functions."""
 
 import asyncio
 import threading
@@ -75,18 +75,17 @@ async def test_latents_that_are_token_embeddings_equal_the_token_prompt(
         assert torch.isclose(both[0], both[1], atol=1e-4)
 
 
-async def test_greedy_answers_equal_those_of_transformers(
-    engine: TransformersEngine, model: FrozenModel
-) -> None:
+async def test_greedy_answers_equal_those_of_transformers(real_engine: TransformersEngine) -> None:
+    model = real_engine.model
     for question in QUESTIONS[:2]:
-        tokens = chat(engine, question)
+        tokens = chat(real_engine, question)
         theirs = model.network.generate(
             torch.tensor([tokens]),
             attention_mask=torch.ones(1, len(tokens)),
             max_new_tokens=12,
             do_sample=False,
         )[0, len(tokens) :]
-        (ours,) = await engine.generate([SteeredPrompt(tokens)], GREEDY)
+        (ours,) = await real_engine.generate([SteeredPrompt(tokens)], GREEDY)
         assert ours.token_ids == tuple(theirs.tolist())
         assert ours.text == model.decode(theirs.tolist())
 
@@ -269,21 +268,21 @@ async def test_choices_are_held_also_when_one_begins_another(engine: Transformer
         assert all(value < 0 for value in answer.logprobs)
 
 
-async def test_answers_end_at_stop_strings_limits_and_the_end_token(engine: TransformersEngine) -> None:
-    prompt = SteeredPrompt(chat(engine, QUESTIONS[0]))
-    whole, stopped, cut = await engine.generate(
+async def test_answers_end_at_stop_strings_limits_and_the_end_token(real_engine: TransformersEngine) -> None:
+    prompt = SteeredPrompt(chat(real_engine, QUESTIONS[0]))
+    whole, stopped, cut = await real_engine.generate(
         [prompt] * 3,
         [Decoding(max_tokens=40), Decoding(max_tokens=40, stop=("France",)), Decoding(max_tokens=2)],
     )
     assert whole.finish_reason == "stop"
-    assert whole.token_ids[-1] == engine.model.tokenizer.eos_token_id
+    assert whole.token_ids[-1] == real_engine.model.tokenizer.eos_token_id
     assert "France" in whole.text
     assert stopped.text == whole.text[: whole.text.index("France")]
     assert stopped.finish_reason == "stop"
     assert (cut.finish_reason, len(cut.token_ids)) == ("length", 2)
 
 
-async def test_keys_have_norm_one_and_tell_tasks_apart(engine: TransformersEngine) -> None:
+async def test_keys_have_norm_one_and_tell_tasks_apart(real_engine: TransformersEngine) -> None:
     headline = "Which topic is this headline about: World, Sports, Business or Technology? One word.\n\n{}"
     texts = [
         headline.format("Team wins the cup after extra time"),
@@ -292,7 +291,7 @@ async def test_keys_have_norm_one_and_tell_tasks_apart(engine: TransformersEngin
         "Write a haiku about autumn rain.",
         "Tom has 4 apples and buys 7 more. How many apples has he now?",
     ]
-    keys = await engine.keys([chat(engine, text) for text in texts])
+    keys = await real_engine.keys([chat(real_engine, text) for text in texts])
     similarity = keys @ keys.T
     assert torch.allclose(keys.norm(dim=-1), torch.ones(len(texts)), atol=1e-5)
     same = similarity[:3, :3][~torch.eye(3, dtype=torch.bool)]
@@ -337,8 +336,8 @@ async def test_the_loop_goes_on_while_the_model_works(engine: TransformersEngine
     await working
 
 
-async def test_a_closed_engine_says_so(small_model: str) -> None:
-    engine = TransformersEngine(small_model, length=2, placement="after_header", dtype=torch.bfloat16)
+async def test_a_closed_engine_says_so(tiny_model: str) -> None:
+    engine = TransformersEngine(tiny_model, length=2, placement="after_header", dtype=torch.bfloat16)
     tokens = chat(engine, QUESTIONS[0])
     assert engine.position(tokens) == len(tokens)
     (answer,) = await engine.generate(
