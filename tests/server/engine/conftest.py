@@ -1,5 +1,6 @@
 """One real engine on the tiny model for all of this folder's tests marked `vllm`."""
 
+import os
 from collections.abc import AsyncIterator
 
 import httpx
@@ -28,8 +29,11 @@ def settings(tiny_model: str) -> Settings:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def launched(settings: Settings) -> AsyncIterator[Launched]:
-    async with launch(settings, settings.model) as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        # One core of its own: on all of them its threads would wait for each other beside other tests.
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", str(min(os.sched_getaffinity(0))))
+        async with launch(settings, settings.model) as running:
+            yield running
 
 
 @pytest_asyncio.fixture(loop_scope="session")
