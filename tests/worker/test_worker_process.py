@@ -47,7 +47,7 @@ def wait_until(done: Callable[[], bool], what: str) -> None:
 
 def settings_of(root: Path, model: str, **changes: Any) -> Settings:
     # Long enough to be seen training, and ended then, on a machine that does other work.
-    return Settings(data_dir=root, model=model, night_steps=400, night_batch=1, _env_file=None, **changes)
+    return Settings(data_dir=root, model=model, night_steps=60, night_batch=1, _env_file=None, **changes)
 
 
 @contextmanager
