@@ -91,6 +91,8 @@ class Row:
     """What its e-values begin with (`memory/evidence.py`)."""
     leanings: Leanings = field(default_factory=dict)
     """Of the cluster, under no latent, for the choices that it was learned for."""
+    promoted: bool = False
+    """Whether the gate of an earlier build let it serve, so that it does until outcomes take it away."""
 
     @property
     def born(self) -> int:
@@ -150,6 +152,9 @@ class Prior:
     @cached_property
     def learned(self) -> Mapping[str, frozenset[str]]:
         """Digests (`memory.episode.prompt_digest`) of what each row has learned from, by its id."""
+        if "trained_prompts" in self.manifest:  # of a build in which a version had one set for all
+            everything = frozenset(self.manifest["trained_prompts"])
+            return dict.fromkeys((row.id for row in self.rows), everything)
         # New rows are named by their number, for they get their ids when the version gets its name.
         return {
             row if "/" in row else f"{self.version}/{row}": frozenset(digests)
@@ -171,11 +176,12 @@ def standings(prior: Prior, outcomes: Mapping[str, Sequence[float]]) -> dict[str
         prior: a version.
         outcomes: differences that were observed of each row, in order.
     """
-    found = {row.id: weigh(outcomes.get(row.id, ()), stake=row.stake) for row in prior.rows}
-    if prior.manifest.get("promoted") is True:  # nights that leave evidence do not say so
-        for row, evidence in found.items():
-            if evidence.standing == "on trial":
-                found[row] = replace(evidence, standing="serves")
+    found = {}
+    for row in prior.rows:
+        evidence = weigh(outcomes.get(row.id, ()), stake=row.stake)
+        if row.promoted and evidence.standing == "on trial":
+            evidence = replace(evidence, standing="serves")
+        found[row.id] = evidence
     return found
 
 

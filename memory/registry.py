@@ -276,7 +276,8 @@ class PriorRegistry:
 def _description(row: Row) -> dict[str, Any]:
     """Return what the manifest says of a row."""
     leanings = [[list(choices), list(leans)] for choices, leans in row.leanings.items()]
-    return {"id": row.id, "baseline": row.baseline, "stake": row.stake, "leanings": leanings}
+    described = {"id": row.id, "baseline": row.baseline, "stake": row.stake, "leanings": leanings}
+    return {**described, "promoted": True} if row.promoted else described
 
 
 def _pack(rows: Sequence[Row]) -> bytes:
@@ -303,7 +304,9 @@ def _unpack(data: bytes, manifest: Mapping[str, Any]) -> tuple[Row, ...]:
         tensors = _table_of_network(tensors, manifest)
     latents, centroids = tensors["latents"], tensors["centroids"]
     thresholds, owners = tensors["thresholds"], tensors["owners"]
-    named = manifest.get("rows", [{"id": f"{manifest['version']}/{at}"} for at in range(len(latents))])
+    promoted, version = manifest.get("promoted", False), manifest["version"]
+    unnamed = [{"id": f"{version}/{at}", "promoted": promoted} for at in range(len(latents))]
+    named = manifest.get("rows", unnamed)
     if latents.shape != (len(named), length, hidden_size):
         raise ValueError(f"latents have shape {latents.shape}")
     if centroids.shape != (len(owners), hidden_size) or thresholds.shape != owners.shape:
@@ -316,6 +319,7 @@ def _unpack(data: bytes, manifest: Mapping[str, Any]) -> tuple[Row, ...]:
             name.get("baseline"),
             float(name.get("stake", 1.0)),
             {tuple(choices): tuple(leans) for choices, leans in name.get("leanings", ())},
+            bool(name.get("promoted", False)),
         )
         for at, name in enumerate(named)
     )

@@ -1,6 +1,7 @@
 """What a table of latents and its coverage promise."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,8 +133,8 @@ def test_each_row_stands_where_its_own_outcomes_put_it(tasks: Callable[[int], li
 
 def test_what_an_earlier_build_promoted_serves_until_it_harms(tasks: Callable[[int], list[Array]]) -> None:
     (key,) = tasks(1)
-    made = Prior("v1", "space", (row(latent(1), key[None], id="v1/0"),), {"promoted": True})
+    old = row(latent(1), key[None], id="v1/0")
+    made = prior(replace(old, promoted=True))
     assert standings(made, {})["v1/0"].standing == "serves"
     assert standings(made, {"v1/0": [-1.0] * 20})["v1/0"].standing == "retired"
-    refused = Prior("v1", "space", made.rows, {"promoted": False})
-    assert standings(refused, {})["v1/0"].standing == "on trial"
+    assert standings(prior(old), {})["v1/0"].standing == "on trial"

@@ -69,7 +69,9 @@ def test_rows_are_named_by_the_version_they_were_born_in_and_keep_that_name(regi
     assert [one.born for one in second.rows] == [2, 1]
 
 
-def earlier_build(registry: PriorRegistry, *, means: bool = True) -> tuple[str, dict[str, np.ndarray]]:
+def earlier_build(
+    registry: PriorRegistry, *, means: bool = True, **said: Any
+) -> tuple[str, dict[str, np.ndarray]]:
     """Publish a version and put in its place what builds wrote when priors were networks."""
     version = publish(registry)
     rng = np.random.default_rng(7)
@@ -87,7 +89,7 @@ def earlier_build(registry: PriorRegistry, *, means: bool = True) -> tuple[str, 
     save_file(weights, folder / "prior.safetensors")
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["rows"]
-    manifest |= {"rank": 2, "threshold": 0.9, "promoted": True}
+    manifest |= {"rank": 2, "threshold": 0.9, "promoted": True, **said}
     manifest["sha256"] = hashlib.sha256((folder / "prior.safetensors").read_bytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return version, weights
@@ -102,6 +104,17 @@ def test_a_prior_that_was_a_network_is_served_as_the_table_of_what_it_gave(regis
         residual = (weights["network.up.weight"] @ hidden).reshape(LENGTH, HIDDEN)
         assert np.allclose(prior.predict(centroid), weights["network.base"] + residual, atol=1e-4)
         assert not prior.covers(-centroid)
+
+
+def test_what_an_earlier_build_promoted_stays_so_in_versions_that_carry_it_on(
+    registry: PriorRegistry,
+) -> None:
+    version, _ = earlier_build(registry, trained_prompts=["ab", "cd"])
+    old = registry.load(version)
+    assert all(one.promoted for one in old.rows)
+    assert old.learned == {one.id: {"ab", "cd"} for one in old.rows}
+    later = registry.load(registry.publish([made(5), *old.rows], {}))
+    assert [one.promoted for one in later.rows] == [False, True, True]
 
 
 def test_a_network_that_was_asked_with_single_keys_says_that_it_cannot_be_served(
