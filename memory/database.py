@@ -64,6 +64,8 @@ class Database:
         except ArgumentError as error:
             raise StateUnavailableError("the URL of the state is none; see LATENTEVOLVE_STATE_URL") from error
         self._engine = _engine(self._url)
+        self._closed = False
+        event.listen(self._engine, "checkin", self._given_back)
         try:
             with self.read() as connection:  # which waits for nobody
                 current = version_of(connection) == VERSION
@@ -80,8 +82,14 @@ class Database:
         return self._url.render_as_string(hide_password=True)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; those that are in use as soon as they are given back."""
+        self._closed = True
         self._engine.dispose()
+
+    def _given_back(self, connection: Any, _: object) -> None:
+        # The pool that it comes from is gone, so nobody else would close it.
+        if self._closed and connection is not None:
+            connection.close()
 
     def __enter__(self) -> Self:
         return self

@@ -257,3 +257,13 @@ def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path: Path) -> None:
 def test_every_error_is_one_of_the_memory() -> None:
     for error in (StateUnavailableError, NewerStateError, NoRoomError):
         assert issubclass(error, LatentMemoryError)
+
+
+def test_a_connection_that_is_in_use_at_the_end_is_closed_when_it_is_given_back(state_url: str) -> None:
+    state = State(state_url)
+    with state.read() as connection:
+        used = connection.connection.dbapi_connection
+        state.close()
+    assert used is not None
+    with pytest.raises(Exception, match="closed"):
+        used.cursor()
