@@ -39,6 +39,10 @@ class StoreUnavailableError(LatentMemoryError):
     """The store, or the server behind it, does not answer."""
 
 
+TENANT = "default"
+"""Whose memory all of it is, until there are several."""
+
+
 def new_id() -> str:
     """Return a fresh identifier of an episode, trace or run."""
     return str(uuid.uuid4())
@@ -111,7 +115,7 @@ class Episode:
     """What a grammar held the answer to, when it was one of a few strings."""
     max_tokens: int | None = None
     """Most tokens that the request allowed an answer; None: not known."""
-    tenant: str = "default"
+    tenant: str = TENANT
     plain_reward: float = 0.0
     """Q of the unsteered answer to the same prompt."""
     effort: str = "medium"

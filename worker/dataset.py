@@ -278,16 +278,12 @@ def _clustered(examples: Sequence[Example]) -> list[list[Example]]:
 
 def _newest(clusters: Sequence[Sequence[Example]], most: int) -> list[Example]:
     """Return at most so many examples, the newest of each cluster in turn."""
-    turns = (
-        sorted(
-            (turn, example.cluster, example.id, example)
-            for cluster in clusters
-            for turn, example in enumerate(sorted(cluster, key=lambda one: (-one.seen_at, one.id)))
-        )
-        if sum(map(len, clusters)) > most
-        else []
-    )
-    chosen = [turn[3] for turn in turns[:most]] or [one for cluster in clusters for one in cluster]
+    turns = [
+        (turn, example.cluster, example.id, example)
+        for cluster in clusters
+        for turn, example in enumerate(sorted(cluster, key=lambda one: (-one.seen_at, one.id)))
+    ]
+    chosen = [turn[-1] for turn in sorted(turns, key=lambda turn: turn[:-1])[:most]]
     return sorted(chosen, key=lambda example: (example.cluster, example.seen_at, example.id))
 
 

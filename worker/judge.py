@@ -5,7 +5,7 @@ speak. Decides nothing: the differences go to `memory/evidence.py`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,7 @@ from memory.prior import DEFAULT_FLOOR, Coverage, Prior, Row
 from model.engine import Engine
 from worker.dataset import Dataset, Example, Fold
 from worker.measure import by_group, outcomes, same_norms
-from worker.train import Trained
-
-Progress = Callable[[int, int, str], None]
+from worker.train import Progress, Trained
 
 SAMPLES = 3
 """Answers to a free prompt beside the greedy one: an outcome in quarters tells more than yes or no."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from config.settings import Settings
-from memory.episode import LatentMemoryError
+from memory.episode import TENANT, LatentMemoryError
 from memory.evidence import PROOF
 from memory.free_space import FreeSpace
 from memory.night import NightLog, NightRecord, UnknownNightError
@@ -47,7 +47,6 @@ from worker.train import Recipe, train
 
 logger = logging.getLogger(__name__)
 
-TENANT = "default"
 MAX_ATTEMPTS = 3
 """A night that kills its worker, by memory say, is not tried for ever."""
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from memory.prior import Row
-from model.calibration import calibrated, choice_logits, chosen_right, label_of
+from model.calibration import calibrated, choice_logits, label_of
 from model.engine import Decoding, Engine, Generation, SteeredPrompt
 from model.final_answer import final_answer
 from server.steering.call import RenderedPrompt
@@ -117,16 +117,25 @@ async def _by_choice(
     """
     if not comparisons:
         return {}
-    plain = await choice_logits(engine, [SteeredPrompt(prompt.token_ids)], choices)  # (1, choices)
+    rows = _rows(comparisons)
+    sides: list[Side] = [None, *rows]
+    prompts = [_prompt(prompt, position, None if side is None else rows[side]) for side in sides]
+    logits = await choice_logits(engine, prompts, choices)  # (sides, choices), the plain one first
+    chosen = dict(zip(sides, logits.argmax(axis=1).tolist(), strict=True))
     found = {}
     for one in comparisons:
-        label = label_of(engine, choices, calibrated(plain, np.array(one.row.leanings[choices]))[0])
-        if label is None:
+        probabilities = calibrated(logits[:1], np.array(one.row.leanings[choices]))[0]
+        if label_of(engine, choices, probabilities) is None:
             continue
-        sides = [_prompt(prompt, position, row) for row in (one.row, one.baseline)]
-        ours, theirs = await chosen_right(engine, sides, [label, label])
-        found[one.row.id] = float(ours - theirs)
+        right = int(probabilities.argmax())
+        baseline = one.baseline.id if one.baseline else None
+        found[one.row.id] = float(chosen[one.row.id] == right) - float(chosen[baseline] == right)
     return found
+
+
+def _rows(comparisons: Sequence[Comparison]) -> dict[str, Row]:
+    """Return the rows that are compared and those that they are compared with, by their ids."""
+    return {row.id: row for one in comparisons for row in (one.row, one.baseline) if row is not None}
 
 
 def _prompt(prompt: RenderedPrompt, position: int, row: Row | None) -> SteeredPrompt:
@@ -158,7 +167,7 @@ async def _sampled(
         ]
         for first in (0, SAMPLES)
     ]
-    rows = {row.id: row for one in comparisons for row in (one.row, one.baseline) if row is not None}
+    rows = _rows(comparisons)
     baselines = {one.baseline.id for one in comparisons if one.baseline is not None}
     found: dict[Side, list[Generation]] = {}
     prompts: list[SteeredPrompt] = []

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 
 from config.settings import RefinerName, Settings
-from memory.episode import Array
+from memory.episode import TENANT, Array
 from memory.evidence import weigh
 from memory.registry import RegistryError
 from memory.store import EpisodeStore, Neighbour
@@ -25,7 +25,7 @@ from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions,
 from server.steering.explore import Exploration, Explorer
 from server.steering.metrics import Metrics
 from server.steering.priors import ActivePrior, Serving
-from server.steering.recall import TENANT, Recall, RecallCounts
+from server.steering.recall import Recall, RecallCounts
 from server.steering.refiners.evolution import EvolutionRefiner
 from server.steering.refiners.gradient import GradientRefiner
 from server.steering.refiners.refiner import Limits, Refiner, RefineResult

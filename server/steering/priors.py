@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from memory.episode import Array, LatentMemoryError
+from memory.episode import TENANT, Array, LatentMemoryError
 from memory.evidence import Evidence, Standing
 from memory.prior import Prior, Row, standings
 from memory.registry import PriorRegistry
@@ -21,8 +21,6 @@ from memory.state import State
 from server.steering.metrics import Metrics
 
 logger = logging.getLogger(__name__)
-
-TENANT = "default"
 
 _SILENT: Mapping[Standing, str] = {"on trial": "prior-on-trial", "retired": "prior-retired"}
 """Reasons of answers that covering rows have no part in."""

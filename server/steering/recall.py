@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from config.settings import Settings
-from memory.episode import Array, StoreUnavailableError
+from memory.episode import TENANT, Array, StoreUnavailableError
 from memory.prior import DEFAULT_RECALL_FLOOR, Prior
 from memory.store import REACH, EpisodeStore, Neighbour, Recalled, recall
 from model.space import LatentRejectedError, LatentSpace
@@ -21,8 +21,6 @@ from server.steering.transfer import base_is_known
 from server.steering.work import Work
 
 logger = logging.getLogger(__name__)
-
-TENANT = "default"
 
 
 @dataclass
