@@ -66,7 +66,8 @@ FROM runtime-${LOCK}
 COPY --from=build /venv /venv
 USER latentevolve
 WORKDIR /home/latentevolve
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 \
+# PIP_PYTHON: what an image on top of this one installs with pip goes where the server imports from.
+ENV PATH=/venv/bin:$PATH PIP_PYTHON=/venv/bin/python PYTHONUNBUFFERED=1 \
     LATENTEVOLVE_HOST=0.0.0.0 LATENTEVOLVE_DATA_DIR=/data LATENTEVOLVE_CACHE_DIR=/cache \
     HF_HOME=/cache/huggingface
 VOLUME ["/data", "/cache"]

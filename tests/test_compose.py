@@ -71,6 +71,13 @@ def test_image_keeps_no_byte_code_that_its_start_does_not_read() -> None:
     assert not re.findall(r"^ENV .*PIP_NO_COMPILE", DOCKERFILE, re.MULTILINE)
 
 
+@pytest.mark.parametrize("lock", ["cpu", "gpu"])
+def test_pip_in_an_image_installs_where_the_server_imports_from(lock: str) -> None:
+    last = image(lock).rpartition("COPY --from=build")[2]
+    settings = dict(re.findall(r"(\w+)=(\S+)", last))
+    assert settings.get("PIP_PYTHON") == f"{settings['PATH'].partition(':')[0]}/python"
+
+
 def test_image_for_a_cpu_has_no_compiler() -> None:
     assert installed("cpu")
     assert not {
