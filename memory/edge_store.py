@@ -28,18 +28,19 @@ from memory.record import (
     KEY,
     LATENT,
     NEIGHBOUR_FIELDS,
+    OUTLINE_FIELDS,
     REWARD,
-    SEEN,
     TENANT,
     check_batch,
     episode_of,
     is_id,
     neighbour_of,
+    outline_of,
     payload_of,
     vectors_of,
 )
-from memory.store import Neighbour, StoreStats
-from memory.tally import Tally
+from memory.store import Neighbour, Outline, StoreStats
+from memory.tally import counted
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +140,12 @@ class EdgeStore:
         for records in self._pages(where, batch, with_vector=True, with_payload=True):
             yield from sorted(map(_episode, records), key=lambda episode: episode.created_at)
 
+    def outlines(self, *, tenant: str | None = None) -> Iterator[Outline]:
+        """Yield what there is of each episode beside its vectors, tokens and texts, in any order."""
+        where, fields = _filter(tenant=tenant), edge.PayloadSelector.Include(list(OUTLINE_FIELDS))
+        for records in self._pages(where, 256, with_vector=False, with_payload=fields):
+            yield from (outline_of(str(record.id), record.payload) for record in records)
+
     def delete(self, episode_ids: Sequence[str]) -> int:
         """Delete episodes and return how many there were.
 
@@ -166,12 +173,7 @@ class EdgeStore:
         known = self._stats.get(tenant)
         if known is not None and known[0] == version:
             return known[1]
-        tally = Tally()
-        fields = edge.PayloadSelector.Include([REWARD, CREATED_AT, SEEN])
-        for records in self._pages(_filter(tenant=tenant), 256, with_vector=False, with_payload=fields):
-            for record in records:
-                tally.add(record.payload[REWARD], record.payload[CREATED_AT], record.payload.get(SEEN, 1))
-        stats = tally.stats()
+        stats = counted(self.outlines(tenant=tenant))
         self._stats[tenant] = (version, stats)
         return stats
 

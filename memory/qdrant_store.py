@@ -22,18 +22,19 @@ from memory.record import (
     KEY,
     LATENT,
     NEIGHBOUR_FIELDS,
+    OUTLINE_FIELDS,
     REWARD,
-    SEEN,
     TENANT,
     check_batch,
     episode_of,
     is_id,
     neighbour_of,
+    outline_of,
     payload_of,
     vectors_of,
 )
-from memory.store import Neighbour, StoreStats
-from memory.tally import Tally
+from memory.store import Neighbour, Outline, StoreStats
+from memory.tally import counted
 
 T = TypeVar("T")
 
@@ -137,6 +138,12 @@ class QdrantStore:
         for records in self._pages(where, batch, with_vectors=True, with_payload=True):
             yield from sorted(map(_episode, records), key=lambda episode: episode.created_at)
 
+    def outlines(self, *, tenant: str | None = None) -> Iterator[Outline]:
+        """Yield what there is of each episode beside its vectors, tokens and texts, in any order."""
+        fields = list(OUTLINE_FIELDS)
+        for records in self._pages(_filter(tenant=tenant), 1024, with_vectors=False, with_payload=fields):
+            yield from (outline_of(str(record.id), record.payload or {}) for record in records)
+
     def delete(self, episode_ids: Sequence[str]) -> int:
         """Delete episodes and return how many there were."""
         found = [str(point.id) for point in self._retrieve(list(dict.fromkeys(episode_ids)), full=False)]
@@ -150,14 +157,8 @@ class QdrantStore:
         return int(self._call(lambda c: c.count(self._name, count_filter=where, exact=True)).count)
 
     def stats(self, *, tenant: str | None = None) -> StoreStats:
-        """Return counts and the reward distribution; reads the rewards of all episodes."""
-        tally = Tally()
-        fields = [REWARD, CREATED_AT, SEEN]
-        for records in self._pages(_filter(tenant=tenant), 1024, with_vectors=False, with_payload=fields):
-            for record in records:
-                payload = record.payload or {}
-                tally.add(payload[REWARD], payload[CREATED_AT], payload.get(SEEN, 1))
-        return tally.stats()
+        """Return counts and the reward distribution; reads the outlines of all episodes."""
+        return counted(self.outlines(tenant=tenant))
 
     def close(self) -> None:
         """Close the client."""

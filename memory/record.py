@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from memory.episode import Array, Episode, EpisodeRejectedError
-from memory.store import Neighbour
+from memory.store import Neighbour, Outline
 
 KEY = "key"
 LATENT = "latent"
 TENANT = "tenant"
 REWARD = "reward"
 CREATED_AT = "created_at"
-SEEN = "seen"
+OUTLINE_FIELDS = (REWARD, CREATED_AT, "choices", "seen", "seen_at")
 EARNED, START_LIFT, PRIOR_VERSION = NEIGHBOUR_FIELDS = ("latent_earned", "start_lift", "prior_version")
 
 COSINE_ROUNDING = 1e-6
@@ -95,6 +95,20 @@ def neighbour_of(episode_id: str, payload: Mapping[str, Any], similarity: float)
         payload.get(EARNED, True),
         payload.get(START_LIFT),
         payload.get(PRIOR_VERSION),
+    )
+
+
+def outline_of(episode_id: str, payload: Mapping[str, Any]) -> Outline:
+    """Return what `OUTLINE_FIELDS` of a payload tell; an older payload may lack the last three."""
+    created_at = datetime.fromisoformat(payload[CREATED_AT])
+    seen_at = payload.get("seen_at")
+    return Outline(
+        id=episode_id,
+        reward=payload[REWARD],
+        held_to_choices=bool(payload.get("choices")),
+        seen=payload.get("seen", 1),
+        seen_last=datetime.fromisoformat(seen_at) if seen_at else created_at,
+        created_at=created_at,
     )
 
 

@@ -34,6 +34,20 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """What an episode tells without its vectors, tokens and texts, which take ten times more to read."""
+
+    id: str
+    reward: float
+    held_to_choices: bool
+    """Whether a grammar held its answer to a few strings."""
+    seen: int
+    """How often its prompt came to be remembered."""
+    seen_last: datetime
+    created_at: datetime
+
+
+@dataclass(frozen=True)
 class StoreStats:
     """Counts and the reward distribution of one (space, tenant)."""
 
@@ -78,6 +92,10 @@ class EpisodeStore(Protocol):
 
     def scroll(self, *, tenant: str | None = None, batch: int = 256) -> Iterator[Episode]:
         """Yield all episodes, oldest first within a batch, vectors included."""
+        ...
+
+    def outlines(self, *, tenant: str | None = None) -> Iterator[Outline]:
+        """Yield what there is of each episode beside its vectors, tokens and texts, in any order."""
         ...
 
     def delete(self, episode_ids: Sequence[str]) -> int:

@@ -10,14 +10,12 @@ import heapq
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-
-import numpy as np
 
 from memory.episode import Episode, LatentMemoryError, now
 from memory.free_space import UNLIMITED, FreeSpace
@@ -38,6 +36,8 @@ AGAIN_AFTER_MOST_S = 600.0
 RETRY_AFTER = timedelta(minutes=10)
 """Of a night by episode count that failed; those by hand and by schedule are not held up."""
 SEND_TIMEOUT_S = 10.0
+PAGE = 128
+"""Episodes of a snapshot that are in memory at a time."""
 
 
 class NightCoordinator:
@@ -283,11 +283,11 @@ class NightCoordinator:
     def _prepare(self, record: NightRecord) -> NightRecord:
         """Write the snapshot, or nothing when that is not worth it."""
         good = (
-            replace(episode, latent=np.asarray(episode.latent, np.float16))  # as it is written
-            for episode in self._store.scroll()
-            if episode.choices or episode.reward >= self._min_reward  # choices are labelled anew
+            (one.seen_last, one.id)
+            for one in self._store.outlines()
+            if one.held_to_choices or one.reward >= self._min_reward  # choices are labelled anew
         )
-        newest = heapq.nlargest(MAX_EPISODES, good, key=lambda episode: episode.seen_last)
+        newest = [episode_id for _, episode_id in heapq.nlargest(MAX_EPISODES, good)]
         if len(newest) < self._min_episodes:
             message = (
                 f"{len(newest)} episodes of reward {self._min_reward:g} or more;"
@@ -295,9 +295,15 @@ class NightCoordinator:
             )
             skipped = replace(record, state="skipped", episodes=len(newest), message=message)
             return self._log.update(skipped)
-        self._room.demand("a night's snapshot", sum(e.key.nbytes + e.latent.nbytes for e in newest))
-        written = write_snapshot(newest, self._snapshots / record.id)
+        written = write_snapshot(self._fetched(newest), self._snapshots / record.id)
         return self._log.update(replace(record, episodes=written))
+
+    def _fetched(self, episode_ids: Sequence[str]) -> Iterator[Episode]:
+        """Yield those of the episodes that there still are, a page at a time, as long as there is room."""
+        for start in range(0, len(episode_ids), PAGE):
+            page = self._store.fetch(episode_ids[start : start + PAGE])
+            self._room.demand("a night's snapshot", sum(e.key.nbytes + e.latent.nbytes for e in page))
+            yield from page
 
     async def _fail(self, record: NightRecord, error: str) -> None:
         logger.error("night %s failed: %s", record.id, error)

@@ -1,39 +1,44 @@
 """Chains of keys: what is near to what, and through what.
 
-Owns clustering by single linkage of cosines. Knows nothing of what keys stand for.
+Owns clustering by single linkage of cosines. Knows nothing of what keys stand for. Keys are compared block by
+block: N of them take memory for N, and time for N².
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memory.episode import Array
 
-_BLOCK = 1024
+_BLOCK = 256
 
 
 def chains(keys: Array, cosine: float) -> list[list[int]]:
     """Return the clusters of unit `keys`, (N, d), by index: chains of keys whose cosine is above `cosine`."""
-    near = adjacency(keys, cosine)
-    unseen = np.ones(len(keys), dtype=bool)
-    clusters: list[list[int]] = []
-    for start in range(len(keys)):
-        if not unseen[start]:
-            continue
-        unseen[start] = False
-        cluster, frontier = [start], [start]
-        while frontier:
-            reached = np.flatnonzero(near[frontier.pop()] & unseen)
-            unseen[reached] = False
-            found = [int(index) for index in reached]
-            cluster += found
-            frontier += found
-        clusters.append(sorted(cluster))
-    return clusters
+    owners = np.arange(len(keys))  # the first of its cluster as far as it is known
+    for at, near in _nearer(keys, cosine):
+        found = owners[at:][near]
+        if (found != owners[at]).any():
+            joined = np.unique(np.append(found, owners[at]))
+            owners[np.isin(owners, joined)] = joined[0]
+    order = np.argsort(owners, kind="stable")
+    starts = np.flatnonzero(np.diff(owners[order])) + 1
+    return [cluster.tolist() for cluster in np.split(order, starts)] if len(keys) else []
 
 
-def adjacency(keys: Array, cosine: float) -> NDArray[np.bool_]:
-    """Return which of the unit `keys`, (N, d), are nearer to which than `cosine`: (N, N)."""
-    near = np.empty((len(keys), len(keys)), dtype=bool)  # 100 MB for 10,000 episodes
+def first_of_alike(keys: Array, cosine: float) -> list[int]:
+    """Return the indices of unit `keys`, (N, d), but of those nearer than `cosine` to an earlier of these."""
+    stays = np.ones(len(keys), dtype=bool)
+    for at, near in _nearer(keys, cosine):
+        if stays[at]:
+            stays[at + 1 :] &= ~near[1:]
+    return [int(index) for index in np.flatnonzero(stays)]
+
+
+def _nearer(keys: Array, cosine: float) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """Yield each index, and which of the keys from it on are nearer to it than `cosine`."""
     for start in range(0, len(keys), _BLOCK):
-        near[start : start + _BLOCK] = keys[start : start + _BLOCK] @ keys.T > cosine
-    return near
+        near = keys[start : start + _BLOCK] @ keys[start:].T > cosine
+        for offset, row in enumerate(near):
+            yield start + offset, row[offset:]

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from memory.episode import Array, Episode, prompt_digest
 from memory.prior import CLUSTER_COSINE, Leanings, unit
-from memory.snapshot import pages
+from memory.snapshot import read_snapshot
 from model.calibration import calibrated, choice_logits, label_of, leaning
 from model.engine import Engine, Label, PlacementError, SteeredPrompt
-from worker.chains import adjacency, chains
+from worker.chains import chains, first_of_alike
 from worker.errors import SpaceMismatchError, TooFewEpisodesError
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ FEWEST = 8
 """Fewest duplicate groups of a cluster that is learned: four judge what the other four taught."""
 
 MOST = 1024
-"""Most examples of one night, the newest of each cluster in turn: its steps would not see more."""
+"""Most examples of one night, the newest of each cluster in turn: its steps would not see more. Of all other
+episodes of a snapshot (`memory/snapshot.py` says how many) only the key is ever held."""
 
 ENOUGH_TO_HOLD_OUT = 48
 """Groups held out from which on one training is judged by them; with fewer, halves judge each other."""
@@ -138,7 +139,7 @@ async def load(
     calibration: float,
     seed: int,
 ) -> Dataset:
-    """Return the dataset of a snapshot.
+    """Return the dataset of a snapshot, which is read twice: for the keys, and for what is chosen by them.
 
     Args:
         snapshot: folder of it.
@@ -155,8 +156,8 @@ async def load(
         SpaceMismatchError: episodes of another latent space than the engine's.
         SnapshotError, EngineError.
     """
-    reader = _Reader(engine, space, min_reward)
-    found = reader.read(snapshot)
+    reader = _Reader(snapshot, engine, space, min_reward)
+    found = reader.found()
     if len(found) < min_episodes:
         raise TooFewEpisodesError(
             f"{len(found)} episodes of reward {min_reward:g} or more; a night needs {min_episodes}"
@@ -167,7 +168,7 @@ async def load(
         raise TooFewEpisodesError(
             f"{len(different)} different prompts, no {FEWEST} of one kind: that is the fewest to learn from"
         )
-    labelled, leanings = await _labelled(engine, _newest(clustered, MOST), calibration)
+    labelled, leanings = await _labelled(engine, reader.examples(_newest(clustered, MOST)), calibration)
     examples, kept, cosine = _grouped(labelled)
     if not examples:
         raise TooFewEpisodesError(
@@ -184,11 +185,25 @@ async def load(
     )
 
 
-class _Reader:
-    """Reads a snapshot page by page: what stays of an episode is its key and its tokens."""
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What decides whether a night learns from an episode."""
 
-    def __init__(self, engine: Engine, space: str, min_reward: float) -> None:
-        self._engine, self._space, self._min_reward = engine, space, min_reward
+    id: str
+    question: int
+    """Hash of the prompt's tokens and of its choices."""
+    key: Array
+    """(d,), norm 1."""
+    reward: float
+    seen_at: float
+
+
+class _Reader:
+    """Reads a snapshot, one episode after the other."""
+
+    def __init__(self, snapshot: Path, engine: Engine, space: str, min_reward: float) -> None:
+        self._snapshot, self._engine = snapshot, engine
+        self._space, self._min_reward = space, min_reward
         self.episodes = 0
         self._earned = 0
         self._sum: NDArray[np.float64] | None = None
@@ -198,34 +213,48 @@ class _Reader:
         """(L, d) of all that was read and had earned its place."""
         return None if self._sum is None else (self._sum / self._earned).astype(np.float32)
 
-    def read(self, snapshot: Path) -> list[tuple[Example, float]]:
-        """Return examples with the remembered answer as their label, and the reward of each."""
+    def found(self) -> list[_Found]:
+        """Return what may be learned from."""
         return [
-            (_example(self._engine, episode), episode.reward)
-            for episode in self._episodes(snapshot)
+            _Found(
+                episode.id,
+                hash((episode.prompt_token_ids, episode.choices)),
+                unit(episode.key[None])[0],
+                episode.reward,
+                episode.seen_last.timestamp(),
+            )
+            for episode in self._checked()
             if (episode.choices or episode.reward >= self._min_reward) and _fits(self._engine, episode)
         ]
 
-    def _episodes(self, snapshot: Path) -> Iterator[Episode]:
-        for page in pages(snapshot):
-            for episode in page:
-                for named in (self._space, episode.space):
-                    if named != self._engine.space.id:
-                        raise SpaceMismatchError(
-                            f"the night is of space {named}, this worker's model makes"
-                            f" {self._engine.space.id}: give worker and gateway the same model, latent length"
-                            " and placement"
-                        )
-                episode.check(*self._engine.space.shape)
-                self.episodes += 1
-                if episode.latent_earned:
-                    latent = np.asarray(episode.latent, np.float64)
-                    self._sum = latent if self._sum is None else self._sum + latent
-                    self._earned += 1
-                yield episode
+    def examples(self, clusters: Mapping[str, int]) -> list[Example]:
+        """Return examples with the remembered answer as their label, of episodes whose cluster is given."""
+        chosen = [
+            _example(self._engine, episode, clusters[episode.id])
+            for episode in read_snapshot(self._snapshot)
+            if episode.id in clusters
+        ]
+        return sorted(chosen, key=lambda example: (example.cluster, example.seen_at, example.id))
+
+    def _checked(self) -> Iterator[Episode]:
+        for episode in read_snapshot(self._snapshot):
+            for named in (self._space, episode.space):
+                if named != self._engine.space.id:
+                    raise SpaceMismatchError(
+                        f"the night is of space {named}, this worker's model makes"
+                        f" {self._engine.space.id}: give worker and gateway the same model, latent length"
+                        " and placement"
+                    )
+            episode.check(*self._engine.space.shape)
+            self.episodes += 1
+            if episode.latent_earned:
+                latent = np.asarray(episode.latent, np.float64)
+                self._sum = latent if self._sum is None else self._sum + latent
+                self._earned += 1
+            yield episode
 
 
-def _example(engine: Engine, episode: Episode) -> Example:
+def _example(engine: Engine, episode: Episode, cluster: int) -> Example:
     held = episode.answer_text in episode.choices
     # A choice as the grammar writes it, however it was split when it was decoded.
     tokens = engine.answer_tokens(episode.answer_text) if held else tuple(episode.answer_token_ids)
@@ -233,13 +262,14 @@ def _example(engine: Engine, episode: Episode) -> Example:
         id=episode.id,
         digest=prompt_digest(episode.prompt_token_ids),
         prompt=tuple(episode.prompt_token_ids),
-        key=unit(np.asarray(episode.key, np.float32)[None])[0],
+        key=unit(episode.key[None])[0],
         max_tokens=episode.max_tokens,
         label=Label.of(tokens, episode.choices if held else ()),
         answer=episode.answer_text,
         known=episode.signals.get(VERIFIER, 0.0) >= 0.5,
         seen_at=episode.seen_last.timestamp(),
         weight=episode.reward + max(episode.reward - episode.plain_reward, 0.0),
+        cluster=cluster,
     )
 
 
@@ -253,38 +283,31 @@ def _fits(engine: Engine, episode: Episode) -> bool:
     return size < engine.max_model_len
 
 
-def _deduplicated(found: Sequence[tuple[Example, float]]) -> list[Example]:
-    """Return one example per prompt, oldest first: the one of the best reward, then the newest."""
-    best: dict[tuple[str, tuple[str, ...]], Example] = {}
-    for example, _ in sorted(found, key=lambda pair: (-pair[1], -pair[0].seen_at, pair[0].id)):
-        best.setdefault((example.digest, example.choices), example)
+def _deduplicated(found: Sequence[_Found]) -> list[_Found]:
+    """Return one episode per prompt, oldest first: the one of the best reward, then the newest."""
+    best: dict[int, _Found] = {}
+    for one in sorted(found, key=lambda one: (-one.reward, -one.seen_at, one.id)):
+        best.setdefault(one.question, one)
     ranked = list(best.values())
-    same = adjacency(np.stack([example.key for example in ranked]), SAME_COSINE)
-    dropped = np.zeros(len(ranked), dtype=bool)
-    kept = []
-    for at, example in enumerate(ranked):
-        if not dropped[at]:
-            dropped |= same[at]
-            kept.append(example)
-    return sorted(kept, key=lambda example: (example.seen_at, example.id))
+    kept = [ranked[at] for at in first_of_alike(np.stack([one.key for one in ranked]), SAME_COSINE)]
+    return sorted(kept, key=lambda one: (one.seen_at, one.id))
 
 
-def _clustered(examples: Sequence[Example]) -> list[list[Example]]:
+def _clustered(found: Sequence[_Found]) -> list[list[_Found]]:
     """Return the clusters that are large enough to be learned, the largest first."""
-    linked = chains(np.stack([example.key for example in examples]), CLUSTER_COSINE)
-    large = sorted((one for one in linked if len(one) >= FEWEST), key=len, reverse=True)
-    return [[replace(examples[at], cluster=number) for at in one] for number, one in enumerate(large)]
+    linked = chains(np.stack([one.key for one in found]), CLUSTER_COSINE)
+    large = sorted((cluster for cluster in linked if len(cluster) >= FEWEST), key=len, reverse=True)
+    return [[found[at] for at in cluster] for cluster in large]
 
 
-def _newest(clusters: Sequence[Sequence[Example]], most: int) -> list[Example]:
-    """Return at most so many examples, the newest of each cluster in turn."""
+def _newest(clusters: Sequence[Sequence[_Found]], most: int) -> dict[str, int]:
+    """Return ids of at most so many, the newest of each cluster in turn, and the number of their cluster."""
     turns = [
-        (turn, example.cluster, example.id, example)
-        for cluster in clusters
-        for turn, example in enumerate(sorted(cluster, key=lambda one: (-one.seen_at, one.id)))
+        (turn, number, one.id)
+        for number, cluster in enumerate(clusters)
+        for turn, one in enumerate(sorted(cluster, key=lambda one: (-one.seen_at, one.id)))
     ]
-    chosen = [turn[-1] for turn in sorted(turns, key=lambda turn: turn[:-1])[:most]]
-    return sorted(chosen, key=lambda example: (example.cluster, example.seen_at, example.id))
+    return {episode_id: number for _, number, episode_id in sorted(turns)[:most]}
 
 
 async def _labelled(

@@ -236,6 +236,23 @@ def test_episodes_from_the_future_are_not_new_for_ever(store: EpisodeStore, make
     assert store.count() == 2
 
 
+def test_outlines_tell_what_the_episodes_do(store: EpisodeStore, make: Make) -> None:
+    later = START + timedelta(hours=2)
+    episodes = [
+        make(reward=0.25, created_at=START, seen=3, seen_at=later),
+        make(reward=0.5, created_at=later, choices=("yes", "no")),
+    ]
+    stranger = make(tenant="other")
+    store.add([*episodes, stranger])
+    found = {one.id: one for one in store.outlines(tenant="default")}
+    for episode in episodes:
+        one = found.pop(episode.id)
+        assert (one.reward, one.seen, one.created_at) == (episode.reward, episode.seen, episode.created_at)
+        assert (one.seen_last, one.held_to_choices) == (episode.seen_last, bool(episode.choices))
+    assert not found
+    assert len(list(store.outlines())) == 3
+
+
 def test_stats_count_rewards_by_tenths(store: EpisodeStore, make: Make) -> None:
     start = datetime(2026, 3, 1, tzinfo=UTC)
     rewards = (0.0, 0.05, 0.5, 0.55, 0.9, 1.0)

@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from memory.episode import Episode, StoreUnavailableError
 from memory.night import NightLog, NightRunningError
 from memory.snapshot import read_snapshot
 from memory.state import State
+from memory.store import Outline
 from server.errors import QueueUnreachableError
 from server.nights import AGAIN_AFTER_MOST_S, AGAIN_AFTER_S, RETRY_AFTER, STALE_AFTER_S, NightCoordinator
 from server.schedule import Schedule
@@ -32,6 +34,9 @@ class ListedStore:
         self.episodes: list[Episode] = []
         self.away = False
         self.scrolled = 0
+        self.most_alive = 0
+        """Most episodes that were in memory at a time."""
+        self._fetched: list[weakref.ref[Episode]] = []
 
     def add(self, count: int, reward: float = 0.8, **known: Any) -> None:
         for _ in range(count):
@@ -50,11 +55,20 @@ class ListedStore:
                 )
             )
 
-    def scroll(self) -> Iterator[Episode]:
+    def outlines(self) -> Iterator[Outline]:
         self.scrolled += 1
         if self.away:
             raise StoreUnavailableError("no answer")
-        yield from self.episodes
+        for one in self.episodes:
+            yield Outline(one.id, one.reward, bool(one.choices), one.seen, one.seen_last, one.created_at)
+
+    def fetch(self, episode_ids: Sequence[str]) -> list[Episode]:
+        wanted = set(episode_ids)
+        found = [replace(episode) for episode in self.episodes if episode.id in wanted]
+        self._fetched = [one for one in self._fetched if one() is not None]
+        self._fetched += map(weakref.ref, found)
+        self.most_alive = max(self.most_alive, len(self._fetched))
+        return found
 
     def count(self, *, since: datetime) -> int:
         if self.away:
@@ -140,7 +154,30 @@ async def test_snapshot_holds_what_deserves_it(store: ListedStore, log: NightLog
     store.add(5)
     store.add(3, reward=0.1)
     night = await coordinator(store, log, tmp_path).start("api")
-    assert night.episodes == len(read_snapshot(tmp_path / "snapshots" / night.id)) == 5
+    assert night.episodes == len(list(read_snapshot(tmp_path / "snapshots" / night.id))) == 5
+
+
+async def test_what_a_snapshot_holds_in_memory_does_not_grow_with_it(
+    store: ListedStore, log: NightLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.nights.PAGE", 8)
+    store.add(100)
+    night = await coordinator(store, log, tmp_path).start("api")
+    assert night.episodes == 100
+    assert store.most_alive <= 2 * 8
+
+
+async def test_an_episode_that_is_deleted_meanwhile_is_left_out(
+    store: ListedStore, log: NightLog, tmp_path: Path
+) -> None:
+    class Forgetful(ListedStore):
+        def fetch(self, episode_ids: Sequence[str]) -> list[Episode]:
+            return super().fetch(episode_ids)[1:]
+
+    forgetful = Forgetful()
+    forgetful.add(6)
+    night = await coordinator(forgetful, log, tmp_path).start("api")
+    assert (night.state, night.episodes) == ("queued", 5)
 
 
 async def test_snapshot_holds_the_newest_when_there_are_too_many(
@@ -583,7 +620,7 @@ async def test_a_gateway_that_died_over_the_snapshot_leaves_it_to_the_next(
     scheduled.restart()
     await scheduled.pass_minutes(1 + int(AGAIN_AFTER_S / 60))
     assert scheduled.broker.messages == [night.id]
-    assert len(read_snapshot(scheduled.root / "snapshots" / night.id)) == 5
+    assert len(list(read_snapshot(scheduled.root / "snapshots" / night.id))) == 5
 
 
 async def test_snapshots_of_ended_and_unknown_nights_are_swept_at_the_start(scheduled: Scheduled) -> None:

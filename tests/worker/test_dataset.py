@@ -1,6 +1,7 @@
 """What a night learns from: duplicates, clusters, labels and folds."""
 
 import asyncio
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,12 @@ from worker.dataset import FEWEST, Dataset, load
 from worker.errors import SpaceMismatchError, TooFewEpisodesError
 
 
-def dataset(engine: ScriptedEngine, episodes: Sequence[Episode], folder: Path, **options: Any) -> Dataset:
-    write_snapshot(episodes, folder / "snapshot")
+def dataset(
+    engine: ScriptedEngine, episodes: Sequence[Episode] | None, folder: Path, **options: Any
+) -> Dataset:
+    """Return the dataset of episodes; None: the snapshot is there."""
+    if episodes is not None:
+        write_snapshot(episodes, folder / "snapshot")
     chosen = {
         "space": engine.space.id,
         "min_reward": 0.5,
@@ -270,3 +275,30 @@ def test_more_than_a_night_can_use_leaves_the_newest_of_each_cluster(
     assert len(found.examples) == 30
     newest = {one.id for one in sorted(episodes, key=lambda one: one.created_at)[-30:]}
     assert {example.id for example in found.examples} == newest
+
+
+def test_what_a_night_does_not_learn_from_costs_it_a_key_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.dataset.MOST", 24)
+    engine = ScriptedEngine()
+    long = (ord("x"),) * 3000
+    peaks = []
+    for count in (40, 160):
+        episodes = [
+            replace(one, prompt_token_ids=one.prompt_token_ids[:-12] + long + one.prompt_token_ids[-12:])
+            for one in scripted_episodes(engine, count)
+        ]
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        write_snapshot(episodes, folder / "snapshot")
+        del episodes
+        tracemalloc.start()
+        try:
+            found = dataset(engine, None, folder)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert len(found.examples) == 24
+    of_a_prompt = 8 * len(long)
+    assert peaks[1] - peaks[0] < (160 - 40) * of_a_prompt / 8

@@ -9,7 +9,7 @@ import numpy as np
 
 from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError
 from memory.free_space import NoRoomError
-from memory.store import Neighbour, StoreStats
+from memory.store import Neighbour, Outline, StoreStats
 from model.engine import Decoding, Generation
 from model.scripted_engine import GOOD, ScriptedEngine
 from server.steering.call import RenderedPrompt
@@ -94,6 +94,10 @@ class ListStore:
 
     def scroll(self, *, tenant: str | None = None, batch: int = 256) -> Iterator[Episode]:
         yield from self.episodes
+
+    def outlines(self, *, tenant: str | None = None) -> Iterator[Outline]:
+        for one in self.episodes:
+            yield Outline(one.id, one.reward, bool(one.choices), one.seen, one.seen_last, one.created_at)
 
     def delete(self, episode_ids: Sequence[str]) -> int:
         if not self.deletes_while_away:
