@@ -19,6 +19,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch.nn.functional import logsigmoid, normalize
@@ -96,9 +97,11 @@ class ScriptedEngine:
         )
         self._max_model_len = max_model_len
         self._placement = Placement(placement, (CLOSE, OPEN, *b"assistant\n"), neutral=())
+        self._neutral = _drawn("newline", 1, hidden_size).repeat(length, 1)
+        self._best_distance = reach * self._neutral.norm()
         self._answer = answer or self._default_answer
         self._is_good = is_good
-        self._reach, self._steepness = reach, steepness
+        self._steepness = steepness
         self._differentiable = differentiable
         self.delay_s = delay_s
         self.alive = True
@@ -123,7 +126,7 @@ class ScriptedEngine:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, OPEN and CLOSE left out."""
-        return bytes(token for token in token_ids if token < 256).decode(errors="replace")
+        return _decoded(tuple(token_ids))
 
     def answer_tokens(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a finished answer: the text's own, then the end of the sequence."""
@@ -139,24 +142,22 @@ class ScriptedEngine:
 
     def neutral_latent(self) -> torch.Tensor:
         """Return the neutral start, (L, d): one drawn row, repeated, wherever latents stand."""
-        return _drawn("newline", 1, self.space.hidden_size).repeat(self.space.length, 1)
+        return self._neutral.clone()
 
     def topic(self, token_ids: Sequence[int]) -> str:
         """Return the first word of the last user message, or of the whole text, in lower case."""
-        words = re.findall(r"\w+", self._question(token_ids))
-        return words[0].lower() if words else ""
+        word = re.search(r"\w+", self._question(token_ids))
+        return word[0].lower() if word else ""
 
     def best_latent(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Return the best latent for a prompt that is nearest to the neutral one, (L, d)."""
-        neutral = self.neutral_latent()
-        best: torch.Tensor = neutral + self._reach * neutral.norm() * self._direction(token_ids)
+        best: torch.Tensor = self._neutral + self._best_distance * self._direction(token_ids)
         return best
 
     def score(self, token_ids: Sequence[int], latent: torch.Tensor | None) -> torch.Tensor:
         """Return s(z) of the module's docstring; differentiable in `latent`. None counts as neutral."""
-        neutral = self.neutral_latent()
-        z = neutral if latent is None else latent
-        t = ((z - neutral) * self._direction(token_ids)).sum() / (self._reach * neutral.norm())
+        z = self._neutral if latent is None else latent
+        t = ((z - self._neutral) * self._direction(token_ids)).sum() / self._best_distance
         score: torch.Tensor = self._steepness * (1 - 2 * (t - 1) ** 2)
         return score
 
@@ -304,6 +305,12 @@ def _drawn(name: str, rows: int, columns: int) -> torch.Tensor:
     return torch.randn(rows, columns, generator=generator)
 
 
+@lru_cache(maxsize=4096)
+def _decoded(token_ids: tuple[int, ...]) -> str:
+    return bytes(token for token in token_ids if token < 256).decode(errors="replace")
+
+
+@lru_cache(maxsize=4096)
 def _unit(name: str, rows: int, columns: int) -> torch.Tensor:
     drawn = _drawn(name, rows, columns)
     unit: torch.Tensor = drawn / drawn.norm()

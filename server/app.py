@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from copy import copy
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -89,7 +90,9 @@ def _answer_head(app: FastAPI) -> None:
     """Let every route that has GET have HEAD, which FastAPI does not do by itself."""
     for route in [*app.routes]:
         if isinstance(route, APIRoute) and "GET" in route.methods:
-            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
+            head = copy(route)
+            head.methods, head.include_in_schema = {"HEAD"}, False
+            app.routes.append(head)
 
 
 async def _run(

@@ -1,7 +1,9 @@
 """What tests of several packages share."""
 
+import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from memory.state import State
 from model.pull import resolve_model
 from tests.postgres_server import PostgresServer, postgres_programs
 from tests.redis_server import RedisServer
-from tests.tiny_model import tiny_model as make_tiny_model
 
 ROOT = Path(__file__).parents[1]
+
+MEMORY = "/dev/shm"
+"""A file system that forgets, as tests may."""
 
 SHARING = {"tests/e2e", "tests/server/engine"}
 """Folders whose tests share an engine."""
@@ -27,6 +31,17 @@ ALONE = {"test_real_model.py"}
 # Under pytest-xdist several processes share the cores: threads of one would wait for those of another.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# Whatever the shell says: else each process of the tests, and each that it starts, compiles all sources.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# Tests write and sync much that is soon deleted: where memory is plenty, they need not wait for the disk.
+if os.access(MEMORY, os.W_OK):
+    room = os.statvfs(MEMORY)
+    if room.f_bavail * room.f_frsize >= 8 << 30 and not room.f_flag & os.ST_NOEXEC:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 
 
 def pytest_configure() -> None:
@@ -43,6 +58,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.vllm)
     if hasattr(config, "workerinput"):
         items.sort(key=_turn)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection() -> None:
+    """Collect no garbage while everything is imported: what comes now stays until the end."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collect it again from here on, and look no more at what is there."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -76,7 +103,9 @@ def small_model() -> str:
 @pytest.fixture(scope="session")
 def tiny_model(small_model: str) -> str:
     """Folder of a model with random weights and the small model's tokenizer: loads and answers at once."""
-    return make_tiny_model(small_model, ROOT / ".cache")
+    from tests.tiny_model import tiny_model  # and with it transformers, which some processes do without
+
+    return tiny_model(small_model, ROOT / ".cache")
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def main() -> None:
     if sys.argv[1] == "write":
         chance = random.Random(7)
         for round_number in range(16):
-            first, at = 1000 * round_number, chance.uniform(0.05, 0.5)
+            first, at = 1000 * round_number, chance.uniform(0.05, 0.25)
             if round_number % 2:
                 assert killed(lambda: write(sys.argv[2], first, None), at)  # noqa: B023
             else:

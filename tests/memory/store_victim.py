@@ -1,9 +1,10 @@
 """Adds episodes until it is killed, and acknowledges each batch on its standard output.
 
-Run by tests/memory/test_store_crash.py: `store_victim.py FOLDER SEED FLUSH_EVERY INDEX_FROM`.
+Run by tests/memory/test_store_crash.py: `store_victim.py FOLDER SEED FLUSH_EVERY INDEX_FROM PAUSE_S`.
 """
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def episode(seed: int) -> Episode:
 
 def main() -> None:
     """Add batches of one to three episodes for ever."""
-    folder, seed = Path(sys.argv[1]), int(sys.argv[2])
+    folder, seed, pause_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[5])
     memory.edge_shard.FLUSH_EVERY = int(sys.argv[3])
     store = EdgeStore(folder, space=SPACE, length=LENGTH, hidden_size=HIDDEN, index_from=int(sys.argv[4]))
     print("ready", flush=True)
@@ -41,6 +42,7 @@ def main() -> None:
         for added in batch:
             print(added.answer_token_ids[0], added.id, flush=True)
         seed += len(batch)
+        time.sleep(pause_s)
 
 
 if __name__ == "__main__":

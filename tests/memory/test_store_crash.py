@@ -38,10 +38,10 @@ def open_edge(folder: Path, index_from: int = 10_000) -> EdgeStore:
 
 
 def start_victim(
-    folder: Path, seed: int, flush_every: int, index_from: int = 10_000
+    folder: Path, seed: int, flush_every: int, index_from: int = 10_000, pause_s: float = 0.0
 ) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, str(VICTIM), str(folder), str(seed), str(flush_every), str(index_from)],
+        [sys.executable, VICTIM, *map(str, (folder, seed, flush_every, index_from, pause_s))],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -63,7 +63,9 @@ def test_kill_9_loses_no_acknowledged_episode(tmp_path: Path, flush_every: int, 
     for round_number in range(3 if builds else 5):
         in_use = shard_of(folder)
         until_swap = builds and round_number != 1
-        victim = start_victim(folder, 100_000 * round_number, flush_every, index_from)
+        # A graph takes a while, in which thousands would be added that all have to be looked at.
+        pause_s = 0.01 if until_swap else 0.0
+        victim = start_victim(folder, 100_000 * round_number, flush_every, index_from, pause_s)
         assert victim.stdout is not None
         before = len(acknowledged)
         enough, killer = chance.randint(5, 40), None

@@ -1,8 +1,10 @@
 """The twin on vLLM's weights: parameters as vLLM fuses them, and the worker's part on a plain object."""
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,18 +33,28 @@ FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj
 
 
 @pytest.fixture(scope="module")
-def reference(small_model: str) -> TransformersEngine:
-    """A model of its own whose weights are not packed, as the twin's are not: packed ones sum otherwise."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("model.frozen_model.pack", lambda network: None)
-        return TransformersEngine(
-            small_model, length=LENGTH, placement="user_turn_end", max_model_len=CONTEXT
-        )
+def shallow(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of the small model with its first four layers: the others are made alike."""
+    folder = tmp_path_factory.mktemp("shallow")
+    for file in Path(small_model).iterdir():
+        (folder / file.name).symlink_to(file.resolve())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
-def config(small_model: str) -> Any:
-    return AutoConfig.from_pretrained(small_model)
+def reference(shallow: str) -> TransformersEngine:
+    """A model of its own whose weights are not packed, as the twin's are not: packed ones sum otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.frozen_model.pack", lambda network: None)
+        return TransformersEngine(shallow, length=LENGTH, placement="user_turn_end", max_model_len=CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def config(shallow: str) -> Any:
+    return AutoConfig.from_pretrained(shallow)
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +128,8 @@ def front(fused: dict[str, torch.Tensor]) -> Front:
 
 
 @pytest_asyncio.fixture
-async def twin(small_model: str, front: Front) -> AsyncIterator[WorkerTwin]:
-    twin = WorkerTwin(front, small_model, length=LENGTH, placement="user_turn_end")
+async def twin(shallow: str, front: Front) -> AsyncIterator[WorkerTwin]:
+    twin = WorkerTwin(front, shallow, length=LENGTH, placement="user_turn_end")
     await twin.start()
     yield twin
     await twin.close()
@@ -199,8 +211,8 @@ def test_weights_made_in_inference_mode_are_refused(config: Any, fused: dict[str
         assemble(config, fused | {"model.norm.weight": norm})
 
 
-def test_quantised_model_is_refused(small_model: str, fused: dict[str, torch.Tensor]) -> None:
-    config = AutoConfig.from_pretrained(small_model)
+def test_quantised_model_is_refused(shallow: str, fused: dict[str, torch.Tensor]) -> None:
+    config = AutoConfig.from_pretrained(shallow)
     config.quantization_config = {"quant_method": "fp8"}
     with pytest.raises(UnsupportedError, match="quantised"):
         assemble(config, fused)
@@ -298,15 +310,15 @@ async def test_job_of_a_cancelled_caller_is_forgotten(
 
 
 async def test_engine_with_packed_weights_gets_no_shared_twin(
-    small_model: str, fused: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+    shallow: str, fused: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
     settings: Any = SimpleNamespace(latent_length=LENGTH, placement="user_turn_end")
     packed = fused | {"model.layers.0.mlp.down_proj.weight": torch.empty(0)}
-    assert await worker_twin(Front(Worker(packed)), settings, small_model) is None
+    assert await worker_twin(Front(Worker(packed)), settings, shallow) is None
     assert "packed or sharded" in caplog.text
     quantised = Front(Worker(fused), quant_config=object())
-    assert await worker_twin(quantised, settings, small_model) is None
+    assert await worker_twin(quantised, settings, shallow) is None
     assert not quantised.called
-    twin = await worker_twin(Front(Worker(fused)), settings, small_model)
+    twin = await worker_twin(Front(Worker(fused)), settings, shallow)
     assert twin is not None
     await twin.close()
