@@ -26,6 +26,13 @@ SHARING = {"tests/e2e", "tests/server/engine"}
 """Folders whose tests share an engine."""
 ALONE = {"test_real_model.py"}
 """Files in them that start one of their own."""
+LONG = {
+    "memory/test_store_crash.py",
+    "model/test_transformers_engine.py",
+    "server/test_nights.py",
+    "worker/test_night.py",
+}
+"""Files that take longest of the quick ones: one that came last would be waited for alone."""
 
 
 # Under pytest-xdist several processes share the cores: threads of one would wait for those of another.
@@ -90,7 +97,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def _turn(item: pytest.Item) -> int:
-    return next((turn for turn, mark in enumerate(("vllm", "slow")) if item.get_closest_marker(mark)), 2)
+    for turn, mark in enumerate(("vllm", "slow")):
+        if item.get_closest_marker(mark):
+            return turn
+    return 2 if item.path.relative_to(ROOT / "tests").as_posix() in LONG else 3
 
 
 @pytest.fixture(scope="session")
