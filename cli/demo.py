@@ -20,6 +20,7 @@ from cli.demonstration.report import (
     accuracy,
     comparison,
     harm,
+    labels_of,
     show_day,
     show_examples,
     show_harm,
@@ -143,6 +144,10 @@ class Demonstration:
         with self.timed("night"), PhaseProgress(self._screen) as progress:
             night = follow_night(gateway, start_night(gateway), NightProgress(self._screen, progress).show)
         show_night(self._screen, night)
+        night |= labels_of(night, gateway, day, first, self._scorer)
+        self._screen.line(
+            f"labels of day 1 that the night kept: {night['labels']}, {night['labels_right']} of them right"
+        )
 
         with self.timed("trial"):
             _swapped(gateway, night)

@@ -32,6 +32,9 @@ def manifest_of(
 ) -> dict[str, Any]:
     """Return what is known of a version.
 
+    `labels` are of all that the night learned from or was judged by: the choice that is right, null for the
+    answer as it was remembered. No text of a free answer is kept.
+
     Args:
         record: of the night.
         settings: of the worker.
@@ -55,7 +58,7 @@ def manifest_of(
         },
         "episodes": dataset.episodes,
         "left_out": dataset.left_out,
-        "episode_ids": [example.id for example in examples],
+        "labels": [[e.id, e.answer if e.choices else None] for e in dataset.examples],
         "learned": {
             **learned,
             **{

@@ -18,7 +18,7 @@ from cli.demonstration.stream import Item
 from cli.failure import CommandError
 from config.settings import Settings
 from memory.atomic import write_json
-from memory.episode import new_id
+from memory.episode import Episode, new_id
 from memory.night import NightLog, NightRecord
 from model.engine import Engine
 from server.gateway import Gateway
@@ -96,6 +96,15 @@ class Loop:
             raise CommandError("the memory does not take episodes", "see the log above")
         return outcomes
 
+    def remembered(self, items: Sequence[Item]) -> list[tuple[Item, Episode]]:
+        """Return those of the questions that are remembered, and what of each."""
+        prompts = {self.render(item).token_ids: item for item in items}
+        return [
+            (item, episode)
+            for episode in self.gateway.store.scroll()
+            if (item := prompts.get(tuple(episode.prompt_token_ids))) is not None
+        ]
+
     def _failed_explorations(self) -> float:
         return self._registry.get_sample_value("latentevolve_explorations_total", {"result": "failed"}) or 0.0
 
@@ -132,6 +141,11 @@ class Loop:
             known.unlink()
             raise CommandError(f"the night failed: {record.error}", AGAIN)
         return record
+
+    def labels(self, night: NightRecord) -> list[tuple[str, str | None]]:
+        """Return what the night has taken for right, as its manifest says; nothing without a version."""
+        manifest = self.gateway.registry.load(night.version).manifest if night.version else {}
+        return [(episode, choice) for episode, choice in manifest.get("labels", ())]
 
 
 @asynccontextmanager

@@ -91,11 +91,12 @@ def write_report(folder: Path, head: dict[str, Any], rows: Sequence[Row]) -> Non
         "## Nights",
         "",
         *_markdown(
-            ("seed", "night", "state", "version", "episodes", "s", "why"),
+            ("seed", "night", "state", "version", "episodes", "labels", "of these right", "s", "why"),
             [
                 [
-                    str(row[name])
-                    for name in ("seed", "stage", "state", "version", "episodes", "wall_s", "message")
+                    *(str(row[name]) for name in ("seed", "stage", "state", "version", "episodes")),
+                    *_labels(row),
+                    *(str(row[name]) for name in ("wall_s", "message")),
                 ]
                 for row in rows
                 if row["arm"] == "night"
@@ -119,6 +120,12 @@ def share(found: Interval, *, sign: bool = False) -> str:
     """Return a share of answers with its interval, in per cent."""
     plus = "+" if sign else ""
     return f"{found.mean:{plus}.1%} ({found.low:{plus}.1%} … {found.high:{plus}.1%})"
+
+
+def _labels(night: Row) -> list[str]:
+    """Return how many labels a night kept, and the share that is right; an older build did not tell."""
+    kept = night.get("labels")
+    return ["" if kept is None else str(kept), _percent(night["labels_right"] / kept) if kept else ""]
 
 
 def _against(found: Against) -> str:

@@ -18,6 +18,7 @@ from bench.stream.loop import Loop
 from bench.stream.plan import Plan
 from bench.stream.questions import STREAM, Questions
 from bench.stream.score import Scorer
+from cli.demonstration.labels import labels_right
 from cli.demonstration.stream import Item
 from cli.failure import USAGE, CommandError
 from server.steering.call import RenderedPrompt
@@ -61,7 +62,7 @@ class Runner:
                 await self._judge(loop, seed, START, held_out)
                 for number, items in enumerate(days, start=1):
                     await self._day(loop, seed, f"day-{number}", items, scorer)
-                    await self._night(loop, seed, f"night-{number}")
+                    await self._night(loop, seed, f"night-{number}", list(chain(*days[:number])), scorer)
                     await self._judge(loop, seed, f"night-{number}", held_out)
 
     async def _day(self, loop: Loop, seed: int, stage: str, items: Sequence[Item], scorer: Scorer) -> None:
@@ -73,12 +74,7 @@ class Runner:
             began = time.monotonic()
             outcomes = await loop.live(chunk, seed)
             wall_s = (time.monotonic() - began) / len(chunk)
-            prompts = {loop.render(item).token_ids: item for item in chunk}
-            best = {
-                item.question: episode
-                for episode in loop.gateway.store.scroll()
-                if (item := prompts.get(tuple(episode.prompt_token_ids))) is not None
-            }
+            best = {item.question: episode for item, episode in loop.remembered(chunk)}
             rows = []
             for item, outcome in zip(chunk, outcomes, strict=True):
                 row = {"seed": seed, "stage": stage, "set": STREAM, "arm": "served"}
@@ -98,7 +94,7 @@ class Runner:
             self.journal.add(rows)
         self.progress(stage, len(items), len(items), "")
 
-    async def _night(self, loop: Loop, seed: int, stage: str) -> None:
+    async def _night(self, loop: Loop, seed: int, stage: str, items: Sequence[Item], scorer: Scorer) -> None:
         if self.journal.has(seed, stage, "night", ""):
             return
         self.progress(stage, 0, 1, "consolidating")
@@ -107,6 +103,7 @@ class Runner:
             stage,
             lambda found: self.progress(f"{stage} {found.phase}", found.done, found.total, found.message),
         )
+        known = {episode.id: (item, episode.answer_text) for item, episode in loop.remembered(items)}
         self.journal.add(
             [
                 {
@@ -120,6 +117,7 @@ class Runner:
                     "episodes": record.episodes,
                     "version": record.version,
                     "evidence": record.evidence,
+                    **labels_right(loop.labels(record), known, scorer.correct),
                 }
             ]
         )

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cli.demonstration.day import Tally
+from cli.demonstration.labels import labels_right
 from cli.demonstration.score import Scorer, paired_interval
 from cli.demonstration.stream import Item
 from cli.evidence import proof
+from cli.gateway import Gateway
 from cli.screen import Screen, bar, printable
 
 EXAMPLES_SHOWN = 6
@@ -33,6 +35,19 @@ def accuracy(tally: Tally, items: Sequence[Item], scorer: Scorer) -> dict[str, A
         "stored_right": sum(good for good, kept in zip(right, stored, strict=True) if kept),
         "answers": dict(Counter(short(reply.text, 16) for reply in tally.replies).most_common(ANSWERS_SHOWN)),
     }
+
+
+def labels_of(
+    night: dict[str, Any], gateway: Gateway, day: Tally, items: Sequence[Item], scorer: Scorer
+) -> dict[str, int]:
+    """Return how many labels of the day's questions the night has kept, and how many of them are right."""
+    version = night.get("version")
+    manifest = gateway.get(f"/v1/priors/{version}") if version else {}
+    pairs = zip(day.replies, items, strict=True)
+    known = {str(reply.trace.get("episode_id")): (item, reply.text) for reply, item in pairs}
+    return labels_right(
+        manifest.get("labels", ()), known, lambda text, item: scorer.correct(text, item.answer)
+    )
 
 
 def right_ones(tally: Tally, items: Sequence[Item], scorer: Scorer) -> list[bool]:
@@ -163,7 +178,7 @@ def show_summary(screen: Screen, report: dict[str, Any]) -> None:
     screen.line()
     rows = [
         ("day 1", f"{day['questions']} questions at effort medium, {day['stored']} answers remembered"),
-        ("night", f"{night['state']}{version}"),
+        ("night", f"{night['state']}{version}{_labels(night)}"),
         ("trial", f"{trial['questions']} questions explored in the morning; {standing or 'nothing to try'}"),
         ("held out", f"{plain['right']} of {plain['questions']} right plain, {low['right']} at effort low"),
         (
@@ -186,6 +201,15 @@ def show_summary(screen: Screen, report: dict[str, Any]) -> None:
     for name, share in shares:
         screen.line(f"{name:<{width}}  {bar(share, BAR):░<{BAR}} {100 * share:.0f} % right")
     screen.line("one run with one seed: the interval says how far to trust it")
+
+
+def _labels(night: dict[str, Any]) -> str:
+    kept = night["labels"]
+    return (
+        f", {night['labels_right']} of {kept} labels right ({night['labels_right'] / kept:.0%})"
+        if kept
+        else ""
+    )
 
 
 def counts(found: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from server.gateway import Gateway
 
 router = APIRouter(prefix="/v1/priors", tags=["priors"])
 
-_LONG = frozenset({"episode_ids", "learned", "trainings"})
+_LONG = frozenset({"labels", "episode_ids", "learned", "trainings"})
 _VERSION = re.compile(r"v[1-9][0-9]{0,8}")
 
 
@@ -74,4 +74,5 @@ def _summary(manifest: dict[str, Any]) -> dict[str, Any]:
         {name: value for name, value in found.items() if name != "differences"}
         for found in manifest.get("evidence", ())
     ]
-    return {**summary, "evidence": evidence, "episodes": len(manifest.get("episode_ids", ()))}
+    learned = manifest.get("labels", manifest.get("episode_ids", ()))  # an earlier build had no labels
+    return {**summary, "evidence": evidence, "episodes": len(learned)}

@@ -82,6 +82,10 @@ class FakeGateway:
     """Evidence about rows of the active prior."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of chat completions."""
+    remembered: list[str] = field(default_factory=list)
+    """Ids of what was asked at effort medium, as its traces have them; a night's labels are all of these."""
+    label: str | None = None
+    """What each of the labels is; None: the answer that was given."""
     url: str = ""
 
     def app(self) -> FastAPI:
@@ -119,6 +123,7 @@ class FakeGateway:
                 "x-latent-trace": str(uuid.uuid4()),
             }
             if effort == "medium":
+                self.remembered.append(headers["x-latent-trace"])
                 headers |= {"x-latent-reward-before": "0.4000", "x-latent-reward-after": "0.7000"}
             return StreamingResponse(self._chunks(body), media_type="text/event-stream", headers=headers)
 
@@ -132,6 +137,7 @@ class FakeGateway:
                 "usage": {"prompt_tokens": 90, "generated_tokens": 24, "forward_tokens": 200},
                 "timings_s": {"recall": 0.01, "refine": 1.25},
                 "remembered": "stored",
+                "episode_id": trace_id,
             }
 
         @app.get("/v1/memory/stats")
@@ -173,7 +179,8 @@ class FakeGateway:
         def prior(version: str) -> Any:
             if version not in self.versions:
                 return error(404, f"no prior {version}", "version")
-            return {**manifest(version), "settings": {"steps": 25}, "episode_ids": ["a", "b"]}
+            labels = [[episode, self.label] for episode in self.remembered]
+            return {**manifest(version), "settings": {"steps": 25}, "labels": labels}
 
         @app.post("/v1/priors/{version}/activate")
         def activate(version: str) -> Any:

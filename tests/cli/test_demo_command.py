@@ -86,6 +86,22 @@ def test_refused_night_and_lost_accuracy_are_shown_like_a_success(
     assert report["day_2"]["passes"]["low"]["accuracy"] == 0.0
 
 
+@pytest.mark.parametrize("label", ["secret2", None])
+def test_labels_that_the_night_kept_are_counted_and_the_right_ones_told(
+    run: Run, gateway: FakeGateway, stream: Path, label: str | None
+) -> None:
+    """A choice of the night's own, or the answer that was remembered."""
+    gateway.nights, gateway.label = [record("on trial", version="v1", evidence=EVIDENCE)], label
+    gateway.answers = {"number": "secret2"}
+    ran = run(*options(gateway, stream), "--json")
+    night = json.loads(ran.out)["night"]
+    asked = {body["messages"][0]["content"] for body in gateway.asked if body["latent"]["effort"] == "medium"}
+    answers = {row["question"]: row["answer"] for row in map(json.loads, stream.read_text().splitlines())}
+    right = sum(answers[question] == "secret2" for question in asked)
+    assert (night["labels"], night["labels_right"]) == (8, right)
+    assert f"{right} of 8 labels right" in ran.err
+
+
 def test_json_is_one_document(run: Run, gateway: FakeGateway, stream: Path) -> None:
     gateway.nights = [record("skipped", message="too few")]
     ran = run(*options(gateway, stream), "--json")

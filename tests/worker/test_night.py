@@ -105,7 +105,7 @@ def test_the_manifest_says_what_the_version_is_made_of(place: Place, engine: Scr
     record = run(place, place.queue(episodes))
     manifest = place.registry.load("v1").manifest
     assert manifest["night"] == record.id
-    assert sorted(manifest["episode_ids"]) == sorted(episode.id for episode in episodes)
+    assert sorted(manifest["labels"]) == sorted([episode.id, None] for episode in episodes)
     assert [training["fold"] for training in manifest["trainings"]] == ["first", "second", "all"]
     assert (manifest["episodes"], manifest["left_out"]) == (40, 0)
     assert 0.5 <= place.registry.load("v1").recall_floor == manifest["recall_floor"] < 1
@@ -279,7 +279,7 @@ def test_prompts_without_a_place_for_latents_are_left_out(place: Place, engine: 
     record = run(place, place.queue([*odd, *episodes]))
     assert record.state == "promoted", record
     manifest = place.registry.load("v1").manifest
-    assert not [name for name in manifest["episode_ids"] if name.startswith("odd")]
+    assert not [name for name, _ in manifest["labels"] if name.startswith("odd")]
 
 
 def test_a_night_that_has_ended_is_left_alone(place: Place, engine: ScriptedEngine) -> None:

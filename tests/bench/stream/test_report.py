@@ -26,7 +26,7 @@ def rows() -> list[dict[str, Any]]:
         found.append(day | ({"remembered": {"reward": n / 6, "correct": n > 3, "tokens": 5}} if n else {}))
     night = {"seed": 0, "stage": "night-1", "arm": "night", "question": "", "state": "refused"}
     night |= {"version": "v1", "episodes": 9, "wall_s": 1.0, "message": "no better|than\nplain"}
-    return [*found, night]
+    return [*found, night, night | {"stage": "night-2", "labels": 8, "labels_right": 6}]
 
 
 def pictures(page: str) -> list[str]:
@@ -41,6 +41,8 @@ def test_page_has_a_row_per_arm_and_stage_and_names_its_pictures(tmp_path: Path)
     assert "| night-2 | low | 4 | 75.0% (" in page
     assert "+25.0% (" in page
     assert "| day-1 | 6 | 5 | 40% | 5.0 | 1.00 |" in page
+    assert "| night-1 | refused | v1 | 9 |  |  | 1.0 |" in page, "a build that did not tell"
+    assert "| night-2 | refused | v1 | 9 | 8 | 75% | 1.0 |" in page
     names = ["accuracy-by-night.png", "accuracy-against-compute.png", "reward-calibration.png"]
     assert pictures(page) == names
     for name in pictures(page):

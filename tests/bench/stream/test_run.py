@@ -100,7 +100,10 @@ async def test_stopped_run_goes_on_and_gives_each_row_once(
     assert len({(row["stage"], row["arm"], row["question"]) for row in rows}) == len(rows)
     (night,) = (row for row in rows if row["arm"] == "night")
     assert night["state"] in ("promoted", "on trial", "refused")
-    assert night["episodes"] == sum("remembered" in row for row in rows) > 0
+    remembered = [row["remembered"] for row in rows if "remembered" in row]
+    assert night["episodes"] == len(remembered) > 0
+    assert 0 < night["labels"] <= len(remembered)
+    assert night["labels_right"] <= sum(one["correct"] for one in remembered)
 
     calls = len(engine.calls)
     await done.run([0])

@@ -27,7 +27,7 @@ def publish(served: Served) -> str:
     made = row(served.engine.neutral_latent(), np.eye(1, space.hidden_size), 0.9)
     manifest = {
         "parent": None,
-        "episode_ids": ["a", "b"],
+        "labels": [["a", "yes"], ["b", None]],
         "learned": {"0": ["d"]},
         "trainings": [],
         "evidence": [{"row": 0, "n": 1, "standing": "on trial", "differences": [["d", 0.5]]}],
@@ -209,7 +209,7 @@ async def test_prior_is_activated_and_rolled_back(served: Served) -> None:
     listed = (await served.http.get("/v1/priors")).json()
     assert {entry["version"] for entry in listed["versions"]} == {first, second}
     assert all(entry["episodes"] == 2 for entry in listed["versions"])
-    long = {"episode_ids", "holdout_ids", "trained_prompts"}
+    long = {"labels", "learned", "trainings"}
     assert not any(long & entry.keys() for entry in listed["versions"])
     for version in (first, second, first):
         answer = await served.http.post(f"/v1/priors/{version}/activate")
@@ -218,7 +218,8 @@ async def test_prior_is_activated_and_rolled_back(served: Served) -> None:
         assert current is not None
         assert current.version == version
         assert (await served.chat()).headers["x-latent-prior"] == version
-    assert (await served.http.get(f"/v1/priors/{first}")).json()["episode_ids"] == ["a", "b"]
+    whole = (await served.http.get(f"/v1/priors/{first}")).json()
+    assert whole["labels"] == [["a", "yes"], ["b", None]]
     answer = await served.http.post("/v1/priors/none/activate")
     assert answer.json() == {"active": None, "pinned": True}
     assert (await served.chat()).headers["x-latent-prior"] == "none"
