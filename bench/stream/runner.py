@@ -103,7 +103,9 @@ class Runner:
             stage,
             lambda found: self.progress(f"{stage} {found.phase}", found.done, found.total, found.message),
         )
-        known = {episode.id: (item, episode.answer_text) for item, episode in loop.remembered(items)}
+        found = loop.remembered(items)
+        known = {episode.id: item for item, episode in found}
+        answers = {episode.id: episode.answer_text for _, episode in found}
         self.journal.add(
             [
                 {
@@ -117,7 +119,7 @@ class Runner:
                     "episodes": record.episodes,
                     "version": record.version,
                     "evidence": record.evidence,
-                    **labels_right(loop.labels(record), known, scorer.correct),
+                    **labels_right(loop.labels(record), known, answers.__getitem__, scorer.correct),
                 }
             ]
         )

@@ -11,7 +11,8 @@ from cli.demonstration.stream import Item
 
 def labels_right(
     labels: Iterable[tuple[str, str | None]],
-    known: Mapping[str, tuple[Item, str]],
+    known: Mapping[str, Item],
+    remembered: Callable[[str], str],
     correct: Callable[[str, Item], bool],
 ) -> dict[str, int]:
     """Return how many labels are of questions whose answer is known, and how many of these are right.
@@ -19,9 +20,12 @@ def labels_right(
     Args:
         labels: id of an episode and the choice that is its label, None: its answer as it was remembered. So
             the manifest of a version has them.
-        known: by the id of an episode its question and its remembered answer.
+        known: questions by the id of their episode.
+        remembered: the answer of an episode.
         correct: whether a text is right.
     """
-    kept = [(known[episode], choice) for episode, choice in labels if episode in known]
-    right = sum(correct(answer if choice is None else choice, item) for (item, answer), choice in kept)
+    kept = [(episode, choice) for episode, choice in labels if episode in known]
+    right = sum(
+        correct(remembered(episode) if choice is None else choice, known[episode]) for episode, choice in kept
+    )
     return {"labels": len(kept), "labels_right": right}

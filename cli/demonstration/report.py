@@ -43,10 +43,12 @@ def labels_of(
     """Return how many labels of the day's questions the night has kept, and how many of them are right."""
     version = night.get("version")
     manifest = gateway.get(f"/v1/priors/{version}") if version else {}
-    pairs = zip(day.replies, items, strict=True)
-    known = {str(reply.trace.get("episode_id")): (item, reply.text) for reply, item in pairs}
+    known = {str(reply.trace.get("episode_id")): item for reply, item in zip(day.replies, items, strict=True)}
     return labels_right(
-        manifest.get("labels", ()), known, lambda text, item: scorer.correct(text, item.answer)
+        manifest.get("labels", ()),
+        known,
+        lambda episode: str(gateway.get(f"/v1/memory/episodes/{episode}")["answer_text"]),
+        lambda text, item: scorer.correct(text, item.answer),
     )
 
 

@@ -82,10 +82,12 @@ class FakeGateway:
     """Evidence about rows of the active prior."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of chat completions."""
-    remembered: list[str] = field(default_factory=list)
-    """Ids of what was asked at effort medium, as its traces have them; a night's labels are all of these."""
+    remembered: dict[str, str] = field(default_factory=dict)
+    """Questions at effort medium by the id of their episode; a night's labels are all of these."""
     label: str | None = None
-    """What each of the labels is; None: the answer that was given."""
+    """What each of the labels is; None: the answer that is remembered."""
+    recalls: str = "Business"
+    """The answer that is remembered, whatever the client got."""
     url: str = ""
 
     def app(self) -> FastAPI:
@@ -123,7 +125,7 @@ class FakeGateway:
                 "x-latent-trace": str(uuid.uuid4()),
             }
             if effort == "medium":
-                self.remembered.append(headers["x-latent-trace"])
+                self.remembered[headers["x-latent-trace"]] = body["messages"][-1]["content"]
                 headers |= {"x-latent-reward-before": "0.4000", "x-latent-reward-after": "0.7000"}
             return StreamingResponse(self._chunks(body), media_type="text/event-stream", headers=headers)
 
@@ -139,6 +141,10 @@ class FakeGateway:
                 "remembered": "stored",
                 "episode_id": trace_id,
             }
+
+        @app.get("/v1/memory/episodes/{episode}")
+        def episode(episode: str) -> dict[str, Any]:
+            return {"id": episode, "prompt_text": self.remembered[episode], "answer_text": self.recalls}
 
         @app.get("/v1/memory/stats")
         def stats() -> dict[str, Any]:

@@ -92,12 +92,13 @@ def test_labels_that_the_night_kept_are_counted_and_the_right_ones_told(
 ) -> None:
     """A choice of the night's own, or the answer that was remembered."""
     gateway.nights, gateway.label = [record("on trial", version="v1", evidence=EVIDENCE)], label
-    gateway.answers = {"number": "secret2"}
+    gateway.recalls = "secret2"
     ran = run(*options(gateway, stream), "--json")
     night = json.loads(ran.out)["night"]
     asked = {body["messages"][0]["content"] for body in gateway.asked if body["latent"]["effort"] == "medium"}
     answers = {row["question"]: row["answer"] for row in map(json.loads, stream.read_text().splitlines())}
     right = sum(answers[question] == "secret2" for question in asked)
+    assert 0 < right < 8
     assert (night["labels"], night["labels_right"]) == (8, right)
     assert f"{right} of 8 labels right" in ran.err
 
