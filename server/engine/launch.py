@@ -193,8 +193,8 @@ def prepare_environment(settings: Settings, model_path: str) -> None:
         os.environ["LD_PRELOAD"] = ":".join(filter(None, (str(runtime), preloaded)))
     if runs_on_cpu():
         if starts_eager(settings):
-            # vLLM compiles parts of its sampler for an eager engine too: the first request that asks for
-            # log-probabilities would wait ten seconds or, without a compiler, end the engine.
+            # vLLM compiles parts of its sampler for an eager engine too: the self-check that asks for
+            # log-probabilities would wait a dozen seconds or, without a compiler, end the engine.
             os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         elif os.environ.get("TORCH_COMPILE_DISABLE") != "1":
             _require_compiler()
