@@ -32,7 +32,9 @@ def render(engine: Engine, item: Item, *, instruction: str, system: str, max_tok
     tokens = engine.render([*messages, {"role": "user", "content": question}])
     decoding = Decoding(max_tokens=max_tokens, choices=item.choices or None)
     rules: dict[str, Any] = {"boxed": True} if "\\boxed" in system + question else {}
-    return RenderedPrompt(tokens, engine.decode(tokens), question, decoding, rules)
+    return RenderedPrompt(
+        tokens, engine.decode(tokens), question, decoding, rules, scored_choices=item.choices or ()
+    )
 
 
 def seed_of(prompt: RenderedPrompt, seed: int) -> int:

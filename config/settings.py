@@ -20,6 +20,7 @@ START_NIGHT_TIMEOUT_S = 300.0
 
 Effort = Literal["none", "low", "medium", "high"]
 RefinerName = Literal["evolution", "gradient"]
+SearchName = Literal["vote", "evolution", "gradient"]
 Placement = Literal["user_turn_end", "after_header"]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -121,11 +122,18 @@ class Settings(BaseSettings):
     delta_norm_clamp: float = Field(
         1.0, gt=0, description="Longest transferred delta, relative to the norm of the base latent."
     )
-    refiner: RefinerName = Field(
-        "evolution", description="Refiner of requests that name none: evolution or gradient."
+    medium_votes: int = Field(8, ge=2, description="Sampled answers that vote at effort medium.")
+    high_votes: int = Field(16, ge=2, description="Sampled answers that vote at effort high.")
+    choice_calibration: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="λ by which choices are calibrated at medium and high: 1 takes all for equally frequent.",
     )
-    medium_steps: int = Field(2, ge=1, description="Optimisation steps at effort medium.")
-    high_steps: int = Field(10, ge=1, description="Optimisation steps at effort high.")
+    refiner: RefinerName = Field(
+        "evolution", description="How latents are refined at effort high: evolution or gradient."
+    )
+    high_steps: int = Field(10, ge=1, description="Most optimisation steps at effort high.")
     population: int = Field(
         4, ge=2, description="Candidates (evolution, even) or rollouts (gradient) per step."
     )

@@ -113,6 +113,8 @@ class Episode:
     they would have served nothing. Measures whether steering helps in this neighbourhood."""
     choices: tuple[str, ...] = ()
     """What a grammar held the answer to, when it was one of a few strings."""
+    choice_log_probabilities: tuple[float, ...] = ()
+    """Of each choice under no latent; (): not measured."""
     max_tokens: int | None = None
     """Most tokens that the request allowed an answer; None: not known."""
     tenant: str = TENANT
@@ -166,6 +168,7 @@ class Episode:
             "latent_earned": self.latent_earned,
             "start_lift": self.start_lift,
             "choices": list(self.choices),
+            "choice_log_probabilities": [float(value) for value in self.choice_log_probabilities],
             "max_tokens": self.max_tokens,
             "prompt_text": self.prompt_text,
             "answer_text": self.answer_text,

@@ -40,6 +40,7 @@ def merged(before: Episode, after: Episode) -> Episode:
     return replace(
         better,
         id=after.id,
+        choice_log_probabilities=after.choice_log_probabilities or before.choice_log_probabilities,
         latent=latent.latent,
         latent_earned=latent.latent_earned,
         prior_version=latent.prior_version,

@@ -20,8 +20,14 @@ LATENT = "latent"
 TENANT = "tenant"
 REWARD = "reward"
 CREATED_AT = "created_at"
-OUTLINE_FIELDS = (REWARD, CREATED_AT, "choices", "seen", "seen_at")
-EARNED, START_LIFT, PRIOR_VERSION = NEIGHBOUR_FIELDS = ("latent_earned", "start_lift", "prior_version")
+EARNED, START_LIFT, PRIOR_VERSION, CHOICES, CHOICE_LOGS = NEIGHBOUR_FIELDS = (
+    "latent_earned",
+    "start_lift",
+    "prior_version",
+    "choices",
+    "choice_log_probabilities",
+)
+OUTLINE_FIELDS = (REWARD, CREATED_AT, CHOICES, "seen", "seen_at")
 
 COSINE_ROUNDING = 1e-6
 """A float32 cosine of two equal keys comes out as 0.9999999: comparisons with a floor allow this much."""
@@ -80,7 +86,8 @@ def episode_of(episode_id: str, payload: Mapping[str, Any], key: ArrayLike, late
     fields = dict(payload)
     fields["prompt_token_ids"] = tuple(fields["prompt_token_ids"])
     fields["answer_token_ids"] = tuple(fields["answer_token_ids"])
-    fields["choices"] = tuple(fields.get("choices", ()))
+    for name in (CHOICES, CHOICE_LOGS):
+        fields[name] = tuple(fields.get(name) or ())
     for name in (CREATED_AT, "seen_at"):  # the latter is not there before there was a count
         if fields.get(name) is not None:
             fields[name] = datetime.fromisoformat(fields[name])
@@ -95,6 +102,8 @@ def neighbour_of(episode_id: str, payload: Mapping[str, Any], similarity: float)
         payload.get(EARNED, True),
         payload.get(START_LIFT),
         payload.get(PRIOR_VERSION),
+        tuple(payload.get(CHOICES) or ()),
+        tuple(payload.get(CHOICE_LOGS) or ()),
     )
 
 
@@ -145,6 +154,9 @@ def _check_fields(episode: Episode) -> None:
     for name in _TEXTS:
         if not _is_text(getattr(episode, name)):
             raise EpisodeRejectedError(f"{name} is no text that UTF-8 can hold")
+    logs = episode.choice_log_probabilities
+    if logs and not (len(logs) == len(episode.choices) and all(value <= 0 for value in logs)):
+        raise EpisodeRejectedError("choice_log_probabilities are not one log-probability for each choice")
     if episode.max_tokens is not None and episode.max_tokens < 1:
         raise EpisodeRejectedError(f"max_tokens is {episode.max_tokens}, expected 1 or more")
     if not episode.tenant:

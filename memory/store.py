@@ -31,6 +31,8 @@ class Neighbour:
     latent_earned: bool
     start_lift: float | None
     prior_version: str | None
+    choices: tuple[str, ...] = ()
+    choice_log_probabilities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,16 +25,14 @@ async def choice_logits(
     """Return the log-probability of each choice, (n, choices), when the answer is held to them.
 
     Raises:
-        UnsupportedError: the engine has no gradient worker.
-        EngineError: it failed.
+        EngineError: the engine failed, or cannot tell.
     """
-    labels = [Label.of(engine.answer_tokens(choice), choices) for choice in choices]
-    rows = [(prompt, label) for prompt in prompts for label in labels]
-    values: list[torch.Tensor] = []
-    for start in range(0, len(rows), _ROWS_PER_CALL):
-        asked, wanted = zip(*rows[start : start + _ROWS_PER_CALL], strict=True)
-        values.append(await engine.log_likelihood(asked, wanted))
-    return torch.cat(values).reshape(len(prompts), len(choices)).double().numpy()
+    step = max(1, _ROWS_PER_CALL // len(choices))
+    found = [
+        await engine.choice_log_probabilities(prompts[start : start + step], choices)
+        for start in range(0, len(prompts), step)
+    ]
+    return torch.cat(found).double().numpy()
 
 
 def leaning(
@@ -84,8 +82,7 @@ async def chosen_right(
     probability of the label, which a gain moves by 1 point, would need hundreds (docs/log.md).
 
     Raises:
-        UnsupportedError: the engine has no gradient worker.
-        EngineError: it failed.
+        EngineError: the engine failed, or cannot tell.
     """
     alike: dict[tuple[str, ...], list[int]] = {}
     for at, label in enumerate(labels):

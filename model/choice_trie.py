@@ -4,7 +4,7 @@ Owns which token may follow, so that a decoded answer is one of the choices. Kno
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class ChoiceTrie:
@@ -17,8 +17,9 @@ class ChoiceTrie:
 
     def __init__(self, choices: Iterable[Sequence[int]], end: int) -> None:
         following: defaultdict[tuple[int, ...], set[int]] = defaultdict(set)
-        for choice in choices:
-            tokens = (*choice, end)
+        self.answers = tuple((*choice, end) for choice in choices)
+        """Tokens of each choice and its end."""
+        for tokens in self.answers:
             for at, token in enumerate(tokens):
                 following[tokens[:at]].add(token)
         if not following:
@@ -28,3 +29,23 @@ class ChoiceTrie:
     def allowed(self, taken: Sequence[int]) -> list[int]:
         """Return the tokens that may come after `taken`; none after an end."""
         return self._following.get(tuple(taken), [])
+
+    @property
+    def branches(self) -> list[tuple[int, ...]]:
+        """Return the beginnings after which more than one token may come."""
+        return [taken for taken, tokens in self._following.items() if len(tokens) > 1]
+
+    def log_probabilities(self, drawn: Mapping[tuple[int, ...], Sequence[float]]) -> list[float]:
+        """Return the log-probability of each choice; tokens that are forced cost nothing.
+
+        Args:
+            drawn: Log-probabilities of the tokens that are allowed, in their order, after each of `branches`.
+        """
+        return [
+            sum(
+                drawn[tokens[:at]][self.allowed(tokens[:at]).index(token)]
+                for at, token in enumerate(tokens)
+                if len(self.allowed(tokens[:at])) > 1
+            )
+            for tokens in self.answers
+        ]

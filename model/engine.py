@@ -75,8 +75,8 @@ class Decoding:
     """When given, the answer is one of these strings, held by a grammar."""
     native: Any = None
     """A request as the engine that rendered it decodes it: grammar, penalties, tools, stop words and all.
-    When given, only `max_tokens`, `temperature`, `seed` and `logprobs` are read beside it, and another
-    engine refuses it (UnsupportedError)."""
+    When given, only `max_tokens`, `temperature`, `seed`, `logprobs` and a single one of `choices` are read
+    beside it, and another engine refuses it (UnsupportedError)."""
     logprobs: bool = False
     """Whether the answer's log-probabilities are asked for."""
 
@@ -91,6 +91,8 @@ class Generation:
     finish_reason: Literal["stop", "length"]
     logprobs: tuple[float, ...] = ()
     """Log-probability of each answer token, before any grammar; () when not asked for."""
+    native: Any = None
+    """The answer in the engine's own words, in which a client can be given it; None: it has none."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,19 @@ class Engine(Protocol):
         self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
     ) -> list[Generation]:
         """Decode one answer per prompt, as one batch.
+
+        Raises:
+            LatentRejectedError, PlacementError, PromptTooLongError, EngineDeadError.
+        """
+        ...
+
+    async def choice_log_probabilities(
+        self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...]
+    ) -> torch.Tensor:
+        """Return the log-probability of each choice, (B, choices), when the answer is held to them.
+
+        Tokens are drawn among those that begin one of the choices as `answer_tokens` writes it; those that
+        are forced cost nothing.
 
         Raises:
             LatentRejectedError, PlacementError, PromptTooLongError, EngineDeadError.

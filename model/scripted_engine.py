@@ -181,6 +181,19 @@ class ScriptedEngine:
         await self._enter("generate", prompts)
         return [self._generate(prompt, how) for prompt, how in zip(prompts, decodings, strict=True)]
 
+    async def choice_log_probabilities(
+        self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...]
+    ) -> torch.Tensor:
+        """Return log sigmoid(s) of good choices and log sigmoid(−s) of poor ones, (B, choices)."""
+        await self._enter("choice_log_probabilities", prompts)
+        labels = [Label.of(self.answer_tokens(choice), choices) for choice in choices]
+        values = [
+            self._log_likelihood(prompt.token_ids, prompt.latent, label)
+            for prompt in prompts
+            for label in labels
+        ]
+        return torch.stack(values).reshape(len(prompts), len(choices))
+
     async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
         """Return log sigmoid(s) for good answers, log sigmoid(−s) for poor ones, (B,), among choices too."""
         self._demand_gradients()

@@ -139,6 +139,16 @@ class TransformersEngine:
                 self._calls = [other for other in self._calls if other is not call]
             raise
 
+    async def choice_log_probabilities(
+        self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...]
+    ) -> torch.Tensor:
+        """Return the log-probability of each choice, (B, choices), when the answer is held to them."""
+        labels = [Label.of(self.answer_tokens(choice), choices) for choice in choices]
+        values = await self.log_likelihood(
+            [prompt for prompt in prompts for _ in labels], [label for _ in prompts for label in labels]
+        )
+        return values.reshape(len(prompts), len(choices))
+
     async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
         """Return what each label is worth, (B,)."""
         return await self._run(self.model.log_likelihood, prompts, labels)

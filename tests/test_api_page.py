@@ -15,7 +15,8 @@ PAGE = (ROOT / "docs" / "api.md").read_text()
 CODED = set(re.findall(r"`([^`\n]+)`", PAGE))
 
 SPOKEN = {
-    "server/steering/pipeline.py": r'(?:plain|noting)\(f?"([a-z-]+)|"(recall[a-z-]+|prior-covers)"',
+    "server/steering/pipeline.py": r'(?:plain|noting)\(f?"([a-z-]+)'
+    r'|"(recall[a-z-]+|prior-covers|improved|agreed|several-answers)"',
     "server/steering/priors.py": r': "(prior-[a-z-]+)"',
     "server/api/steered.py": r'reason="([a-z-]+)"',
     "server/engine/injection.py": r'Outcome\("plain", "([a-z-]+)"|return "([a-z-]+)"$',

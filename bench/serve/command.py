@@ -56,7 +56,7 @@ def serve(
     from bench.serve.rounds import Plan
 
     plan = Plan(chosen, levels, rounds, requests, max_tokens, remembered)
-    engine = ("model", "max_num_seqs", "kv_cache_gib", "enforce_eager", "vllm_args", "medium_steps")
+    engine = ("model", "max_num_seqs", "kv_cache_gib", "enforce_eager", "vllm_args", "medium_votes")
     options = {**asdict(plan), **{name: getattr(settings, name) for name in engine}, "data": str(data)}
     report = Report(screen, "serve", options, output)
     try:

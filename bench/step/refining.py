@@ -70,7 +70,12 @@ async def refining_step(
     clock = Clock()
     refiner = make(engine, Scorer([(clock, 1.0)]))
     limits = Limits(
-        steps=2, population=population, max_tokens=prompt.decoding.max_tokens, seed=seed, deadline_s=86_400.0
+        steps=2,
+        votes=population,
+        population=population,
+        max_tokens=prompt.decoding.max_tokens,
+        seed=seed,
+        deadline_s=86_400.0,
     )
     await refiner.refine(prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits)
     _, (before, _, _), (after, answers, tokens) = clock.asked

@@ -16,7 +16,7 @@ from bench.asking import elected, samples, seed_of, vote
 from bench.stream.loop import Loop
 from memory.episode import Episode
 from model.engine import Generation, SteeredPrompt
-from server.steering.call import RenderedPrompt
+from server.steering.call import Outcome, RenderedPrompt
 from server.steering.metrics import Metrics
 from server.steering.refiners.evolution import NOISE
 from server.steering.refiners.trust import RADIUS, project
@@ -137,20 +137,39 @@ def steered(*, recalls: bool = False, **options: Any) -> Answer:
             {"mode": outcome.mode, "reason": outcome.reason, "norm": _norm(outcome.latent)}
             for outcome in outcomes
         ]
-        replies = await decoded(loop, prompts, [outcome.latent for outcome in outcomes], facts)
+        open_ = [at for at, outcome in enumerate(outcomes) if outcome.answer is None]
+        decoded_now = await decoded(
+            loop,
+            [prompts[at] for at in open_],
+            [outcomes[at].latent for at in open_],
+            [facts[at] for at in open_],
+        )
+        replies = dict(zip(open_, decoded_now, strict=True))
         return [
-            replace(
-                reply,
-                generated=reply.generated + outcome.usage.generated_tokens,
-                # Where refining has read the prompt, its cache serves the answer too.
-                forward=reply.forward
-                + outcome.usage.forward_tokens
-                - (len(prompt.token_ids) if outcome.usage.prompt_tokens else 0),
-            )
-            for reply, outcome, prompt in zip(replies, outcomes, prompts, strict=True)
+            _spent(outcome, prompt, replies.get(at), facts[at])
+            for at, (outcome, prompt) in enumerate(zip(outcomes, prompts, strict=True))
         ]
 
     return answer
+
+
+def _spent(
+    outcome: Outcome, prompt: RenderedPrompt, decoded: Reply | None, facts: Mapping[str, Any]
+) -> Reply:
+    """Return the reply with all that it cost: what was decoded for it, and what searching spent before."""
+    used = outcome.usage
+    if outcome.answer is not None:
+        given = _reply(outcome.answer, SteeredPrompt(prompt.token_ids, outcome.latent), facts)
+        if not used.generated_tokens:  # the choice was scored, not sampled
+            return given
+        return replace(given, generated=used.generated_tokens, forward=used.forward_tokens)
+    assert decoded is not None
+    return replace(
+        decoded,
+        generated=decoded.generated + used.generated_tokens,
+        # Where a search has read the prompt, its cache serves the answer too.
+        forward=decoded.forward + used.forward_tokens - (len(prompt.token_ids) if used.prompt_tokens else 0),
+    )
 
 
 async def random_latent(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
@@ -221,8 +240,9 @@ ARMS: Mapping[str, Arm] = {
     "ema": Arm(remembered(_ema), "nightly"),
     "fifo": Arm(remembered(_fifo), "nightly"),
     "walk": Arm(random_walk, "nightly"),
-    "evolution": Arm(steered(effort="high", refiner="evolution"), "nightly", refines=True),
-    "gradient": Arm(steered(effort="high", refiner="gradient"), "nightly", refines=True),
+    "vote": Arm(steered(effort="medium"), "nightly"),
+    "evolution": Arm(steered(effort="high", search="evolution"), "nightly", refines=True),
+    "gradient": Arm(steered(effort="high", search="gradient"), "nightly", refines=True),
 }
 
 

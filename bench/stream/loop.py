@@ -30,7 +30,7 @@ from worker.night import run_night
 DEADLINE_S = 3600.0
 """Of a refinement: a result must not depend on how busy the machine is."""
 
-BROKEN = ("engine-error", "steering-failed", "refining-failed", "-unavailable", "signal-lost")
+BROKEN = ("engine-error", "steering-failed", "search-failed", "-unavailable", "signal-lost")
 """Parts of reasons that tell of a failure: the server answers all the same, a measurement stops."""
 AGAIN = "see the log above; the same command goes on from here"
 

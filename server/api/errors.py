@@ -78,7 +78,7 @@ def _fault(error: Exception) -> _Fault:
         case PromptTooLongError():
             return _Fault(400, str(error), "messages")
         case UnsupportedError():
-            return _Fault(400, str(error), "latent.refiner")
+            return _Fault(400, str(error), "latent.search")
         case EngineDeadError():
             return _Fault(503, "the engine is gone; see the server's log")
         case NoRoomError():

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from config.settings import Effort, RefinerName, Settings
+from config.settings import Effort, SearchName, Settings
 from server.errors import UnknownModelError
 from server.steering.call import SteeringOptions, SteeringRejectedError
 
@@ -43,7 +43,7 @@ class LatentObject(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     effort: Effort | None = None
-    refiner: RefinerName | None = None
+    search: SearchName | None = None
     k: int | None = Field(None, ge=1, le=64)
     floor: float | None = Field(None, ge=-1, le=1)
     steps: int | None = Field(None, ge=1, le=100)
@@ -71,17 +71,17 @@ def read_options(
         UnknownModelError: the effort after the model's colon does not exist.
     """
     latent = _latent_object(body.get("latent"))
-    if latent.refiner == "gradient" and not settings.twin:
+    if latent.search == "gradient" and not settings.twin:
         raise SteeringRejectedError(
-            "latent.refiner: 'gradient' needs the autograd twin, which this server runs without",
-            "latent.refiner",
+            "latent.search: 'gradient' needs the autograd twin, which this server runs without",
+            "latent.search",
         )
     _, suffix = _split_model(body.get("model"), served)
     effort, source = _effort(latent, suffix, body, path, settings)
     options = SteeringOptions(
         effort=effort,
         effort_source=source,
-        refiner=latent.refiner,
+        search=latent.search,
         k=latent.k,
         floor=latent.floor,
         steps=latent.steps,

@@ -1,10 +1,11 @@
 """Decoding options and answers, between our words and vLLM's.
 
-Owns both translations. Knows nothing of prompts.
+Owns both translations, and how an answer that was decoded already is given to vLLM's serving. Knows nothing
+of prompts.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +35,13 @@ def sampling_params(decoding: Decoding, room: int) -> Any:
     """
     import msgspec
     from vllm import SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     tokens = max(1, min(decoding.max_tokens, room))
     logprobs = 0 if decoding.logprobs else None
+    grammar = None
+    if decoding.choices is not None:
+        grammar = StructuredOutputsParams(choice=list(decoding.choices))
     if decoding.native is not None:
         # A copy, for vLLM writes into what it is given, and several answers share the request's.
         native = copy.deepcopy(decoding.native.params)
@@ -48,12 +52,11 @@ def sampling_params(decoding: Decoding, room: int) -> Any:
             min_tokens=min(native.min_tokens, tokens),
             temperature=decoding.temperature,
             seed=decoding.seed,
-            logprobs=logprobs,
+            # As many as the client is to see, if this is the answer that it gets.
+            logprobs=logprobs if native.logprobs is None else native.logprobs,
             logprob_token_ids=None,
+            structured_outputs=grammar if len(decoding.choices or ()) == 1 else native.structured_outputs,
         )
-    grammar = None
-    if decoding.choices is not None:
-        grammar = StructuredOutputsParams(choice=list(decoding.choices))
     return SamplingParams(
         max_tokens=tokens,
         temperature=decoding.temperature,
@@ -62,24 +65,38 @@ def sampling_params(decoding: Decoding, room: int) -> Any:
         stop=list(decoding.stop),
         structured_outputs=grammar,
         logprobs=logprobs,
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
-def generation_of(output: Any) -> Generation:
-    """Return a finished `RequestOutput`'s first answer; one that went round in circles counts as cut off.
+def generation_of(outputs: Sequence[Any]) -> Generation:
+    """Return the answer that all `RequestOutput`s of a request make, each the part that is new.
+
+    One that went round in circles counts as cut off.
 
     Raises:
         EngineError: vLLM did not finish it.
     """
-    answer = output.outputs[0]
-    if answer.finish_reason not in ("stop", "length", "repetition"):
-        raise EngineError(f"vLLM ended an answer with {answer.finish_reason!r}")
+    parts = [output.outputs[0] for output in outputs if output.outputs]
+    reason = parts[-1].finish_reason if parts else None
+    if reason not in ("stop", "length", "repetition"):
+        raise EngineError(f"vLLM ended an answer with {reason!r}")
     return Generation(
-        text=answer.text,
-        token_ids=tuple(answer.token_ids),
-        finish_reason="stop" if answer.finish_reason == "stop" else "length",
+        text="".join(part.text for part in parts),
+        token_ids=tuple(token for part in parts for token in part.token_ids),
+        finish_reason="stop" if reason == "stop" else "length",
         logprobs=tuple(
             entries[token].logprob
-            for token, entries in zip(answer.token_ids, answer.logprobs or (), strict=False)
+            for part in parts
+            for token, entries in zip(part.token_ids, part.logprobs or (), strict=False)
         ),
+        native=tuple(outputs),
     )
+
+
+async def handed_over(answer: Generation, request_id: str) -> AsyncIterator[Any]:
+    """Yield the outputs of an answer as those of vLLM's request of this id."""
+    for output in answer.native:
+        renamed = copy.copy(output)
+        renamed.request_id = request_id
+        yield renamed

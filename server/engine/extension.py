@@ -68,13 +68,28 @@ class StateCatcher(TwinHost):
 
     def decode_key_states(self, states: bytes) -> list[int]:
         """Return the likeliest next token of each state, given as float32 bytes of (n, d)."""
+        logits = self._key_logits(states)
+        return [] if logits is None else [int(token) for token in logits.argmax(dim=-1)]
+
+    def draw_from_key_states(self, states: bytes, allowed: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return log-probabilities of the tokens that are `allowed` after each state, (n, d), among them."""
+        logits = self._key_logits(states)
+        if logits is None:
+            return []
+        return [
+            logits[row, list(tokens)].float().log_softmax(dim=0).tolist()
+            for row, tokens in enumerate(allowed)
+        ]
+
+    def _key_logits(self, states: bytes) -> torch.Tensor | None:
+        """Return what the head reads from states, (n, V); None in workers that have no head."""
         size = self.model_runner.model_config.get_hidden_size()
         rows = torch.frombuffer(bytearray(states), dtype=torch.float32).reshape(-1, size)
         with torch.inference_mode():
-            logits = self.model_runner.get_model().compute_logits(
+            logits: torch.Tensor | None = self.model_runner.get_model().compute_logits(
                 rows.to(self.model_runner.device, self.model_runner.dtype)
             )
-        return [] if logits is None else [int(token) for token in logits.argmax(dim=-1)]
+        return logits
 
     def end_with_front_end(self, pid: int) -> None:
         """End the engine soon after process `pid` was killed; vLLM itself would go on without it.

@@ -1,8 +1,9 @@
-"""The one place where latents enter vLLM's serving code.
+"""The one place where latents and answers enter vLLM's serving code.
 
-Owns the hook on vLLM's renderer of chats: it reads the request's `SteeringCall`, hands the rendered
-prompt to steering, and gives vLLM a prompt with the latent that came back. Knows nothing of how latents
-are found or of HTTP. Requests without a call, such as those of `/tokenize`, pass through untouched.
+Owns the hooks on vLLM's renderer of chats and on its engine. The first reads the request's `SteeringCall`,
+hands the rendered prompt to steering, and gives vLLM a prompt with the latent that came back; where an answer
+came back, the second gives vLLM's serving that in place of another decode. Knows nothing of how either is
+found or of HTTP. Requests without a call, such as those of `/tokenize`, pass through untouched.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 from model.engine import Decoding, EngineError, PlacementError
 from model.space import LatentRejectedError
-from server.engine.decoding import Native
+from server.engine.decoding import Native, handed_over
 from server.engine.vllm import VLLMEngine, cache_salt
 from server.steering.call import (
     Outcome,
@@ -28,17 +29,28 @@ logger = logging.getLogger(__name__)
 Steer = Callable[[RenderedPrompt, SteeringOptions, str], Awaitable[Outcome]]
 """Steering: (prompt, options, trace id) → outcome."""
 
+_ANSWER = "latent_answer"
+"""Where a prompt carries its answer from one hook to the other."""
+_NOTES = frozenset({"$schema", "title", "description", "default", "examples"})
+"""Keywords of a schema that allow and forbid nothing."""
 _LENGTH_FIELDS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 def install(state: Any, engine: VLLMEngine, steer: Steer) -> None:
-    """Hook steering into the renderer of vLLM's app.
+    """Hook steering into the renderer of vLLM's app, and answers into its engine.
 
     Args:
         state: `app.state` of vLLM's app, initialised.
     """
     renderer = state.online_renderer
     preprocess_chat = renderer.preprocess_chat
+    generate = engine.llm.generate
+
+    def answered(prompt: Any, params: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
+        answer = prompt.pop(_ANSWER, None) if isinstance(prompt, dict) else None
+        if answer is not None:
+            return handed_over(answer, request_id)
+        return generate(prompt, params, request_id, *args, **kwargs)
 
     async def steered_chat(request: Any, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
         conversation, inputs = await preprocess_chat(request, messages, *args, **kwargs)
@@ -63,6 +75,7 @@ def install(state: Any, engine: VLLMEngine, steer: Steer) -> None:
             cache_salt.reset(salt)
 
     renderer.preprocess_chat = steered_chat
+    engine.llm.generate = answered
 
 
 async def _steered_input(
@@ -83,6 +96,8 @@ async def _steered_input(
         prompt = rendered_prompt(engine, token_ids, plain.get("prompt"), question, native, asked)
         outcome = await steer(prompt, call.options, call.trace_id)
         call.outcome, call.traced = outcome, True
+        if outcome.answer is not None:
+            return {**plain, _ANSWER: outcome.answer}
         if outcome.latent is None:
             return plain
         return engine.mixed_input(token_ids, outcome.latent, outcome.position, text=plain.get("prompt"))
@@ -195,9 +210,57 @@ def rendered_prompt(
             choices=tuple(grammar.choice) if grammar and grammar.choice else None,
             native=native,
         ),
+        scored_choices=() if native.reasoning or weighs_tokens(sampling) else choices_of(grammar),
         asked_tokens=asked,
+        answers=sampling.n,
         held_to=held_to(grammar),
         format_rules=format_rules(grammar, text),
+    )
+
+
+def choices_of(grammar: Any) -> tuple[str, ...]:
+    """Return the texts that a grammar allows where they are few and said by a list, () of other grammars.
+
+    A JSON schema says them with an enum of strings, or an object of which that is the only property.
+    """
+    if grammar is None:
+        return ()
+    if grammar.choice:
+        return tuple(grammar.choice)
+    schema = grammar.json
+    if isinstance(schema, str):
+        schema = json.loads(schema)
+    if not isinstance(schema, dict):
+        return ()
+    if set(schema) - _NOTES <= {"type", "enum"} and "enum" in schema:
+        return _texts(schema["enum"])
+    properties = schema.get("properties")
+    known = {"type", "properties", "required", "additionalProperties"}
+    if isinstance(properties, dict) and len(properties) == 1 and set(schema) - _NOTES <= known:
+        ((name, of_it),) = properties.items()
+        if isinstance(of_it, dict) and "enum" in of_it and set(of_it) - _NOTES <= {"type", "enum"}:
+            closed = schema.get("additionalProperties") is False and schema.get("required") == [name]
+            return _texts([{name: value} for value in of_it["enum"]], inner=name) if closed else ()
+    return ()
+
+
+def _texts(values: Sequence[Any], inner: str | None = None) -> tuple[str, ...]:
+    """Return values as JSON; () where one is no string, or holds none."""
+    plain = [value if inner is None else value[inner] for value in values]
+    if not plain or not all(isinstance(value, str) for value in plain):
+        return ()
+    return tuple(dict.fromkeys(json.dumps(value, ensure_ascii=False) for value in values))
+
+
+def weighs_tokens(sampling: Any) -> bool:
+    """Return whether a request shifts or forbids tokens, so that the model's probabilities do not decide."""
+    return bool(
+        sampling.logit_bias
+        or sampling.bad_words
+        or sampling.allowed_token_ids
+        or sampling.presence_penalty
+        or sampling.frequency_penalty
+        or sampling.repetition_penalty != 1
     )
 
 

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import torch
 
 from config.settings import Settings
+from model.choice_trie import ChoiceTrie
 from model.engine import (
     Decoding,
-    EngineError,
     Generation,
     Label,
     LatentGradient,
@@ -179,16 +179,22 @@ class VLLMEngine:
 
     async def raw_states(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return the uncentred final hidden states at the last tokens of plain prompts, (B, d)."""
+        return await self._last_states([self.mixed_input(prompt) for prompt in prompts])
+
+    async def _last_states(self, inputs: Sequence[Any]) -> torch.Tensor:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
 
-        async def one(prompt: Sequence[int]) -> torch.Tensor:
+        async def one(prompt: Any) -> torch.Tensor:
             request_id = f"{KEY_REQUEST}{uuid.uuid4().hex}"
-            await self._finish(self.mixed_input(prompt), params, request_id)
+            await self._outputs(prompt, params, request_id)
             return await self._states.fetch(request_id)
 
-        return torch.stack(await _all([one(prompt) for prompt in prompts]))
+        return torch.stack(await _all([one(prompt) for prompt in inputs]))
 
     async def keys(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return the retrieval keys of plain prompts, (B, d), centred and of norm 1 (ADR 0001)."""
@@ -208,10 +214,50 @@ class VLLMEngine:
         async def one(prompt: Any, how: Decoding) -> Generation:
             room = self.max_model_len - len(prompt["prompt_token_ids"])
             request_id = f"latent.{uuid.uuid4().hex}"
-            output = await self._finish(prompt, sampling_params(how, room), request_id, **reasoning_of(how))
-            return generation_of(output)
+            params = sampling_params(how, room)
+            return generation_of(await self._outputs(prompt, params, request_id, **reasoning_of(how)))
 
         return await _all([one(prompt, how) for prompt, how in zip(inputs, each, strict=True)])
+
+    async def choice_log_probabilities(
+        self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...]
+    ) -> torch.Tensor:
+        """Return the log-probability of each choice, (B, choices), when the answer is held to them.
+
+        One pass for each place where choices part, all in one batch; the prompt is read once, for they share
+        its blocks. vLLM's own `logprob_token_ids` is not used: in a batch it takes the log-probabilities away
+        that other requests have asked for (0.32).
+
+        Raises:
+            LatentRejectedError, PlacementError, PromptTooLongError, EngineDeadError.
+        """
+        end = self.tokenizer.eos_token_id
+        trie = ChoiceTrie((self.answer_tokens(choice)[:-1] for choice in choices), end)
+        branches = trie.branches
+        if not (prompts and branches):
+            return torch.zeros(len(prompts), len(choices))
+        inputs = []
+        for prompt in prompts:
+            position = prompt.position
+            if prompt.latent is not None and position is None:
+                position = self.position(prompt.token_ids)
+            inputs += [
+                self.mixed_input((*prompt.token_ids, *taken), prompt.latent, position) for taken in branches
+            ]
+        states = await self._last_states(inputs)  # (B · branches, d)
+        allowed = [trie.allowed(taken) for taken in branches] * len(prompts)
+        with translated():
+            answers = await self.llm.collective_rpc(
+                "draw_from_key_states", args=(states.contiguous().numpy().tobytes(), allowed)
+            )
+        drawn = next(answer for answer in answers if answer)
+        count = len(branches)
+        return torch.tensor(
+            [
+                trie.log_probabilities(dict(zip(branches, drawn[at : at + count], strict=True)))
+                for at in range(0, len(drawn), count)
+            ]
+        )
 
     async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
         """Return what each label is worth, (B,).
@@ -249,17 +295,9 @@ class VLLMEngine:
             for prompt in prompts
         ]
 
-    async def _finish(self, prompt: Any, params: Any, request_id: str, **beside: Any) -> Any:
-        from vllm.sampling_params import RequestOutputKind
-
-        params.output_kind = RequestOutputKind.FINAL_ONLY
-        last = None
+    async def _outputs(self, prompt: Any, params: Any, request_id: str, **beside: Any) -> list[Any]:
         with translated():
-            async for output in self.llm.generate(prompt, params, request_id, **beside):
-                last = output
-        if last is None or not last.outputs:
-            raise EngineError("vLLM gave no output")
-        return last
+            return [output async for output in self.llm.generate(prompt, params, request_id, **beside)]
 
 
 async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 
 from memory.episode import new_id
-from model.engine import Decoding, Usage
+from model.engine import Decoding, Generation, Usage
 
 Effort = Literal["none", "low", "medium", "high"]
-Mode = Literal["plain", "recall", "prior", "recall+prior", "refined"]
-"""What really ran. `plain`: no latent was injected."""
+Mode = Literal["plain", "recall", "prior", "recall+prior", "calibrated", "voted", "refined"]
+"""What really ran. `plain`: bare vLLM; of the last three the answer was found by searching."""
 
 
 class SteeringRejectedError(ValueError):
@@ -36,7 +36,7 @@ class SteeringOptions:
 
     effort: Effort
     effort_source: Literal["latent.effort", "model", "reasoning_effort", "default"] = "default"
-    refiner: Literal["evolution", "gradient"] | None = None
+    search: Literal["vote", "evolution", "gradient"] | None = None
     k: int | None = None
     floor: float | None = None
     steps: int | None = None
@@ -66,8 +66,12 @@ class RenderedPrompt:
     """Checks that the request implies: `json_schema`, `json_object`, `regex`, `boxed`."""
     held_to: str | None = None
     """The grammar that holds its answers, as text, whatever kind it is; None: none."""
+    scored_choices: tuple[str, ...] = ()
+    """What the answer is held to, where nothing but the model's probabilities decides between them."""
     asked_tokens: int | None = None
     """Longest answer that the request asked for; None: as long as the context allows."""
+    answers: int = 1
+    """How many answers it asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +82,10 @@ class Outcome:
     reason: str
     """Why: a short fixed phrase such as `nothing-recalled` or `store-unavailable`."""
     latent: torch.Tensor | None = None
-    """(L, d), checked; None: the request goes through untouched."""
+    """(L, d), checked; None: no latent stands before the answer."""
     position: int | None = None
+    answer: Generation | None = None
+    """What the client gets; None: it is decoded, behind the latent where there is one."""
     prior_version: str | None = None
     """Version of the prior that served this request, also when it stayed silent."""
     episode_ids: tuple[str, ...] = ()

@@ -9,14 +9,14 @@ import asyncio
 import contextvars
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from memory.episode import Array, LatentMemoryError, prompt_digest
-from model.engine import Engine, EngineError, UnsupportedError
+from model.engine import Engine, EngineError
 from model.space import LatentRejectedError
 from server.steering.call import SteeringCall, current_call
 from server.steering.measure import measure
@@ -37,6 +37,9 @@ _OTHER_SEEDS = 1_000
 
 ENDED = "the server ended before it explored"
 
+Choose = Callable[[Work, Array], Awaitable[None]]
+"""Answers a request that is held to choices, whose key is (d,); the work then holds what to remember."""
+
 Report = Callable[[str, dict[str, Any]], None]
 """Told (trace id, fields of the trace that changed)."""
 
@@ -54,6 +57,8 @@ class Exploration:
     """Row whose latent the start is; None: it is another one."""
     position: int
     limits: Limits
+    chooses: bool
+    """Whether its choices are scored; nothing is sampled then."""
     space: str
     tenant: str
 
@@ -76,7 +81,8 @@ class Explorer:
 
     Args:
         engine: Answers under rows that are measured.
-        refiner: Samples and votes, in no optimisation steps.
+        vote: Samples answers that vote.
+        choose: Answers what is held to choices.
         verifier: Grades what is measured; None: the consensus does.
         priors: Told what rows are worth.
         remember: Where episodes go.
@@ -89,7 +95,8 @@ class Explorer:
     def __init__(
         self,
         engine: Engine,
-        refiner: Refiner,
+        vote: Refiner,
+        choose: Choose,
         verifier: Reward | None,
         priors: ActivePrior,
         remember: Remember,
@@ -101,7 +108,8 @@ class Explorer:
     ) -> None:
         self._concurrency, self._metrics = concurrency, metrics
         self._engine, self._verifier, self._priors = engine, verifier, priors
-        self._refiner, self._remember, self._report, self._threshold = refiner, remember, report, threshold
+        self._vote, self._choose = vote, choose
+        self._remember, self._report, self._threshold = remember, report, threshold
         self._waiting: deque[_Waiting] = deque()
         self._running: set[asyncio.Task[None]] = set()
 
@@ -159,9 +167,7 @@ class Explorer:
     async def _explore(self, exploration: Exploration) -> None:
         work = exploration.work
         try:
-            result = await self._refiner.refine(
-                work.prompt, exploration.start, exploration.position, exploration.limits
-            )
+            result = await self._answer(exploration)
         except asyncio.CancelledError:
             self._not_remembered(work.trace_id, ENDED)
             raise
@@ -176,16 +182,6 @@ class Explorer:
             self._not_remembered(work.trace_id, "exploring failed")
             return
         self._metrics.explored_tokens.inc(result.usage.generated_tokens)
-        work.result = result
-        work.episode = episode_of(
-            work,
-            exploration.key,
-            exploration.space,
-            exploration.tenant,
-            exploration.start,
-            exploration.limits.start_is_served,
-            result,
-        )
         why_not = work.why_not_remembered(self._threshold)
         measured = await self._measure(exploration, result)
         explored = {
@@ -203,13 +199,34 @@ class Explorer:
         self._report(work.trace_id, {"explored": explored, "episode_id": work.episode.id})
         self._remember.submit(work.episode)
 
+    async def _answer(self, exploration: Exploration) -> RefineResult:
+        """Return what was sampled, nothing where choices are scored; the work then holds what to remember."""
+        work, limits = exploration.work, exploration.limits
+        if exploration.chooses:
+            async with asyncio.timeout(limits.deadline_s):
+                await self._choose(work, exploration.key)
+            return RefineResult("steps")
+        result = await self._vote.refine(work.prompt, exploration.start, exploration.position, limits)
+        work.result = result
+        work.episode = episode_of(
+            work,
+            exploration.key,
+            exploration.space,
+            exploration.tenant,
+            exploration.start,
+            limits.start_is_served,
+            result,
+        )
+        return result
+
     async def _measure(self, exploration: Exploration, result: RefineResult) -> dict[str, float]:
         """Return the differences that rows made, by their id, and hand them over."""
         work, limits = exploration.work, exploration.limits
         prompt = work.prompt.token_ids
         comparisons = work.comparisons(exploration.key)
-        if not comparisons or not result.plain:
+        if not comparisons or not (result.plain or exploration.chooses):
             return {}
+        given = {None: result.plain} | ({exploration.row: result.start} if exploration.row else {})
         try:
             async with asyncio.timeout(limits.deadline_s):
                 found = await measure(
@@ -218,15 +235,12 @@ class Explorer:
                     work.prompt,
                     exploration.position,
                     comparisons,
-                    {None: result.plain} | ({exploration.row: result.start} if exploration.row else {}),
+                    given,
                     max_tokens=limits.max_tokens,
                     seed=limits.seed + _OTHER_SEEDS,
                 )
             self._metrics.explored_tokens.inc(found.generated_tokens)
             await self._priors.observe(prompt_digest(prompt), found.differences)
-        except UnsupportedError:  # of what this engine cannot do nobody has to hear with every request
-            self._metrics.measurements.labels("unsupported").inc()
-            return {}
         except (EngineError, LatentRejectedError, LatentMemoryError, TimeoutError) as error:
             logger.warning("trace %s: measuring failed: %s: %s", work.trace_id, type(error).__name__, error)
             self._metrics.measurements.labels("failed").inc()

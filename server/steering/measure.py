@@ -9,7 +9,6 @@ itself. A prompt that is held to choices is labelled and graded by their probabi
 verifier answers, its scores are the outcomes.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,17 +18,15 @@ import torch
 from memory.prior import Row
 from model.calibration import calibrated, choice_logits, label_of
 from model.engine import Decoding, Engine, Generation, SteeredPrompt
-from model.final_answer import final_answer
 from server.steering.call import RenderedPrompt
 from server.steering.priors import Comparison
 from server.steering.refiners.trial import ROLLOUT_TEMPERATURE
 from server.steering.rewards.format import are_in_form
 from server.steering.rewards.reward import Reward, SignalUnavailableError
+from server.steering.votes import counted, leading, said
 
 SAMPLES = 4
 """Sampled answers of a side that are graded, beside its greedy one; and those that vote."""
-LEAST_VOTES = 2
-"""One vote agrees with nobody."""
 
 Side = str | None
 """A row by its id; None: no latent."""
@@ -73,7 +70,7 @@ async def measure(
         EngineError: the engine failed.
     """
     chosen: dict[str, float] = {}
-    if verifier is None and (choices := prompt.decoding.choices):
+    if verifier is None and (choices := prompt.scored_choices):
         known = [one for one in comparisons if choices in one.row.leanings]
         chosen = await _by_choice(engine, prompt, position, choices, known)
         comparisons = [one for one in comparisons if one not in known]
@@ -96,7 +93,7 @@ async def measure(
             label = _consensus(prompt, [*votes[None], *(votes[baseline] if baseline else ())])
             if label is None:
                 continue
-            worth = [float(_said(prompt, answer) == label) for answer in everything]
+            worth = [float(said(prompt, answer) == label) for answer in everything]
         means = np.reshape(np.where(fits, worth, 0.0), (len(graded), 1 + SAMPLES)).mean(axis=1)
         outcome = dict(zip(graded, means.tolist(), strict=True))
         differences[one.row.id] = outcome[one.row.id] - outcome[baseline]
@@ -203,13 +200,5 @@ async def _verified(
 
 def _consensus(prompt: RenderedPrompt, voters: Sequence[Generation]) -> str | None:
     """Return the answer that most of those share who have one; None: no two agree, or others are as many."""
-    votes = Counter(said for answer in voters if (said := _said(prompt, answer)) is not None)
-    (first, most), (_, next_most) = [*votes.most_common(2), ("", 0), ("", 0)][:2]
-    return first if most >= LEAST_VOTES and most > next_most else None
-
-
-def _said(prompt: RenderedPrompt, answer: Generation) -> str | None:
-    """Return the final answer; None of one that was cut off or says nothing to compare."""
-    if answer.finish_reason == "length":
-        return None
-    return final_answer(answer.text, prompt.decoding.choices)
+    first = leading(counted(prompt, voters))
+    return next(iter(first)) if len(first) == 1 else None

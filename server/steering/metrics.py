@@ -77,7 +77,7 @@ class Metrics:
         self.measurements = Counter(
             "latentevolve_measurements_total",
             "Explored prompts on which rows of the prior were compared, by result: measured, no-label where "
-            "samples did not agree on one, unsupported without the twin, or failed.",
+            "samples did not agree on one, or failed.",
             ["result"],
             registry=registry,
         )

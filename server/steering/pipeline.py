@@ -14,28 +14,30 @@ from dataclasses import replace
 
 import torch
 
-from config.settings import RefinerName, Settings
+from config.settings import SearchName, Settings
 from memory.episode import TENANT, Array
 from memory.evidence import weigh
 from memory.registry import RegistryError
-from memory.store import EpisodeStore, Neighbour
-from model.engine import Engine, EngineError, PlacementError, UnsupportedError
+from memory.store import EpisodeStore, Neighbour, Recalled
+from model.engine import Engine, EngineError, PlacementError, SteeredPrompt, UnsupportedError
 from model.space import LatentRejectedError
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions, SteeringRejectedError
+from server.steering.choose import Choice, choose, said
 from server.steering.explore import Exploration, Explorer
 from server.steering.metrics import Metrics
 from server.steering.priors import ActivePrior, Serving
 from server.steering.recall import Recall, RecallCounts
 from server.steering.refiners.evolution import EvolutionRefiner
 from server.steering.refiners.gradient import GradientRefiner
-from server.steering.refiners.refiner import Limits, Refiner, RefineResult
+from server.steering.refiners.refiner import Limits, Refiner
+from server.steering.refiners.vote import Vote
 from server.steering.remember import Remember
 from server.steering.rewards.scorer import Scorer
 from server.steering.rewards.verifier import Verifier
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
 from server.steering.transfer import base_of, transfer
-from server.steering.work import Work, episode_of
+from server.steering.work import Work, episode_of, episode_of_choice
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +69,16 @@ class Steering:
         self._remember, self._traces, self._settings, self._metrics = remember, traces, settings, metrics
         verifier = Verifier.of(settings, metrics)
         scorer = Scorer.of(settings.rewards, engine, verifier)
-        evolution = EvolutionRefiner(engine, scorer)
-        self._refiners: dict[RefinerName, Refiner] = {"evolution": evolution}
+        vote = Vote(engine, scorer)
+        self._searches: dict[SearchName, Refiner] = {
+            "vote": vote,
+            "evolution": EvolutionRefiner(engine, scorer),
+        }
+        self._verified = verifier is not None
         self.explorer = Explorer(
             engine,
-            evolution,
+            vote,
+            self._remember_choice,
             verifier,
             priors,
             remember,
@@ -81,7 +88,7 @@ class Steering:
             concurrency=settings.explore_concurrency,
         )
         if settings.twin:
-            self._refiners["gradient"] = GradientRefiner(engine, scorer)
+            self._searches["gradient"] = GradientRefiner(engine, scorer)
         self._neutral = engine.neutral_latent()
         self._disabled: str | None = None
         self.counts = RecallCounts()
@@ -111,8 +118,8 @@ class Steering:
             SteeringRejectedError: the request asks for what cannot be done, naming the field. Then
                 there is no trace and nothing is remembered.
         """
-        refiner = self._refiner(options)
-        work = Work(prompt, options, trace_id, await self._serving(options), refiner, self._metrics)
+        search = self._search_of(options)
+        work = Work(prompt, options, trace_id, await self._serving(options), search, self._metrics)
         try:
             outcome = await self._decide(work)
         except PlacementError:
@@ -146,14 +153,14 @@ class Steering:
             raise SteeringRejectedError(f"latent.prior: {error}", "latent.prior") from error
         return Serving(named, named)
 
-    def _refiner(self, options: SteeringOptions) -> Refiner:
-        name = options.refiner or self._settings.refiner
-        if name not in self._refiners and options.refiner is not None:
+    def _search_of(self, options: SteeringOptions) -> Refiner:
+        name = options.search or (self._settings.refiner if options.effort == "high" else "vote")
+        if name not in self._searches and options.search is not None:
             raise SteeringRejectedError(
-                f"latent.refiner: {name!r} needs the autograd twin, which this server runs without",
-                "latent.refiner",
+                f"latent.search: {name!r} needs the autograd twin, which this server runs without",
+                "latent.search",
             )
-        return self._refiners.get(name, self._refiners["evolution"])
+        return self._searches.get(name, self._searches["evolution"])
 
     async def _decide(self, work: Work) -> Outcome:
         prompt, options = work.prompt, work.options
@@ -164,13 +171,17 @@ class Steering:
         if not self._has_room(prompt):
             return work.plain("no-room")
         position = self._engine.position(prompt.token_ids)
-        refines = options.effort in ("medium", "high")
+        asks = options.effort in ("medium", "high")
+        searches = asks and prompt.answers == 1
+        several = "several-answers" if asks and not searches else None
+        chooses = self._chooses(prompt)
+        refines = searches and not chooses and work.refiner.name != "vote"
         explores = options.effort == "low" and options.store and self._explores(options)
         recalls = refines or self._recalls(options)
         remembers = recalls and await self._recall.is_filled(work)
         nothing = "memory-empty" if recalls else "recall-off"
-        if not (remembers or refines or explores or (work.prior and work.prior.rows)):
-            return work.plain(nothing if work.store_answers else "store-unavailable")
+        if not (remembers or searches or explores or (work.prior and work.prior.rows)):
+            return work.plain(several or (nothing if work.store_answers else "store-unavailable"))
 
         with work.stage("key"):
             key: Array = (await self._engine.keys([prompt.token_ids]))[0].numpy()
@@ -183,26 +194,69 @@ class Steering:
             nothing = work.serving.silence(key) or nothing
         if recalled and _harms(near, work.prior.version if work.prior else None):
             recalled, nothing = [], "recall-retired"
-        if not (recalled or covered or refines or explores):
-            return work.plain(nothing)
+        if not (recalled or covered or searches or explores):
+            return work.plain(several or nothing)
 
         with work.stage("transfer"):
-            start = transfer(
-                key,
-                recalled,
-                base_of(work.prior, self._neutral),
-                temperature=self._settings.recall_temperature,
-                clamp=self._settings.delta_norm_clamp,
-            )
-            start = self._engine.space.check(start, work.prior.space if work.prior and covered else None)
-        outcome = work.steered(start, position, recalled, covered)
-        if refines:
-            return await self._refine(work, key, start, outcome)
-        if explores:
-            self._explore(work, key, start, outcome)
+            start = served = self._start(work, key, recalled)
+            if recalled and not self._recalls(options):  # a search may begin there, but it is not served
+                recalled, served = [], self._start(work, key, [])
+        outcome = work.steered(served, position, recalled, covered)
         if outcome.mode == "plain":
-            return work.plain(nothing)
-        return replace(outcome, reason=_REASONS[outcome.mode] if work.store_answers else "store-unavailable")
+            outcome = work.plain(several or nothing)
+        else:
+            reason = _REASONS[outcome.mode] if work.store_answers else "store-unavailable"
+            outcome = replace(outcome, reason=reason)
+        if searches and not chooses:
+            limits = self._limits(work, start, served=outcome.latent is start)
+            return await self._search(work, key, start, position, limits, outcome)
+        if explores:
+            self._explore(work, key, start, position, outcome)
+        if chooses and (searches or outcome.mode == "prior"):
+            return await self._choose(work, key, outcome, searches=searches)
+        return outcome
+
+    def _start(self, work: Work, key: Array, recalled: Sequence[Recalled]) -> torch.Tensor:
+        """Return the latent, (L, d), that prior and recalled episodes lead to."""
+        start = transfer(
+            key,
+            recalled,
+            base_of(work.prior, self._neutral),
+            temperature=self._settings.recall_temperature,
+            clamp=self._settings.delta_norm_clamp,
+        )
+        covered = work.prior is not None and work.prior.covers(key)
+        return self._engine.space.check(start, work.prior.space if work.prior and covered else None)
+
+    def _chooses(self, prompt: RenderedPrompt) -> bool:
+        """Return whether the probabilities of a request's choices say what is right, and no verifier does."""
+        return bool(prompt.scored_choices) and prompt.answers == 1 and not self._verified
+
+    async def _choose(self, work: Work, key: Array, served: Outcome, *, searches: bool) -> Outcome:
+        """Return the likeliest choice: behind what is `served`, else calibrated."""
+        steered = SteeredPrompt(work.prompt.token_ids, served.latent, served.position)
+        with work.stage("choose"):
+            choice = await self._chosen(work, key, steered)
+            answer = await said(self._engine, work.prompt, steered, choice.text)
+        if searches:
+            self._keep_choice(work, key, choice)
+        if served.latent is not None:
+            return replace(served, answer=answer)
+        return replace(served, mode="calibrated", reason=work.noting("choices"), answer=answer)
+
+    async def _chosen(self, work: Work, key: Array, steered: SteeredPrompt) -> Choice:
+        known = await self._recall.alike(work, key) if steered.latent is None else []
+        return await choose(self._engine, work.prompt, steered, known, self._settings.choice_calibration)
+
+    async def _remember_choice(self, work: Work, key: Array) -> None:
+        self._keep_choice(work, key, await self._chosen(work, key, SteeredPrompt(work.prompt.token_ids)))
+
+    def _keep_choice(self, work: Work, key: Array, choice: Choice) -> None:
+        work.choice = choice
+        tokens = self._engine.answer_tokens(choice.text)
+        work.episode = episode_of_choice(
+            work, key, self._engine.space.id, TENANT, self._neutral, tokens, choice
+        )
 
     def _recalls(self, options: SteeringOptions) -> bool:
         """Return whether a request at effort low is served what similar ones remember."""
@@ -213,12 +267,19 @@ class Steering:
             return options.explore
         return random.random() < self._settings.explore_share
 
-    def _explore(self, work: Work, key: Array, start: torch.Tensor, outcome: Outcome) -> None:
-        assert outcome.position is not None
+    def _explore(self, work: Work, key: Array, start: torch.Tensor, position: int, outcome: Outcome) -> None:
         limits = self._limits(work, start, served=outcome.mode != "plain")
         row = work.prior.row(key) if work.prior and outcome.mode == "prior" else None
         exploration = Exploration(
-            work, key, start, row.id if row else None, outcome.position, limits, self._engine.space.id, TENANT
+            work,
+            key,
+            start,
+            row.id if row else None,
+            position,
+            limits,
+            self._chooses(work.prompt),
+            self._engine.space.id,
+            TENANT,
         )
         work.explores = self.explorer.submit(exploration)
 
@@ -233,82 +294,69 @@ class Steering:
         needed = self._settings.refine_max_tokens if asked is None else min(asked, room)
         return needed + self._engine.space.length <= room
 
-    async def _refine(self, work: Work, key: Array, start: torch.Tensor, recalled: Outcome) -> Outcome:
-        """Return the best of doing nothing, what was recalled (`recalled`, with `start`) and refining."""
-        assert recalled.position is not None
-        served = recalled.mode != "plain"
-        without = recalled if served else work.plain("")
+    async def _search(
+        self,
+        work: Work,
+        key: Array,
+        start: torch.Tensor,
+        position: int,
+        limits: Limits,
+        without: Outcome,
+    ) -> Outcome:
+        """Return the answer that a search gives; `without` one what would be served anyway."""
         try:
             with work.stage("refine"):
-                result = await work.refiner.refine(
-                    work.prompt, start, recalled.position, self._limits(work, start, served=served)
-                )
+                result = await work.refiner.refine(work.prompt, start, position, limits)
         except UnsupportedError as error:
             if work.refiner.name == "gradient":
-                self._refiners.pop("gradient", None)
+                self._searches.pop("gradient", None)
                 logger.error("the gradient refiner is off: %s", error)
-            if work.options.refiner == "gradient":
-                raise SteeringRejectedError(f"latent.refiner: {error}", "latent.refiner") from error
+            if work.options.search == "gradient":
+                raise SteeringRejectedError(f"latent.search: {error}", "latent.search") from error
             return replace(without, reason=work.noting("refiner-unsupported"))
         except (EngineError, LatentRejectedError) as error:
-            logger.error("trace %s: refining failed: %s: %s", work.trace_id, type(error).__name__, error)
-            return replace(without, reason=work.noting("refining-failed"))
+            logger.error("trace %s: searching failed: %s: %s", work.trace_id, type(error).__name__, error)
+            return replace(without, reason=work.noting("search-failed"))
         work.result = result
+        if result.reward_before is None:
+            return replace(without, reason=work.noting(result.stopped), usage=result.usage)
         early = (
             f"-until-{result.stopped}"
             if result.stopped in ("budget", "deadline", "engine-error", "signal-lost")
             else ""
         )
-        if result.reward_before is None:
-            return replace(without, reason=work.noting(result.stopped), usage=result.usage)
-        measured = replace(
-            without,
-            reward_before=result.reward_before,
-            reward_after=result.reward_after,
-            usage=result.usage,
+        work.episode = episode_of(
+            work, key, self._engine.space.id, TENANT, start, limits.start_is_served, result
         )
-        work.episode = episode_of(work, key, self._engine.space.id, TENANT, start, served, result)
-        if result.latent is None:
-            return self._unimproved(work, measured, result, work.noting(f"not-improved{early}"))
-        if result.from_start and served:
-            best = replace(recalled, reward_before=result.reward_before, usage=result.usage)
-            return replace(
-                best, reward_after=result.reward_after, reason=work.noting(f"start-is-best{early}")
-            )
+        measured = replace(without, reward_before=result.reward_before, usage=result.usage)
+        elected = result.elected
+        if elected is None:
+            return replace(measured, reason=work.noting(f"no-agreement{early}"))
         return replace(
             measured,
-            mode="refined",
-            reason=work.noting(f"improved{early}"),
-            latent=self._engine.space.check(result.latent),
-            position=recalled.position,
-        )
-
-    def _unimproved(self, work: Work, measured: Outcome, result: RefineResult, reason: str) -> Outcome:
-        """Keep what was recalled only while it is no worse than the unsteered answer."""
-        assert result.reward_before is not None
-        assert result.reward_start is not None
-        if measured.latent is not None and result.reward_start >= result.reward_before:
-            return replace(measured, reason=reason, reward_after=result.reward_start)
-        return replace(
-            measured,
-            mode="plain",
-            reason=reason,
-            latent=None,
-            position=None,
-            episode_ids=(),
-            similarities=(),
+            mode="refined" if elected.refined else "voted",
+            reason=work.noting(("improved" if elected.refined else "agreed") + early),
+            reward_after=elected.scored.reward,
+            latent=elected.latent,
+            position=None if elected.latent is None else position,
+            answer=elected.answer,
         )
 
     def _limits(self, work: Work, start: torch.Tensor, *, served: bool) -> Limits:
         """Return how far refining may go; an exploration takes no steps and samples more."""
         options, settings, prompt = work.options, self._settings, work.prompt
         room = self._engine.max_model_len - len(prompt.token_ids) - len(start)
-        steps = {"low": 0, "medium": settings.medium_steps, "high": settings.high_steps}[options.effort]
         explores = options.effort == "low"
+        votes = {
+            "low": settings.explore_rollouts,
+            "medium": settings.medium_votes,
+            "high": settings.high_votes,
+        }
         work.seed = _seed(work.prompt, options)
         return Limits(
-            steps=0 if explores else options.steps or steps,
-            population=settings.explore_rollouts if explores else settings.population,
+            steps=options.steps or settings.high_steps,
+            votes=votes[options.effort],
+            population=settings.population,
             max_tokens=min(prompt.decoding.max_tokens, settings.refine_max_tokens, room),
             seed=work.seed,
             deadline_s=max(EXPLORE_DEADLINE_S, options.deadline_s or 0.0)

@@ -11,10 +11,11 @@ from functools import partial
 import torch
 
 from config.settings import Settings
-from memory.episode import TENANT, Array, StoreUnavailableError
+from memory.episode import TENANT, Array, StoreUnavailableError, prompt_id
 from memory.prior import DEFAULT_RECALL_FLOOR, Prior
 from memory.store import REACH, EpisodeStore, Neighbour, Recalled, recall
 from model.space import LatentRejectedError, LatentSpace
+from server.steering.choose import ALIKE, LOOKED_AT
 from server.steering.metrics import Metrics
 from server.steering.store_access import StoreAccess
 from server.steering.transfer import base_is_known
@@ -85,6 +86,26 @@ class Recall:
             self._counts.hits += 1
             self._metrics.similarity.observe(max(near.similarity for near in recalled))
         return recalled, neighbours
+
+    async def alike(self, work: Work, key: Array) -> list[tuple[float, ...]]:
+        """Return what the model thought of the same choices in requests like this, whose key is `key`, (d,).
+
+        Log-probabilities, one for each choice; none when the store does not answer.
+        """
+        choices = work.prompt.scored_choices
+        try:
+            found = await self._store.call(
+                lambda store: store.near(key, tenant=TENANT, k=LOOKED_AT, floor=ALIKE)
+            )
+        except StoreUnavailableError as error:
+            self._miss(work, error)
+            return []
+        own = prompt_id(self._space.id, TENANT, work.prompt.token_ids, work.prompt.held_to)
+        return [
+            near.choice_log_probabilities
+            for near in found
+            if near.choices == choices and near.choice_log_probabilities and near.id != own
+        ]
 
     def _floor(self, work: Work, covered: bool) -> float:
         """Return the request's floor, else the operator's, else what the night learned of its like."""

@@ -56,7 +56,7 @@ class Trace:
             "effort": options.effort,
             "effort_source": options.effort_source,
             "options": {
-                "refiner": self.refiner or options.refiner,
+                "search": self.refiner or options.search,
                 "k": options.k,
                 "floor": options.floor if self.floor is None else self.floor,
                 "steps": options.steps,

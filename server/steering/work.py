@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -16,6 +16,7 @@ from memory.episode import LEAST_GAIN, Array, Episode, prompt_digest, prompt_id
 from memory.prior import Prior
 from memory.store import Recalled
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions
+from server.steering.choose import Choice
 from server.steering.metrics import Metrics
 from server.steering.priors import Comparison, Serving
 from server.steering.refiners.refiner import Refiner, RefineResult
@@ -40,6 +41,7 @@ class Work:
     """Least cosine of a recalled episode; None: memory was not asked."""
     seed: int | None = None
     result: RefineResult | None = None
+    choice: Choice | None = None
     episode: Episode | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
@@ -54,7 +56,7 @@ class Work:
         return self.serving.comparisons(key, prompt_digest(self.prompt.token_ids)) if self.serving else ()
 
     @contextmanager
-    def stage(self, name: Literal["key", "recall", "transfer", "refine"]) -> Iterator[None]:
+    def stage(self, name: Literal["key", "recall", "transfer", "choose", "refine"]) -> Iterator[None]:
         """Time a stage, also one that fails."""
         begun = time.perf_counter()
         try:
@@ -95,13 +97,13 @@ class Work:
 
     def why_not_remembered(self, threshold: float) -> str | None:
         """Return why nothing of this request is remembered; None when its episode is."""
-        result = self.result
-        if result is None or result.reward_before is None:
-            return "nothing was refined"
+        measured = self.result is not None and self.result.reward_before is not None
+        if self.choice is None and not measured:
+            return "nothing was searched for"
         if not self.options.store:
             return "the request asked for it not to be"
         if self.episode is None:
-            return "no answer was finished in the form that was asked for"
+            return "no answer was finished in the form that was asked for, or no two agreed"
         if not self.episode.answer_text.strip():
             return "the best answer is empty"
         # Of choices the night decides anew which is right, with all of the day in view.
@@ -135,10 +137,9 @@ class Work:
 def episode_of(
     work: Work, key: Array, space: str, tenant: str, start: torch.Tensor, served: bool, result: RefineResult
 ) -> Episode | None:
-    """Return what a refinement leaves to remember; None when no answer was finished in the form asked for.
+    """Return what a search leaves to remember; None when there is no answer that others agree with.
 
-    The answer is the best of all that was decoded, for the night to replay: a memory of nothing but what a
-    latent made the model say more surely would be a biased sample. The latent is the one whose own answer
+    The answer says what the elected one does, as shortly as it is sure. The latent is the one whose answer
     beat the unsteered one; where none did, it is the start, and never recalled.
 
     Args:
@@ -148,11 +149,11 @@ def episode_of(
         tenant: Whose memory it is.
         start: (L, d) where refining began.
         served: Whether the start would have been served without refining.
-        result: What refining found.
+        result: What searching found.
     """
-    if result.reward_before is None or result.agreed is None:
+    if result.reward_before is None or result.example is None:
         return None
-    answer, scored = result.agreed
+    answer, scored = result.example.answer, result.example.scored
     earned = (
         result.latent is not None
         and result.finished
@@ -165,19 +166,64 @@ def episode_of(
         latent=(result.latent if earned and result.latent is not None else start).numpy(),
         reward=scored.reward,
         signals=dict(scored.signals),
-        prompt_token_ids=work.prompt.token_ids,
         answer_token_ids=answer.token_ids,
-        prompt_text=work.prompt.text,
         answer_text=answer.text,
         latent_earned=earned,
         start_lift=result.lift if served else None,
         choices=work.prompt.decoding.choices or (),
-        max_tokens=work.prompt.decoding.max_tokens,
-        tenant=tenant,
         plain_reward=result.reward_before,
-        effort=work.options.effort,
         refiner="none" if work.explores else work.refiner.name,
-        prior_version=work.prior.version if work.prior else None,
-        trace_id=work.trace_id,
-        id=prompt_id(space, tenant, work.prompt.token_ids, work.prompt.held_to),
+        **_common(work, space, tenant),
     )
+
+
+def episode_of_choice(
+    work: Work,
+    key: Array,
+    space: str,
+    tenant: str,
+    neutral: torch.Tensor,
+    tokens: tuple[int, ...],
+    choice: Choice,
+) -> Episode:
+    """Return what a choice leaves to remember: above all what the model thought of each of them.
+
+    Args:
+        work: The request.
+        key: (d,) of its prompt.
+        space: Id of the latent space.
+        tenant: Whose memory it is.
+        neutral: (L, d) latent that is never recalled.
+        tokens: Of the answer.
+        choice: What was chosen.
+    """
+    return Episode(
+        space=space,
+        key=key,
+        latent=neutral.numpy(),
+        reward=choice.probability,
+        signals={"choice": choice.probability},
+        answer_token_ids=tokens,
+        answer_text=choice.text,
+        latent_earned=False,
+        choices=work.prompt.scored_choices,
+        choice_log_probabilities=choice.log_probabilities,
+        plain_reward=choice.plain_probability,
+        refiner="none",
+        **_common(work, space, tenant),
+    )
+
+
+def _common(work: Work, space: str, tenant: str) -> dict[str, Any]:
+    """Return the fields that say what was asked, and how."""
+    prompt = work.prompt
+    return {
+        "prompt_token_ids": prompt.token_ids,
+        "prompt_text": prompt.text,
+        "max_tokens": prompt.decoding.max_tokens,
+        "tenant": tenant,
+        "effort": work.options.effort,
+        "prior_version": work.prior.version if work.prior else None,
+        "trace_id": work.trace_id,
+        "id": prompt_id(space, tenant, prompt.token_ids, prompt.held_to),
+    }

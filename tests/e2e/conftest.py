@@ -111,7 +111,7 @@ def remembering(served: Gateway) -> Gateway:
     """The tree after a day of refined topic questions, with answers to replay and latents to recall."""
     stored = earned = 0
     for headline in HEADLINES:
-        _, headers = served.ask(TOPIC.format(headline), choices=WORDS, effort="medium", seed=1)
+        _, headers = served.ask(TOPIC.format(headline), choices=WORDS, effort="high", steps=2, seed=1)
         trace = served.settled_trace(headers)
         if trace["remembered"] == "stored":
             stored += 1

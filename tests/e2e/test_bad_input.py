@@ -30,7 +30,7 @@ CASES = [
     (CHAT, {"latent": {"steps": -1}}, "latent.steps"),
     (CHAT, {"latent": {"budget_tokens": 0}}, "latent.budget_tokens"),
     (CHAT, {"latent": {"deadline_s": -5}}, "latent.deadline_s"),
-    (CHAT, {"latent": {"refiner": "hope"}}, "latent.refiner"),
+    (CHAT, {"latent": {"search": "hope"}}, "latent.search"),
     (CHAT, {"latent": {"nonsense": 1}}, "latent.nonsense"),
     (CHAT, {"latent": "high"}, "latent"),
     (CHAT, {"latent": {"prior": "v999", "effort": "low"}}, "latent.prior"),

@@ -17,7 +17,7 @@ from tests.tiny_model import HIDDEN
         {"effort": "low"},
         {"effort": "medium"},
         {"effort": "high", "budget_tokens": 200},
-        {"effort": "high", "budget_tokens": 200, "refiner": "gradient"},
+        {"effort": "high", "budget_tokens": 200, "search": "gradient"},
     ],
     ids=lambda options: "-".join(str(value) for value in options.values()),
 )
@@ -58,24 +58,23 @@ def test_unrelated_request_does_not(remembering: Gateway) -> None:
 
 
 def test_refining_keeps_the_best_and_says_what_it_cost(remembering: Gateway) -> None:
-    _, headers = remembering.ask(TOPIC.format(HEADLINES[-2]), choices=CHOICES, effort="medium", seed=3)
+    _, headers = remembering.ask(TOPIC.format(HEADLINES[-2]), choices=CHOICES, effort="high", steps=2, seed=3)
     trace = remembering.settled_trace(headers)
-    assert trace["reward_after"] >= trace["reward_before"]
-    assert trace["steps"]
+    assert trace["steps"][-1]["best"] >= trace["reward_before"]
     assert trace["usage"]["generated_tokens"] > 0
     if trace["remembered"] == "stored":
         episode = remembering.get(f"/v1/memory/episodes/{trace['episode_id']}")
-        assert episode["latent_earned"] == (trace["reward_after"] >= trace["reward_before"] + LEAST_GAIN)
+        assert episode["latent_earned"] == (trace["steps"][-1]["best"] >= trace["reward_before"] + LEAST_GAIN)
     else:
         assert trace["why_not_remembered"]
 
 
 def test_gradient_refiner_runs_through_the_twin(remembering: Gateway) -> None:
     _, headers = remembering.ask(
-        TOPIC.format(HEADLINES[-3]), max_tokens=6, effort="medium", refiner="gradient", steps=1, seed=5
+        TOPIC.format(HEADLINES[-3]), max_tokens=6, effort="medium", search="gradient", steps=1, seed=5
     )
     trace = remembering.trace(headers)
-    assert trace["options"]["refiner"] == "gradient"
+    assert trace["options"]["search"] == "gradient"
     assert "engine-error" not in trace["reason"]
     usage = trace["usage"]
     # Only a gradient is charged beyond what was read and generated.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from model.engine import Label, SteeredPrompt
+from model.engine import Label
 from model.scripted_engine import ScriptedEngine
 
 CHOICES = ("fruit", "tool", "town", "bird")
@@ -21,15 +21,14 @@ class ChoosingEngine(ScriptedEngine):
         self.believes: dict[tuple[int, ...], Sequence[float]] = {}
         """Probability of each of `CHOICES` under no latent, by prompt."""
 
-    async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
-        found = await super().log_likelihood(prompts, labels)
-        for at, (prompt, label) in enumerate(zip(prompts, labels, strict=True)):
-            known = self.believes.get(prompt.token_ids)
-            if known is not None and label.choices:
-                places = [
-                    [self.answer_tokens(choice) for choice in CHOICES].index(answer)
-                    for answer in label.answers
-                ]
-                logs = torch.tensor([known[place] for place in places]).log()
-                found[at] = (logs * torch.tensor(label.probabilities)).sum()
-        return found
+    def _log_likelihood(
+        self, token_ids: Sequence[int], latent: torch.Tensor | None, label: Label
+    ) -> torch.Tensor:
+        known = self.believes.get(tuple(token_ids))
+        learning = latent is not None and latent.requires_grad
+        if known is None or not label.choices or learning:
+            return super()._log_likelihood(token_ids, latent, label)
+        places = [
+            [self.answer_tokens(choice) for choice in CHOICES].index(answer) for answer in label.answers
+        ]
+        return torch.tensor([known[place] for place in places]).log() @ torch.tensor(label.probabilities)

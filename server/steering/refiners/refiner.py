@@ -1,6 +1,6 @@
-"""What a refiner is given and what it gives back.
+"""What a search is given and what it gives back.
 
-Owns the protocol and its values. Knows nothing of how latents are improved.
+Owns the protocol and its values. Knows nothing of how answers and latents are found.
 """
 
 from collections.abc import Mapping
@@ -24,9 +24,10 @@ class Limits:
 
     steps: int
     """Most optimisation steps; 0 only samples and votes."""
+    votes: int
+    """Sampled rollouts that vote, one less where that is odd and two sides vote."""
     population: int
-    """Candidates (evolution, even) or rollouts (gradient) per step; also the sampled rollouts that vote, one
-    less where it is odd and two sides vote."""
+    """Candidates (evolution, even) or rollouts (gradient) per step."""
     max_tokens: int
     """Longest answer that may be kept."""
     seed: int
@@ -50,8 +51,20 @@ class RefineStep:
 
 
 @dataclass(frozen=True, eq=False)
+class Elected:
+    """The answer that a search gives."""
+
+    answer: Generation
+    scored: Scored
+    latent: torch.Tensor | None
+    """(L, d) behind which it was decoded."""
+    refined: bool
+    """Whether it comes of a latent that was searched for."""
+
+
+@dataclass(frozen=True, eq=False)
 class RefineResult:
-    """What refining found. Doing nothing takes part: `latent` is None when nothing beat it."""
+    """What a search found. Doing nothing takes part: `latent` is None when nothing beat it."""
 
     stopped: Stopped
     latent: torch.Tensor | None = None
@@ -70,9 +83,11 @@ class RefineResult:
     """Whether the best answer has an end, and the form that the request asks for."""
     from_start: bool = False
     """The best latent is the one that refining started from."""
-    agreed: tuple[Generation, Scored] | None = None
-    """Best finished answer in the form the request asks for, of all that were decoded, rollouts included,
-    whatever latent it came from."""
+    elected: Elected | None = None
+    """The answer to give: finished, in the form the request asks for, and what most votes are
+    for, or what a verifier or the operator's own signals prefer; None: there is none."""
+    example: Elected | None = None
+    """The answer to remember: as good as that one, and shorter where there is one."""
     plain: tuple[Generation, ...] = ()
     """Answers without a latent: the greedy one, then those that voted."""
     start: tuple[Generation, ...] = ()
@@ -91,17 +106,17 @@ class RefineResult:
 
 
 class Refiner(Protocol):
-    """Improves a latent for one prompt against the reward."""
+    """Searches for the answer to one prompt."""
 
     @property
-    def name(self) -> Literal["evolution", "gradient"]:
+    def name(self) -> Literal["vote", "evolution", "gradient"]:
         """Name in settings, traces and episodes."""
         ...
 
     async def refine(
         self, prompt: RenderedPrompt, start: torch.Tensor, position: int, limits: Limits
     ) -> RefineResult:
-        """Return the best latent found from `start`, (L, d), within the limits.
+        """Return the best answer, and the best latent found from `start`, (L, d), within the limits.
 
         Raises:
             EngineError, LatentRejectedError: the engine failed before the first answer was scored.

@@ -26,13 +26,15 @@ from model.engine import (
     UnsupportedError,
     Usage,
 )
-from model.final_answer import final_answer, final_span
+from model.final_answer import final_span
 from model.space import LatentRejectedError
 from server.steering.call import RenderedPrompt
-from server.steering.refiners.refiner import Limits, RefineResult, RefineStep, Stopped
+from server.steering.refiners.refiner import Elected, Limits, RefineResult, RefineStep, Stopped
 from server.steering.rewards.confidence import final_confidence
+from server.steering.rewards.consistency import CONSISTENCY
 from server.steering.rewards.format import FORMAT, are_in_form
-from server.steering.rewards.scorer import Scored, Scorer
+from server.steering.rewards.scorer import VERIFIER, Scored, Scorer
+from server.steering.votes import counted, leading, said
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,9 @@ MARGIN = 1e-6
 ALIKE = 0.1
 """Rewards this close together do not tell answers apart that say the same in the end: with the default
 weights, one is said more surely than the other."""
+
+BETTER = 0.05
+"""Least reward by which a refined answer must beat the best of those that voted."""
 
 AS_SURE = 0.05
 """Of answers that say the same, those are as good whose result is this close to the surest (ADR 0016)."""
@@ -87,7 +92,8 @@ class Trial:
         """Before any step: of no latent, and of the start."""
         self._start: Scored | None = None
         self._best: tuple[torch.Tensor | None, Generation, Scored] | None = None
-        self._finished: list[tuple[Generation, Scored]] = []
+        self._finished: list[Elected] = []
+        """Answers that the request could be given."""
         self._best_is_start = False
         self._since_better = 0
         self._steps: list[RefineStep] = []
@@ -117,7 +123,7 @@ class Trial:
             greedy.append(self._steered(start))
         left = self._left()
         if left is not None:  # the least that can be compared: one vote would agree with nothing
-            least = len(greedy) + min(2, self._limits.population)
+            least = len(greedy) + min(2, self._limits.votes)
             self._length = min(self._length, left // least - overhead)
         if self._length < 1:
             raise TrialEndedError("budget")
@@ -131,7 +137,7 @@ class Trial:
         self._pool = [*answers[:voting], *answers[len(greedy) :]]
         for prompt, answer in zip(prompts, answers, strict=True):
             self._first_answers[prompt.latent is None].append(answer)
-        scores = await self._score(answers)
+        scores = await self._score(answers, [prompt.latent for prompt in prompts], refined=False)
         self._plain = scores[0]
         self._best = (None, answers[0], self._plain)
         if len(greedy) == 2:
@@ -153,7 +159,7 @@ class Trial:
         """
         overhead, length, sides = self._scorer.tokens_per_answer, self._length, self._sides(start)
         voters: list[tuple[SteeredPrompt, Decoding]] = []
-        for _ in range(self._limits.population // len(sides)):
+        for _ in range(self._limits.votes // len(sides)):
             tokens = max(length, self._limits.vote_tokens)
             if left is not None:
                 owed = max(0, 2 - len(voters) - len(sides)) * (length + overhead)  # to the second vote
@@ -198,7 +204,7 @@ class Trial:
         prompts = [self._steered(latent) for latent in (*judged, *sampled)]
         decodings = [*(self._greedy() for _ in judged), *(self._sampled() for _ in sampled)]
         answers = await self._generate(prompts, decodings, scored=len(prompts))
-        scores = await self._score(answers)
+        scores = await self._score(answers, [*judged, *sampled], refined=True)
         for latent, answer, scored in zip(judged, answers, scores, strict=False):
             self._keep(latent, answer, scored)
         return scores[: len(judged)], Rollouts(answers[len(judged) :], scores[len(judged) :])
@@ -285,6 +291,7 @@ class Trial:
         if self._best is None or self._plain is None:
             return RefineResult(stopped=stopped, usage=self._usage)
         latent, answer, scored = self._best
+        elected = self._elected()
         return RefineResult(
             stopped=stopped,
             latent=latent,
@@ -294,40 +301,54 @@ class Trial:
             reward_after=scored.reward,
             signals_before=self._plain.signals,
             signals_after=scored.signals,
-            finished=any(answer is one for one, _ in self._finished),
+            finished=any(answer is one.answer for one in self._finished),
             from_start=self._best_is_start,
-            agreed=self._shortest_of_the_surest(),
+            elected=elected,
+            example=self._shortest_of_the_surest(elected),
             plain=tuple(self._first_answers[True]),
             start=tuple(self._first_answers[False]),
             steps=tuple(self._steps),
             usage=self._usage,
         )
 
-    def _shortest_of_the_surest(self) -> tuple[Generation, Scored] | None:
-        """Return the answer of the highest reward, or the shortest that says the same with a result as sure.
+    def _elected(self) -> Elected | None:
+        """Return the answer to give: of those that most votes are for the one of the highest reward.
+
+        Where a verifier has its say, or the operator's signals do not count votes, the reward alone decides.
+        One of a refined latent takes its place where it is better under the same votes, by a margin.
+        """
+        able = self._finished
+        votes = any(reward.name == CONSISTENCY for reward, _ in self._scorer.rewards)
+        if votes and not any(VERIFIER in one.scored.signals for one in able):
+            first = leading(counted(self._prompt, self._pool))
+            able = [one for one in able if said(self._prompt, one.answer) in first]
+        voted = max((one for one in able if not one.refined), key=_reward, default=None)
+        refined = max((one for one in able if one.refined), key=_reward, default=None)
+        if voted is None or refined is None:
+            return voted or refined
+        return refined if _reward(refined) >= _reward(voted) + BETTER else voted
+
+    def _shortest_of_the_surest(self, elected: Elected | None) -> Elected | None:
+        """Return the shortest answer that says what the elected one does, with a result as sure.
 
         What is remembered is what the night teaches: of two ways to the same result the shorter one costs
         less to serve, and ends more surely within what requests allow. But the shortest of all is often a
         guess that happened to agree: it leaves out what leads to the result, and is less sure (ADR 0016).
         """
-        if not self._finished:
-            return None
-        choices = self._prompt.decoding.choices
-        best, scored = max(self._finished, key=lambda found: found[1].reward)
-        said = final_answer(best.text, choices)
-        if said is None:
-            return best, scored
+        if elected is None or (vote := said(self._prompt, elected.answer)) is None:
+            return elected
         alike = [
-            (answer, other)
-            for answer, other in self._finished
-            if other.reward >= scored.reward - ALIKE and final_answer(answer.text, choices) == said
+            one
+            for one in self._finished
+            if _reward(one) >= _reward(elected) - ALIKE and said(self._prompt, one.answer) == vote
         ]
+        choices = self._prompt.decoding.choices
         sure = [
-            final_confidence(answer, self._engine.decode, final_span(answer.text, choices)) or 0.0
-            for answer, _ in alike
+            final_confidence(one.answer, self._engine.decode, final_span(one.answer.text, choices)) or 0.0
+            for one in alike
         ]
-        as_sure = [found for found, value in zip(alike, sure, strict=True) if value >= max(sure) - AS_SURE]
-        return min(as_sure, key=lambda found: (len(found[0].token_ids), -found[1].reward))
+        as_sure = [one for one, value in zip(alike, sure, strict=True) if value >= max(sure) - AS_SURE]
+        return min(as_sure, key=lambda one: (len(one.answer.token_ids), -_reward(one)))
 
     def _keep(self, latent: torch.Tensor, answer: Generation, scored: Scored) -> None:
         if scored.reward > self.best + MARGIN:
@@ -362,7 +383,9 @@ class Trial:
         self._prompt_read = True
         return once + sum(length - self._position + len(p.latent) for p in prompts if p.latent is not None)
 
-    async def _score(self, answers: Sequence[Generation]) -> list[Scored]:
+    async def _score(
+        self, answers: Sequence[Generation], latents: Sequence[torch.Tensor | None], *, refined: bool
+    ) -> list[Scored]:
         """Score answers, and keep those that the request itself could have been given, in its form."""
         scores = await self._within_deadline(self._scorer.score(self._prompt, answers, self._pool))
         if all(FORMAT in scored.signals for scored in scores):
@@ -370,8 +393,8 @@ class Trial:
         else:  # outside of the deadline: it would throw away scores that are there
             in_form = await are_in_form(self._prompt, answers)
         self._finished += [
-            (answer, scored)
-            for answer, scored, kept in zip(answers, scores, in_form, strict=True)
+            Elected(answer, scored, latent, refined)
+            for answer, scored, latent, kept in zip(answers, scores, latents, in_form, strict=True)
             if kept and answer.finish_reason == "stop" and len(answer.token_ids) <= self._length
         ]
         return scores
@@ -402,3 +425,7 @@ class Trial:
     def _sampled(self) -> Decoding:
         self._seed = (self._seed + 1) % 2**32
         return replace(self._greedy(), temperature=ROLLOUT_TEMPERATURE, seed=self._seed)
+
+
+def _reward(found: Elected) -> float:
+    return found.scored.reward

@@ -3,12 +3,13 @@
 Owns the vote. Knows nothing of how answers are decoded.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 from model.engine import Generation
-from model.final_answer import final_answer
 from server.steering.call import RenderedPrompt
+from server.steering.votes import counted, said
+
+CONSISTENCY = "consistency"
 
 
 class Consistency:
@@ -25,24 +26,18 @@ class Consistency:
     vote, or with a single rollout, the signal does not apply.
     """
 
-    name = "consistency"
+    name = CONSISTENCY
     tokens_per_answer = 0
 
     async def score(
         self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
     ) -> list[float | None]:
         """Return one share per answer, or None for all of them."""
-        votes = Counter(vote for rollout in pool if (vote := _vote(prompt, rollout)) is not None)
+        votes = counted(prompt, pool)
         if not votes or len(pool) < 2:
             return [None] * len(answers)
         if votes.total() < 2:
             return [0.0] * len(answers)
         most = max(votes.values())
         shares = {answer: count / votes.total() for answer, count in votes.items() if count == most}
-        return [shares.get(_vote(prompt, answer) or "", 0.0) for answer in answers]
-
-
-def _vote(prompt: RenderedPrompt, answer: Generation) -> str | None:
-    if answer.finish_reason == "length":
-        return None
-    return final_answer(answer.text, prompt.decoding.choices)
+        return [shares.get(said(prompt, answer) or "", 0.0) for answer in answers]

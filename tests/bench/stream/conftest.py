@@ -47,7 +47,7 @@ def settings(tmp_path: Path) -> Settings:
         low_recalls=True,
         _env_file=None,
         data_dir=tmp_path / "data",
-        rewards="consistency=1",
+        rewards="confidence=1",
         remember_threshold=0.0,
         night_min_reward=0.0,
         night_min_episodes=4,

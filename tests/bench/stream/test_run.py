@@ -137,7 +137,7 @@ class Broken(ScriptedEngine):
         (("day-1", 0), "keys", "steering failed: engine-error"),
         (("night-1", 0), "latent_gradient", "the night failed: .*out of order"),
         (("night-1 low", 0), "keys", "steering failed: engine-error"),
-        (("night-1 evolution", 0), "generate", "steering failed: .*refining-failed"),
+        (("night-1 evolution", 0), "generate", "steering failed: .*search-failed"),
     ],
 )
 async def test_what_fails_stops_the_run_and_is_no_result(

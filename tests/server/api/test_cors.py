@@ -63,7 +63,7 @@ async def test_unforeseen_error_can_be_read(serve: Serve, monkeypatch: pytest.Mo
 
 async def test_a_script_may_read_what_ran_and_the_request_id(serve: Serve) -> None:
     served = await serve(vllm_args=ALLOWED)
-    body = {"messages": [{"role": "user", "content": "sum two"}], "latent": {"effort": "medium"}}
+    body = {"messages": [{"role": "user", "content": "sum two"}], "latent": {"effort": "high"}}
     answer = await served.http.post(CHAT, json=body, headers={"origin": ORIGIN})
     exposed = set(answer.headers["access-control-expose-headers"].split(", "))
     ours = {name for name in answer.headers if name.startswith("x-")}

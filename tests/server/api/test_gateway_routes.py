@@ -37,7 +37,7 @@ def publish(served: Served) -> str:
 
 async def remember(served: Served, questions: int) -> None:
     for number in range(questions):
-        await served.chat(f"sum {number}", latent={"effort": "medium"})
+        await served.chat(f"sum {number}", latent={"effort": "high"})
     await served.gateway.remember.drain()
 
 
@@ -173,7 +173,7 @@ async def test_deleted_episode_is_gone_also_after_a_restart(serve: Serve) -> Non
 
 async def test_full_disk_is_told_and_serving_goes_on(serve: Serve, tmp_path: Path) -> None:
     served = await serve(min_free_mib=2 * FreeSpace(tmp_path, 0).free() // MIB)
-    answer = await served.chat("sum 0", latent={"effort": "medium"})
+    answer = await served.chat("sum 0", latent={"effort": "high"})
     assert (answer.status_code, answer.headers["x-latent-mode"]) == (200, "refined")
     await served.gateway.remember.drain()
     stats = (await served.http.get("/v1/memory/stats")).json()
@@ -195,7 +195,7 @@ async def test_recalled_episode_can_be_read(served: Served) -> None:
 
 
 async def test_trace_can_be_fetched_with_its_latent(served: Served) -> None:
-    answer = await served.chat("sum two", latent={"effort": "medium"})
+    answer = await served.chat("sum two", latent={"effort": "high"})
     path = f"/v1/latent/traces/{answer.headers['x-latent-trace']}"
     trace = (await served.http.get(path)).json()
     assert trace["mode"] == "refined"

@@ -83,7 +83,7 @@ def test_body_without_our_fields_is_passed_on_as_it_came() -> None:
 def test_every_option_arrives() -> None:
     chosen = {
         "effort": "medium",
-        "refiner": "gradient",
+        "search": "gradient",
         "k": 7,
         "floor": -0.5,
         "steps": 3,
@@ -122,7 +122,7 @@ def test_either_word_against_storing_counts(path: str, body: dict[str, Any], sto
         (CHAT, {"latent": ["high"]}, "latent"),
         (CHAT, {"latent": {"effort": "extreme"}}, "latent.effort"),
         (CHAT, {"latent": {"effort": 1}}, "latent.effort"),
-        (CHAT, {"latent": {"refiner": "hope"}}, "latent.refiner"),
+        (CHAT, {"latent": {"search": "hope"}}, "latent.search"),
         (CHAT, {"latent": {"k": 0}}, "latent.k"),
         (CHAT, {"latent": {"k": 65}}, "latent.k"),
         (CHAT, {"latent": {"k": "4"}}, "latent.k"),
@@ -191,5 +191,5 @@ def test_suffix_alone_can_be_taken_off() -> None:
 
 def test_gradient_refiner_without_a_twin_is_refused() -> None:
     with pytest.raises(SteeringRejectedError) as refusal:
-        read({"latent": {"refiner": "gradient"}}, twin=False)
-    assert refusal.value.param == "latent.refiner"
+        read({"latent": {"search": "gradient"}}, twin=False)
+    assert refusal.value.param == "latent.search"

@@ -230,7 +230,7 @@ async def test_client_that_leaves_while_steering_runs_is_counted_as_one_that_lef
 
 
 async def test_refined_answer_tells_its_rewards_and_is_recalled(served: Served) -> None:
-    refined = await served.chat("sum two and two", latent={"effort": "medium"})
+    refined = await served.chat("sum two and two", latent={"effort": "high"})
     assert refined.headers["x-latent-mode"] == "refined"
     before, after = (float(refined.headers[f"x-latent-reward-{when}"]) for when in ("before", "after"))
     assert after > before
@@ -262,7 +262,7 @@ def conversations(*questions: str) -> dict[str, Any]:
 
 
 async def test_each_conversation_of_a_batch_is_steered_and_tells_so(served: Served) -> None:
-    await served.chat("sum two and two", latent={"effort": "medium"})
+    await served.chat("sum two and two", latent={"effort": "high"})
     await served.gateway.remember.drain()
     body = conversations("sum three and four", "poem of rain", "sum five and six")
     answer = await served.http.post(BATCH, json=body | {"model": f"{MODEL}:low"})
@@ -278,7 +278,7 @@ async def test_each_conversation_of_a_batch_is_steered_and_tells_so(served: Serv
 
 async def test_batch_counts_and_sums_its_conversations(served: Served) -> None:
     body = conversations("sum two and two", "sum three and four") | {
-        "latent": {"effort": "medium", "store": False}
+        "latent": {"effort": "high", "store": False}
     }
     answer = (await served.http.post(BATCH, json=body)).json()
     traces = [

@@ -12,7 +12,7 @@ from server.api.usage import Told, with_usage
 from tests.server.api.conftest import CHAT, Served
 from tests.server.api.inner import MODEL
 
-REFINE = {"latent": {"effort": "medium", "store": False}}
+REFINE = {"latent": {"effort": "high", "store": False}}
 SPENT = Usage(prompt_tokens=30, generated_tokens=4, forward_tokens=99)
 LATENT = {"prompt_tokens": 30, "generated_tokens": 4, "forward_tokens": 99}
 

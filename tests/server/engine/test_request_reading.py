@@ -14,6 +14,7 @@ from server.engine.decoding import Native
 from server.engine.guard import real_tokens
 from server.engine.injection import (
     asked_length,
+    choices_of,
     format_rules,
     held_to,
     question_of,
@@ -46,6 +47,32 @@ def test_what_an_answer_is_held_to_is_told_apart_by_kind_and_content() -> None:
     assert held == {held_to(grammar(**each)) for each in fields}
     assert held_to(None) is None
     assert None not in held
+
+
+ENUM = {"type": "string", "enum": ["yes", "no"]}
+CLOSED = {"type": "object", "properties": {"said": ENUM}, "required": ["said"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("fields", "choices"),
+    [
+        ({"choice": ["yes", "no"]}, ("yes", "no")),
+        ({"json": ENUM}, ('"yes"', '"no"')),
+        ({"json": json.dumps(CLOSED)}, ('{"said": "yes"}', '{"said": "no"}')),
+        ({"json": CLOSED | {"additionalProperties": True}}, ()),
+        ({"json": CLOSED | {"required": []}}, ()),
+        ({"json": CLOSED | {"properties": {"said": ENUM, "why": {"type": "string"}}}}, ()),
+        ({"json": CLOSED | {"minProperties": 1}}, ()),
+        ({"json": {"enum": ["yes", 1]}}, ()),
+        ({"json": {"type": "string"}}, ()),
+        ({"json": True}, ()),
+        ({"regex": "yes|no"}, ()),
+    ],
+)
+def test_choices_are_what_a_list_or_a_schema_of_one_enum_allows(
+    fields: dict[str, Any], choices: tuple[str, ...]
+) -> None:
+    assert choices_of(grammar(**fields)) == choices
 
 
 def test_question_is_the_last_user_message() -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 
-from model.engine import Decoding, PlacementError, PromptTooLongError, SteeredPrompt
+from model.engine import Decoding, Label, PlacementError, PromptTooLongError, SteeredPrompt
 from model.space import LatentRejectedError
 from server.engine.launch import Launched
 from server.engine.self_check import run_checks
@@ -153,3 +153,22 @@ async def test_salted_prompts_share_no_cache(engine: VLLMEngine) -> None:
         cache_salt.reset(token)
     assert salted["cache_salt"] == "tenant a"
     assert "cache_salt" not in engine.mixed_input(prompt(engine, "Hello."))
+
+
+async def test_choices_are_as_likely_as_the_gradient_worker_says(engine: VLLMEngine) -> None:
+    """Some choices begin alike, and one begins another."""
+    choices = ("World", "Sports", "Business", "Busy", "Business news", "World of sports")
+    latent = nudge(engine)
+    prompts = [
+        SteeredPrompt(prompt(engine, "Which topic? Rain stops the final.")),
+        SteeredPrompt(prompt(engine, "Which topic? Rain stops the final."), latent),
+        SteeredPrompt(prompt(engine, LONG), latent),
+    ]
+    found = await engine.choice_log_probabilities(prompts, choices)
+    labels = [Label.of(engine.answer_tokens(choice), choices) for choice in choices]
+    wanted = await engine.log_likelihood(
+        [each for each in prompts for _ in labels], [label for _ in prompts for label in labels]
+    )
+    torch.testing.assert_close(found, wanted.reshape(found.shape), atol=2e-3, rtol=1e-3)
+    assert found.exp().sum(dim=1).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
+    assert (await engine.choice_log_probabilities(prompts[:1], ("World",))).tolist() == [[0.0]]

@@ -22,11 +22,18 @@ def rendered(
     max_tokens: int = 32,
     temperature: float = 0.0,
     rules: Mapping[str, Any] | None = None,
+    choices: tuple[str, ...] = (),
 ) -> RenderedPrompt:
     tokens = engine.render([{"role": "user", "content": question}])
-    decoding = Decoding(max_tokens=max_tokens, temperature=temperature)
+    decoding = Decoding(max_tokens=max_tokens, temperature=temperature, choices=choices or None)
     return RenderedPrompt(
-        tokens, engine.decode(tokens), question, decoding, rules or {}, asked_tokens=max_tokens
+        tokens,
+        engine.decode(tokens),
+        question,
+        decoding,
+        rules or {},
+        scored_choices=choices,
+        asked_tokens=max_tokens,
     )
 
 
@@ -80,7 +87,15 @@ class ListStore:
         self._enter()
         self.recalls += 1
         found = [
-            Neighbour(e.id, float(np.dot(e.key, key)), e.latent_earned, e.start_lift, e.prior_version)
+            Neighbour(
+                e.id,
+                float(np.dot(e.key, key)),
+                e.latent_earned,
+                e.start_lift,
+                e.prior_version,
+                e.choices,
+                e.choice_log_probabilities,
+            )
             for e in self.episodes
             if e.tenant == tenant
         ]

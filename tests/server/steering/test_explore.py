@@ -129,7 +129,7 @@ async def test_share_of_the_server_decides_for_requests_that_say_nothing(make_da
 
 
 async def test_rollouts_may_think_longer_than_the_answer(make_day: MakeDay) -> None:
-    engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "x" * 30 if decoding.seed else "no")
+    engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "x" * 30 + " 5" if decoding.seed else "5")
     day = await make_day(engine, rewards="consistency=1", vote_tokens=64, remember_threshold=0)
     lengths = []
     generate = engine.generate
@@ -144,9 +144,7 @@ async def test_rollouts_may_think_longer_than_the_answer(make_day: MakeDay) -> N
     await day.steering.explorer.drain()
     assert sorted(lengths) == [8, *[64] * 8]
     assert await day.remember.drain()
-    assert [episode.answer_text for episode in day.store.episodes] == [
-        "no"
-    ]  # the others are too long to give
+    assert [episode.answer_text for episode in day.store.episodes] == ["5"]  # the others are too long to give
 
 
 async def test_engine_that_fails_is_told_in_the_trace(day: Day) -> None:
@@ -171,21 +169,28 @@ async def test_answer_in_another_form_than_was_asked_for_is_not_remembered(
     _, trace = await day.ask(prompt, explore=True)
     await day.steering.explorer.drain()
     settled = await day.traces.get(trace["id"])
-    assert settled["why_not_remembered"] == "no answer was finished in the form that was asked for"
+    assert (
+        settled["why_not_remembered"]
+        == "no answer was finished in the form that was asked for, or no two agreed"
+    )
     assert await day.remember.drain()
     assert day.store.episodes == []
 
 
-async def test_latent_that_wins_by_breaking_the_form_is_not_remembered(make_day: MakeDay) -> None:
+async def test_answers_that_win_by_breaking_the_form_are_neither_given_nor_remembered(
+    make_day: MakeDay,
+) -> None:
     def breaks_it(prompt, latent, decoding) -> str:
         return "\\boxed{5}" if latent is None and decoding.temperature == 0 else "so it is 4"
 
     engine = ScriptedEngine(answer=breaks_it)
     day = await make_day(engine, rewards="consistency=1")
     _, trace = await day.ask(rendered(engine, "apples How many?", rules={"boxed": True}), effort="medium")
-    # The unsteered answer is one of five that vote.
-    assert (trace["reward_before"], trace["reward_after"]) == (0.0, 0.8)
-    assert trace["why_not_remembered"] == "its reward 0.000 is below 0.5"
+    assert (trace["reason"], trace["reward_before"], trace["reward_after"]) == ("no-agreement", 0.0, None)
+    assert (
+        trace["why_not_remembered"]
+        == "no answer was finished in the form that was asked for, or no two agreed"
+    )
     assert await day.remember.drain()
     assert day.store.episodes == []
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from memory.prior import Row
-from model.engine import Decoding, Generation, Label, SteeredPrompt
+from model.engine import Decoding, Generation, SteeredPrompt
 from model.scripted_engine import ScriptedEngine
 from server.steering.call import RenderedPrompt
 from server.steering.measure import SAMPLES, Measured, measure
@@ -165,19 +165,13 @@ async def test_choices_are_labelled_by_what_the_model_thinks_less_what_it_leans_
     """A vote would say `no`, for the plain model says so to everything."""
 
     class Leaning(Model):
-        async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> Any:
+        async def choice_log_probabilities(self, prompts: Sequence[SteeredPrompt], choices: Any) -> Any:
             believes = {None: (0.3, 0.7), 1: (0.8, 0.2), 2: (0.1, 0.9)}
-            yes = self.answer_tokens("yes")
             sides = [None if prompt.latent is None else int(prompt.latent[0, 0]) for prompt in prompts]
-            return torch.tensor(
-                [
-                    np.log(believes[side][0 if label.answers == (yes,) else 1])
-                    for side, label in zip(sides, labels, strict=True)
-                ]
-            )
+            return torch.tensor([believes[side] for side in sides]).log()
 
     model = Leaning({None: "no"})
-    held = replace(rendered(model), decoding=Decoding(8, choices=("yes", "no")))
+    held = rendered(model, choices=("yes", "no"))
     # It says `no` nine times of ten, so that three in ten for `yes` means yes.
     leanings = {("yes", "no"): (float(np.log(0.1 / 0.5)), float(np.log(0.9 / 0.5)))}
     good, bad = (replace(model.made(number), leanings=leanings) for number in (1, 2))
@@ -189,10 +183,10 @@ async def test_choices_are_labelled_by_what_the_model_thinks_less_what_it_leans_
 
 async def test_choices_that_nothing_tells_apart_measure_nothing() -> None:
     class Unsure(Model):
-        async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> Any:
-            return torch.full((len(prompts),), float(np.log(0.5)))
+        async def choice_log_probabilities(self, prompts: Sequence[SteeredPrompt], choices: Any) -> Any:
+            return torch.full((len(prompts), 2), float(np.log(0.5)))
 
     model = Unsure({None: "no"})
-    held = replace(rendered(model), decoding=Decoding(8, choices=("yes", "no")))
+    held = rendered(model, choices=("yes", "no"))
     row = replace(model.made(1), leanings={("yes", "no"): (0.0, 0.0)})
     assert (await model.measure(Comparison(row, None), prompt=held)).differences == {}

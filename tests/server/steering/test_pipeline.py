@@ -146,9 +146,12 @@ async def test_low_is_served_nothing_that_nothing_has_proven(make_day: MakeDay) 
     question = "apples How many did they sell?"
     outcome, _ = await day.ask(question)
     assert (outcome.mode, outcome.reason) == ("plain", "recall-off")
-    for asked in ({"k": 4}, {"floor": 0.6}, {"effort": "medium"}):
+    for asked in ({"k": 4}, {"floor": 0.6}):
         outcome, trace = await day.ask(question, **asked)
         assert trace["episodes"], asked
+    searched, trace = await day.ask(question, effort="medium")
+    assert searched.mode == "voted"
+    assert trace["episodes"] == []
     await day.publish("apples How many?")
     assert (await day.ask(question))[0].mode == "prior"
 
@@ -190,7 +193,7 @@ async def test_swap_keeps_inflight_request_on_old_prior(make_day: MakeDay) -> No
     ("options", "param"),
     [
         ({"prior": "v77"}, "latent.prior"),
-        ({"refiner": "gradient", "effort": "medium"}, "latent.refiner"),
+        ({"search": "gradient", "effort": "medium"}, "latent.search"),
     ],
 )
 async def test_rejected_requests_leave_no_trace(make_day: MakeDay, options: dict, param: str) -> None:
@@ -213,22 +216,22 @@ async def test_gradient_refused_by_the_engine_is_the_named_field_or_a_reason(mak
     twinless = ScriptedEngine(answer=flip, differentiable=False)
     day = await make_day(twinless, rewards="consistency=1", refiner="gradient")
     with pytest.raises(SteeringRejectedError) as caught:
-        await day.ask(effort="high", refiner="gradient")
-    assert caught.value.param == "latent.refiner"
+        await day.ask(effort="high", search="gradient")
+    assert caught.value.param == "latent.search"
 
     day = await make_day(twinless, rewards="consistency=1", refiner="gradient")
     first, second = [await day.ask(effort="high") for _ in range(2)]
     assert first[0].reason == "refiner-unsupported"
-    assert second[1]["options"]["refiner"] == "evolution"
+    assert second[1]["options"]["search"] == "evolution"
 
 
 async def test_a_constraint_that_cannot_be_decoded_leaves_the_gradient_refiner_on(make_day: MakeDay) -> None:
     day = await make_day(ScriptedEngine(), rewards="consistency=1")
     prompt = replace(rendered(day.engine), decoding=Decoding(max_tokens=16, native=object()))
-    outcome = await day.steering.steer(prompt, SteeringOptions(effort="high", refiner="evolution"), new_id())
+    outcome = await day.steering.steer(prompt, SteeringOptions(effort="high", search="evolution"), new_id())
     assert outcome.reason == "refiner-unsupported"
-    _, trace = await day.ask(effort="high", refiner="gradient")
-    assert trace["options"]["refiner"] == "gradient"
+    _, trace = await day.ask(effort="high", search="gradient")
+    assert trace["options"]["search"] == "gradient"
     assert "refiner-unsupported" not in trace["reason"]
 
 
@@ -353,7 +356,8 @@ async def test_answer_that_no_latent_improves_is_remembered_without_one(make_day
     engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "the same")
     day = await make_day(engine, rewards="consistency=1")
     outcome, trace = await day.ask(effort="medium")
-    assert (outcome.mode, outcome.reason, outcome.latent) == ("plain", "not-improved", None)
+    assert (outcome.mode, outcome.reason, outcome.latent) == ("voted", "agreed", None)
+    assert outcome.answer.text == "the same"
     assert (outcome.reward_before, outcome.reward_after) == (1.0, 1.0)
     assert trace["remembered"] == "pending"
     assert await day.remember.drain()
@@ -369,7 +373,10 @@ async def test_answer_that_was_cut_off_is_not_remembered(make_day: MakeDay) -> N
     day = await make_day(engine)
     prompt = rendered(engine, "apples How many?")
     _, trace = await day.ask(replace(prompt, decoding=Decoding(max_tokens=4)), "medium")
-    assert trace["why_not_remembered"] == "no answer was finished in the form that was asked for"
+    assert (
+        trace["why_not_remembered"]
+        == "no answer was finished in the form that was asked for, or no two agreed"
+    )
 
 
 async def test_recall_that_is_proven_to_harm_nearby_is_not_used(day: Day) -> None:
@@ -411,21 +418,21 @@ async def test_refining_measures_the_lift_of_what_would_be_served(day: Day) -> N
     assert second.start_lift > 0
 
 
-async def test_recall_that_harms_is_dropped_by_refining(day: Day) -> None:
+async def test_recall_that_harms_is_outvoted(day: Day) -> None:
     await day.learn("apples How many?")
     prompt = rendered(day.engine, "apples How many?")
     away = 2 * day.engine.neutral_latent() - day.engine.best_latent(prompt.token_ids)
     day.store.episodes[0].latent[:] = away.numpy()  # worse than doing nothing
-    outcome, _ = await day.ask(effort="medium", budget_tokens=100)  # enough to notice, not to refine
-    assert (outcome.mode, outcome.reason) == ("plain", "not-improved-until-budget")
+    outcome, _ = await day.ask(effort="medium")
+    assert (outcome.mode, outcome.reason) == ("voted", "agreed")
     assert outcome.latent is None
-    assert outcome.episode_ids == ()
 
 
-async def test_start_that_refining_cannot_better_is_kept_and_remembered(day: Day) -> None:
+async def test_start_that_is_best_gives_the_answer_and_is_remembered(day: Day) -> None:
     await day.publish("apples How many?")  # it predicts the best latent there is
     outcome, trace = await day.ask("apples How many are left?", "medium")
-    assert (outcome.mode, outcome.reason) == ("prior", "start-is-best")
+    assert (outcome.mode, outcome.reason) == ("voted", "agreed")
+    assert outcome.latent is not None
     assert outcome.reward_after > outcome.reward_before
     assert trace["remembered"] == "pending"
 
@@ -455,14 +462,14 @@ async def test_engine_that_fails_while_refining_leaves_what_was_recalled(day: Da
 
     day.engine.generate = dead
     outcome, _ = await day.ask(effort="high")
-    assert (outcome.mode, outcome.reason) == ("prior", "refining-failed")
+    assert (outcome.mode, outcome.reason) == ("prior", "search-failed")
 
 
 async def test_an_answer_that_was_chosen_is_remembered_whatever_its_reward(make_day: MakeDay) -> None:
     """The night decides anew which choice is right."""
     day = await make_day(remember_threshold=1.0)
     prompt = rendered(day.engine)
-    held = replace(prompt, decoding=Decoding(8, choices=("yes", "no")))
+    held = rendered(day.engine, choices=("yes", "no"))
     _, trace = await day.ask(prompt, effort="medium")
     assert trace["remembered"] == "no"
     _, trace = await day.ask(held, effort="medium")
@@ -476,7 +483,7 @@ async def test_an_answer_that_was_chosen_is_remembered_whatever_its_reward(make_
     [
         ({"effort": "high", "store": False}, {}, "the request asked for it not to be"),
         ({"effort": "high"}, {"remember_threshold": 0.99}, "is below 0.99"),
-        ({"effort": "low"}, {}, "nothing was refined"),
+        ({"effort": "low"}, {}, "nothing was searched for"),
     ],
 )
 async def test_trace_says_why_nothing_was_remembered(
@@ -513,20 +520,20 @@ async def test_best_answer_is_remembered_beside_a_latent_that_only_beat_the_plai
         return "none" if latent is None else "some"
 
     day = await make_day(
-        ScriptedEngine(answer=answer), rewards="consistency=0.8,confidence=0.2", population=8
+        ScriptedEngine(answer=answer), rewards="consistency=0.8,confidence=0.2", high_votes=8
     )
-    outcome = await day.learn(refiner="evolution")
+    outcome = await day.learn(search="evolution")
     (episode,) = day.store.episodes
     assert (episode.answer_text, episode.latent_earned) == ("yes", True)
-    assert same(torch.as_tensor(episode.latent), outcome.latent)
-    assert episode.reward > outcome.reward_after
+    assert (outcome.answer.text, outcome.latent) == ("yes", None)
+    assert episode.reward == outcome.reward_after
 
 
 async def test_same_request_gives_the_same_latent(make_day: MakeDay) -> None:
     outcomes = []
     for seed in (None, None, 7):
         day = await make_day()
-        outcomes.append((await day.ask(effort="medium", seed=seed, store=False))[0])
+        outcomes.append((await day.ask(effort="high", seed=seed, store=False))[0])
     first, again, other = (outcome.latent for outcome in outcomes)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -538,11 +545,11 @@ async def test_budget_of_the_request_holds(day: Day) -> None:
     assert trace["stopped"] == "budget"
 
 
-@pytest.mark.parametrize("refiner", ["evolution", "gradient"])
-async def test_both_refiners_serve(make_day: MakeDay, refiner: str) -> None:
+@pytest.mark.parametrize("search", ["vote", "evolution", "gradient"])
+async def test_every_search_serves(make_day: MakeDay, search: str) -> None:
     day = await make_day(ScriptedEngine(steepness=1.0, hidden_size=16), rewards="consistency=1,confidence=1")
-    _, trace = await day.ask(effort="high", refiner=refiner)
-    assert trace["options"]["refiner"] == refiner
+    _, trace = await day.ask(effort="high", search=search)
+    assert trace["options"]["search"] == search
     assert trace["timings_s"].keys() == {"key", "transfer", "refine", "total"}
     assert trace["steps"][0]["step"] == 0
 

@@ -35,7 +35,7 @@ def limits(**changes: object) -> Limits:
         "seed": 0,
         "deadline_s": 60.0,
     } | changes
-    return Limits(**values)
+    return Limits(**({"votes": values["population"]} | values))
 
 
 def scorer(cost: int = 0) -> Scorer:
@@ -196,7 +196,7 @@ async def test_scores_that_were_there_at_the_deadline_are_kept(
             clock.now = 61.0
             return await super().score(*args)
 
-    engine = hopeful()
+    engine = hopeful(answer=lambda prompt, latent, decoding: "5" if (decoding.seed or 0) % 4 else "6")
     prompt = rendered(engine, rules={"regex": ".*"})
     signals = [
         (Late() if reward.name == "consistency" else reward, weight)
@@ -208,12 +208,12 @@ async def test_scores_that_were_there_at_the_deadline_are_kept(
     )
     assert result.stopped == "deadline"
     assert result.reward_before is not None
-    assert result.agreed is not None
+    assert result.elected is not None
 
 
 @pytest.mark.parametrize("setting", ["consistency=1", "consistency=0.5,format=0.5"])
 async def test_form_of_each_answer_is_checked_once(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
-    engine = hopeful()
+    engine = hopeful(answer=lambda prompt, latent, decoding: "5")
     prompt, checked = rendered(engine, rules={"regex": ".*"}), []
 
     def fullmatch(pattern: str, text: str, **_: object) -> bool:
@@ -225,7 +225,7 @@ async def test_form_of_each_answer_is_checked_once(monkeypatch: pytest.MonkeyPat
     result = await refiner.refine(
         prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits(steps=0)
     )
-    assert result.agreed is not None
+    assert result.elected is not None
     assert len(checked) == sum(len(call.prompts) for call in engine.calls)
 
 
@@ -469,6 +469,7 @@ async def test_sides_that_answer_alike_have_no_lift_on_average(
         prompt = rendered(engine, max_tokens=8)
         limits = Limits(
             steps=0,
+            votes=population,
             population=population,
             max_tokens=8,
             seed=number,

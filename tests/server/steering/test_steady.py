@@ -40,7 +40,7 @@ class Outside:
 async def refine(make: type, outside: Outside) -> RefineResult:
     engine = ScriptedEngine(steepness=1.0, hidden_size=16)
     prompt = rendered(engine)
-    limits = Limits(steps=6, population=8, max_tokens=32, seed=0, deadline_s=60.0)
+    limits = Limits(steps=6, votes=8, population=8, max_tokens=32, seed=0, deadline_s=60.0)
     scorer = Scorer([(Confidence(), 0.5), (outside, 0.5)])
     start, position = engine.neutral_latent(), engine.position(prompt.token_ids)
     result: RefineResult = await make(engine, scorer).refine(prompt, start, position, limits)
@@ -72,7 +72,7 @@ async def test_refinements_do_not_inherit_what_another_one_lost(make: type) -> N
     outside = Outside(range(2, 99))
     refiner = make(engine, Scorer([(Confidence(), 0.5), (outside, 0.5)]))
     prompt = rendered(engine)
-    limits = Limits(steps=1, population=2, max_tokens=32, seed=0, deadline_s=60.0)
+    limits = Limits(steps=1, votes=2, population=2, max_tokens=32, seed=0, deadline_s=60.0)
     start, position = engine.neutral_latent(), engine.position(prompt.token_ids)
     first, second = [await refiner.refine(prompt, start, position, limits) for _ in range(2)]
     assert (first.unavailable, second.unavailable) == (("outside",), ())
@@ -91,7 +91,7 @@ async def test_steady_scorer_scores_as_the_one_it_is_made_of() -> None:
 async def test_usage_counts_what_the_judge_reads(make: type) -> None:
     engine = ScriptedEngine(steepness=1.0, hidden_size=16)
     prompt = rendered(engine)
-    limits = Limits(steps=1, population=2, max_tokens=8, seed=0, deadline_s=60.0)
+    limits = Limits(steps=1, votes=2, population=2, max_tokens=8, seed=0, deadline_s=60.0)
     refiner = make(engine, Scorer.of("judge=0.5,confidence=0.5", engine))
     position = engine.position(prompt.token_ids)
     result = await refiner.refine(prompt, engine.neutral_latent(), position, limits)

@@ -13,7 +13,6 @@ from model.engine import Decoding
 from model.scripted_engine import ScriptedEngine
 from tests.server.steering.conftest import Day, MakeDay
 from tests.server.steering.fakes import rendered
-from tests.tables import row
 
 QUESTIONS = [f"apples How many in basket {number}?" for number in range(40)]
 
@@ -150,22 +149,3 @@ async def test_choices_are_measured_by_the_consensus_too(make_day: MakeDay) -> N
     (difference,) = day.state.outcomes(engine.space.id, "default")[f"{version}/0"]
     assert difference > 0
     assert np.isclose(difference % 0.2, 0.0) or np.isclose(difference % 0.2, 0.2)
-
-
-async def test_choices_are_not_measured_where_the_engine_gives_no_likelihoods(
-    make_day: MakeDay, caplog: pytest.LogCaptureFixture
-) -> None:
-    choices = ("yes", "no")
-    engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "yes", differentiable=False)
-    day = await measuring(make_day, engine)
-    prompt = rendered(engine)
-    prompt = replace(prompt, decoding=replace(prompt.decoding, choices=choices))
-    key = (await engine.keys([prompt.token_ids])).numpy()
-    made = replace(row(engine.neutral_latent(), key), leanings={choices: (0.0, 0.0)})
-    day.registry.activate(day.registry.publish([made], {}))
-    await day.priors.refresh()
-    await day.ask(prompt, explore=True)
-    await day.steering.explorer.drain()
-    assert day.count("measurements_total", result="unsupported") == 1
-    assert day.state.outcomes(engine.space.id, "default") == {}
-    assert not caplog.records

@@ -1,0 +1,39 @@
+"""The search without latents of its own: answers of the model vote.
+
+Self-consistency (arXiv 2203.11171) on equal terms with the latent that would be served, if there is one. Owns
+nothing but that no steps are taken.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from model.engine import Engine
+from server.steering.call import RenderedPrompt
+from server.steering.refiners.refiner import Limits, RefineResult
+from server.steering.refiners.steady import SteadyScorer
+from server.steering.refiners.trial import Trial
+from server.steering.rewards.scorer import Scorer
+
+
+class Vote:
+    """Samples answers and gives the one that most agree with."""
+
+    name: Literal["vote"] = "vote"
+
+    def __init__(self, engine: Engine, scorer: Scorer) -> None:
+        self._engine, self._scorer = engine, scorer
+
+    async def refine(
+        self, prompt: RenderedPrompt, start: torch.Tensor, position: int, limits: Limits
+    ) -> RefineResult:
+        """See `Refiner.refine`; steps are left out."""
+        scorer = SteadyScorer(self._scorer)
+        trial = Trial(self._engine, scorer, prompt, position, replace(limits, steps=0))
+        result = await trial.run(start, _nothing)
+        return replace(result, usage=result.usage + scorer.usage, unavailable=scorer.unavailable)
+
+
+async def _nothing() -> None:
+    return None

@@ -1,0 +1,106 @@
+"""Answering by the probabilities of choices."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.engine import SteeredPrompt
+from model.scripted_engine import ScriptedEngine
+from server.steering.choose import choose
+from tests.server.steering.conftest import MakeDay
+from tests.server.steering.fakes import rendered
+
+YES, NO = CHOICES = ("yes", "no")
+LEANS = (0.3, 0.7)
+"""What the model thinks of a question to which the answer is yes: it says no nine times of ten."""
+
+
+class Leaning(ScriptedEngine):
+    """Thinks of choices as told, of a prompt without a latent and of one with."""
+
+    def __init__(self, plain: Mapping[str, Sequence[float]], steered: Sequence[float] = (0.5, 0.5)) -> None:
+        super().__init__(answer=lambda prompt, latent, decoding: decoding.choices[0])
+        self.plain, self.steered = plain, steered
+
+    async def choice_log_probabilities(self, prompts: Sequence[SteeredPrompt], choices: Any) -> torch.Tensor:
+        rows = []
+        for prompt in prompts:
+            text = self.decode(prompt.token_ids)
+            of_it = next(p for name, p in self.plain.items() if name in text)
+            rows.append(of_it if prompt.latent is None else self.steered)
+        return torch.tensor(rows).log()
+
+
+async def chosen(
+    engine: ScriptedEngine, known: Sequence[Sequence[float]], strength: float = 1.0, steered: bool = False
+) -> str:
+    prompt = rendered(engine, choices=CHOICES)
+    latent = engine.neutral_latent() if steered else None
+    with_it = SteeredPrompt(prompt.token_ids, latent)
+    return (await choose(engine, prompt, with_it, np.log(known).tolist() if known else [], strength)).text
+
+
+async def test_what_the_model_says_of_everything_is_taken_off() -> None:
+    engine = Leaning({"": LEANS})
+    assert await chosen(engine, []) == NO
+    assert await chosen(engine, [(0.1, 0.9)] * 30) == YES
+    assert await chosen(engine, [(0.1, 0.9)] * 30, strength=0.0) == NO
+
+
+async def test_a_few_requests_that_may_all_be_right_change_little() -> None:
+    assert await chosen(Leaning({"": LEANS}), [(0.1, 0.9)] * 2) == NO
+
+
+async def test_behind_a_latent_the_likeliest_is_answered_as_it_stands() -> None:
+    engine = Leaning({"": (0.9, 0.1)}, steered=(0.4, 0.6))
+    assert await chosen(engine, [(0.1, 0.9)] * 30, steered=True) == NO
+
+
+async def test_choices_that_were_remembered_calibrate_the_next_ones(make_day: MakeDay) -> None:
+    day = await make_day(Leaning({"clear": (0.05, 0.95), "": LEANS}), low_recalls=False)
+    alone, _ = await day.ask(rendered(day.engine, "apples Which?", choices=CHOICES), "medium", store=False)
+    assert (alone.mode, alone.reason, alone.answer.text) == ("calibrated", "choices", NO)
+    for number in range(12):
+        await day.ask(rendered(day.engine, f"apples clear {number}?", choices=CHOICES), "medium")
+    assert await day.remember.drain()
+    assert {episode.answer_text for episode in day.store.episodes} == {NO}
+    beside, trace = await day.ask(rendered(day.engine, "apples Which?", choices=CHOICES), "medium")
+    assert beside.answer.text == YES
+    assert trace["remembered"] == "pending"
+    other, _ = await day.ask(rendered(day.engine, "sonnets Which?", choices=CHOICES), "medium")
+    assert other.answer.text == NO
+
+
+async def test_low_answers_choices_plainly_until_a_row_serves_them(make_day: MakeDay) -> None:
+    day = await make_day(Leaning({"": (0.9, 0.1)}, steered=(0.2, 0.8)), low_recalls=False)
+    held = rendered(day.engine, choices=CHOICES)
+    outcome, _ = await day.ask(held)
+    assert (outcome.mode, outcome.answer) == ("plain", None)
+    await day.publish()
+    outcome, _ = await day.ask(held)
+    assert (outcome.mode, outcome.reason, outcome.answer.text) == ("prior", "prior-covers", NO)
+    assert day.store.episodes == []
+
+
+@pytest.mark.parametrize("answers", [1, 2])
+async def test_several_answers_are_decoded_as_low_does(make_day: MakeDay, answers: int) -> None:
+    day = await make_day()
+    outcome, _ = await day.ask(replace(rendered(day.engine), answers=answers), "medium")
+    expected = ("voted", "agreed") if answers == 1 else ("plain", "several-answers")
+    assert (outcome.mode, outcome.reason) == expected
+    assert (outcome.answer is None) == (answers == 2)
+
+
+async def test_explored_choices_are_remembered_with_what_the_model_thought(make_day: MakeDay) -> None:
+    day = await make_day(Leaning({"": LEANS}))
+    await day.ask(rendered(day.engine, choices=CHOICES), explore=True)
+    await day.steering.explorer.drain()
+    assert await day.remember.drain()
+    (episode,) = day.store.episodes
+    assert np.exp(episode.choice_log_probabilities) == pytest.approx(LEANS, abs=1e-5)
+    assert (episode.choices, episode.latent_earned) == (CHOICES, False)
+    assert day.count("explorations_total", result="remembered") == 1
