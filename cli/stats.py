@@ -28,6 +28,11 @@ def show_stats(screen: Screen, memory: dict[str, Any], priors: dict[str, Any]) -
         f"requests  {requests['total']}, of them {requests['steered']} steered ({by_mode or 'none yet'})"
     )
     screen.line(f"hit rate  {percent(memory['hit_rate'])} of the requests that looked into memory")
+    exploring = memory["exploring"]
+    screen.line(
+        f"exploring {exploring['running']} now, {exploring['waiting']} wait; "
+        f"{exploring['tokens_last_hour']} tokens within the last hour"
+    )
     screen.line(f"writes    {memory['pending_writes']} pending, {memory['dropped_writes']} dropped")
     if refused := memory.get("refused_writes"):
         screen.line(f"          {refused} refused: the disk is nearly full", "yellow")

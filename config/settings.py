@@ -125,7 +125,7 @@ class Settings(BaseSettings):
     medium_votes: int = Field(8, ge=2, description="Sampled answers that vote at effort medium.")
     high_votes: int = Field(16, ge=2, description="Sampled answers that vote at effort high.")
     choice_calibration: float = Field(
-        1.0,
+        0.7,
         ge=0,
         le=1,
         description="λ by which choices are calibrated at medium and high: 1 takes all for equally frequent.",
@@ -167,17 +167,29 @@ class Settings(BaseSettings):
         1024, ge=1, description="Episodes waiting to be written; more are dropped and counted."
     )
     explore_share: float = Field(
-        0.0,
+        1.0,
         ge=0,
         le=1,
-        description="Share of low-effort requests to which several answers are sampled afterwards.",
+        description="Share of low-effort requests that are explored while nobody waits for an answer; 0: no.",
+    )
+    explore_beside: int = Field(
+        0, ge=0, description="Most requests that somebody waits for beside explorations; more end them."
+    )
+    explore_time_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of the time that exploring may take, of requests that did not ask.",
+    )
+    explore_tokens_per_hour: int = Field(
+        100_000,
+        ge=0,
+        description="Most tokens per hour that exploring generates, of requests that did not ask for it.",
     )
     explore_rollouts: int = Field(
         8, ge=2, description="Answers sampled to one explored request; they vote on the best."
     )
-    explore_concurrency: int = Field(
-        2, ge=1, description="Explorations at a time, beside the requests that somebody waits for."
-    )
+    explore_concurrency: int = Field(2, ge=1, description="Explorations at a time.")
     vote_tokens: int = Field(
         0,
         ge=0,

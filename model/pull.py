@@ -57,6 +57,10 @@ def resolve_model(name: str, cache_dir: Path, report: Report) -> str:
     return _fetched(name, report)
 
 
+_SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+"""What its authors recommend (the model card of SmolLM2-135M-Instruct); what a request names wins."""
+
+
 def _converted(target: Path, report: Report) -> Path:
     if _is_complete(target):
         return target
@@ -85,7 +89,11 @@ def _converted(target: Path, report: Report) -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json"))
+    names = ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json")
+    # Folders of earlier builds do not say how the model samples.
+    return all((folder / name).is_file() for name in names) and '"temperature"' in (
+        folder / "generation_config.json"
+    ).read_text(encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -159,6 +167,7 @@ def _convert(gguf: Path, folder: Path, report: Report) -> None:
         del config.quantization_config
     config.save_pretrained(folder)
     GenerationConfig(
+        **_SAMPLING,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -28,6 +28,7 @@ ISOLATED = {
     "broker_url": "none",
     "night_cron": "never",
     "night_episodes": 0,
+    "explore_share": 0.0,
 }
 """Settings that keep a demo to itself, and its nights to when they are asked for."""
 

@@ -97,10 +97,10 @@ class SteeredRoutes:
         # Completions have no chat to steer, so that vLLM's hook does not get to see the call.
         token = current_call.set(None if path == COMPLETIONS else call)
         try:
-            await self.app(scope, _watched(receive, call), send)
+            with gateway.steering.explorer.client():
+                await self.app(scope, _watched(receive, call), send)
         finally:
             current_call.reset(token)
-            call.end()
 
 
 def _is_json(scope: Scope) -> bool:

@@ -4,7 +4,7 @@ Owns the values that the HTTP layer, the steering pipeline and the vLLM hook han
 the context variable that carries them through vLLM's own serving code. Knows neither HTTP nor vLLM.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -106,10 +106,6 @@ class SteeringCall:
     outcome: Outcome | None = None
     left: bool = False
     """Whether the client has gone."""
-    answered: bool = False
-    """Whether the answer has been sent, or nobody waits for it any more."""
-    afterwards: list[Callable[[], None]] = field(default_factory=list)
-    """Called once, when it has been."""
     batch: list["SteeringCall"] | None = None
     """Of a request of several conversations: a call for each, in their order, once it is rendered."""
 
@@ -129,14 +125,6 @@ class SteeringCall:
         """Note that the client has gone."""
         for call in (self, *(self.batch or ())):
             call.left = True
-
-    def end(self) -> None:
-        """Note that the answer has been sent."""
-        for call in self.batch or ():
-            call.end()
-        self.answered = True
-        for todo in self.afterwards:
-            todo()
 
 
 current_call: ContextVar[SteeringCall | None] = ContextVar("current_call", default=None)

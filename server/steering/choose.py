@@ -18,7 +18,7 @@ ALIKE = 0.5
 """Least cosine of requests that are taken to lean the same way: that of a cluster."""
 LOOKED_AT = 64
 """Most of them that are looked at."""
-UNKNOWN = 8
+UNKNOWN = 16
 """Requests without a lean that count beside the known ones: a few may all be right about the same choice."""
 
 

@@ -1,16 +1,19 @@
-"""Sampling several answers to a request that was already answered.
+"""Searching for answers to requests that were answered already.
 
-Owns the background queue of explorations: on the slice of traffic that the operator allows, the model's
-own rollouts vote, the best answer is remembered for the night to replay, and rows of the prior that cover the
-prompt are measured. No client waits for any of it. Knows nothing of how answers are decoded or scored.
+Owns the background queue of explorations: while nobody waits for the server, answers to recent prompts vote,
+or their choices are scored, what they agree on is remembered for the night to replay, and rows of the prior
+that cover the prompt are measured. No client waits for any of it: whoever comes ends what runs, and it begins
+again later. Knows nothing of how answers are decoded or scored.
 """
 
 import asyncio
 import contextvars
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +21,6 @@ import torch
 from memory.episode import Array, LatentMemoryError, prompt_digest
 from model.engine import Engine, EngineError
 from model.space import LatentRejectedError
-from server.steering.call import SteeringCall, current_call
 from server.steering.measure import measure
 from server.steering.metrics import Metrics
 from server.steering.priors import ActivePrior
@@ -31,6 +33,11 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING = 256
 """More are dropped: a server that is busy has better things to do."""
+MAX_LATELY = 4096
+"""Prompts that are known to have been explored."""
+PAUSE_S = 0.2
+"""For how long nobody must have waited before exploring goes on: clients often ask again at once."""
+HOUR_S = 3600.0
 
 _OTHER_SEEDS = 1_000
 """How far from those that vote the seeds of measured answers are."""
@@ -46,11 +53,11 @@ Report = Callable[[str, dict[str, Any]], None]
 
 @dataclass(frozen=True, eq=False)
 class Exploration:
-    """A request to sample answers to."""
+    """A request to search for."""
 
     work: Work
-    key: Array
-    """(d,) of its prompt."""
+    key: Array | None
+    """(d,) of its prompt; None: not known yet."""
     start: torch.Tensor
     """(L, d) that recall and prior lead to."""
     row: str | None
@@ -59,28 +66,33 @@ class Exploration:
     limits: Limits
     chooses: bool
     """Whether its choices are scored; nothing is sampled then."""
+    asked: bool
+    """Whether the request itself asked for it; then neither time nor tokens are spared."""
     space: str
     tenant: str
-
-
-@dataclass(frozen=True, eq=False)
-class _Waiting:
-    exploration: Exploration
-    context: contextvars.Context
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
     """Of its request: whoever starts it later may be another's task, and prefix caches are parted by this."""
-    call: SteeringCall | None
-    """None: there is no answer to wait for."""
 
-    @property
-    def ready(self) -> bool:
-        return self.call is None or self.call.answered
+
+@dataclass(frozen=True)
+class ExplorerLimits:
+    """What exploring may take."""
+
+    concurrency: int
+    """Explorations that the engine works on at a time."""
+    beside: int
+    """Most requests that somebody waits for beside them."""
+    time_share: float
+    """Share of the time that they take, in (0, 1]."""
+    tokens_per_hour: int
+    """Most tokens that they generate."""
 
 
 class Explorer:
-    """Explores in the background, oldest first, and no request before its client has its answer.
+    """Explores in the background, oldest first, while hardly anybody waits for an answer.
 
     Args:
-        engine: Answers under rows that are measured.
+        engine: Finds keys, and answers under rows that are measured.
         vote: Samples answers that vote.
         choose: Answers what is held to choices.
         verifier: Grades what is measured; None: the consensus does.
@@ -89,7 +101,7 @@ class Explorer:
         report: Told what came of an exploration.
         metrics: Count explorations and what they generate.
         threshold: Least reward of an answer that is remembered.
-        concurrency: Explorations that the engine works on at a time.
+        limits: What all of it may take.
     """
 
     def __init__(
@@ -104,40 +116,79 @@ class Explorer:
         metrics: Metrics,
         *,
         threshold: float,
-        concurrency: int,
+        limits: ExplorerLimits,
     ) -> None:
-        self._concurrency, self._metrics = concurrency, metrics
+        self._metrics, self._limits = metrics, limits
         self._engine, self._verifier, self._priors = engine, verifier, priors
         self._vote, self._choose = vote, choose
         self._remember, self._report, self._threshold = remember, report, threshold
-        self._waiting: deque[_Waiting] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._waiting: deque[Exploration] = deque()
+        self._running: dict[asyncio.Task[None], Exploration] = {}
+        self._lately: OrderedDict[str, None] = OrderedDict()
+        """Prompts that are not explored again for being asked again."""
+        self._clients = 0
+        """Requests that somebody waits for."""
+        self._spent: deque[tuple[float, int]] = deque()
+        """When how many tokens were generated, within the last hour."""
+        self._rests_until = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def summary(self) -> dict[str, int]:
+        """What waits, what runs, and the tokens of the last hour."""
+        return {
+            "waiting": len(self._waiting),
+            "running": len(self._running),
+            "tokens_last_hour": self._tokens(),
+        }
 
     def submit(self, exploration: Exploration) -> bool:
-        """Take an exploration and return at once; False when too many wait."""
+        """Take an exploration and return at once; False where too many wait, or it was made lately."""
+        work = exploration.work
+        prompt = prompt_digest(work.prompt.token_ids) + (work.prompt.held_to or "")
+        if prompt in self._lately and not exploration.asked:
+            return False
         if len(self._waiting) >= MAX_WAITING:
             self._metrics.explorations.labels("skipped").inc()
-            logger.warning(
-                "trace %s is not explored: too many requests wait for it", exploration.work.trace_id
-            )
+            logger.info("trace %s is not explored: too many requests wait for it", work.trace_id)
             return False
-        call = current_call.get()
-        self._waiting.append(_Waiting(exploration, contextvars.copy_context(), call))
-        if call is None:
-            self._next()
-        else:
-            call.afterwards.append(self._next)
+        self._lately[prompt] = None
+        while len(self._lately) > MAX_LATELY:
+            self._lately.popitem(last=False)
+        self._waiting.append(exploration)
+        self._next()
         return True
 
+    @contextmanager
+    def client(self) -> Iterator[None]:
+        """While this lasts somebody waits for an answer: what runs is ended where that makes too many."""
+        self._clients += 1
+        if self._clients > self._limits.beside:
+            for task in self._running:
+                task.cancel()
+        try:
+            yield
+        finally:
+            self._clients -= 1
+            if self._clients <= self._limits.beside:
+                self._wake(PAUSE_S)
+
     async def drain(self) -> None:
-        """Wait until nothing is pending."""
-        while self._running:
+        """Wait until nothing runs, and nothing that waits may."""
+        while True:
+            self._next()
+            if not self._running:
+                return
             await asyncio.wait(self._running)
 
     async def close(self) -> None:
         """Stop; what is pending is lost, and its traces say so."""
-        for waiting in self._waiting:
-            self._not_remembered(waiting.exploration.work.trace_id, ENDED)
+        self._closed = True
+        if self._alarm is not None:
+            self._alarm.cancel()
+        for exploration in self._waiting:
+            self._not_remembered(exploration.work.trace_id, ENDED)
         self._waiting.clear()
         running = list(self._running)
         for task in running:
@@ -145,31 +196,62 @@ class Explorer:
         await asyncio.gather(*running, return_exceptions=True)
 
     def _next(self) -> None:
-        while len(self._running) < self._concurrency:
-            first = next((waiting for waiting in self._waiting if waiting.ready), None)
+        """Start what may be."""
+        while not self._closed and len(self._running) < self._limits.concurrency:
+            if self._clients > self._limits.beside:
+                return
+            pause_s = self._pause_s()
+            first = next((one for one in self._waiting if one.asked or not pause_s), None)
             if first is None:
+                if self._waiting:
+                    self._wake(pause_s)
                 return
             self._waiting.remove(first)
-            task = asyncio.create_task(
-                self._explore(first.exploration), name="explore", context=first.context
-            )
-            self._running.add(task)
+            task = asyncio.create_task(self._explore(first), name="explore", context=first.context)
+            self._running[task] = first
             task.add_done_callback(self._ended)
 
+    def _pause_s(self) -> float:
+        """Return for how long neither time nor tokens are left; 0: they are."""
+        now = time.monotonic()
+        rest = max(0.0, self._rests_until - now)
+        if self._tokens() >= self._limits.tokens_per_hour and self._spent:
+            rest = max(rest, self._spent[0][0] + HOUR_S - now)
+        return rest
+
+    def _tokens(self) -> int:
+        while self._spent and self._spent[0][0] < time.monotonic() - HOUR_S:
+            self._spent.popleft()
+        return sum(tokens for _, tokens in self._spent)
+
+    def _wake(self, seconds: float) -> None:
+        if self._closed:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_later(seconds, self._next)
+
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            self._next()
+        exploration = self._running.pop(task)
+        if task.cancelled() and not self._closed:
+            self._waiting.appendleft(exploration)  # a client came; it begins anew when nobody waits
+        self._next()
 
     def _not_remembered(self, trace_id: str, why: str | None, **found: Any) -> None:
         self._report(trace_id, {**found, "remembered": "no", "why_not_remembered": why})
 
     async def _explore(self, exploration: Exploration) -> None:
-        work = exploration.work
+        work, begun = exploration.work, time.monotonic()
         try:
-            result = await self._answer(exploration)
+            key = exploration.key
+            if key is None:
+                key = (await self._engine.keys([work.prompt.token_ids]))[0].numpy()
+            result = await self._answer(exploration, key)
+            measured = await self._measure(exploration, key, result)
         except asyncio.CancelledError:
-            self._not_remembered(work.trace_id, ENDED)
+            self._metrics.explorations.labels("interrupted").inc()
+            if self._closed:
+                self._not_remembered(work.trace_id, ENDED)
             raise
         except Exception as error:
             if isinstance(error, EngineError | LatentRejectedError):
@@ -181,9 +263,10 @@ class Explorer:
             self._metrics.explorations.labels("failed").inc()
             self._not_remembered(work.trace_id, "exploring failed")
             return
-        self._metrics.explored_tokens.inc(result.usage.generated_tokens)
+        finally:
+            took = time.monotonic() - begun
+            self._rests_until = time.monotonic() + took * (1 / self._limits.time_share - 1)
         why_not = work.why_not_remembered(self._threshold)
-        measured = await self._measure(exploration, result)
         explored = {
             "reward_plain": result.reward_before,
             "reward_start": result.reward_start,
@@ -199,18 +282,23 @@ class Explorer:
         self._report(work.trace_id, {"explored": explored, "episode_id": work.episode.id})
         self._remember.submit(work.episode)
 
-    async def _answer(self, exploration: Exploration) -> RefineResult:
+    def _count(self, tokens: int) -> None:
+        self._metrics.explored_tokens.inc(tokens)
+        self._spent.append((time.monotonic(), tokens))
+
+    async def _answer(self, exploration: Exploration, key: Array) -> RefineResult:
         """Return what was sampled, nothing where choices are scored; the work then holds what to remember."""
         work, limits = exploration.work, exploration.limits
         if exploration.chooses:
             async with asyncio.timeout(limits.deadline_s):
-                await self._choose(work, exploration.key)
+                await self._choose(work, key)
             return RefineResult("steps")
         result = await self._vote.refine(work.prompt, exploration.start, exploration.position, limits)
+        self._count(result.usage.generated_tokens)
         work.result = result
         work.episode = episode_of(
             work,
-            exploration.key,
+            key,
             exploration.space,
             exploration.tenant,
             exploration.start,
@@ -219,11 +307,11 @@ class Explorer:
         )
         return result
 
-    async def _measure(self, exploration: Exploration, result: RefineResult) -> dict[str, float]:
+    async def _measure(self, exploration: Exploration, key: Array, result: RefineResult) -> dict[str, float]:
         """Return the differences that rows made, by their id, and hand them over."""
         work, limits = exploration.work, exploration.limits
         prompt = work.prompt.token_ids
-        comparisons = work.comparisons(exploration.key)
+        comparisons = work.comparisons(key)
         if not comparisons or not (result.plain or exploration.chooses):
             return {}
         given = {None: result.plain} | ({exploration.row: result.start} if exploration.row else {})
@@ -239,7 +327,7 @@ class Explorer:
                     max_tokens=limits.max_tokens,
                     seed=limits.seed + _OTHER_SEEDS,
                 )
-            self._metrics.explored_tokens.inc(found.generated_tokens)
+            self._count(found.generated_tokens)
             await self._priors.observe(prompt_digest(prompt), found.differences)
         except (EngineError, LatentRejectedError, LatentMemoryError, TimeoutError) as error:
             logger.warning("trace %s: measuring failed: %s: %s", work.trace_id, type(error).__name__, error)

@@ -65,7 +65,7 @@ class Metrics:
         self.explorations = Counter(
             "latentevolve_explorations_total",
             "Explorations by result: remembered (given to the memory), discarded (nothing worth it), failed, "
-            "or skipped when too many waited.",
+            "interrupted (a client came; it begins again), or skipped when too many waited.",
             ["result"],
             registry=registry,
         )

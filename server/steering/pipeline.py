@@ -23,7 +23,7 @@ from model.engine import Engine, EngineError, PlacementError, SteeredPrompt, Uns
 from model.space import LatentRejectedError
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions, SteeringRejectedError
 from server.steering.choose import Choice, choose, said
-from server.steering.explore import Exploration, Explorer
+from server.steering.explore import Exploration, Explorer, ExplorerLimits
 from server.steering.metrics import Metrics
 from server.steering.priors import ActivePrior, Serving
 from server.steering.recall import Recall, RecallCounts
@@ -85,7 +85,12 @@ class Steering:
             traces.change,
             metrics,
             threshold=settings.remember_threshold,
-            concurrency=settings.explore_concurrency,
+            limits=ExplorerLimits(
+                concurrency=settings.explore_concurrency,
+                beside=settings.explore_beside,
+                time_share=settings.explore_time_share,
+                tokens_per_hour=settings.explore_tokens_per_hour,
+            ),
         )
         if settings.twin:
             self._searches["gradient"] = GradientRefiner(engine, scorer)
@@ -180,7 +185,10 @@ class Steering:
         recalls = refines or self._recalls(options)
         remembers = recalls and await self._recall.is_filled(work)
         nothing = "memory-empty" if recalls else "recall-off"
-        if not (remembers or searches or explores or (work.prior and work.prior.rows)):
+        if not (remembers or searches or (work.prior and work.prior.rows)):
+            nothing = (work.serving and work.serving.silence(None)) or nothing
+            if explores:
+                self._explore(work, None, self._neutral, position, work.plain(""))
             return work.plain(several or (nothing if work.store_answers else "store-unavailable"))
 
         with work.stage("key"):
@@ -267,9 +275,13 @@ class Steering:
             return options.explore
         return random.random() < self._settings.explore_share
 
-    def _explore(self, work: Work, key: Array, start: torch.Tensor, position: int, outcome: Outcome) -> None:
+    def _explore(
+        self, work: Work, key: Array | None, start: torch.Tensor, position: int, outcome: Outcome
+    ) -> None:
         limits = self._limits(work, start, served=outcome.mode != "plain")
-        row = work.prior.row(key) if work.prior and outcome.mode == "prior" else None
+        row = None
+        if work.prior is not None and key is not None and outcome.mode == "prior":
+            row = work.prior.row(key)
         exploration = Exploration(
             work,
             key,
@@ -278,6 +290,7 @@ class Steering:
             position,
             limits,
             self._chooses(work.prompt),
+            work.options.explore is True,
             self._engine.space.id,
             TENANT,
         )

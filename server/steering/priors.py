@@ -47,11 +47,15 @@ class Serving:
     pinned: bool = False
     """Whether all rows serve because an operator has chosen this version."""
 
-    def silence(self, key: Array) -> str | None:
-        """Return why no row that covers `key`, (d,), speaks; None: one does, or none covers it."""
-        if self.prior.covers(key):
+    def silence(self, key: Array | None) -> str | None:
+        """Return why no row that covers `key`, (d,), speaks; None: one does, or none covers it.
+
+        Without a key, which is not looked for where no row speaks at all: why none does.
+        """
+        if self.prior.rows and (key is None or self.prior.covers(key)):
             return None
-        covering = [self.evidence[row.id].standing for row in self.whole.covering(key)]
+        rows = self.whole.rows if key is None else self.whole.covering(key)
+        covering = [self.evidence[row.id].standing for row in rows]
         return next((reason for standing, reason in _SILENT.items() if standing in covering), None)
 
     def comparisons(self, key: Array, prompt: str) -> tuple[Comparison, ...]:

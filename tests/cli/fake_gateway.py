@@ -163,6 +163,7 @@ class FakeGateway:
                 "prior": {"version": self.active, "pinned": self.pinned, "rows": self.rows},
                 "requests": {"total": 10, "steered": 4, "by_mode": {"plain": 6, "recall": 4}},
                 "hit_rate": 0.5,
+                "exploring": {"waiting": 3, "running": 1, "tokens_last_hour": 420},
                 "pending_writes": 0,
                 "dropped_writes": 0,
                 "refused_writes": 7,

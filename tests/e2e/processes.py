@@ -35,6 +35,7 @@ def environment(data_dir: Path, port: int, **settings: object) -> dict[str, str]
         "LATENTEVOLVE_PORT": str(port),
         "LATENTEVOLVE_RECALL_TIMEOUT_S": "30",  # machines that run tests are busy
         "LATENTEVOLVE_LOW_RECALLS": "true",
+        "LATENTEVOLVE_EXPLORE_SHARE": "0",
         "PATH": str(data_dir / "no-programs"),
         "PYTHONUNBUFFERED": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -110,6 +110,7 @@ def test_a_ready_model_is_not_touched(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (folder / name).write_text("{}")
+    (folder / "generation_config.json").write_text('{"temperature": 0.2}')
     lines: list[str] = []
     assert resolve_model(DEFAULT_MODEL, tmp_path, lines.append) == str(folder.resolve())
     assert lines == []

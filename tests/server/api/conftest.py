@@ -96,6 +96,7 @@ async def _served(root: Path, parts: Parts, ready: bool, values: dict[str, Any])
             "recall_timeout_s": 30,  # machines that run tests are busy
             "rewards": "confidence=1",  # ten steps surely raise it on the scripted model
             "high_steps": 10,
+            "explore_share": 0.0,
             "remember_threshold": 0,
             "night_cron": "never",
             "night_episodes": 0,

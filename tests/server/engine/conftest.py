@@ -20,6 +20,7 @@ def settings(tiny_model: str) -> Settings:
         kv_cache_gib=0.25,
         max_num_seqs=16,
         log_level="WARNING",
+        explore_share=0.0,
         # 128 tokens per step, so that longer prompts are prefilled in chunks; in float32 a prompt is answered
         # alike whether or not its prefix was cached; every route there is.
         vllm_args="--dtype float32 --max-num-batched-tokens 128 --enable-prompt-tokens-details "

@@ -100,7 +100,15 @@ async def make_day(tmp_path: Path, state: State) -> AsyncIterator[MakeDay]:
             store = store or ListStore()
             settings = Settings(
                 _env_file=None,
-                **({"rewards": "confidence=1", "recall_timeout_s": 30, "low_recalls": True} | changes),
+                **(
+                    {
+                        "rewards": "confidence=1",
+                        "recall_timeout_s": 30,
+                        "low_recalls": True,
+                        "explore_share": 0.0,
+                    }
+                    | changes
+                ),
             )
             collectors = CollectorRegistry()
             metrics = Metrics(collectors)

@@ -64,7 +64,7 @@ async def test_choices_that_were_remembered_calibrate_the_next_ones(make_day: Ma
     day = await make_day(Leaning({"clear": (0.05, 0.95), "": LEANS}), low_recalls=False)
     alone, _ = await day.ask(rendered(day.engine, "apples Which?", choices=CHOICES), "medium", store=False)
     assert (alone.mode, alone.reason, alone.answer.text) == ("calibrated", "choices", NO)
-    for number in range(12):
+    for number in range(40):
         await day.ask(rendered(day.engine, f"apples clear {number}?", choices=CHOICES), "medium")
     assert await day.remember.drain()
     assert {episode.answer_text for episode in day.store.episodes} == {NO}

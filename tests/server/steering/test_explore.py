@@ -5,11 +5,11 @@ import math
 from contextvars import ContextVar
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from model.engine import EngineDeadError
 from model.scripted_engine import ScriptedEngine
-from server.steering.call import SteeringCall, SteeringOptions, current_call
 from tests.server.steering.conftest import Day, MakeDay
 from tests.server.steering.fakes import rendered
 
@@ -24,7 +24,7 @@ def once_wrong(prompt, latent, decoding) -> str:
 async def test_vote_of_samples_is_remembered_and_nobody_waits(make_day: MakeDay) -> None:
     day = await make_day(ScriptedEngine(answer=once_wrong), rewards="consistency=1")
     outcome, trace = await day.ask(explore=True)
-    assert (outcome.mode, outcome.reason, outcome.usage.generated_tokens) == ("plain", "nothing-recalled", 0)
+    assert (outcome.mode, outcome.reason, outcome.usage.generated_tokens) == ("plain", "memory-empty", 0)
     assert trace["remembered"] == "pending"
     assert day.store.episodes == []
     await day.steering.explorer.drain()
@@ -244,18 +244,125 @@ async def test_the_shortest_is_remembered_only_where_its_result_is_as_sure(
     assert episode.answer_text == remembered
 
 
-async def test_exploring_waits_until_the_client_has_its_answer(make_day: MakeDay) -> None:
+async def test_nothing_is_explored_while_a_client_waits(make_day: MakeDay) -> None:
     day = await make_day(ScriptedEngine(answer=once_wrong), rewards="consistency=1")
-    call = SteeringCall(SteeringOptions(effort="low"))
-    token = current_call.set(call)
-    await day.ask("apples How many?", explore=True)
-    current_call.reset(token)
-    # Another request's exploration comes and goes meanwhile.
-    await day.ask("pears How many?", explore=True)
-    await day.steering.explorer.drain()
+    explorer = day.steering.explorer
+    with explorer.client():
+        await day.ask("apples How many?", explore=True)
+        await explorer.drain()
+        assert (explorer.summary["waiting"], day.engine.calls) == (1, [])
+    await explorer.drain()
     assert await day.remember.drain()
     assert len(day.store.episodes) == 1
-    call.end()
+
+
+async def test_exploring_goes_on_by_itself_once_nobody_waits(make_day: MakeDay, monkeypatch) -> None:
+    monkeypatch.setattr("server.steering.explore.PAUSE_S", 0.01)
+    day = await make_day(ScriptedEngine(answer=once_wrong), rewards="consistency=1")
+    with day.steering.explorer.client():
+        await day.ask(explore=True)
+    for _ in range(1000):
+        await asyncio.sleep(0.01)
+        if day.store.episodes:
+            break
+    assert day.store.episodes
+
+
+async def test_a_client_ends_what_is_explored_and_it_begins_anew_later(make_day: MakeDay) -> None:
+    day = await make_day(ScriptedEngine(answer=once_wrong), rewards="consistency=1")
+    generate, begun = day.engine.generate, asyncio.Event()
+
+    async def hanging(prompts, decoding):
+        begun.set()
+        await asyncio.Event().wait()
+
+    day.engine.generate = hanging
+    _, trace = await day.ask(explore=True)
+    await begun.wait()
+    explorer = day.steering.explorer
+    with explorer.client():
+        await explorer.drain()
+        assert explorer.summary == {"waiting": 1, "running": 0, "tokens_last_hour": 0}
+    day.engine.generate = generate
+    await explorer.drain()
+    assert await day.remember.drain()
+    assert (await day.traces.get(trace["id"]))["remembered"] == "stored"
+    assert day.count("explorations_total", result="interrupted") == 1
+    assert day.count("explorations_total", result="remembered") == 1
+
+
+async def test_as_many_clients_as_the_operator_allows_do_not_end_it(make_day: MakeDay) -> None:
+    day = await make_day(ScriptedEngine(answer=once_wrong), rewards="consistency=1", explore_beside=1)
+    with day.steering.explorer.client():
+        await day.ask("apples How many?", explore=True)
+        await day.steering.explorer.drain()
+        with day.steering.explorer.client():
+            await day.ask("pears How many?", explore=True)
+            await day.steering.explorer.drain()
+        assert await day.remember.drain()
+        assert len(day.store.episodes) == 1
+
+
+async def test_prompts_that_were_explored_lately_are_not_explored_for_being_asked_again(
+    make_day: MakeDay,
+) -> None:
+    day = await make_day(ScriptedEngine(answer=once_wrong), rewards="consistency=1", explore_share=1.0)
+    for _ in range(3):
+        await day.ask("apples How many?")
+        await day.steering.explorer.drain()
+    assert day.count("explorations_total", result="remembered") == 1
+    await day.ask("apples How many?", explore=True)
+    await day.steering.explorer.drain()
+    assert day.count("explorations_total", result="remembered") == 2
+
+
+async def test_tokens_of_an_hour_bound_what_did_not_ask_to_be_explored(
+    make_day: MakeDay, monkeypatch
+) -> None:
+    day = await make_day(
+        ScriptedEngine(answer=once_wrong),
+        rewards="consistency=1",
+        explore_share=1.0,
+        explore_time_share=1.0,
+        explore_tokens_per_hour=1,
+    )
+    explorer = day.steering.explorer
+    for question in ("apples How many?", "pears How many?"):
+        await day.ask(question)
+        await explorer.drain()
+    assert explorer.summary["waiting"] == 1
+    assert explorer.summary["tokens_last_hour"] > 1
+    await day.ask("plums How many?", explore=True)
+    await explorer.drain()
+    assert explorer.summary["waiting"] == 1
+    monkeypatch.setattr("server.steering.explore.HOUR_S", 0.0)
+    await explorer.drain()
+    assert explorer.summary == {"waiting": 0, "running": 0, "tokens_last_hour": 0}
+
+
+async def test_exploring_takes_no_more_than_its_share_of_the_time(make_day: MakeDay) -> None:
+    day = await make_day(
+        ScriptedEngine(answer=once_wrong, delay_s=0.02),
+        rewards="consistency=1",
+        explore_share=1.0,
+        explore_time_share=1e-6,
+    )
+    explorer = day.steering.explorer
+    for question in ("apples How many?", "pears How many?"):
+        await day.ask(question)
+        await explorer.drain()
+    assert explorer.summary["waiting"] == 1
+
+
+async def test_a_request_that_is_only_explored_does_not_wait_for_its_key(make_day: MakeDay) -> None:
+    day = await make_day(
+        ScriptedEngine(answer=once_wrong), rewards="consistency=1", low_recalls=False, explore_share=1.0
+    )
+    with day.steering.explorer.client():
+        outcome, _ = await day.ask()
+        assert (outcome.mode, outcome.reason, day.engine.calls) == ("plain", "recall-off", [])
     await day.steering.explorer.drain()
     assert await day.remember.drain()
-    assert len(day.store.episodes) == 2
+    (episode,) = day.store.episodes
+    expected = (await day.engine.keys([episode.prompt_token_ids]))[0].numpy()
+    assert np.array_equal(episode.key, expected)

@@ -75,7 +75,7 @@ async def test_serving_row_that_harms_is_retired(make_day: MakeDay) -> None:
 async def test_rows_on_trial_cost_requests_that_are_not_explored_nothing(day: Day) -> None:
     await day.publish(pinned=False)
     outcome, _ = await day.ask(explore=False)
-    assert (outcome.mode, outcome.reason) == ("plain", "memory-empty")
+    assert (outcome.mode, outcome.reason) == ("plain", "prior-on-trial")
     assert [call.method for call in day.engine.calls if call.method == "generate"] == []
     keys = len(day.engine.calls)
     await day.ask(explore=False)
