@@ -20,16 +20,16 @@ _ROWS_PER_CALL = 64
 
 
 async def choice_logits(
-    engine: Engine, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...]
+    engine: Engine, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...], *, held: bool
 ) -> NDArray[np.float64]:
-    """Return the log-probability of each choice, (n, choices), when the answer is held to them.
+    """Return the log-probability of each choice, (n, choices), as of `Engine.choice_log_probabilities`.
 
     Raises:
         EngineError: the engine failed, or cannot tell.
     """
     step = max(1, _ROWS_PER_CALL // len(choices))
     found = [
-        await engine.choice_log_probabilities(prompts[start : start + step], choices)
+        await engine.choice_log_probabilities(prompts[start : start + step], choices, held=held)
         for start in range(0, len(prompts), step)
     ]
     return torch.cat(found).double().numpy()
@@ -89,7 +89,7 @@ async def chosen_right(
         alike.setdefault(label.choices, []).append(at)
     found = np.zeros(len(labels))
     for choices, numbers in alike.items():
-        logits = await choice_logits(engine, [prompts[at] for at in numbers], choices)
+        logits = await choice_logits(engine, [prompts[at] for at in numbers], choices, held=True)
         tokens = [engine.answer_tokens(choice) for choice in choices]
         for at, likeliest in zip(numbers, logits.argmax(axis=1), strict=True):
             found[at] = float(tokens[int(likeliest)] == labels[at].answers[0])

@@ -31,21 +31,27 @@ class ChoiceTrie:
         return self._following.get(tuple(taken), [])
 
     @property
+    def beginnings(self) -> list[tuple[int, ...]]:
+        """Return the partial answers after which a token may come."""
+        return list(self._following)
+
+    @property
     def branches(self) -> list[tuple[int, ...]]:
-        """Return the beginnings after which more than one token may come."""
+        """Return those after which it may be one of several."""
         return [taken for taken, tokens in self._following.items() if len(tokens) > 1]
 
     def log_probabilities(self, drawn: Mapping[tuple[int, ...], Sequence[float]]) -> list[float]:
-        """Return the log-probability of each choice; tokens that are forced cost nothing.
+        """Return the log-probability of each choice.
 
         Args:
-            drawn: Log-probabilities of the tokens that are allowed, in their order, after each of `branches`.
+            drawn: Log-probabilities of the tokens that are allowed, in their order, after some of the
+                beginnings; tokens after others cost nothing.
         """
         return [
             sum(
                 drawn[tokens[:at]][self.allowed(tokens[:at]).index(token)]
                 for at, token in enumerate(tokens)
-                if len(self.allowed(tokens[:at])) > 1
+                if tokens[:at] in drawn
             )
             for tokens in self.answers
         ]

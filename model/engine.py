@@ -206,12 +206,14 @@ class Engine(Protocol):
         ...
 
     async def choice_log_probabilities(
-        self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...]
+        self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...], *, held: bool
     ) -> torch.Tensor:
-        """Return the log-probability of each choice, (B, choices), when the answer is held to them.
+        """Return the log-probability of each choice, (B, choices); the probabilities of all are 1 in sum.
 
-        Tokens are drawn among those that begin one of the choices as `answer_tokens` writes it; those that
-        are forced cost nothing.
+        Held to them, as a grammar does: tokens are drawn among those that begin one of the choices as
+        `answer_tokens` writes it, and those that are forced cost nothing. Not held: that of saying just this
+        and ending there, among all answers that are one of the choices, which tells more of what the model
+        knows (docs/log.md) and takes more passes.
 
         Raises:
             LatentRejectedError, PlacementError, PromptTooLongError, EngineDeadError.

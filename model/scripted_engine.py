@@ -182,9 +182,9 @@ class ScriptedEngine:
         return [self._generate(prompt, how) for prompt, how in zip(prompts, decodings, strict=True)]
 
     async def choice_log_probabilities(
-        self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...]
+        self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...], *, held: bool
     ) -> torch.Tensor:
-        """Return log sigmoid(s) of good choices and log sigmoid(−s) of poor ones, (B, choices)."""
+        """Return log sigmoid(s) of good choices, log sigmoid(−s) of poor ones, (B, choices), held or not."""
         await self._enter("choice_log_probabilities", prompts)
         labels = [Label.of(self.answer_tokens(choice), choices) for choice in choices]
         values = [

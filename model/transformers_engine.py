@@ -140,14 +140,18 @@ class TransformersEngine:
             raise
 
     async def choice_log_probabilities(
-        self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...]
+        self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...], *, held: bool
     ) -> torch.Tensor:
-        """Return the log-probability of each choice, (B, choices), when the answer is held to them."""
-        labels = [Label.of(self.answer_tokens(choice), choices) for choice in choices]
+        """Return the log-probability of each choice, (B, choices), among them."""
+        answers = [self.answer_tokens(choice) for choice in choices]
+        labels = [Label.of(answer, choices if held else ()) for answer in answers]
         values = await self.log_likelihood(
             [prompt for prompt in prompts for _ in labels], [label for _ in prompts for label in labels]
         )
-        return values.reshape(len(prompts), len(choices))
+        values = values.reshape(len(prompts), len(choices))
+        if not held:  # the engine's value of a free answer is a mean per token
+            values = values * torch.tensor([float(len(answer)) for answer in answers])
+        return values.log_softmax(dim=1)
 
     async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
         """Return what each label is worth, (B,)."""

@@ -1,6 +1,5 @@
 """What tests of several packages share."""
 
-import gc
 import os
 import signal
 import sys
@@ -65,23 +64,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.vllm)
     if hasattr(config, "workerinput"):
         items.sort(key=_turn)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection() -> None:
-    """Collect no garbage while everything is imported: what comes now stays until the end."""
-    gc.disable()
-
-
-def pytest_collection_finish() -> None:
-    """Collect it again from here on, and look no more at what is there."""
-    gc.freeze()
-    gc.enable()
-
-
-def pytest_unconfigure() -> None:
-    """Let the interpreter take down at its end what it would else report as left behind."""
-    gc.unfreeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -326,7 +326,8 @@ async def _labelled(
         else:
             kept.append(example)
     for (cluster, choices), group in alike.items():
-        logits = await choice_logits(engine, [SteeredPrompt(example.prompt) for example in group], choices)
+        prompts = [SteeredPrompt(example.prompt) for example in group]
+        logits = await choice_logits(engine, prompts, choices, held=True)  # what a training can move
         leans = leaning(logits, calibration, _frequencies(group, choices))
         leanings.setdefault(cluster, {})[choices] = tuple(leans.tolist())
         for example, row in zip(group, calibrated(logits, leans), strict=True):

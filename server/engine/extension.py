@@ -71,15 +71,21 @@ class StateCatcher(TwinHost):
         logits = self._key_logits(states)
         return [] if logits is None else [int(token) for token in logits.argmax(dim=-1)]
 
-    def draw_from_key_states(self, states: bytes, allowed: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return log-probabilities of the tokens that are `allowed` after each state, (n, d), among them."""
+    def draw_from_key_states(
+        self, states: bytes, allowed: Sequence[Sequence[int]], held: bool
+    ) -> list[list[float]]:
+        """Return log-probabilities of the tokens that are `allowed` after each state, (n, d).
+
+        Held to them, they are the only ones that there are.
+        """
         logits = self._key_logits(states)
         if logits is None:
             return []
-        return [
-            logits[row, list(tokens)].float().log_softmax(dim=0).tolist()
-            for row, tokens in enumerate(allowed)
-        ]
+        logits = logits.float()
+        if not held:
+            logits = logits.log_softmax(dim=1)
+        rows = [logits[row, list(tokens)] for row, tokens in enumerate(allowed)]
+        return [(row.log_softmax(dim=0) if held else row).tolist() for row in rows]
 
     def _key_logits(self, states: bytes) -> torch.Tensor | None:
         """Return what the head reads from states, (n, V); None in workers that have no head."""

@@ -220,21 +220,21 @@ class VLLMEngine:
         return await _all([one(prompt, how) for prompt, how in zip(inputs, each, strict=True)])
 
     async def choice_log_probabilities(
-        self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...]
+        self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...], *, held: bool
     ) -> torch.Tensor:
-        """Return the log-probability of each choice, (B, choices), when the answer is held to them.
+        """Return the log-probability of each choice, (B, choices), among them.
 
-        One pass for each place where choices part, all in one batch; the prompt is read once, for they share
-        its blocks. vLLM's own `logprob_token_ids` is not used: in a batch it takes the log-probabilities away
-        that other requests have asked for (0.32).
+        One pass for each place where choices part (held) or go on (not held), all in one batch; the prompt is
+        read once, for they share its blocks. vLLM's own `logprob_token_ids` is not used: in a batch it takes
+        the log-probabilities away that other requests have asked for (0.32).
 
         Raises:
             LatentRejectedError, PlacementError, PromptTooLongError, EngineDeadError.
         """
         end = self.tokenizer.eos_token_id
         trie = ChoiceTrie((self.answer_tokens(choice)[:-1] for choice in choices), end)
-        branches = trie.branches
-        if not (prompts and branches):
+        places = trie.branches if held else trie.beginnings
+        if len(choices) == 1 or not prompts:
             return torch.zeros(len(prompts), len(choices))
         inputs = []
         for prompt in prompts:
@@ -242,22 +242,21 @@ class VLLMEngine:
             if prompt.latent is not None and position is None:
                 position = self.position(prompt.token_ids)
             inputs += [
-                self.mixed_input((*prompt.token_ids, *taken), prompt.latent, position) for taken in branches
+                self.mixed_input((*prompt.token_ids, *taken), prompt.latent, position) for taken in places
             ]
-        states = await self._last_states(inputs)  # (B · branches, d)
-        allowed = [trie.allowed(taken) for taken in branches] * len(prompts)
+        states = await self._last_states(inputs)  # (B · places, d)
+        allowed = [trie.allowed(taken) for taken in places] * len(prompts)
         with translated():
             answers = await self.llm.collective_rpc(
-                "draw_from_key_states", args=(states.contiguous().numpy().tobytes(), allowed)
+                "draw_from_key_states", args=(states.contiguous().numpy().tobytes(), allowed, held)
             )
         drawn = next(answer for answer in answers if answer)
-        count = len(branches)
-        return torch.tensor(
-            [
-                trie.log_probabilities(dict(zip(branches, drawn[at : at + count], strict=True)))
-                for at in range(0, len(drawn), count)
-            ]
-        )
+        count = len(places)
+        found = [
+            trie.log_probabilities(dict(zip(places, drawn[at : at + count], strict=True)))
+            for at in range(0, len(drawn), count)
+        ]
+        return torch.tensor(found).log_softmax(dim=1)
 
     async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
         """Return what each label is worth, (B,).

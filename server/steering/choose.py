@@ -44,7 +44,7 @@ async def choose(
 ) -> Choice:
     """Return the likeliest of the prompt's choices.
 
-    Behind a latent that is the likeliest as it stands, for the night has taught it calibrated labels.
+    Behind a latent that is the likeliest that a grammar would draw, for so the night has taught it.
 
     Args:
         engine: Scores them.
@@ -58,12 +58,11 @@ async def choose(
     """
     choices = prompt.scored_choices
     plain = SteeredPrompt(prompt.token_ids)
-    logits = await choice_logits(engine, [plain] if steered.latent is None else [plain, steered], choices)
-    own = logits[:1]
+    own = await choice_logits(engine, [plain], choices, held=False)
     if steered.latent is None:
         decisive = calibrated(own, _leaning(own, known, strength))[0]
-    else:
-        decisive = calibrated(logits[1:], np.zeros(len(choices)))[0]
+    else:  # as the night has taught it, and measured
+        decisive = np.exp(await choice_logits(engine, [steered], choices, held=True))[0]
     chosen = int(decisive.argmax())
     return Choice(
         choices[chosen],

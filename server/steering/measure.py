@@ -117,7 +117,7 @@ async def _by_choice(
     rows = _rows(comparisons)
     sides: list[Side] = [None, *rows]
     prompts = [_prompt(prompt, position, None if side is None else rows[side]) for side in sides]
-    logits = await choice_logits(engine, prompts, choices)  # (sides, choices), the plain one first
+    logits = await choice_logits(engine, prompts, choices, held=True)  # (sides, choices), the plain one first
     chosen = dict(zip(sides, logits.argmax(axis=1).tolist(), strict=True))
     found = {}
     for one in comparisons:

@@ -164,11 +164,15 @@ async def test_choices_are_as_likely_as_the_gradient_worker_says(engine: VLLMEng
         SteeredPrompt(prompt(engine, "Which topic? Rain stops the final."), latent),
         SteeredPrompt(prompt(engine, LONG), latent),
     ]
-    found = await engine.choice_log_probabilities(prompts, choices)
-    labels = [Label.of(engine.answer_tokens(choice), choices) for choice in choices]
-    wanted = await engine.log_likelihood(
-        [each for each in prompts for _ in labels], [label for _ in prompts for label in labels]
-    )
-    torch.testing.assert_close(found, wanted.reshape(found.shape), atol=2e-3, rtol=1e-3)
-    assert found.exp().sum(dim=1).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
-    assert (await engine.choice_log_probabilities(prompts[:1], ("World",))).tolist() == [[0.0]]
+    answers = [engine.answer_tokens(choice) for choice in choices]
+    for held in (True, False):
+        found = await engine.choice_log_probabilities(prompts, choices, held=held)
+        values = await engine.log_likelihood(
+            [each for each in prompts for _ in choices],
+            [Label.of(answer, choices if held else ()) for _ in prompts for answer in answers],
+        )
+        lengths = torch.tensor([1.0 if held else float(len(answer)) for answer in answers])
+        wanted = (values.reshape(found.shape) * lengths).log_softmax(dim=1)
+        torch.testing.assert_close(found, wanted, atol=2e-3, rtol=1e-3)
+        assert found.exp().sum(dim=1).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
+        assert (await engine.choice_log_probabilities(prompts[:1], ("World",), held=held)).tolist() == [[0.0]]

@@ -26,7 +26,9 @@ class Leaning(ScriptedEngine):
         super().__init__(answer=lambda prompt, latent, decoding: decoding.choices[0])
         self.plain, self.steered = plain, steered
 
-    async def choice_log_probabilities(self, prompts: Sequence[SteeredPrompt], choices: Any) -> torch.Tensor:
+    async def choice_log_probabilities(
+        self, prompts: Sequence[SteeredPrompt], choices: Any, *, held: bool
+    ) -> torch.Tensor:
         rows = []
         for prompt in prompts:
             text = self.decode(prompt.token_ids)

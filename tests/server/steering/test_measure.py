@@ -165,7 +165,9 @@ async def test_choices_are_labelled_by_what_the_model_thinks_less_what_it_leans_
     """A vote would say `no`, for the plain model says so to everything."""
 
     class Leaning(Model):
-        async def choice_log_probabilities(self, prompts: Sequence[SteeredPrompt], choices: Any) -> Any:
+        async def choice_log_probabilities(
+            self, prompts: Sequence[SteeredPrompt], choices: Any, *, held: bool
+        ) -> Any:
             believes = {None: (0.3, 0.7), 1: (0.8, 0.2), 2: (0.1, 0.9)}
             sides = [None if prompt.latent is None else int(prompt.latent[0, 0]) for prompt in prompts]
             return torch.tensor([believes[side] for side in sides]).log()
@@ -183,7 +185,9 @@ async def test_choices_are_labelled_by_what_the_model_thinks_less_what_it_leans_
 
 async def test_choices_that_nothing_tells_apart_measure_nothing() -> None:
     class Unsure(Model):
-        async def choice_log_probabilities(self, prompts: Sequence[SteeredPrompt], choices: Any) -> Any:
+        async def choice_log_probabilities(
+            self, prompts: Sequence[SteeredPrompt], choices: Any, *, held: bool
+        ) -> Any:
             return torch.full((len(prompts), 2), float(np.log(0.5)))
 
     model = Unsure({None: "no"})
