@@ -15,6 +15,9 @@ from typing import Any
 from cli.chat import Answer, Chat
 from cli.gateway import Gateway
 
+SEARCHED = ("calibrated", "voted", "refined")
+"""Modes of answers that were searched for."""
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -74,7 +77,7 @@ class Tally:
         """Return the counts in one short line."""
         parts = [
             f"recalled {self.count(lambda reply: reply.similarities)}",
-            f"refined {self.count(lambda reply: reply.mode == 'refined')}",
+            f"searched {self.count(lambda reply: reply.mode in SEARCHED)}",
             f"stored {self.count(lambda reply: reply.trace.get('remembered') == 'stored')}",
         ]
         before, after = self.rewards()
@@ -93,7 +96,7 @@ class Tally:
             "by_reason": dict(Counter(reply.reason for reply in self.replies)),
             "recalled": self.count(lambda reply: reply.similarities),
             "similarity_mean": statistics.fmean(similarities) if similarities else None,
-            "refined": self.count(lambda reply: reply.mode == "refined"),
+            "searched": self.count(lambda reply: reply.mode in SEARCHED),
             "remembered": dict(Counter(_memory(reply) for reply in self.replies)),
             "reward_before_mean": before,
             "reward_after_mean": after,

@@ -118,7 +118,7 @@ def test_rewards_are_compared_only_where_both_were_measured() -> None:
     tally = Tally([both, reply("b", mode="recall", **{"reward-before": "0.9"}), reply("c", mode="plain")])
     assert tally.rewards() == (0.25, 0.75)
     assert tally.summary()["by_mode"] == {"refined": 1, "recall": 1, "plain": 1}
-    assert tally.line() == "recalled 3, refined 1, stored 3, reward 0.250 → 0.750"
+    assert tally.line() == "recalled 3, searched 1, stored 3, reward 0.250 → 0.750"
 
 
 def test_reasons_are_counted_together_whatever_the_reward() -> None:

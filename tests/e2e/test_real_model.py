@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from openai.types.chat import ChatCompletion
 
+from cli.demonstration.stream import EXAMPLES
 from memory.registry import PriorRegistry
 from memory.signal import announce
 from memory.state import State
@@ -91,6 +92,15 @@ def test_choices_are_calibrated_and_unlike_prompts_recall_nothing(day: Gateway) 
         _, headers = day.ask(question, effort="low", prior="none")
         assert headers["x-latent-mode"] == "plain", question
         assert headers["x-latent-reason"] == "nothing-recalled"
+
+
+def test_free_text_on_which_nothing_agrees_is_answered_as_plain_and_not_remembered(tree: Gateway) -> None:
+    lines = (EXAMPLES / "everyday.jsonl").read_text(encoding="utf-8").splitlines()
+    for question in [json.loads(line)["question"] for line in lines[1:4]]:
+        plain, _ = tree.ask(question, max_tokens=24, effort="none")
+        text, headers = tree.ask(question, max_tokens=24, effort="medium")
+        assert (text, headers["x-latent-reason"]) == (plain, "no-agreement"), question
+        assert tree.trace(headers)["remembered"] == "no"
 
 
 def searched(gateway: Gateway, text: str, **options: object) -> tuple[ChatCompletion, str]:
