@@ -22,6 +22,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from server.engine.prefix_cache import share_prefixes
 from server.engine.twin_host import TwinHost
 
 KEY_REQUEST = "latentkey."
@@ -39,7 +40,8 @@ class StateCatcher(TwinHost):
     model_runner: Any
 
     def catch_key_states(self) -> None:
-        """Start keeping final hidden states; again is harmless."""
+        """Start keeping final hidden states, and share prefixes; again is harmless."""
+        share_prefixes()
         if hasattr(self, "key_states"):
             return
         self.key_states: OrderedDict[str, torch.Tensor] = OrderedDict()

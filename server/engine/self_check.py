@@ -49,6 +49,7 @@ async def run_checks(engine: VLLMEngine) -> list[CheckResult]:
         await _run("log-probabilities", _log_probabilities, engine),
         await _run("mixed-prompt", _mixed_prompt, engine),
         await _run("key", _key, engine),
+        await _run("prefix-cache", _prefix_cache, engine),
         await _run("twin-gradient", _twin_gradient, engine),
     ]
 
@@ -95,7 +96,8 @@ async def _mixed_prompt(engine: VLLMEngine) -> tuple[bool, float | None, str]:
         if place > length:
             latent = await engine.embed(prompt[place - length : place])
             shortened = (*prompt[: place - length], *prompt[place:])
-            candidates.append(SteeredPrompt(shortened, latent, place - length))
+            if bool(latent.any(dim=1).all()):  # some models have tokens of nothing but zeros
+                candidates.append(SteeredPrompt(shortened, latent, place - length))
         for candidate in candidates:
             cache_salt.set(uuid.uuid4().hex)
             (answer,) = await engine.generate([candidate], Decoding(max_tokens=_ANSWER_TOKENS))
@@ -105,13 +107,15 @@ async def _mixed_prompt(engine: VLLMEngine) -> tuple[bool, float | None, str]:
     return share == 1, share, f"{equal} of {total} tokens as from token prompts, greedy"
 
 
-async def _plain_answer(engine: VLLMEngine, prompt: tuple[int, ...], logprobs: int | None = None) -> Any:
+async def _plain_answer(
+    engine: VLLMEngine, prompt: tuple[int, ...], logprobs: int | None = None, salt: str | None = None
+) -> Any:
     """Return vLLM's own output for a token prompt, decoded greedily."""
     from vllm import SamplingParams
     from vllm.inputs import tokens_input
 
     params = SamplingParams(max_tokens=_ANSWER_TOKENS, temperature=0.0, logprobs=logprobs)
-    plain = tokens_input(list(prompt), cache_salt=uuid.uuid4().hex)
+    plain = tokens_input(list(prompt), cache_salt=salt or uuid.uuid4().hex)
     async for output in engine.llm.generate(plain, params, f"check.{uuid.uuid4().hex}"):
         last = output
     return last.outputs[0]
@@ -133,6 +137,26 @@ async def _key(engine: VLLMEngine) -> tuple[bool, float | None, str]:
     reference = await engine.twin.raw_states(prompts)
     least = float(cosine_similarity(states, reference).min())
     return least > _LEAST_COSINE, least, f"{judged}; cosine to the reference forward at least {least:.5f}"
+
+
+async def _prefix_cache(engine: VLLMEngine) -> tuple[bool, float | None, str]:
+    """Answers behind a latent whose prompt's blocks came of a token prompt, and of a mixed one."""
+    prompt = engine.render([{"role": "user", "content": " ".join(_MESSAGES)}])
+    steered = SteeredPrompt(prompt, engine.neutral_latent())
+    how = Decoding(max_tokens=_ANSWER_TOKENS)
+    await engine.generate([SteeredPrompt(prompt)], how)
+    (expected,) = await engine.generate([steered], how)
+    cache_salt.set(salt := uuid.uuid4().hex)
+    await _plain_answer(engine, prompt, salt=salt)
+    (answer,) = await engine.generate([steered], how)
+    shared = max(output.num_cached_tokens or 0 for output in answer.native)
+    equal = answer.token_ids == expected.token_ids
+    said = "the same" if equal else "other"
+    return (
+        equal,
+        float(shared),
+        f"{shared} of {len(prompt)} tokens from a token prompt's cache, {said} answer",
+    )
 
 
 async def _twin_gradient(engine: VLLMEngine) -> tuple[bool, float | None, str]:

@@ -5,9 +5,8 @@ translate. Knows nothing of HTTP, memory or how latents are found. What keeps vL
 `launch`'s.
 
 A prompt with latents is one of vLLM's mixed prompts: rows whose `is_token_ids` is False are taken from
-`prompt_embeds`, all others are tokens. Every prompt of this engine is mixed, those without latents
-too, because mixed prompts share the prefix cache only with each other: the pass that finds the key is
-the prefill of everything that follows.
+`prompt_embeds`, all others are tokens. All prompts share one prefix cache (`prefix_cache.py`): the pass that
+finds the key is the prefill of everything that follows.
 """
 
 import asyncio
@@ -33,7 +32,7 @@ from model.engine import (
 from model.fingerprint import checkpoint_dtype, space_of
 from model.keys import KEY_PROBES, centre, centred
 from model.placement import Placement, render_chat
-from model.space import LatentSpace
+from model.space import LatentRejectedError, LatentSpace
 from server.engine.decoding import generation_of, reasoning_of, sampling_params
 from server.engine.errors import translated
 from server.engine.extension import KEY_REQUEST
@@ -157,6 +156,9 @@ class VLLMEngine:
         mask = [True] * len(ids)
         if latent is not None:
             latent = self.space.check(latent).to(self._dtype)
+            if not bool(latent.any(dim=1).all()):
+                # vLLM's digest of a block does not tell a row of zeros from a real token's (vllm#56655).
+                raise LatentRejectedError("latent holds a row of zeros")
             if position is None:
                 position = self.position(ids)
             elif not 1 <= position <= len(ids):

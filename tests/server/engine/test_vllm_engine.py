@@ -1,15 +1,16 @@
 """The engine protocol on real vLLM."""
 
 import asyncio
+from typing import Any
 
 import pytest
 import torch
 
-from model.engine import Decoding, Label, PlacementError, PromptTooLongError, SteeredPrompt
+from model.engine import Decoding, Generation, Label, PlacementError, PromptTooLongError, SteeredPrompt
 from model.space import LatentRejectedError
 from server.engine.launch import Launched
 from server.engine.self_check import run_checks
-from server.engine.vllm import VLLMEngine
+from server.engine.vllm import VLLMEngine, cache_salt
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
 
@@ -176,3 +177,44 @@ async def test_choices_are_as_likely_as_the_gradient_worker_says(engine: VLLMEng
         torch.testing.assert_close(found, wanted, atol=2e-3, rtol=1e-3)
         assert found.exp().sum(dim=1).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
         assert (await engine.choice_log_probabilities(prompts[:1], ("World",), held=held)).tolist() == [[0.0]]
+
+
+async def test_token_prompts_and_steered_ones_share_what_stands_before_the_latent(engine: VLLMEngine) -> None:
+    """And what comes of it is what a cold cache gives."""
+    from vllm import SamplingParams
+    from vllm.inputs import tokens_input
+
+    async def plain(salt: str) -> Any:
+        outputs = engine.llm.generate(
+            tokens_input(list(tokens), cache_salt=salt), SamplingParams(max_tokens=8, temperature=0.0), salt
+        )
+        return [output async for output in outputs][-1]
+
+    async def steered(salt: str) -> Generation:
+        token = cache_salt.set(salt)
+        (answer,) = await engine.generate([SteeredPrompt(tokens, latent)], Decoding(8, logprobs=True))
+        cache_salt.reset(token)
+        return answer
+
+    tokens, latent = prompt(engine, LONG + "In a calm."), nudge(engine)
+    before = engine.position(tokens) - 32
+    cold = await steered("share-cold")
+    alone = await plain("share-alone")
+    await plain("share-1")
+    warm = await steered("share-1")
+    assert warm.native[-1].num_cached_tokens >= before
+    assert warm.token_ids == cold.token_ids
+    assert warm.logprobs == pytest.approx(cold.logprobs, abs=1e-3)
+    await steered("share-2")
+    after = await plain("share-2")
+    assert after.num_cached_tokens >= before
+    assert after.outputs[0].token_ids == alone.outputs[0].token_ids
+    other = await steered("share-3")
+    assert other.native[-1].num_cached_tokens == 0
+
+
+async def test_latents_with_a_row_of_zeros_are_refused(engine: VLLMEngine) -> None:
+    latent = nudge(engine)
+    latent[3] = 0
+    with pytest.raises(LatentRejectedError, match="zeros"):
+        await engine.generate([SteeredPrompt(prompt(engine, "Name three rivers."), latent)], Decoding(4))
