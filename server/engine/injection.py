@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 Steer = Callable[[RenderedPrompt, SteeringOptions, str], Awaitable[Outcome]]
 """Steering: (prompt, options, trace id) → outcome."""
 
+MOST_SCORED = 64
+"""Choices; each costs a pass for every token that it has."""
 _ANSWER = "latent_answer"
 """Where a prompt carries its answer from one hook to the other."""
 _NOTES = frozenset({"$schema", "title", "description", "default", "examples"})
@@ -210,7 +212,7 @@ def rendered_prompt(
             choices=tuple(grammar.choice) if grammar and grammar.choice else None,
             native=native,
         ),
-        scored_choices=() if native.reasoning or weighs_tokens(sampling) else choices_of(grammar),
+        scored_choices=() if native.reasoning or weighs_tokens(sampling) else scored(choices_of(grammar)),
         asked_tokens=asked,
         answers=sampling.n,
         held_to=held_to(grammar),
@@ -242,6 +244,11 @@ def choices_of(grammar: Any) -> tuple[str, ...]:
             closed = schema.get("additionalProperties") is False and schema.get("required") == [name]
             return _texts([{name: value} for value in of_it["enum"]], inner=name) if closed else ()
     return ()
+
+
+def scored(choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Return choices that can be scored: not so many that scoring costs more than sampling."""
+    return choices if len(choices) <= MOST_SCORED else ()
 
 
 def _texts(values: Sequence[Any], inner: str | None = None) -> tuple[str, ...]:

@@ -40,6 +40,9 @@ from server.engine.states import StateFetcher, floats
 
 T = TypeVar("T")
 
+_STATES_PER_CALL = 256
+"""The worker keeps more than these until they are fetched, also those that others ask for."""
+
 cache_salt: ContextVar[str | None] = ContextVar("cache_salt", default=None)
 """Salt of the request being served: prompts with different salts share no prefix cache."""
 
@@ -246,7 +249,8 @@ class VLLMEngine:
             inputs += [
                 self.mixed_input((*prompt.token_ids, *taken), prompt.latent, position) for taken in places
             ]
-        states = await self._last_states(inputs)  # (B · places, d)
+        parts = [inputs[at : at + _STATES_PER_CALL] for at in range(0, len(inputs), _STATES_PER_CALL)]
+        states = torch.cat([await self._last_states(part) for part in parts])  # (B · places, d)
         allowed = [trie.allowed(taken) for taken in places] * len(prompts)
         with translated():
             answers = await self.llm.collective_rpc(

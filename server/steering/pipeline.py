@@ -243,9 +243,15 @@ class Steering:
     async def _choose(self, work: Work, key: Array, served: Outcome, *, searches: bool) -> Outcome:
         """Return the likeliest choice: behind what is `served`, else calibrated."""
         steered = SteeredPrompt(work.prompt.token_ids, served.latent, served.position)
-        with work.stage("choose"):
-            choice = await self._chosen(work, key, steered)
-            answer = await said(self._engine, work.prompt, steered, choice.text)
+        try:
+            with work.stage("choose"):
+                async with asyncio.timeout(work.options.deadline_s or self._settings.refine_deadline_s):
+                    choice = await self._chosen(work, key, steered)
+                    answer = await said(self._engine, work.prompt, steered, choice.text)
+        except (EngineError, TimeoutError) as error:
+            logger.error("trace %s: choosing failed: %s: %s", work.trace_id, type(error).__name__, error)
+            late = isinstance(error, TimeoutError)
+            return replace(served, reason=work.noting("deadline" if late else "search-failed"))
         if searches:
             self._keep_choice(work, key, choice)
         if served.latent is not None:

@@ -19,6 +19,7 @@ from server.engine.injection import (
     held_to,
     question_of,
     reasoning_arguments,
+    scored,
     why_untouched,
 )
 from server.engine.vllm import VLLMEngine
@@ -73,6 +74,12 @@ def test_choices_are_what_a_list_or_a_schema_of_one_enum_allows(
     fields: dict[str, Any], choices: tuple[str, ...]
 ) -> None:
     assert choices_of(grammar(**fields)) == choices
+
+
+def test_more_choices_than_are_worth_it_are_not_scored() -> None:
+    few = tuple(f"item {number}" for number in range(64))
+    assert scored(few) == few
+    assert scored((*few, "one more")) == ()
 
 
 def test_question_is_the_last_user_message() -> None:

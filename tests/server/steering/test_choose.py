@@ -1,5 +1,6 @@
 """Answering by the probabilities of choices."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.engine import SteeredPrompt
+from model.engine import EngineError, SteeredPrompt
 from model.scripted_engine import ScriptedEngine
 from server.steering.choose import choose
 from tests.server.steering.conftest import MakeDay
@@ -106,3 +107,25 @@ async def test_explored_choices_are_remembered_with_what_the_model_thought(make_
     assert np.exp(episode.choice_log_probabilities) == pytest.approx(LEANS, abs=1e-5)
     assert (episode.choices, episode.latent_earned) == (CHOICES, False)
     assert day.count("explorations_total", result="remembered") == 1
+
+
+@pytest.mark.parametrize(("fault", "reason"), [("fails", "search-failed"), ("hangs", "deadline")])
+async def test_choices_that_cannot_be_scored_are_answered_as_low_does(
+    make_day: MakeDay, fault: str, reason: str
+) -> None:
+    day = await make_day(Leaning({"": LEANS}))
+
+    async def broken(*arguments: Any, **named: Any) -> Any:
+        if fault == "fails":
+            raise EngineError("out of order")
+        await asyncio.Event().wait()
+
+    day.engine.choice_log_probabilities = broken
+    held = rendered(day.engine, choices=CHOICES)
+    outcome, trace = await day.ask(held, "medium", deadline_s=0.05)
+    assert (outcome.mode, outcome.reason, outcome.answer) == ("plain", reason, None)
+    assert trace["remembered"] == "no"
+    await day.publish()
+    outcome, _ = await day.ask(held, deadline_s=0.05)
+    assert (outcome.mode, outcome.reason, outcome.answer) == ("prior", reason, None)
+    assert outcome.latent is not None
