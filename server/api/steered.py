@@ -61,10 +61,13 @@ class SteeredRoutes:
         path, started = scope["path"], time.monotonic()
         call: SteeringCall | None = None
 
-        def describe(status: int) -> dict[str, str]:
+        status = [0]
+
+        def describe(found: int) -> dict[str, str]:
+            status[0] = found
             said = []
             for each in [call] if call is None else call.conversations:
-                outcome = _outcome(status, each, path)
+                outcome = _outcome(found, each, path)
                 said.append(_described(outcome, each))
                 if self._readiness.gateway is not None:
                     effort = each.options.effort if each is not None else "none"
@@ -99,6 +102,9 @@ class SteeredRoutes:
         try:
             with gateway.steering.explorer.client():
                 await self.app(scope, _watched(receive, call), send)
+                if status[0] >= 400:  # vLLM has refused what the hook had taken
+                    for each in call.conversations:
+                        gateway.steering.explorer.withdraw(each.trace_id)
         finally:
             current_call.reset(token)
 

@@ -31,6 +31,8 @@ KEY_ID_LENGTH = len(KEY_REQUEST) + 32
 """Prefix and 32 hex digits; vLLM appends characters of its own to every request id."""
 MAX_STATES = 1024
 """Most states kept until they are fetched; the oldest is dropped first."""
+_ROWS_OF_LOGITS = 32
+"""States that are read by the head at once: each takes a row of the whole vocabulary."""
 _WATCH_S = 1.0
 
 
@@ -80,14 +82,19 @@ class StateCatcher(TwinHost):
 
         Held to them, they are the only ones that there are.
         """
-        logits = self._key_logits(states)
-        if logits is None:
-            return []
-        logits = logits.float()
-        if not held:
-            logits = logits.log_softmax(dim=1)
-        rows = [logits[row, list(tokens)] for row, tokens in enumerate(allowed)]
-        return [(row.log_softmax(dim=0) if held else row).tolist() for row in rows]
+        size = 4 * self.model_runner.model_config.get_hidden_size()
+        found: list[list[float]] = []
+        for start in range(0, len(allowed), _ROWS_OF_LOGITS):
+            some = allowed[start : start + _ROWS_OF_LOGITS]
+            logits = self._key_logits(states[start * size : (start + len(some)) * size])
+            if logits is None:
+                return []
+            logits = logits.float()
+            totals = logits.logsumexp(dim=1)
+            for row, tokens in enumerate(some):
+                chosen = logits[row, list(tokens)]
+                found.append((chosen.log_softmax(dim=0) if held else chosen - totals[row]).tolist())
+        return found
 
     def _key_logits(self, states: bytes) -> torch.Tensor | None:
         """Return what the head reads from states, (n, V); None in workers that have no head."""

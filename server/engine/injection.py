@@ -142,6 +142,8 @@ def why_untouched(
         return "beam-search"
     if getattr(request, "prompt_logprobs", None) is not None or getattr(request, "echo", False):
         return "prompt-logprobs"  # vLLM adds them to a prompt that it is to repeat
+    if getattr(request, "logprob_token_ids", None):
+        return "logprob-token-ids"
     if getattr(request, "kv_transfer_params", None):
         return "kv-transfer"
     return None
@@ -212,7 +214,9 @@ def rendered_prompt(
             choices=tuple(grammar.choice) if grammar and grammar.choice else None,
             native=native,
         ),
-        scored_choices=() if native.reasoning or weighs_tokens(sampling) else scored(choices_of(grammar)),
+        scored_choices=()
+        if native.reasoning or not scorable(sampling, engine.llm.model_config.get_diff_sampling_param())
+        else scored(choices_of(grammar)),
         asked_tokens=asked,
         answers=sampling.n,
         held_to=held_to(grammar),
@@ -231,16 +235,23 @@ def choices_of(grammar: Any) -> tuple[str, ...]:
         return tuple(grammar.choice)
     schema = grammar.json
     if isinstance(schema, str):
-        schema = json.loads(schema)
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError):
+            return ()  # vLLM refuses it
     if not isinstance(schema, dict):
         return ()
-    if set(schema) - _NOTES <= {"type", "enum"} and "enum" in schema:
+    if set(schema) - _NOTES <= {"type", "enum"} and isinstance(schema.get("enum"), list):
         return _texts(schema["enum"])
     properties = schema.get("properties")
     known = {"type", "properties", "required", "additionalProperties"}
     if isinstance(properties, dict) and len(properties) == 1 and set(schema) - _NOTES <= known:
         ((name, of_it),) = properties.items()
-        if isinstance(of_it, dict) and "enum" in of_it and set(of_it) - _NOTES <= {"type", "enum"}:
+        if (
+            isinstance(of_it, dict)
+            and isinstance(of_it.get("enum"), list)
+            and set(of_it) - _NOTES <= {"type", "enum"}
+        ):
             closed = schema.get("additionalProperties") is False and schema.get("required") == [name]
             return _texts([{name: value} for value in of_it["enum"]], inner=name) if closed else ()
     return ()
@@ -259,16 +270,23 @@ def _texts(values: Sequence[Any], inner: str | None = None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(json.dumps(value, ensure_ascii=False) for value in values))
 
 
-def weighs_tokens(sampling: Any) -> bool:
-    """Return whether a request shifts or forbids tokens, so that the model's probabilities do not decide."""
-    return bool(
+def scorable(sampling: Any, defaults: Mapping[str, Any]) -> bool:
+    """Return whether nothing but the model's probabilities decides between choices, and nobody asks for them.
+
+    Args:
+        sampling: `SamplingParams` of the request.
+        defaults: The server's own, of vLLM: what all requests share is no wish of this one.
+    """
+    shifted = (
         sampling.logit_bias
         or sampling.bad_words
         or sampling.allowed_token_ids
-        or sampling.presence_penalty
-        or sampling.frequency_penalty
-        or sampling.repetition_penalty != 1
+        or sampling.presence_penalty != defaults.get("presence_penalty", 0.0)
+        or sampling.frequency_penalty != defaults.get("frequency_penalty", 0.0)
+        or sampling.repetition_penalty != defaults.get("repetition_penalty", 1.0)
     )
+    # The answer is said under a grammar of one choice, whose log-probabilities would be other ones.
+    return not shifted and sampling.logprobs is None
 
 
 def held_to(grammar: Any) -> str | None:

@@ -20,6 +20,9 @@ LOOKED_AT = 64
 """Most of them that are looked at."""
 UNKNOWN = 16
 """Requests without a lean that count beside the known ones: a few may all be right about the same choice."""
+MOST_PASSES = 128
+"""Tokens of all choices; where they are more, choices are scored by what a grammar would draw, in fewer
+passes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +61,8 @@ async def choose(
     """
     choices = prompt.scored_choices
     plain = SteeredPrompt(prompt.token_ids)
-    own = await choice_logits(engine, [plain], choices, held=False)
+    passes = sum(len(engine.answer_tokens(choice)) for choice in choices)
+    own = await choice_logits(engine, [plain], choices, held=passes > MOST_PASSES)
     if steered.latent is None:
         decisive = calibrated(own, _leaning(own, known, strength))[0]
     else:  # as the night has taught it, and measured

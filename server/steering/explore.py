@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ MAX_WAITING = 256
 """More are dropped: a server that is busy has better things to do."""
 MAX_LATELY = 4096
 """Prompts that are known to have been explored."""
+MOST_TRIES = 3
+"""A prompt that takes longer than clients leave is given up then, so that others get their turn."""
 PAUSE_S = 0.2
 """For how long nobody must have waited before exploring goes on: clients often ask again at once."""
 HOUR_S = 3600.0
@@ -70,6 +72,8 @@ class Exploration:
     """Whether the request itself asked for it; then neither time nor tokens are spared."""
     space: str
     tenant: str
+    tries: int = 0
+    """How often it was begun and ended by a client."""
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     """Of its request: whoever starts it later may be another's task, and prefix caches are parted by this."""
 
@@ -133,6 +137,7 @@ class Explorer:
         self._rests_until = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
+        self._withdrawn: set[Exploration] = set()
 
     @property
     def summary(self) -> dict[str, int]:
@@ -173,6 +178,15 @@ class Explorer:
             self._clients -= 1
             if self._clients <= self._limits.beside:
                 self._wake(PAUSE_S)
+
+    def withdraw(self, trace_id: str) -> None:
+        """Forget the exploration of a request that was refused after it had been taken."""
+        for waiting in [one for one in self._waiting if one.work.trace_id == trace_id]:
+            self._waiting.remove(waiting)
+        for task, exploration in self._running.items():
+            if exploration.work.trace_id == trace_id:
+                self._withdrawn.add(exploration)
+                task.cancel()
 
     async def drain(self) -> None:
         """Wait until nothing runs, and nothing that waits may."""
@@ -215,8 +229,8 @@ class Explorer:
         """Return for how long neither time nor tokens are left; 0: they are."""
         now = time.monotonic()
         rest = max(0.0, self._rests_until - now)
-        if self._tokens() >= self._limits.tokens_per_hour and self._spent:
-            rest = max(rest, self._spent[0][0] + HOUR_S - now)
+        if self._tokens() >= self._limits.tokens_per_hour:
+            rest = max(rest, (self._spent[0][0] if self._spent else now) + HOUR_S - now)
         return rest
 
     def _tokens(self) -> int:
@@ -233,8 +247,13 @@ class Explorer:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         exploration = self._running.pop(task)
-        if task.cancelled() and not self._closed:
-            self._waiting.appendleft(exploration)  # a client came; it begins anew when nobody waits
+        if task.cancelled() and not self._closed and exploration not in self._withdrawn:
+            if exploration.tries + 1 < MOST_TRIES:  # a client came; it begins anew when nobody waits
+                self._waiting.append(replace(exploration, tries=exploration.tries + 1))
+            else:
+                self._metrics.explorations.labels("skipped").inc()
+                self._not_remembered(exploration.work.trace_id, "clients came whenever it was explored")
+        self._withdrawn.discard(exploration)
         self._next()
 
     def _not_remembered(self, trace_id: str, why: str | None, **found: Any) -> None:
@@ -250,6 +269,8 @@ class Explorer:
             measured = await self._measure(exploration, key, result)
         except asyncio.CancelledError:
             self._metrics.explorations.labels("interrupted").inc()
+            if not exploration.chooses:  # nobody says how far it came: as if all of it were there
+                self._count(exploration.limits.votes * exploration.limits.max_tokens)
             if self._closed:
                 self._not_remembered(work.trace_id, ENDED)
             raise

@@ -32,7 +32,7 @@ from server.steering.refiners.gradient import GradientRefiner
 from server.steering.refiners.refiner import Limits, Refiner
 from server.steering.refiners.vote import Vote
 from server.steering.remember import Remember
-from server.steering.rewards.scorer import Scorer
+from server.steering.rewards.scorer import VERIFIER, Scorer, parse_weights
 from server.steering.rewards.verifier import Verifier
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
@@ -74,7 +74,7 @@ class Steering:
             "vote": vote,
             "evolution": EvolutionRefiner(engine, scorer),
         }
-        self._verified = verifier is not None
+        self._verified = VERIFIER in parse_weights(settings.rewards)
         self.explorer = Explorer(
             engine,
             vote,
@@ -242,7 +242,10 @@ class Steering:
 
     async def _choose(self, work: Work, key: Array, served: Outcome, *, searches: bool) -> Outcome:
         """Return the likeliest choice: behind what is `served`, else calibrated."""
-        steered = SteeredPrompt(work.prompt.token_ids, served.latent, served.position)
+        row = served.mode == "prior"  # recalled latents are no reason not to calibrate
+        steered = SteeredPrompt(
+            work.prompt.token_ids, served.latent if row else None, served.position if row else None
+        )
         try:
             with work.stage("choose"):
                 async with asyncio.timeout(work.options.deadline_s or self._settings.refine_deadline_s):
@@ -254,9 +257,18 @@ class Steering:
             return replace(served, reason=work.noting("deadline" if late else "search-failed"))
         if searches:
             self._keep_choice(work, key, choice)
-        if served.latent is not None:
+        if row:
             return replace(served, answer=answer)
-        return replace(served, mode="calibrated", reason=work.noting("choices"), answer=answer)
+        return replace(
+            served,
+            mode="calibrated",
+            reason=work.noting("choices"),
+            latent=None,
+            position=None,
+            answer=answer,
+            episode_ids=(),
+            similarities=(),
+        )
 
     async def _chosen(self, work: Work, key: Array, steered: SteeredPrompt) -> Choice:
         known = await self._recall.alike(work, key) if steered.latent is None else []
@@ -394,7 +406,7 @@ class Steering:
         )
         why_not = None if work.explores else work.why_not_remembered(self._settings.remember_threshold)
         self._traces.record(work.trace(outcome, self._engine.space.id, why_not))
-        if why_not is None and work.episode is not None:
+        if why_not is None and work.episode is not None and not work.explores:
             self._remember.submit(work.episode)
 
 

@@ -30,7 +30,7 @@ def test_python_example(served: Gateway) -> None:
     assert run.returncode == 0, run.stderr
     text, mode = run.stdout.strip().rsplit("\n", 1)
     assert text
-    assert mode.split()[0] in {"plain", "voted", "prior"}
+    assert mode.split()[0] in {"plain", "voted", "prior", "calibrated"}
 
 
 def test_command_line_answers_and_says_what_steering_did(served: Gateway) -> None:

@@ -19,6 +19,7 @@ from server.engine.injection import (
     held_to,
     question_of,
     reasoning_arguments,
+    scorable,
     scored,
     why_untouched,
 )
@@ -66,6 +67,8 @@ CLOSED = {"type": "object", "properties": {"said": ENUM}, "required": ["said"], 
         ({"json": CLOSED | {"minProperties": 1}}, ()),
         ({"json": {"enum": ["yes", 1]}}, ()),
         ({"json": {"type": "string"}}, ()),
+        ({"json": {"enum": "abc"}}, ()),
+        ({"json": "{bad"}, ()),
         ({"json": True}, ()),
         ({"regex": "yes|no"}, ()),
     ],
@@ -74,6 +77,33 @@ def test_choices_are_what_a_list_or_a_schema_of_one_enum_allows(
     fields: dict[str, Any], choices: tuple[str, ...]
 ) -> None:
     assert choices_of(grammar(**fields)) == choices
+
+
+PLAIN = {
+    "logit_bias": None,
+    "bad_words": [],
+    "allowed_token_ids": None,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.1,
+    "logprobs": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, True),  # what the server asks of every request is no wish of this one
+        ({"repetition_penalty": 1.0}, False),
+        ({"logit_bias": {5: 1.0}}, False),
+        ({"bad_words": ["no"]}, False),
+        ({"logprobs": 0}, False),
+    ],
+)
+def test_choices_are_scored_where_nothing_shifts_them_and_nobody_asks_for_their_log_probabilities(
+    fields: dict[str, Any], expected: bool
+) -> None:
+    assert scorable(SimpleNamespace(**(PLAIN | fields)), {"repetition_penalty": 1.1}) is expected
 
 
 def test_more_choices_than_are_worth_it_are_not_scored() -> None:
@@ -105,6 +135,7 @@ def test_question_is_the_last_user_message() -> None:
         ({"prompt_logprobs": 0}, [TOKENS], "prompt-logprobs"),
         ({"echo": True}, [TOKENS], "prompt-logprobs"),
         ({"kv_transfer_params": {"do_remote_prefill": True}}, [TOKENS], "kv-transfer"),
+        ({"logprob_token_ids": [1, 2]}, [TOKENS], "logprob-token-ids"),
     ],
 )
 def test_requests_that_latents_cannot_join_say_why(

@@ -24,7 +24,7 @@ class Leaning(ScriptedEngine):
     """Thinks of choices as told, of a prompt without a latent and of one with."""
 
     def __init__(self, plain: Mapping[str, Sequence[float]], steered: Sequence[float] = (0.5, 0.5)) -> None:
-        super().__init__(answer=lambda prompt, latent, decoding: decoding.choices[0])
+        super().__init__()
         self.plain, self.steered = plain, steered
 
     async def choice_log_probabilities(
@@ -129,3 +129,12 @@ async def test_choices_that_cannot_be_scored_are_answered_as_low_does(
     outcome, _ = await day.ask(held, deadline_s=0.05)
     assert (outcome.mode, outcome.reason, outcome.answer) == ("prior", reason, None)
     assert outcome.latent is not None
+
+
+async def test_recalled_latents_are_no_reason_not_to_calibrate(make_day: MakeDay) -> None:
+    day = await make_day(Leaning({"": LEANS}, steered=(0.9, 0.1)), low_recalls=True)
+    await day.learn("apples How many are left?")
+    recalled, _ = await day.ask("apples How many did they sell?")
+    assert recalled.mode == "recall"
+    outcome, _ = await day.ask(rendered(day.engine, "apples Which?", choices=CHOICES), "medium")
+    assert (outcome.mode, outcome.answer.text, outcome.latent) == ("calibrated", NO, None)

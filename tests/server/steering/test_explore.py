@@ -10,6 +10,7 @@ import pytest
 
 from model.engine import EngineDeadError
 from model.scripted_engine import ScriptedEngine
+from server.steering.explore import MOST_TRIES
 from tests.server.steering.conftest import Day, MakeDay
 from tests.server.steering.fakes import rendered
 
@@ -282,7 +283,8 @@ async def test_a_client_ends_what_is_explored_and_it_begins_anew_later(make_day:
     explorer = day.steering.explorer
     with explorer.client():
         await explorer.drain()
-        assert explorer.summary == {"waiting": 1, "running": 0, "tokens_last_hour": 0}
+        # Nobody knows how far it came, so it counts as if all of it were there: eight of 32 tokens.
+        assert explorer.summary == {"waiting": 1, "running": 0, "tokens_last_hour": 256}
     day.engine.generate = generate
     await explorer.drain()
     assert await day.remember.drain()
@@ -366,3 +368,50 @@ async def test_a_request_that_is_only_explored_does_not_wait_for_its_key(make_da
     (episode,) = day.store.episodes
     expected = (await day.engine.keys([episode.prompt_token_ids]))[0].numpy()
     assert np.array_equal(episode.key, expected)
+
+
+async def test_a_prompt_that_takes_too_long_lets_others_have_their_turn(make_day: MakeDay) -> None:
+    engine = ScriptedEngine(answer=once_wrong)
+    day = await make_day(engine, rewards="consistency=1", explore_concurrency=1)
+    explorer, generate, begun = day.steering.explorer, engine.generate, asyncio.Event()
+
+    async def slow(prompts, decoding):
+        if "pears" in engine.decode(prompts[0].token_ids):
+            return await generate(prompts, decoding)
+        begun.set()
+        await asyncio.Event().wait()
+        return []
+
+    engine.generate = slow
+    _, trace = await day.ask("apples How many?", explore=True)
+    await day.ask("pears How many?", explore=True)
+    for _ in range(MOST_TRIES):
+        await begun.wait()
+        begun.clear()
+        with explorer.client():
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        explorer._next()
+    await explorer.drain()
+    assert await day.remember.drain()
+    assert [("pears" in episode.prompt_text) for episode in day.store.episodes] == [True]
+    settled = await day.traces.get(trace["id"])
+    assert settled["why_not_remembered"] == "clients came whenever it was explored"
+
+
+async def test_a_request_that_is_refused_after_all_is_not_explored(make_day: MakeDay) -> None:
+    day = await make_day(ScriptedEngine(answer=once_wrong), rewards="consistency=1")
+    explorer = day.steering.explorer
+    with explorer.client():
+        _, trace = await day.ask(explore=True)
+        explorer.withdraw(trace["id"])
+    await explorer.drain()
+    assert await day.remember.drain()
+    assert (day.store.episodes, explorer.summary["waiting"]) == ([], 0)
+
+
+async def test_no_tokens_for_exploring_means_none(make_day: MakeDay) -> None:
+    day = await make_day(ScriptedEngine(), explore_share=1.0, explore_tokens_per_hour=0)
+    await day.ask()
+    await day.steering.explorer.drain()
+    assert day.engine.calls == []
