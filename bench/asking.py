@@ -12,9 +12,9 @@ from typing import Any
 
 from cli.demonstration.stream import Item
 from model.engine import Decoding, Engine, Generation, SteeredPrompt
-from model.final_answer import final_answer
 from server.steering.call import RenderedPrompt
 from server.steering.rewards.format import in_form
+from server.steering.votes import said
 
 
 def render(engine: Engine, item: Item, *, instruction: str, system: str, max_tokens: int) -> RenderedPrompt:
@@ -49,9 +49,7 @@ def first_seed(seed: int, number: int) -> int:
 
 def vote(prompt: RenderedPrompt, answer: Generation) -> str | None:
     """Return what an answer gives its vote to; None: it was cut off, is not in form, or says nothing."""
-    if answer.finish_reason != "stop" or not in_form(prompt, answer):
-        return None
-    return final_answer(answer.text, prompt.decoding.choices)
+    return said(prompt, answer) if in_form(prompt, answer) else None
 
 
 def elected(votes: Sequence[str | None]) -> int | None:

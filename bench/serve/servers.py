@@ -69,11 +69,7 @@ def bare_server(screen: Screen, folder: Path, overrides: Mapping[str, Any]) -> I
         CommandError: it ended before it was ready.
     """
     port = free_port()
-    variables = {
-        **environment({**overrides, "port": port}),
-        **preload({}),
-        "PYTHONUNBUFFERED": "1",
-    }
+    variables = {**environment({**overrides, "port": port}), **preload({}), "PYTHONUNBUFFERED": "1"}
     # `env` adds to what this process inherits, as serve does for its children.
     command = ["env", *(f"{name}={value}" for name, value in variables.items())]
     command += [sys.executable, "-m", "bench.serve.bare"]

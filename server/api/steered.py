@@ -61,11 +61,11 @@ class SteeredRoutes:
         path, started = scope["path"], time.monotonic()
         call: SteeringCall | None = None
 
-        status = [0]
+        status = 0
 
         def describe(found: int) -> dict[str, str]:
-            status[0] = found
-            said = []
+            nonlocal status
+            status, said = found, []
             for each in [call] if call is None else call.conversations:
                 outcome = _outcome(found, each, path)
                 said.append(_described(outcome, each))
@@ -102,7 +102,7 @@ class SteeredRoutes:
         try:
             with gateway.steering.explorer.client():
                 await self.app(scope, _watched(receive, call), send)
-                if status[0] >= 400:  # vLLM has refused what the hook had taken
+                if status >= 400:  # vLLM has refused what the hook had taken
                     for each in call.conversations:
                         gateway.steering.explorer.withdraw(each.trace_id)
         finally:

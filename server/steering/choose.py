@@ -14,10 +14,8 @@ from model.calibration import calibrated, choice_logits, leaning
 from model.engine import Engine, Generation, SteeredPrompt
 from server.steering.call import RenderedPrompt
 
-ALIKE = 0.5
-"""Least cosine of requests that are taken to lean the same way: that of a cluster."""
 LOOKED_AT = 64
-"""Most of them that are looked at."""
+"""Most requests of the same cluster that are looked at: they are taken to lean the same way."""
 UNKNOWN = 16
 """Requests without a lean that count beside the known ones: a few may all be right about the same choice."""
 MOST_PASSES = 128
@@ -35,7 +33,7 @@ class Choice:
     plain_probability: float
     """Calibrated, of the one that the model would have chosen by itself."""
     log_probabilities: tuple[float, ...]
-    """Of each choice, under no latent and not calibrated."""
+    """Of each choice, under no latent and not calibrated; (): not asked for."""
 
 
 async def choose(
@@ -44,6 +42,8 @@ async def choose(
     steered: SteeredPrompt,
     known: Sequence[Sequence[float]],
     strength: float,
+    *,
+    remembered: bool,
 ) -> Choice:
     """Return the likeliest of the prompt's choices.
 
@@ -55,24 +55,29 @@ async def choose(
         steered: The same, with the latent that serves it, if one does.
         known: Log-probabilities of the same choices under no latent, of requests like it.
         strength: λ of the calibration.
+        remembered: Whether what the model thinks by itself is asked for behind a latent, too.
 
     Raises:
         EngineError: the engine failed.
     """
     choices = prompt.scored_choices
-    plain = SteeredPrompt(prompt.token_ids)
-    passes = sum(len(engine.answer_tokens(choice)) for choice in choices)
-    own = await choice_logits(engine, [plain], choices, held=passes > MOST_PASSES)
+    own = None
+    if steered.latent is None or remembered:
+        passes = sum(len(engine.answer_tokens(choice)) for choice in choices)
+        plain = SteeredPrompt(prompt.token_ids)
+        own = await choice_logits(engine, [plain], choices, held=passes > MOST_PASSES)
     if steered.latent is None:
+        assert own is not None
         decisive = calibrated(own, _leaning(own, known, strength))[0]
     else:  # as the night has taught it, and measured
         decisive = np.exp(await choice_logits(engine, [steered], choices, held=True))[0]
     chosen = int(decisive.argmax())
+    by_itself = chosen if own is None else int(own[0].argmax())
     return Choice(
         choices[chosen],
         float(decisive[chosen]),
-        float(decisive[int(own[0].argmax())]),
-        tuple(own[0].tolist()),
+        float(decisive[by_itself]),
+        () if own is None else tuple(own[0].tolist()),
     )
 
 
@@ -87,7 +92,7 @@ def _leaning(
     return leaning(np.concatenate(rows), strength, np.full(count, 1 / count))
 
 
-async def said(engine: Engine, prompt: RenderedPrompt, steered: SteeredPrompt, text: str) -> Generation:
+async def say(engine: Engine, prompt: RenderedPrompt, steered: SteeredPrompt, text: str) -> Generation:
     """Return the answer that says a choice, as the engine decodes it.
 
     Raises:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from memory.episode import Array, LatentMemoryError, prompt_digest
+from memory.episode import Array, LatentMemoryError, prompt_digest, prompt_id
 from model.engine import Engine, EngineError
 from model.space import LatentRejectedError
 from server.steering.measure import measure
@@ -151,7 +151,7 @@ class Explorer:
     def submit(self, exploration: Exploration) -> bool:
         """Take an exploration and return at once; False where too many wait, or it was made lately."""
         work = exploration.work
-        prompt = prompt_digest(work.prompt.token_ids) + (work.prompt.held_to or "")
+        prompt = prompt_id(exploration.space, exploration.tenant, work.prompt.token_ids, work.prompt.held_to)
         if prompt in self._lately and not exploration.asked:
             return False
         if len(self._waiting) >= MAX_WAITING:

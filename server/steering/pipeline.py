@@ -22,7 +22,7 @@ from memory.store import EpisodeStore, Neighbour, Recalled
 from model.engine import Engine, EngineError, PlacementError, SteeredPrompt, UnsupportedError
 from model.space import LatentRejectedError
 from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions, SteeringRejectedError
-from server.steering.choose import Choice, choose, said
+from server.steering.choose import Choice, choose, say
 from server.steering.explore import Exploration, Explorer, ExplorerLimits
 from server.steering.metrics import Metrics
 from server.steering.priors import ActivePrior, Serving
@@ -206,9 +206,9 @@ class Steering:
             return work.plain(several or nothing)
 
         with work.stage("transfer"):
-            start = served = self._start(work, key, recalled)
+            start = served = self._start(work, key, recalled, covered=covered)
             if recalled and not self._recalls(options):  # a search may begin there, but it is not served
-                recalled, served = [], self._start(work, key, [])
+                recalled, served = [], self._start(work, key, [], covered=covered)
         outcome = work.steered(served, position, recalled, covered)
         if outcome.mode == "plain":
             outcome = work.plain(several or nothing)
@@ -224,7 +224,7 @@ class Steering:
             return await self._choose(work, key, outcome, searches=searches)
         return outcome
 
-    def _start(self, work: Work, key: Array, recalled: Sequence[Recalled]) -> torch.Tensor:
+    def _start(self, work: Work, key: Array, recalled: Sequence[Recalled], *, covered: bool) -> torch.Tensor:
         """Return the latent, (L, d), that prior and recalled episodes lead to."""
         start = transfer(
             key,
@@ -233,7 +233,6 @@ class Steering:
             temperature=self._settings.recall_temperature,
             clamp=self._settings.delta_norm_clamp,
         )
-        covered = work.prior is not None and work.prior.covers(key)
         return self._engine.space.check(start, work.prior.space if work.prior and covered else None)
 
     def _chooses(self, prompt: RenderedPrompt) -> bool:
@@ -249,8 +248,8 @@ class Steering:
         try:
             with work.stage("choose"):
                 async with asyncio.timeout(work.options.deadline_s or self._settings.refine_deadline_s):
-                    choice = await self._chosen(work, key, steered)
-                    answer = await said(self._engine, work.prompt, steered, choice.text)
+                    choice = await self._chosen(work, key, steered, remembered=searches)
+                    answer = await say(self._engine, work.prompt, steered, choice.text)
         except (EngineError, TimeoutError) as error:
             logger.error("trace %s: choosing failed: %s: %s", work.trace_id, type(error).__name__, error)
             late = isinstance(error, TimeoutError)
@@ -270,12 +269,14 @@ class Steering:
             similarities=(),
         )
 
-    async def _chosen(self, work: Work, key: Array, steered: SteeredPrompt) -> Choice:
+    async def _chosen(self, work: Work, key: Array, steered: SteeredPrompt, *, remembered: bool) -> Choice:
         known = await self._recall.alike(work, key) if steered.latent is None else []
-        return await choose(self._engine, work.prompt, steered, known, self._settings.choice_calibration)
+        strength = self._settings.choice_calibration
+        return await choose(self._engine, work.prompt, steered, known, strength, remembered=remembered)
 
     async def _remember_choice(self, work: Work, key: Array) -> None:
-        self._keep_choice(work, key, await self._chosen(work, key, SteeredPrompt(work.prompt.token_ids)))
+        plain = SteeredPrompt(work.prompt.token_ids)
+        self._keep_choice(work, key, await self._chosen(work, key, plain, remembered=True))
 
     def _keep_choice(self, work: Work, key: Array, choice: Choice) -> None:
         work.choice = choice
@@ -374,7 +375,7 @@ class Steering:
         )
 
     def _limits(self, work: Work, start: torch.Tensor, *, served: bool) -> Limits:
-        """Return how far refining may go; an exploration takes no steps and samples more."""
+        """Return how far a search may go; an exploration has its own votes and time, and no budget."""
         options, settings, prompt = work.options, self._settings, work.prompt
         room = self._engine.max_model_len - len(prompt.token_ids) - len(start)
         explores = options.effort == "low"

@@ -12,10 +12,10 @@ import torch
 
 from config.settings import Settings
 from memory.episode import TENANT, Array, StoreUnavailableError, prompt_id
-from memory.prior import DEFAULT_RECALL_FLOOR, Prior
+from memory.prior import CLUSTER_COSINE, DEFAULT_RECALL_FLOOR, Prior
 from memory.store import REACH, EpisodeStore, Neighbour, Recalled, recall
 from model.space import LatentRejectedError, LatentSpace
-from server.steering.choose import ALIKE, LOOKED_AT
+from server.steering.choose import LOOKED_AT
 from server.steering.metrics import Metrics
 from server.steering.store_access import StoreAccess
 from server.steering.transfer import base_is_known
@@ -95,7 +95,7 @@ class Recall:
         choices = work.prompt.scored_choices
         try:
             found = await self._store.call(
-                lambda store: store.near(key, tenant=TENANT, k=LOOKED_AT, floor=ALIKE)
+                lambda store: store.near(key, tenant=TENANT, k=LOOKED_AT, floor=CLUSTER_COSINE)
             )
         except StoreUnavailableError as error:
             self._miss(work, error)

@@ -26,12 +26,14 @@ class Leaning(ScriptedEngine):
     def __init__(self, plain: Mapping[str, Sequence[float]], steered: Sequence[float] = (0.5, 0.5)) -> None:
         super().__init__()
         self.plain, self.steered = plain, steered
+        self.asked_plainly = False
 
     async def choice_log_probabilities(
         self, prompts: Sequence[SteeredPrompt], choices: Any, *, held: bool
     ) -> torch.Tensor:
         rows = []
         for prompt in prompts:
+            self.asked_plainly |= prompt.latent is None
             text = self.decode(prompt.token_ids)
             of_it = next(p for name, p in self.plain.items() if name in text)
             rows.append(of_it if prompt.latent is None else self.steered)
@@ -44,7 +46,8 @@ async def chosen(
     prompt = rendered(engine, choices=CHOICES)
     latent = engine.neutral_latent() if steered else None
     with_it = SteeredPrompt(prompt.token_ids, latent)
-    return (await choose(engine, prompt, with_it, np.log(known).tolist() if known else [], strength)).text
+    thought = np.log(known).tolist() if known else []
+    return (await choose(engine, prompt, with_it, thought, strength, remembered=False)).text
 
 
 async def test_what_the_model_says_of_everything_is_taken_off() -> None:
@@ -86,6 +89,7 @@ async def test_low_answers_choices_plainly_until_a_row_serves_them(make_day: Mak
     await day.publish()
     outcome, _ = await day.ask(held)
     assert (outcome.mode, outcome.reason, outcome.answer.text) == ("prior", "prior-covers", NO)
+    assert not day.engine.asked_plainly  # what the model thinks by itself is not asked where nobody wants it
     assert day.store.episodes == []
 
 
