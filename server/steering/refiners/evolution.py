@@ -6,7 +6,6 @@ mirrored noise.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -14,7 +13,7 @@ import torch
 from model.engine import Engine
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, RefineResult
-from server.steering.refiners.steady import SteadyScorer
+from server.steering.refiners.steady import run_steadily
 from server.steering.refiners.trial import Trial
 from server.steering.refiners.trust import RADIUS, project
 from server.steering.rewards.scorer import Scorer
@@ -44,10 +43,15 @@ class EvolutionRefiner:
         self, prompt: RenderedPrompt, start: torch.Tensor, position: int, limits: Limits
     ) -> RefineResult:
         """See `Refiner.refine`."""
-        scorer = SteadyScorer(self._scorer)
-        trial = Trial(self._engine, scorer, prompt, position, limits)
-        result = await trial.run(start, lambda: self._search(trial, start, limits))
-        return replace(result, usage=result.usage + scorer.usage, unavailable=scorer.unavailable)
+        return await run_steadily(
+            self._engine,
+            self._scorer,
+            prompt,
+            start,
+            position,
+            limits,
+            lambda trial: self._search(trial, start, limits),
+        )
 
     async def _search(self, trial: Trial, start: torch.Tensor, limits: Limits) -> None:
         generator = torch.Generator().manual_seed(limits.seed)

@@ -5,7 +5,6 @@ step, a leave-one-out baseline, and the best latent returned instead of the last
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from model.engine import Engine
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, RefineResult
-from server.steering.refiners.steady import SteadyScorer
+from server.steering.refiners.steady import run_steadily
 from server.steering.refiners.trial import Rollouts, Trial
 from server.steering.refiners.trust import RADIUS, project
 from server.steering.rewards.scorer import Scorer
@@ -37,10 +36,15 @@ class GradientRefiner:
         self, prompt: RenderedPrompt, start: torch.Tensor, position: int, limits: Limits
     ) -> RefineResult:
         """See `Refiner.refine`."""
-        scorer = SteadyScorer(self._scorer)
-        trial = Trial(self._engine, scorer, prompt, position, limits)
-        result = await trial.run(start, lambda: self._search(trial, start, limits))
-        return replace(result, usage=result.usage + scorer.usage, unavailable=scorer.unavailable)
+        return await run_steadily(
+            self._engine,
+            self._scorer,
+            prompt,
+            start,
+            position,
+            limits,
+            lambda trial: self._search(trial, start, limits),
+        )
 
     async def _search(self, trial: Trial, start: torch.Tensor, limits: Limits) -> None:
         latent = start

@@ -1,15 +1,19 @@
 """Rewards of one refinement that can be compared with each other.
 
 Owns what becomes of a signal that cannot be had all the way: Q without a verifier that had said 0 would
-look like an improvement. And what the model read to score, for the account. Knows nothing of which
-signals there are.
+look like an improvement. And what the model read to score, for the account of every search. Knows nothing
+of which signals there are.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 
-from model.engine import Generation, Usage
+import torch
+
+from model.engine import Engine, Generation, Usage
 from server.steering.call import RenderedPrompt
-from server.steering.refiners.trial import TrialEndedError
+from server.steering.refiners.refiner import Limits, RefineResult
+from server.steering.refiners.trial import Trial, TrialEndedError
 from server.steering.rewards.scorer import Scored, Scorer
 
 
@@ -57,3 +61,23 @@ class SteadyScorer(Scorer):
         if lost:
             raise TrialEndedError("signal-lost")
         return scores
+
+
+async def run_steadily(
+    engine: Engine,
+    scorer: Scorer,
+    prompt: RenderedPrompt,
+    start: torch.Tensor,
+    position: int,
+    limits: Limits,
+    search: Callable[[Trial], Awaitable[None]],
+) -> RefineResult:
+    """Return what a search finds from `start`, (L, d), with rewards that compare, and all that it spent.
+
+    Raises:
+        EngineError, LatentRejectedError, UnsupportedError: as of `Trial.run`.
+    """
+    steady = SteadyScorer(scorer)
+    trial = Trial(engine, steady, prompt, position, limits)
+    result = await trial.run(start, lambda: search(trial))
+    return replace(result, usage=result.usage + steady.usage, unavailable=steady.unavailable)

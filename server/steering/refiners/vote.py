@@ -12,7 +12,7 @@ import torch
 from model.engine import Engine
 from server.steering.call import RenderedPrompt
 from server.steering.refiners.refiner import Limits, RefineResult
-from server.steering.refiners.steady import SteadyScorer
+from server.steering.refiners.steady import run_steadily
 from server.steering.refiners.trial import Trial
 from server.steering.rewards.scorer import Scorer
 
@@ -29,11 +29,9 @@ class Vote:
         self, prompt: RenderedPrompt, start: torch.Tensor, position: int, limits: Limits
     ) -> RefineResult:
         """See `Refiner.refine`; steps are left out."""
-        scorer = SteadyScorer(self._scorer)
-        trial = Trial(self._engine, scorer, prompt, position, replace(limits, steps=0))
-        result = await trial.run(start, _nothing)
-        return replace(result, usage=result.usage + scorer.usage, unavailable=scorer.unavailable)
+        votes = replace(limits, steps=0)
+        return await run_steadily(self._engine, self._scorer, prompt, start, position, votes, _no_steps)
 
 
-async def _nothing() -> None:
-    return None
+async def _no_steps(trial: Trial) -> None:
+    """Leave it at the votes that a trial opens with."""
