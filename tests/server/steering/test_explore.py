@@ -370,7 +370,10 @@ async def test_a_request_that_is_only_explored_does_not_wait_for_its_key(make_da
     assert np.array_equal(episode.key, expected)
 
 
-async def test_a_prompt_that_takes_too_long_lets_others_have_their_turn(make_day: MakeDay) -> None:
+async def test_a_prompt_that_takes_too_long_lets_others_have_their_turn(
+    make_day: MakeDay, monkeypatch
+) -> None:
+    monkeypatch.setattr("server.steering.explore.PAUSE_S", 0.0)
     engine = ScriptedEngine(answer=once_wrong)
     day = await make_day(engine, rewards="consistency=1", explore_concurrency=1)
     explorer, generate, begun = day.steering.explorer, engine.generate, asyncio.Event()
@@ -390,8 +393,6 @@ async def test_a_prompt_that_takes_too_long_lets_others_have_their_turn(make_day
         begun.clear()
         with explorer.client():
             await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        explorer._next()
     await explorer.drain()
     assert await day.remember.drain()
     assert [("pears" in episode.prompt_text) for episode in day.store.episodes] == [True]
