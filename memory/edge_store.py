@@ -21,14 +21,17 @@ import qdrant_edge as edge
 from memory.edge_shard import EdgeFolder
 from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError, now
 from memory.free_space import UNLIMITED, FreeSpace, NoRoomError
+from memory.listing import Page, Place, Summary, newest_first
 from memory.merge import fold
 from memory.record import (
     COSINE_ROUNDING,
     CREATED_AT,
+    EFFORT,
     KEY,
     LATENT,
     NEIGHBOUR_FIELDS,
     OUTLINE_FIELDS,
+    REFINER,
     REWARD,
     TENANT,
     check_batch,
@@ -37,9 +40,10 @@ from memory.record import (
     neighbour_of,
     outline_of,
     payload_of,
+    summary_of,
     vectors_of,
 )
-from memory.store import Neighbour, Outline, StoreStats
+from memory.store import EVERYWHERE, Neighbour, Outline, StoreStats, Where
 from memory.tally import counted
 
 logger = logging.getLogger(__name__)
@@ -116,7 +120,7 @@ class EdgeStore:
         request = edge.QueryRequest(
             limit=k,
             query=edge.Query.Nearest(np.asarray(key, np.float32).tolist(), using=KEY),
-            filter=_filter(tenant=tenant),
+            filter=_filter(Where(tenant)),
             score_threshold=floor - COSINE_ROUNDING,
             with_vector=False,
             with_payload=edge.PayloadSelector.Include(list(NEIGHBOUR_FIELDS)),
@@ -136,15 +140,27 @@ class EdgeStore:
 
     def scroll(self, *, tenant: str | None = None, batch: int = 256) -> Iterator[Episode]:
         """Yield all episodes, oldest first within a batch, vectors included."""
-        where = _filter(tenant=tenant)
+        where = _filter(Where(tenant))
         for records in self._pages(where, batch, with_vector=True, with_payload=True):
             yield from sorted(map(_episode, records), key=lambda episode: episode.created_at)
 
-    def outlines(self, *, tenant: str | None = None) -> Iterator[Outline]:
+    def outlines(self, where: Where = EVERYWHERE) -> Iterator[Outline]:
         """Yield what there is of each episode beside its vectors, tokens and texts, in any order."""
-        where, fields = _filter(tenant=tenant), edge.PayloadSelector.Include(list(OUTLINE_FIELDS))
-        for records in self._pages(where, 256, with_vector=False, with_payload=fields):
+        fields = edge.PayloadSelector.Include(list(OUTLINE_FIELDS))
+        for records in self._pages(_filter(where), 256, with_vector=False, with_payload=fields):
             yield from (outline_of(str(record.id), record.payload) for record in records)
+
+    def page(self, where: Where, *, limit: int, after: Place | None = None) -> Page:
+        """Return up to `limit` episodes without vectors, newest first, and where the next page begins."""
+
+        def newest(start: datetime | None, count: int) -> list[Summary]:
+            order = edge.OrderBy(CREATED_AT, edge.Direction.Desc, _iso(start))
+            request = edge.ScrollRequest(
+                limit=count, filter=_filter(where), with_vector=False, with_payload=True, order_by=order
+            )
+            return [summary_of(str(record.id), record.payload) for record in self._scroll(request)[0]]
+
+        return newest_first(newest, limit, after)
 
     def delete(self, episode_ids: Sequence[str]) -> int:
         """Delete episodes and return how many there were.
@@ -164,7 +180,7 @@ class EdgeStore:
 
     def count(self, *, tenant: str | None = None, since: datetime | None = None) -> int:
         """Return how many episodes there are; with `since` those created after it, and not in the future."""
-        where = _filter(tenant=tenant, since=since)
+        where = _filter(Where(tenant), after=since)
         return int(self._folder.call(lambda s: s.count(edge.CountRequest(exact=True, filter=where))))
 
     def stats(self, *, tenant: str | None = None) -> StoreStats:
@@ -173,7 +189,7 @@ class EdgeStore:
         known = self._stats.get(tenant)
         if known is not None and known[0] == version:
             return known[1]
-        stats = counted(self.outlines(tenant=tenant))
+        stats = counted(self.outlines(Where(tenant)))
         self._stats[tenant] = (version, stats)
         return stats
 
@@ -247,17 +263,27 @@ def _create(path: Path, length: int, hidden_size: int) -> None:
     shard.close()
 
 
-def _filter(*, tenant: str | None = None, since: datetime | None = None) -> Any | None:
-    must: list[Any] = []
-    if tenant is not None:
-        must.append(edge.FieldCondition(TENANT, match=edge.MatchValue(tenant)))
-    if since is not None:
-        must.append(
-            edge.FieldCondition(
-                CREATED_AT, range=edge.RangeDateTime(gt=since.isoformat(), lte=now().isoformat())
-            )
-        )
+def _filter(where: Where, *, after: datetime | None = None) -> Any | None:
+    """Return what Edge calls that; with `after` only what was created later, and not in the future."""
+    must: list[Any] = [
+        edge.FieldCondition(name, match=edge.MatchValue(value))
+        for name, value in ((TENANT, where.tenant), (EFFORT, where.effort), (REFINER, where.refiner))
+        if value is not None
+    ]
+    if where.reward_min is not None or where.reward_max is not None:
+        rewards = edge.RangeFloat(gte=where.reward_min, lte=where.reward_max)
+        must.append(edge.FieldCondition(REWARD, range=rewards))
+    if where.since is not None or where.until is not None:
+        times = edge.RangeDateTime(gte=_iso(where.since), lt=_iso(where.until))
+        must.append(edge.FieldCondition(CREATED_AT, range=times))
+    if after is not None:
+        times = edge.RangeDateTime(gt=_iso(after), lte=_iso(now()))
+        must.append(edge.FieldCondition(CREATED_AT, range=times))
     return edge.Filter(must=must) if must else None
+
+
+def _iso(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat()
 
 
 def _episode(point: Any) -> Episode:

@@ -15,14 +15,17 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError, now
+from memory.listing import Page, Place, Summary, newest_first
 from memory.merge import fold
 from memory.record import (
     COSINE_ROUNDING,
     CREATED_AT,
+    EFFORT,
     KEY,
     LATENT,
     NEIGHBOUR_FIELDS,
     OUTLINE_FIELDS,
+    REFINER,
     REWARD,
     TENANT,
     check_batch,
@@ -31,9 +34,10 @@ from memory.record import (
     neighbour_of,
     outline_of,
     payload_of,
+    summary_of,
     vectors_of,
 )
-from memory.store import Neighbour, Outline, StoreStats
+from memory.store import EVERYWHERE, Neighbour, Outline, StoreStats, Where
 from memory.tally import counted
 
 T = TypeVar("T")
@@ -115,7 +119,7 @@ class QdrantStore:
                 query=query,
                 using=KEY,
                 limit=k,
-                query_filter=_filter(tenant=tenant),
+                query_filter=_filter(Where(tenant)),
                 score_threshold=floor - COSINE_ROUNDING,
                 with_vectors=False,
                 with_payload=list(NEIGHBOUR_FIELDS),
@@ -134,15 +138,27 @@ class QdrantStore:
 
     def scroll(self, *, tenant: str | None = None, batch: int = 256) -> Iterator[Episode]:
         """Yield all episodes, oldest first within a batch, vectors included."""
-        where = _filter(tenant=tenant)
+        where = _filter(Where(tenant))
         for records in self._pages(where, batch, with_vectors=True, with_payload=True):
             yield from sorted(map(_episode, records), key=lambda episode: episode.created_at)
 
-    def outlines(self, *, tenant: str | None = None) -> Iterator[Outline]:
+    def outlines(self, where: Where = EVERYWHERE) -> Iterator[Outline]:
         """Yield what there is of each episode beside its vectors, tokens and texts, in any order."""
         fields = list(OUTLINE_FIELDS)
-        for records in self._pages(_filter(tenant=tenant), 1024, with_vectors=False, with_payload=fields):
+        for records in self._pages(_filter(where), 1024, with_vectors=False, with_payload=fields):
             yield from (outline_of(str(record.id), record.payload or {}) for record in records)
+
+    def page(self, where: Where, *, limit: int, after: Place | None = None) -> Page:
+        """Return up to `limit` episodes without vectors, newest first, and where the next page begins."""
+
+        def newest(start: datetime | None, count: int) -> list[Summary]:
+            order = models.OrderBy(key=CREATED_AT, direction=models.Direction.DESC, start_from=start)
+            records, _ = self._call(
+                lambda c: c.scroll(self._name, _filter(where), limit=count, order_by=order, with_payload=True)
+            )
+            return [summary_of(str(record.id), record.payload or {}) for record in records]
+
+        return newest_first(newest, limit, after)
 
     def delete(self, episode_ids: Sequence[str]) -> int:
         """Delete episodes and return how many there were."""
@@ -153,12 +169,12 @@ class QdrantStore:
 
     def count(self, *, tenant: str | None = None, since: datetime | None = None) -> int:
         """Return how many episodes there are; with `since` those created after it, and not in the future."""
-        where = _filter(tenant=tenant, since=since)
+        where = _filter(Where(tenant), after=since)
         return int(self._call(lambda c: c.count(self._name, count_filter=where, exact=True)).count)
 
     def stats(self, *, tenant: str | None = None) -> StoreStats:
         """Return counts and the reward distribution; reads the outlines of all episodes."""
-        return counted(self.outlines(tenant=tenant))
+        return counted(self.outlines(Where(tenant)))
 
     def close(self) -> None:
         """Close the client."""
@@ -243,12 +259,22 @@ class QdrantStore:
             raise StoreUnavailableError(f"collection {self._name} cannot be reached: {exc}") from exc
 
 
-def _filter(*, tenant: str | None = None, since: datetime | None = None) -> models.Filter | None:
-    must: list[models.Condition] = []
-    if tenant is not None:
-        must.append(models.FieldCondition(key=TENANT, match=models.MatchValue(value=tenant)))
-    if since is not None:
-        must.append(models.FieldCondition(key=CREATED_AT, range=models.DatetimeRange(gt=since, lte=now())))
+def _filter(where: Where, *, after: datetime | None = None) -> models.Filter | None:
+    """Return what Qdrant calls that; with `after` only what was created later, and not in the future."""
+    must: list[models.Condition] = [
+        models.FieldCondition(key=name, match=models.MatchValue(value=value))
+        for name, value in ((TENANT, where.tenant), (EFFORT, where.effort), (REFINER, where.refiner))
+        if value is not None
+    ]
+    if where.reward_min is not None or where.reward_max is not None:
+        rewards = models.Range(gte=where.reward_min, lte=where.reward_max)
+        must.append(models.FieldCondition(key=REWARD, range=rewards))
+    if where.since is not None or where.until is not None:
+        times = models.DatetimeRange(gte=where.since, lt=where.until)
+        must.append(models.FieldCondition(key=CREATED_AT, range=times))
+    if after is not None:
+        times = models.DatetimeRange(gt=after, lte=now())
+        must.append(models.FieldCondition(key=CREATED_AT, range=times))
     return models.Filter(must=must) if must else None
 
 

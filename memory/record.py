@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from memory.episode import Array, Episode, EpisodeRejectedError
+from memory.listing import Summary
 from memory.store import Neighbour, Outline
 
 KEY = "key"
@@ -20,6 +21,8 @@ LATENT = "latent"
 TENANT = "tenant"
 REWARD = "reward"
 CREATED_AT = "created_at"
+EFFORT = "effort"
+REFINER = "refiner"
 EARNED, START_LIFT, PRIOR_VERSION, CHOICES, CHOICE_LOGS = NEIGHBOUR_FIELDS = (
     "latent_earned",
     "start_lift",
@@ -92,6 +95,11 @@ def episode_of(episode_id: str, payload: Mapping[str, Any], key: ArrayLike, late
         if fields.get(name) is not None:
             fields[name] = datetime.fromisoformat(fields[name])
     return Episode(id=episode_id, key=_array(key), latent=_array(latent), **fields)
+
+
+def summary_of(episode_id: str, payload: Mapping[str, Any]) -> Summary:
+    """Return what `Episode.summary` does, out of a payload alone; an older one may lack fields."""
+    return episode_of(episode_id, payload, (), ()).summary()
 
 
 def neighbour_of(episode_id: str, payload: Mapping[str, Any], similarity: float) -> Neighbour:

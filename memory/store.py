@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Protocol
 
 from memory.episode import Array, Episode
+from memory.listing import Page, Place
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,24 @@ class StoreStats:
     newest: datetime | None
 
 
+@dataclass(frozen=True)
+class Where:
+    """Which episodes: those that are all of this. What is None asks nothing."""
+
+    tenant: str | None = None
+    reward_min: float | None = None
+    reward_max: float | None = None
+    effort: str | None = None
+    refiner: str | None = None
+    since: datetime | None = None
+    """Created then or later."""
+    until: datetime | None = None
+    """Created before."""
+
+
+EVERYWHERE = Where()
+
+
 class EpisodeStore(Protocol):
     """Durable episodes, recalled by similarity. Thread-safe; calls block.
 
@@ -96,8 +115,21 @@ class EpisodeStore(Protocol):
         """Yield all episodes, oldest first within a batch, vectors included."""
         ...
 
-    def outlines(self, *, tenant: str | None = None) -> Iterator[Outline]:
+    def outlines(self, where: Where = EVERYWHERE) -> Iterator[Outline]:
         """Yield what there is of each episode beside its vectors, tokens and texts, in any order."""
+        ...
+
+    def page(self, where: Where, *, limit: int, after: Place | None = None) -> Page:
+        """Return up to `limit` episodes without vectors, newest first, and where the next page begins.
+
+        Whoever goes from page to page meets each episode once that is there from the first to the last,
+        whatever comes and goes meanwhile. One whose `created_at` moves counts as new.
+
+        Args:
+            where: Which.
+            limit: 1 or more.
+            after: Where the page before ended; None: from the newest on.
+        """
         ...
 
     def delete(self, episode_ids: Sequence[str]) -> int:

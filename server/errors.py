@@ -8,6 +8,7 @@ class GatewayError(Exception):
     """Base of what the gateway answers with an error of its own.
 
     GatewayError
+    ├── InvalidRequestError    400: what was asked for is nothing that can be done
     ├── UnauthorizedError      401: no API key, or a wrong one
     ├── UnknownModelError      404: the model, or the effort after its colon, is not served
     ├── NotFoundError          404: no such trace, prior or night
@@ -26,6 +27,13 @@ class GatewayError(Exception):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class InvalidRequestError(GatewayError):
+    """What was asked for is nothing that can be done."""
+
+    status = 400
+    kind = "BadRequestError"
 
 
 class UnauthorizedError(GatewayError):

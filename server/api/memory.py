@@ -1,14 +1,109 @@
-"""GET /v1/memory/stats, GET and DELETE /v1/memory/episodes/{id}: what is remembered, and forgotten again."""
+"""Routes under /v1/memory: counting, listing, reading and forgetting what is remembered."""
 
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from memory.episode import TENANT
+from memory.listing import Place
+from memory.store import Where
 from server.api.deps import GatewayDep
-from server.errors import NotFoundError
+from server.errors import InvalidRequestError, NotFoundError
+from server.forget import forget
 
 router = APIRouter(prefix="/v1/memory", tags=["memory"])
+
+
+def _dated(time: datetime) -> datetime:
+    if not 1970 <= time.year < 10_000 - 1:
+        raise ValueError("a year from 1970 to 9998")
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+Time = Annotated[datetime, AfterValidator(_dated)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Stamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+
+class Filter(BaseModel):
+    """Which episodes: those that are all of this. What is not given asks nothing."""
+
+    model_config = ConfigDict(extra="forbid")  # a misspelt filter would delete too much
+
+    reward_min: Share | None = Field(None, description="Least reward.")
+    reward_max: Share | None = Field(None, description="Highest reward.")
+    effort: str | None = Field(None, description="Effort of the request it was found at.")
+    refiner: str | None = Field(None, description="Search that it was found by; `none`: exploring, choices.")
+    since: Time | None = Field(None, description="Created then or later; ISO 8601, without a zone UTC.")
+    until: Time | None = Field(None, description="Created before.")
+
+    @property
+    def where(self) -> Where:
+        """The filter as stores take it."""
+        return Where(TENANT, **{name: getattr(self, name) for name in Filter.model_fields})
+
+
+class Listing(Filter):
+    """Which page of which episodes."""
+
+    limit: int = Field(20, ge=1, le=100, description="Most episodes of one page.")
+    cursor: str | None = Field(None, description="`next_cursor` of the page before.")
+
+
+class Forgetting(Filter):
+    """Which episodes go."""
+
+    all: bool = Field(False, description="All of them; needed where no filter is given.")
+
+
+class EpisodeSummary(BaseModel):
+    """An episode without its vectors and tokens."""
+
+    id: str
+    space: str
+    tenant: str
+    reward: float
+    plain_reward: float
+    signals: dict[str, float]
+    latent_earned: bool
+    start_lift: float | None
+    choices: list[str]
+    choice_log_probabilities: list[float]
+    max_tokens: int | None
+    prompt_text: str
+    answer_text: str
+    effort: str
+    refiner: str
+    prior_version: str | None
+    trace_id: str | None
+    created_at: Stamp
+    seen: int
+    seen_at: Stamp
+
+
+class EpisodeRead(EpisodeSummary):
+    """An episode without its vectors."""
+
+    prompt_token_ids: list[int]
+    answer_token_ids: list[int]
+
+
+class EpisodePage(BaseModel):
+    """Some episodes, newest first."""
+
+    object: str = "list"
+    data: list[EpisodeSummary]
+    has_more: bool
+    next_cursor: str | None = Field(description="`cursor` of the next page; null: there is none.")
+
+
+class Forgotten(BaseModel):
+    """What was forgotten."""
+
+    deleted: int
 
 
 @router.get("/stats")
@@ -38,14 +133,38 @@ async def stats(gateway: GatewayDep) -> dict[str, Any]:
     }
 
 
+@router.get("/episodes")
+async def episodes(gateway: GatewayDep, asked: Annotated[Listing, Query()]) -> EpisodePage:
+    """Return a page of episodes, newest first, without vectors and tokens.
+
+    Going from page to page shows each episode once that is there all the time, whatever comes and goes.
+    """
+    after = None if asked.cursor is None else _place(asked.cursor)
+    page = await gateway.lookups.call(lambda store: store.page(asked.where, limit=asked.limit, after=after))
+    return EpisodePage(
+        data=[EpisodeSummary.model_validate(one) for one in page.episodes],
+        has_more=page.next is not None,
+        next_cursor=page.next.cursor if page.next else None,
+    )
+
+
+@router.delete("/episodes")
+async def delete_episodes(gateway: GatewayDep, asked: Annotated[Forgetting, Query()]) -> Forgotten:
+    """Forget the episodes that a filter names, or all; those of requests that come later stay."""
+    filtered = any(getattr(asked, name) is not None for name in Filter.model_fields)
+    if filtered == asked.all:
+        raise InvalidRequestError("name a filter, such as reward_max=0.3, or else all=true", "all")
+    return Forgotten(deleted=await forget(gateway, asked.where))
+
+
 @router.get("/episodes/{episode_id}")
-async def episode(gateway: GatewayDep, episode_id: str) -> dict[str, Any]:
+async def episode(gateway: GatewayDep, episode_id: str) -> EpisodeRead:
     """Return one episode without its vectors."""
     name = _name(episode_id)
     found = await gateway.lookups.call(lambda store: store.get(name))
     if found is None:
         raise _unknown(name)
-    return found.summary()
+    return EpisodeRead.model_validate(found.summary())
 
 
 @router.delete("/episodes/{episode_id}", status_code=204)
@@ -54,6 +173,13 @@ async def delete_episode(gateway: GatewayDep, episode_id: str) -> None:
     name = _name(episode_id)
     if not await gateway.remember.delete(name):
         raise _unknown(name)
+
+
+def _place(cursor: str) -> Place:
+    try:
+        return Place.parse(cursor)
+    except ValueError as error:
+        raise InvalidRequestError(f"{error}; give next_cursor of the page before", "cursor") from None
 
 
 def _name(episode_id: str) -> str:

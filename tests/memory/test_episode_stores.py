@@ -26,8 +26,9 @@ from memory.episode import (
     new_id,
     prompt_id,
 )
+from memory.listing import Place, Summary
 from memory.qdrant_store import QdrantStore, connect
-from memory.store import EpisodeStore, Recalled, recall
+from memory.store import EpisodeStore, Recalled, Where, recall
 from tests.memory.conftest import recall_from
 
 LENGTH, HIDDEN = 4, 32
@@ -244,13 +245,119 @@ def test_outlines_tell_what_the_episodes_do(store: EpisodeStore, make: Make) -> 
     ]
     stranger = make(tenant="other")
     store.add([*episodes, stranger])
-    found = {one.id: one for one in store.outlines(tenant="default")}
+    found = {one.id: one for one in store.outlines(Where("default"))}
     for episode in episodes:
         one = found.pop(episode.id)
         assert (one.reward, one.seen, one.created_at) == (episode.reward, episode.seen, episode.created_at)
         assert (one.seen_last, one.held_to_choices) == (episode.seen_last, bool(episode.choices))
     assert not found
     assert len(list(store.outlines())) == 3
+
+
+def listed(store: EpisodeStore, where: Where, limit: int) -> list[Summary]:
+    """Return all episodes that a walk from page to page shows, which it compares with what cursors say."""
+    found: list[Summary] = []
+    after: Place | None = None
+    while True:
+        page = store.page(where, limit=limit, after=after)
+        assert len(page.episodes) == limit or page.next is None
+        found += page.episodes
+        assert len(found) < 1000
+        if page.next is None:
+            return found
+        after = Place.parse(page.next.cursor)
+        assert after == Place.of(found[-1])
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 100])
+def test_pages_show_every_episode_once_newest_first(store: EpisodeStore, make: Make, limit: int) -> None:
+    episodes = [make(created_at=START + timedelta(microseconds=i // 5)) for i in range(12)]
+    store.add([*episodes, make(tenant="other")])
+    newest = sorted(episodes, key=lambda e: (e.created_at, e.id), reverse=True)
+    assert listed(store, Where("default"), limit) == [episode.summary() for episode in newest]
+    assert store.page(Where("nobody"), limit=limit).episodes == []
+
+
+def test_what_a_filter_names_is_what_is_listed_and_outlined(store: EpisodeStore, make: Make) -> None:
+    rng = np.random.default_rng(3)
+    episodes = [
+        make(
+            reward=int(rng.integers(5)) / 4,
+            effort=str(rng.choice(["low", "medium"])),
+            refiner=str(rng.choice(["none", "vote"])),
+            tenant=str(rng.choice(["one", "two"])),
+            created_at=START + timedelta(hours=int(rng.integers(4))),
+        )
+        for _ in range(60)
+    ]
+    store.add(episodes)
+
+    def meant(where: Where, one: Episode) -> bool:
+        return (
+            where.tenant in (None, one.tenant)
+            and (where.reward_min is None or one.reward >= where.reward_min)
+            and (where.reward_max is None or one.reward <= where.reward_max)
+            and where.effort in (None, one.effort)
+            and where.refiner in (None, one.refiner)
+            and (where.since is None or one.created_at >= where.since)
+            and (where.until is None or one.created_at < where.until)
+        )
+
+    wheres = [
+        Where(),
+        Where(tenant="one"),
+        Where(reward_min=0.5),
+        Where(reward_max=0.5),
+        Where(reward_min=0.25, reward_max=0.25),
+        Where(effort="low"),
+        Where(refiner="none", tenant="two"),
+        Where(since=START + timedelta(hours=2)),
+        Where(until=(START + timedelta(hours=2)).astimezone(timezone(timedelta(hours=5)))),
+        Where("one", 0.25, 1.0, "medium", "vote", START + timedelta(hours=1), START + timedelta(hours=3)),
+    ]
+    for where in wheres:
+        expected = {one.id for one in episodes if meant(where, one)}
+        assert len(expected) > 0
+        assert {one.id for one in store.outlines(where)} == expected, where
+        assert {one["id"] for one in listed(store, where, 4)} == expected, where
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_walk_over_pages_shows_once_what_is_there_all_the_time_whatever_comes_and_goes(
+    store: EpisodeStore, make: Make, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+
+    def some(count: int) -> list[Episode]:
+        return [make(created_at=START + timedelta(seconds=int(rng.integers(8)))) for _ in range(count)]
+
+    there = some(30)
+    store.add(there)
+    always, ever = {one.id for one in there}, {one.id for one in there}
+    shown: list[Place] = []
+    page = store.page(Where(), limit=int(rng.integers(1, 6)))
+    while True:
+        shown += map(Place.of, page.episodes)
+        assert len(shown) < 1000
+        if page.next is None:
+            break
+        gone = {one.id for one in there if rng.random() < 0.05} | {page.next.id}
+        store.delete(list(gone))  # the one behind which the page ended among them
+        always -= gone
+        new = some(int(rng.integers(3)))
+        store.add(new)
+        ever |= {one.id for one in new}
+        page = store.page(Where(), limit=int(rng.integers(1, 6)), after=page.next)
+    names = [place.id for place in shown]
+    assert always <= set(names) <= ever
+    assert len(set(names)) == len(names)
+    assert [place.rank for place in shown] == sorted((place.rank for place in shown), reverse=True)
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "é", "MjAyNg==", "bm8gdGltZQ==", "MjAyNi0wMS0wMSBub3Q="])
+def test_what_is_no_cursor_is_told_from_one(cursor: str) -> None:
+    with pytest.raises(ValueError, match="not a cursor"):
+        Place.parse(cursor)
 
 
 def test_stats_count_rewards_by_tenths(store: EpisodeStore, make: Make) -> None:

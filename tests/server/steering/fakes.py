@@ -9,7 +9,8 @@ import numpy as np
 
 from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError
 from memory.free_space import NoRoomError
-from memory.store import Neighbour, Outline, StoreStats
+from memory.listing import Page, Place
+from memory.store import EVERYWHERE, Neighbour, Outline, StoreStats, Where
 from model.engine import Decoding, Generation
 from model.scripted_engine import GOOD, ScriptedEngine
 from server.steering.call import RenderedPrompt
@@ -110,9 +111,12 @@ class ListStore:
     def scroll(self, *, tenant: str | None = None, batch: int = 256) -> Iterator[Episode]:
         yield from self.episodes
 
-    def outlines(self, *, tenant: str | None = None) -> Iterator[Outline]:
+    def outlines(self, where: Where = EVERYWHERE) -> Iterator[Outline]:
         for one in self.episodes:
             yield Outline(one.id, one.reward, bool(one.choices), one.seen, one.seen_last, one.created_at)
+
+    def page(self, where: Where, *, limit: int, after: Place | None = None) -> Page:
+        raise NotImplementedError
 
     def delete(self, episode_ids: Sequence[str]) -> int:
         if not self.deletes_while_away:

@@ -1,0 +1,113 @@
+"""The routes under /v1/memory: lists, filters, forgetting."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+
+from memory.episode import Episode
+from tests.server.api.conftest import Served
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def episode_of(served: Served, number: int, **fields: Any) -> Episode:
+    """Return an episode of the served space; the key, of norm 1, fits the number."""
+    length, hidden_size = served.engine.space.shape
+    key = np.random.default_rng(number).normal(size=hidden_size).astype(np.float32)
+    values: dict[str, Any] = {
+        "space": served.gateway.space,
+        "key": (key / np.linalg.norm(key)).astype(np.float32),
+        "latent": np.full((length, hidden_size), number, np.float32),
+        "reward": number % 5 / 4,
+        "signals": {"consistency": 1.0},
+        "prompt_token_ids": (1, number),
+        "answer_token_ids": (2,),
+        "prompt_text": f"question {number}",
+        "answer_text": f"answer {number}",
+        "created_at": START + timedelta(hours=number // 2),
+    }
+    return Episode(**(values | fields))
+
+
+async def fill(served: Served, count: int) -> list[Episode]:
+    """Remember so many episodes."""
+    episodes = [episode_of(served, number) for number in range(count)]
+    await asyncio.to_thread(served.gateway.store.add, episodes)
+    return episodes
+
+
+async def test_episodes_are_listed_page_by_page_newest_first(served: Served) -> None:
+    episodes = await fill(served, 11)
+    shown: list[dict[str, Any]] = []
+    cursor: dict[str, str] = {}
+    for _ in range(4):
+        page = (await served.http.get("/v1/memory/episodes", params={"limit": "3", **cursor})).json()
+        shown += page["data"]
+        assert page["has_more"] == (page["next_cursor"] is not None) == (len(shown) < 11)
+        cursor = {"cursor": page["next_cursor"]}
+    newest = sorted(episodes, key=lambda one: (one.created_at, one.id), reverse=True)
+    assert [one["id"] for one in shown] == [one.id for one in newest]
+    whole = (await served.http.get(f"/v1/memory/episodes/{newest[0].id}")).json()
+    assert whole == newest[0].summary()
+    left_out = {"prompt_token_ids", "answer_token_ids"}
+    assert shown[0] == {name: value for name, value in whole.items() if name not in left_out}
+
+
+async def test_filters_choose_what_is_listed_and_what_is_forgotten(served: Served) -> None:
+    episodes = await fill(served, 10)
+    asked = {"reward_max": "0.5", "since": "2026-03-01T02:00:00Z", "until": "2026-03-01T04:00:00"}
+    meant = {one.id for one in episodes[4:8] if one.reward <= 0.5}
+    listed = (await served.http.get("/v1/memory/episodes", params=asked)).json()["data"]
+    assert {one["id"] for one in listed} == meant
+    answer = await served.http.delete("/v1/memory/episodes", params=asked)
+    assert answer.json() == {"deleted": len(meant)}
+    left = (await served.http.get("/v1/memory/episodes", params={"limit": 100})).json()["data"]
+    assert {one["id"] for one in left} == {one.id for one in episodes} - meant
+    assert (await served.http.delete("/v1/memory/episodes", params=asked)).json() == {"deleted": 0}
+    assert (await served.http.delete("/v1/memory/episodes?all=true")).json() == {"deleted": 10 - len(meant)}
+    assert (await served.http.get("/v1/memory/episodes")).json() == {
+        "object": "list",
+        "data": [],
+        "has_more": False,
+        "next_cursor": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("", "all"),
+        ("all=false", "all"),
+        ("all=true&effort=low", "all"),
+        ("rewardmax=0.3", "rewardmax"),
+        ("reward_max=nan", "reward_max"),
+        ("since=yesterday", "since"),
+        ("until=0001-01-01", "until"),
+    ],
+)
+async def test_nothing_is_forgotten_that_was_not_named(served: Served, query: str, param: str) -> None:
+    await fill(served, 2)
+    answer = await served.http.delete(f"/v1/memory/episodes?{query}")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert served.gateway.store.count() == 2
+
+
+@pytest.mark.parametrize("query", ["cursor=x", "limit=0", "limit=101", "cluster=1"])
+async def test_a_list_that_cannot_be_is_refused_by_name(served: Served, query: str) -> None:
+    answer = await served.http.get(f"/v1/memory/episodes?{query}")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == query.partition("=")[0]
+
+
+async def test_what_waits_to_be_written_is_forgotten_too(served: Served) -> None:
+    gateway = served.gateway
+    assert gateway.remember.submit(episode_of(served, 0, id=str(uuid4())))
+    answer = await served.http.delete("/v1/memory/episodes?all=true")
+    assert answer.json() == {"deleted": 1}
+    assert await gateway.remember.drain()
+    assert gateway.store.count() == 0
