@@ -1,7 +1,8 @@
 """The part of us that runs inside vLLM's workers.
 
-Owns the final hidden states of requests that ask for a retrieval key, the model's input embeddings
-and head, and the end of an engine whose front end was killed; the twin's part comes from `TwinHost`.
+Owns the final hidden states of requests that ask for a retrieval key, which leave with the step's own output,
+the model's input embeddings and head, and the end of an engine whose front end was killed; the twin's part
+comes from `TwinHost`.
 Imported by vLLM by name (`worker_extension_cls`); its methods are called with `collective_rpc`. Knows
 nothing of prompts, of how keys are centred, or of steering.
 
@@ -15,7 +16,6 @@ import os
 import signal
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,11 +26,7 @@ from server.engine.prefix_cache import share_prefixes
 from server.engine.twin_host import TwinHost
 
 KEY_REQUEST = "latentkey."
-"""Prefix of the ids of requests whose final hidden state is kept."""
-KEY_ID_LENGTH = len(KEY_REQUEST) + 32
-"""Prefix and 32 hex digits; vLLM appends characters of its own to every request id."""
-MAX_STATES = 1024
-"""Most states kept until they are fetched; the oldest is dropped first."""
+"""Prefix of the ids of requests that are answered with their final hidden state."""
 _ROWS_OF_LOGITS = 32
 """States that are read by the head at once: each takes a row of the whole vocabulary."""
 _WATCH_S = 1.0
@@ -42,26 +38,26 @@ class StateCatcher(TwinHost):
     model_runner: Any
 
     def catch_key_states(self) -> None:
-        """Start keeping final hidden states, and share prefixes; again is harmless."""
+        """Begin to answer key requests with their states, and share prefixes; again is harmless."""
         share_prefixes()
-        if hasattr(self, "key_states"):
-            return
-        self.key_states: OrderedDict[str, torch.Tensor] = OrderedDict()
         runner = self.model_runner
-        sample_tokens = runner.sample_tokens
+        if hasattr(runner, "sample_without_states"):
+            return
+        sample_tokens = runner.sample_without_states = runner.sample_tokens
 
-        def sample_and_keep(*args: Any, **kwargs: Any) -> Any:
-            state = runner.execute_model_state
+        def sample_with_states(*args: Any, **kwargs: Any) -> Any:
+            state, rows = runner.execute_model_state, None
             if state is not None:
-                keep_rows(self.key_states, runner.input_batch.req_ids, state.sample_hidden_states)
-            return sample_tokens(*args, **kwargs)
+                ids = runner.input_batch.req_ids
+                unfinished = runner.discard_request_mask.np[: len(ids)]
+                rows = rows_of_keys(ids, unfinished, state.sample_hidden_states)
+            output = sample_tokens(*args, **kwargs)
+            if rows is not None:
+                # With asynchronous scheduling the output is wrapped in what waits for the sampled tokens.
+                getattr(output, "_model_runner_output", output).pooler_output = rows
+            return output
 
-        runner.sample_tokens = sample_and_keep
-
-    def take_key_states(self, request_ids: Sequence[str]) -> dict[str, bytes]:
-        """Return and forget states, float32 bytes of length 4·d, of the requests that have one."""
-        found = {id: self.key_states.pop(id, None) for id in request_ids}
-        return {id: _floats(state) for id, state in found.items() if state is not None}
+        runner.sample_tokens = sample_with_states
 
     def embed_latent_tokens(self, token_ids: Sequence[int]) -> bytes:
         """Return the input embeddings of tokens as float32 bytes, (n, d) row by row."""
@@ -118,23 +114,24 @@ class StateCatcher(TwinHost):
             threading.Thread(target=_end_after, args=(front_end, engine_core), daemon=True).start()
 
 
-def keep_rows(
-    states: "OrderedDict[str, torch.Tensor]", request_ids: Sequence[str], rows: torch.Tensor
-) -> None:
-    """Keep the rows, (n, d), of key requests in `states`, by the id they were submitted with.
+def rows_of_keys(
+    request_ids: Sequence[str], unfinished: Sequence[bool], rows: torch.Tensor
+) -> list[torch.Tensor | None] | None:
+    """Return the row, (d,) float32 on the CPU, of each key request and None of others; None without any.
 
-    Every step overwrites the one before: under chunked prefill only the last step's row stands for
-    the whole prompt. A batch whose rows do not match its requests (speculative decoding) is left out.
+    Args:
+        request_ids: The batch's; vLLM appends characters of its own to every id.
+        unfinished: Whether more of the request's prompt is to come: under chunked prefill only the last
+            step's row stands for the whole prompt.
+        rows: (n, d). Where they do not match the requests (speculative decoding), there are no states.
     """
     if len(request_ids) != len(rows):
-        return
-    for row, request_id in enumerate(request_ids):
-        if request_id.startswith(KEY_REQUEST):
-            key_id = request_id[:KEY_ID_LENGTH]
-            states[key_id] = rows[row].detach().to("cpu", torch.float32, copy=True)
-            states.move_to_end(key_id)
-            while len(states) > MAX_STATES:
-                states.popitem(last=False)
+        return None
+    found = [
+        row.detach().to("cpu", torch.float32, copy=True) if id.startswith(KEY_REQUEST) and not more else None
+        for id, more, row in zip(request_ids, unfinished, rows, strict=True)
+    ]
+    return found if any(row is not None for row in found) else None
 
 
 def _floats(values: torch.Tensor) -> bytes:

@@ -22,6 +22,7 @@ from config.settings import Settings
 from model.choice_trie import ChoiceTrie
 from model.engine import (
     Decoding,
+    EngineError,
     Generation,
     Label,
     LatentGradient,
@@ -36,12 +37,8 @@ from model.space import LatentRejectedError, LatentSpace
 from server.engine.decoding import generation_of, reasoning_of, sampling_params
 from server.engine.errors import translated
 from server.engine.extension import KEY_REQUEST
-from server.engine.states import StateFetcher, floats
 
 T = TypeVar("T")
-
-_STATES_PER_CALL = 256
-"""The worker keeps more than these until they are fetched, also those that others ask for."""
 
 cache_salt: ContextVar[str | None] = ContextVar("cache_salt", default=None)
 """Salt of the request being served: prompts with different salts share no prefix cache."""
@@ -65,7 +62,6 @@ class VLLMEngine:
         self._dtype: torch.dtype = llm.model_config.dtype
         self._centre = torch.zeros(space.hidden_size)
         self._neutral = torch.zeros(space.shape)
-        self._states = StateFetcher(llm)
 
     @classmethod
     async def create(
@@ -128,7 +124,7 @@ class VLLMEngine:
         """Return input embeddings of tokens, (n, d) float32."""
         with translated():
             (rows, *_) = await self.llm.collective_rpc("embed_latent_tokens", args=(list(token_ids),))
-        return floats(rows).reshape(len(token_ids), -1)
+        return torch.frombuffer(bytearray(rows), dtype=torch.float32).reshape(len(token_ids), -1)
 
     async def next_tokens(self, states: torch.Tensor) -> list[int]:
         """Return the tokens that the model's own head reads from final hidden states, (B, d)."""
@@ -195,9 +191,18 @@ class VLLMEngine:
         )
 
         async def one(prompt: Any) -> torch.Tensor:
-            request_id = f"{KEY_REQUEST}{uuid.uuid4().hex}"
-            await self._outputs(prompt, params, request_id)
-            return await self._states.fetch(request_id)
+            # Not `generate`, which takes no other output than tokens.
+            with translated():
+                queue = await self.llm.add_request(f"{KEY_REQUEST}{uuid.uuid4().hex}", prompt, params)
+                try:
+                    output = await queue.get()
+                except asyncio.CancelledError:
+                    await self.llm.abort(queue.request_id, internal=True)
+                    raise
+            state: torch.Tensor | None = getattr(output.outputs, "data", None)
+            if state is None:
+                raise EngineError("the worker gave no hidden state of the request")
+            return state
 
         return torch.stack(await _all([one(prompt) for prompt in inputs]))
 
@@ -249,8 +254,7 @@ class VLLMEngine:
             inputs += [
                 self.mixed_input((*prompt.token_ids, *taken), prompt.latent, position) for taken in places
             ]
-        parts = [inputs[at : at + _STATES_PER_CALL] for at in range(0, len(inputs), _STATES_PER_CALL)]
-        states = torch.cat([await self._last_states(part) for part in parts])  # (B · places, d)
+        states = await self._last_states(inputs)  # (B · places, d)
         allowed = [trie.allowed(taken) for taken in places] * len(prompts)
         with translated():
             answers = await self.llm.collective_rpc(

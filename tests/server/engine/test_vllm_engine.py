@@ -126,6 +126,16 @@ async def test_cancellation_aborts_in_vllm(engine: VLLMEngine) -> None:
     assert engine.llm.get_num_unfinished_requests() == 0
 
 
+async def test_cancellation_of_keys_aborts_in_vllm(engine: VLLMEngine) -> None:
+    task = asyncio.create_task(engine.raw_states([prompt(engine, LONG)] * 3))
+    while engine.llm.get_num_unfinished_requests() < 3:  # noqa: ASYNC110 - vLLM has no event for it
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert engine.llm.get_num_unfinished_requests() == 0
+
+
 async def test_bad_latents_are_refused_before_the_engine(engine: VLLMEngine) -> None:
     tokens = prompt(engine, "Hello.")
     broken = engine.neutral_latent()
