@@ -12,9 +12,9 @@ from typing import Any
 
 from cli.demonstration.stream import Item
 from model.engine import Decoding, Engine, Generation, SteeredPrompt
-from server.steering.call import RenderedPrompt
+from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.format import in_form
-from server.steering.votes import said
+from server.steering.search.votes import said
 
 
 def render(engine: Engine, item: Item, *, instruction: str, system: str, max_tokens: int) -> RenderedPrompt:

@@ -147,7 +147,7 @@ class Settings(BaseSettings):
     )
     rewards: str = Field(
         "consistency=0.7,confidence=0.1,format=0.2",
-        description="Reward signals and weights: judge, consistency, confidence, format, verifier.",
+        description="Reward signals and weights: consistency, confidence, format, verifier.",
     )
     verifier_url: str | None = Field(
         None,

@@ -17,12 +17,12 @@ from memory.state import State
 from memory.store import EpisodeStore
 from server.errors import NotReadyError
 from server.nights import NightCoordinator
+from server.steering.metrics import Metrics
 from server.steering.pipeline import Steering
 from server.steering.priors import ActivePrior
 from server.steering.remember import Remember
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
-from server.tally import RequestTally
 
 
 class Check(Protocol):
@@ -74,7 +74,7 @@ class Gateway:
     traces: TraceLog
     steering: Steering
     nights: NightCoordinator
-    tally: RequestTally
+    metrics: Metrics
     checks: Sequence[Check]
 
 

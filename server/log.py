@@ -7,7 +7,7 @@ import logging
 import sys
 from contextvars import ContextVar
 
-from server.steering.call import current_call
+from server.steering.request import current_call
 
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="-")
 """Id of the HTTP request being served; `-` outside of requests."""

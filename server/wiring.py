@@ -39,7 +39,6 @@ from server.steering.priors import ActivePrior
 from server.steering.remember import Remember
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
-from server.tally import RequestTally
 
 logger = logging.getLogger(__name__)
 
@@ -162,8 +161,6 @@ async def assemble(
         await _background(stack, nights.watch(), "nights")
         if settings.broker_url and settings.broker_url.startswith("redis"):
             await _background(stack, listen(settings.broker_url, space, prior.poke), "signal")
-        tally = RequestTally(registry)
-        stack.callback(tally.close)
         logger.info("ready: space %s, steering %s", space, "off" if steering.disabled else "on")
         yield Gateway(
             settings=settings,
@@ -181,7 +178,7 @@ async def assemble(
             traces=traces,
             steering=steering,
             nights=nights,
-            tally=tally,
+            metrics=metrics,
             checks=tuple(checks),
         )
 

@@ -8,15 +8,17 @@ from server.api.auth import OPEN_PATHS
 from server.api.errors import ANTHROPIC_PATHS
 from server.api.options import REASONING_EFFORTS, STEERED_PATHS, LatentObject
 from server.api.steered import HEADERS
-from server.steering.refiners.refiner import Stopped
+from server.steering.search.result import Stopped
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "api.md").read_text()
 CODED = set(re.findall(r"`([^`\n]+)`", PAGE))
 
 SPOKEN = {
-    "server/steering/pipeline.py": r'(?:plain|noting)\(f?"([a-z-]+)'
-    r'|"(recall[a-z-]+|prior-covers|improved|agreed|several-answers)"',
+    "server/steering/pipeline.py": r'noting\(f?"([a-z-]+)|return f?"([a-z-]+)|else "(no-room)"|"(improved|agreed)"',
+    "server/steering/start.py": r'"((?:memory|recall|nothing|store|prior)[a-z]*-[a-z-]+|recalled)"',
+    "server/steering/request.py": r'"(several-[a-z-]+)"',
+    "server/steering/outcome.py": r'reason = "([a-z-]+)"|return "([a-z-]+)"$',
     "server/steering/priors.py": r': "(prior-[a-z-]+)"',
     "server/api/steered.py": r'reason="([a-z-]+)"',
     "server/engine/injection.py": r'Outcome\("plain", "([a-z-]+)"|return "([a-z-]+)"$',
@@ -37,7 +39,16 @@ def reasons() -> set[str]:
 def test_every_reason_is_listed() -> None:
     table = PAGE.split("## Reasons")[1].split("\n## ")[0]
     listed = {name.partition(":")[0] for name in re.findall(r"`([^`\n]+)`", table)}
-    assert {"recall-retired", "prior-on-trial", "improved", "several-prompts", "not-ready"} <= reasons()
+    known = {"recall-retired", "prior-on-trial", "prior-covers", "improved", "several-prompts", "not-ready"}
+    known |= {
+        "no-room",
+        "effort-none",
+        "self-check-failed",
+        "search-failed",
+        "engine-error",
+        "latent-refused",
+    }
+    assert known <= reasons()
     assert reasons() - listed == set()
 
 

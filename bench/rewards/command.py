@@ -49,7 +49,7 @@ def rewards(
     signals: Annotated[
         str,
         typer.Option("--signals", help="Signals, comma-separated; those of the setting rewards come too."),
-    ] = "judge,consistency,confidence,format",
+    ] = "consistency,confidence,format",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw and the samples.")] = 0,
     folder: Annotated[
         Path | None,
@@ -142,7 +142,7 @@ async def _measure(
             verifier = Verifier.of(settings, Metrics(CollectorRegistry()))
             measurement = Measurement(
                 engine=engine,
-                scorer=Scorer.of(",".join(f"{name}=1" for name in options["signals"]), engine, verifier),
+                scorer=Scorer.of(",".join(f"{name}=1" for name in options["signals"]), verifier),
                 labels=Labels(everything, box="\\boxed" in options["instruction"] + options["system"]),
                 journal=Journal(rows),
                 count=options["samples"],

@@ -16,10 +16,9 @@ from cli.demonstration.score import number_of
 from cli.demonstration.stream import Item
 from cli.failure import CommandError
 from model.engine import Engine, Generation, SteeredPrompt
-from server.steering.call import RenderedPrompt
+from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.consistency import Consistency
 from server.steering.rewards.format import in_form
-from server.steering.rewards.reward import AsksModel
 from server.steering.rewards.scorer import Scored, Scorer
 
 CHUNK = 8
@@ -129,8 +128,7 @@ class Measurement:
         """
         found = {}
         for reward, _ in self.scorer.rewards:
-            generated = reward.tokens_per_answer * len(answers)
-            read = reward.prompt_tokens(prompt, answers) if isinstance(reward, AsksModel) else 0
+            generated = read = 0
             if reward.name == Consistency.name:
                 generated = sum(len(answer.token_ids) for answer in answers[1:])
                 read = len(prompt.token_ids)

@@ -13,11 +13,11 @@ import numpy as np
 from bench.ratio import ratio
 from bench.step.endless import end_tokens, endless
 from bench.step.latentseek import LatentSeek
-from bench.step.refining import Step, prompt_of, refining_step
+from bench.step.searching import Step, prompt_of, search_step
 from model.engine import PromptTooLongError
 from model.transformers_engine import TransformersEngine
-from server.steering.refiners.evolution import EvolutionRefiner
-from server.steering.refiners.gradient import GradientRefiner
+from server.steering.search.evolution import Evolution
+from server.steering.search.gradient import Gradient
 
 BASELINE = "latentseek"
 METHODS = (BASELINE, "gradient", "evolution")
@@ -48,8 +48,8 @@ def compare(
         # The first step of each is another: torch imports and allocates.
         short = prompt_of(engine, question, WARM_UP_TOKENS)
         LatentSeek(network, short.token_ids, WARM_UP_TOKENS).step(PUBLISHED_START)
-        for refiner in (GradientRefiner, EvolutionRefiner):
-            runner.run(refining_step(refiner, engine, short, population, 0))
+        for search in (Gradient(), Evolution()):
+            runner.run(search_step(search, engine, short, population, 0))
         seeking = LatentSeek(network, prompt.token_ids, answer_tokens)
 
         def published(_seed: int) -> Step:
@@ -59,12 +59,8 @@ def compare(
 
         steps: dict[str, Callable[[int], Step]] = {
             BASELINE: published,
-            "gradient": lambda seed: runner.run(
-                refining_step(GradientRefiner, engine, prompt, population, seed)
-            ),
-            "evolution": lambda seed: runner.run(
-                refining_step(EvolutionRefiner, engine, prompt, population, seed)
-            ),
+            "gradient": lambda seed: runner.run(search_step(Gradient(), engine, prompt, population, seed)),
+            "evolution": lambda seed: runner.run(search_step(Evolution(), engine, prompt, population, seed)),
         }
         for repetition in range(repetitions):
             turn = repetition % len(METHODS)

@@ -16,12 +16,13 @@ from bench.asking import elected, samples, seed_of, vote
 from bench.stream.loop import Loop
 from memory.episode import Episode
 from model.engine import Generation, SteeredPrompt
-from server.steering.call import Outcome, RenderedPrompt
 from server.steering.metrics import Metrics
-from server.steering.refiners.evolution import NOISE
-from server.steering.refiners.trust import RADIUS, project
+from server.steering.outcome import Outcome
+from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.scorer import Scorer
 from server.steering.rewards.verifier import Verifier
+from server.steering.search.evolution import NOISE
+from server.steering.search.trust_region import RADIUS, project
 
 FIFO = 32
 """Latents that the `fifo` baseline remembers."""
@@ -113,17 +114,12 @@ async def majority(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> 
 async def best_of(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
     """The one of n samples that the server's own reward likes best."""
     verifier = Verifier.of(loop.settings, Metrics(CollectorRegistry()))
-    scorer = Scorer.of(loop.settings.rewards, loop.engine, verifier)
+    scorer = Scorer.of(loop.settings.rewards, verifier)
     replies = []
     for prompt, found in zip(prompts, await _samples(loop, prompts, loop.plan.samples, seed), strict=True):
         scores = [scored.reward for scored in await scorer.score(prompt, found, found)]
         chosen = int(np.argmax(scores))
-        reply = _chosen(prompt, found, chosen, {"reward": scores[chosen]})
-        judged = scorer.tokens_per_answer * len(found)
-        read = scorer.prompt_tokens(prompt, found)
-        replies.append(
-            replace(reply, generated=reply.generated + judged, forward=reply.forward + judged + read)
-        )
+        replies.append(_chosen(prompt, found, chosen, {"reward": scores[chosen]}))
     return replies
 
 

@@ -22,7 +22,8 @@ from memory.episode import Episode, new_id
 from memory.night import NightLog, NightRecord
 from model.engine import Engine
 from server.gateway import Gateway
-from server.steering.call import Outcome, RenderedPrompt, SteeringOptions
+from server.steering.outcome import Outcome
+from server.steering.prompt import Options, RenderedPrompt
 from server.wiring import assemble
 from worker.errors import TrainingDivergedError
 from worker.night import run_night
@@ -65,7 +66,7 @@ class Loop:
         """
         chosen: dict[str, Any] = {"effort": "low", "store": False, "explore": False, "deadline_s": DEADLINE_S}
         chosen |= options
-        outcome = await self.gateway.steering.steer(prompt, SteeringOptions(**chosen), new_id())
+        outcome = await self.gateway.steering.steer(prompt, Options.of(self.settings, **chosen), new_id())
         if any(broken in outcome.reason for broken in BROKEN):
             raise CommandError(f"steering failed: {outcome.reason}", AGAIN)
         return outcome

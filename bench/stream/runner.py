@@ -21,7 +21,7 @@ from bench.stream.score import Scorer
 from cli.demonstration.labels import labels_right
 from cli.demonstration.stream import Item
 from cli.failure import USAGE, CommandError
-from server.steering.call import RenderedPrompt
+from server.steering.prompt import RenderedPrompt
 
 CHUNK = 16
 """Questions of a day between two writes of rows; each is explored with several rollouts."""

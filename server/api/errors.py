@@ -23,7 +23,7 @@ from memory.registry import RegistryError
 from model.engine import EngineDeadError, EngineError, PromptTooLongError, UnsupportedError
 from server.errors import GatewayError
 from server.log import current_request_id
-from server.steering.call import SteeringRejectedError
+from server.steering.prompt import SteeringRejectedError
 
 logger = logging.getLogger(__name__)
 

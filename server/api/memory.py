@@ -123,12 +123,9 @@ async def stats(gateway: GatewayDep) -> dict[str, Any]:
             }
         },
         "prior": gateway.prior.summary(),
-        "requests": gateway.tally.summary(),
-        "hit_rate": gateway.steering.counts.hit_rate,
+        **gateway.metrics.summary(),
         "exploring": gateway.steering.explorer.summary,
         "pending_writes": gateway.remember.pending,
-        "dropped_writes": gateway.remember.counts.dropped,
-        "refused_writes": gateway.remember.counts.refused,
         "lost_traces": gateway.traces.lost,
     }
 

@@ -1,8 +1,7 @@
 """GET /metrics: vLLM's metrics and ours, from one Prometheus registry.
 
-Owns the gauges that are read from the running parts at each scrape; counters of answers live in
-server/tally.py, those of steering in server/steering/metrics.py. vLLM registers its own in the
-process's default registry.
+Owns the gauges that are read from the running parts at each scrape; counters live in
+server/steering/metrics.py. vLLM registers its own in the process's default registry.
 """
 
 import asyncio

@@ -5,13 +5,13 @@ Knows nothing of HTTP: it reads a parsed body and returns options and the body t
 """
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from config.settings import Effort, SearchName, Settings
 from server.errors import UnknownModelError
-from server.steering.call import SteeringOptions, SteeringRejectedError
+from server.steering.prompt import EffortSource, Options, SteeringRejectedError
 
 CHAT = "/v1/chat/completions"
 BATCH = "/v1/chat/completions/batch"
@@ -33,7 +33,6 @@ REASONING_EFFORTS: Mapping[str, Effort] = {
     "max": "high",
 }
 
-EffortSource = Literal["latent.effort", "model", "reasoning_effort", "default"]
 PriorName = Annotated[str, StringConstraints(pattern=r"^(none|v[1-9][0-9]{0,8})$")]
 
 
@@ -57,7 +56,7 @@ class LatentObject(BaseModel):
 
 def read_options(
     body: dict[str, Any], path: str, settings: Settings, served: Collection[str]
-) -> tuple[SteeringOptions, dict[str, Any]]:
+) -> tuple[Options, dict[str, Any]]:
     """Return what the request chose, and the body without our fields (the same object if it had none).
 
     Args:
@@ -71,27 +70,11 @@ def read_options(
         UnknownModelError: the effort after the model's colon does not exist.
     """
     latent = _latent_object(body.get("latent"))
-    if latent.search == "gradient" and not settings.twin:
-        raise SteeringRejectedError(
-            "latent.search: 'gradient' needs the autograd twin, which this server runs without",
-            "latent.search",
-        )
     _, suffix = _split_model(body.get("model"), served)
     effort, source = _effort(latent, suffix, body, path, settings)
-    options = SteeringOptions(
-        effort=effort,
-        effort_source=source,
-        search=latent.search,
-        k=latent.k,
-        floor=latent.floor,
-        steps=latent.steps,
-        budget_tokens=latent.budget_tokens,
-        deadline_s=latent.deadline_s,
-        prior=latent.prior,
-        store=latent.store is not False and body.get("store") is not False,
-        explore=latent.explore,
-        seed=latent.seed,
-    )
+    store = latent.store is not False and body.get("store") is not False
+    chosen = latent.model_dump(exclude={"effort", "store"})
+    options = Options.of(settings, effort, source, store=store, **chosen)
     rest = without_suffix(body, served)
     if "latent" in body:
         rest = {name: value for name, value in rest.items() if name != "latent"}

@@ -7,6 +7,7 @@ as a body that is no JSON, reaches it as it came. Knows nothing of how steering 
 a streamed answer.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +25,10 @@ from server.api.options import BATCH, COMPLETIONS, MESSAGES, STEERED_PATHS, read
 from server.api.usage import Told, with_usage
 from server.errors import BodyTooLargeError, GatewayError
 from server.gateway import Readiness
-from server.steering.call import Outcome, SteeringCall, SteeringRejectedError, current_call
+from server.steering.outcome import HEADERS as TOLD
+from server.steering.outcome import Outcome
+from server.steering.prompt import SteeringRejectedError
+from server.steering.request import SteeringCall, current_call
 
 MAX_BODY_BYTES = 64 * 2**20
 
@@ -42,8 +46,7 @@ MIXED = "mixed"
 
 
 _PREFIX = "x-latent-"
-_TOLD = ("mode", "reason", "effort", "prior", "episodes", "trace", "reward-before", "reward-after")
-HEADERS = tuple(_PREFIX + name for name in _TOLD)
+HEADERS = tuple(_PREFIX + name for name in TOLD)
 """What an answer may say of its steering."""
 
 
@@ -69,9 +72,7 @@ class SteeredRoutes:
             for each in [call] if call is None else call.conversations:
                 outcome = _outcome(found, each, path)
                 said.append(_described(outcome, each))
-                if self._readiness.gateway is not None:
-                    effort = each.options.effort if each is not None else "none"
-                    self._readiness.gateway.tally.count(effort, outcome, time.monotonic() - started)
+                self._count(outcome, each, started)
             return _common(said)
 
         if path in STEERED_PATHS:
@@ -105,8 +106,18 @@ class SteeredRoutes:
                 if status >= 400:  # vLLM has refused what the hook had taken
                     for each in call.conversations:
                         gateway.steering.explorer.withdraw(each.trace_id)
+        except asyncio.CancelledError:
+            if status == 0:  # nobody waits for an answer any more
+                for each in call.conversations:
+                    self._count(CLIENT_LEFT, each, started)
+            raise
         finally:
             current_call.reset(token)
+
+    def _count(self, outcome: Outcome, call: SteeringCall | None, started: float) -> None:
+        if self._readiness.gateway is not None:
+            effort = call.options.effort if call is not None else "none"
+            self._readiness.gateway.metrics.count(effort, outcome, time.monotonic() - started)
 
 
 def _is_json(scope: Scope) -> bool:
@@ -208,24 +219,15 @@ def _told(call: SteeringCall) -> Told:
 
 
 def _described(outcome: Outcome, call: SteeringCall | None) -> dict[str, str]:
-    """Return what an answer says of one conversation, by names of `_TOLD`."""
-    said = {
-        "mode": outcome.mode,
-        "reason": outcome.reason,
-        "effort": call.options.effort if call is not None else "none",
-        "prior": outcome.prior_version or "none",
-        "episodes": ",".join(outcome.episode_ids),
-        "trace": call.trace_id if call is not None and call.traced else "none",
-    }
-    for name, reward in (("before", outcome.reward_before), ("after", outcome.reward_after)):
-        if reward is not None:
-            said[f"reward-{name}"] = f"{reward:.4f}"
-    return said
+    """Return what an answer says of one conversation, by names of `TOLD`."""
+    if call is None:
+        return outcome.headers("none", None)
+    return outcome.headers(call.options.effort, call.trace_id if call.traced else None)
 
 
 def _common(said: list[dict[str, str]]) -> dict[str, str]:
     """Return what all conversations have in common; where they differ, `mixed`."""
-    names = [name for name in _TOLD if any(name in one for one in said)]
+    names = [name for name in TOLD if any(name in one for one in said)]
     values = {name: {one.get(name) for one in said} for name in names}
     return {name: str(held.pop()) if len(held) == 1 else MIXED for name, held in values.items()}
 

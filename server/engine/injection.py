@@ -7,26 +7,17 @@ found or of HTTP. Requests without a call, such as those of `/tokenize`, pass th
 """
 
 import json
-import logging
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from typing import Any
 
-from model.engine import Decoding, EngineError, PlacementError
-from model.space import LatentRejectedError
+from model.engine import Decoding
 from server.engine.decoding import Native, handed_over
 from server.engine.vllm import VLLMEngine, cache_salt
-from server.steering.call import (
-    Outcome,
-    RenderedPrompt,
-    SteeringCall,
-    SteeringOptions,
-    SteeringRejectedError,
-    current_call,
-)
+from server.steering.outcome import Outcome, reason_of
+from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError
+from server.steering.request import SteeringCall, current_call
 
-logger = logging.getLogger(__name__)
-
-Steer = Callable[[RenderedPrompt, SteeringOptions, str], Awaitable[Outcome]]
+Steer = Callable[[RenderedPrompt, Options, str], Awaitable[Outcome]]
 """Steering: (prompt, options, trace id) → outcome."""
 
 MOST_SCORED = 64
@@ -105,22 +96,13 @@ async def _steered_input(
         return engine.mixed_input(token_ids, outcome.latent, outcome.position, text=plain.get("prompt"))
     except SteeringRejectedError as error:
         raise _rejected(str(error), error.param) from error
-    except PlacementError:
-        call.outcome = Outcome("plain", "no-place-for-latents")
-    except LatentRejectedError as error:
-        logger.error("latent refused, answering plainly: %s (trace %s)", error, call.trace_id)
-        call.outcome = Outcome("plain", "latent-rejected")
-    except EngineError as error:
-        logger.error("steering failed, answering plainly: %s (trace %s)", error, call.trace_id)
-        call.outcome = Outcome("plain", "steering-failed")
-    except Exception:
-        logger.exception("steering failed, answering plainly (trace %s)", call.trace_id)
-        call.outcome = Outcome("plain", "steering-failed")
+    except Exception as error:
+        call.outcome = Outcome("plain", reason_of(error, call.trace_id))
     return plain
 
 
 def why_untouched(
-    options: SteeringOptions, request: Any, inputs: Sequence[Any], adapters: Container[str] = ()
+    options: Options, request: Any, inputs: Sequence[Any], adapters: Container[str] = ()
 ) -> str | None:
     """Return why a request passes untouched whatever steering would say, or None.
 

@@ -11,23 +11,27 @@ import contextvars
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
-from memory.episode import Array, LatentMemoryError, prompt_digest, prompt_id
-from model.engine import Engine, EngineError
+from memory.episode import TENANT, Array, LatentMemoryError, prompt_digest, prompt_id
+from model.engine import Engine, EngineError, Generation
 from model.space import LatentRejectedError
 from server.steering.measure import measure
 from server.steering.metrics import Metrics
+from server.steering.new_episode import episode_of
 from server.steering.priors import ActivePrior
-from server.steering.refiners.refiner import Limits, Refiner, RefineResult
+from server.steering.prompt import Options, seed_of
 from server.steering.remember import Remember
+from server.steering.request import Request
 from server.steering.rewards.reward import Reward
-from server.steering.work import Work, episode_of
+from server.steering.rewards.scorer import Scorer
+from server.steering.search.result import SearchResult
+from server.steering.search.session import Session
+from server.steering.search.vote import Vote
+from server.steering.start import Start
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +44,16 @@ MOST_TRIES = 3
 PAUSE_S = 0.2
 """For how long nobody must have waited before exploring goes on: clients often ask again at once."""
 HOUR_S = 3600.0
+DEADLINE_S = 600.0
+"""Nobody waits for an exploration; this ends one whose engine hangs."""
 
 _OTHER_SEEDS = 1_000
 """How far from those that vote the seeds of measured answers are."""
 
 ENDED = "the server ended before it explored"
 
-Choose = Callable[[Work, Array], Awaitable[None]]
-"""Answers a request that is held to choices, whose key is (d,); the work then holds what to remember."""
+Choose = Callable[[Request, Array], Awaitable[None]]
+"""Answers a request that is held to choices, whose key is (d,); it then holds what to remember."""
 
 Report = Callable[[str, dict[str, Any]], None]
 """Told (trace id, fields of the trace that changed)."""
@@ -57,25 +63,17 @@ Report = Callable[[str, dict[str, Any]], None]
 class Exploration:
     """A request to search for."""
 
-    work: Work
-    key: Array | None
-    """(d,) of its prompt; None: not known yet."""
-    start: torch.Tensor
-    """(L, d) that recall and prior lead to."""
-    row: str | None
-    """Row whose latent the start is; None: it is another one."""
-    position: int
-    limits: Limits
-    chooses: bool
-    """Whether its choices are scored; nothing is sampled then."""
-    asked: bool
-    """Whether the request itself asked for it; then neither time nor tokens are spared."""
-    space: str
-    tenant: str
+    request: Request
+    start: Start
     tries: int = 0
     """How often it was begun and ended by a client."""
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     """Of its request: whoever starts it later may be another's task, and prefix caches are parted by this."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether the request itself asked for it; then neither time nor tokens are spared."""
+        return "explore" in self.request.options.given
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,8 @@ class ExplorerLimits:
     """Share of the time that they take, in (0, 1]."""
     tokens_per_hour: int
     """Most tokens that they generate."""
+    votes: int
+    """Answers that vote on one request."""
 
 
 class Explorer:
@@ -97,7 +97,7 @@ class Explorer:
 
     Args:
         engine: Finds keys, and answers under rows that are measured.
-        vote: Samples answers that vote.
+        scorer: Scores answers that vote.
         choose: Answers what is held to choices.
         verifier: Grades what is measured; None: the consensus does.
         priors: Told what rows are worth.
@@ -111,7 +111,7 @@ class Explorer:
     def __init__(
         self,
         engine: Engine,
-        vote: Refiner,
+        scorer: Scorer,
         choose: Choose,
         verifier: Reward | None,
         priors: ActivePrior,
@@ -124,7 +124,7 @@ class Explorer:
     ) -> None:
         self._metrics, self._limits = metrics, limits
         self._engine, self._verifier, self._priors = engine, verifier, priors
-        self._vote, self._choose = vote, choose
+        self._scorer, self._choose = scorer, choose
         self._remember, self._report, self._threshold = remember, report, threshold
         self._waiting: deque[Exploration] = deque()
         self._running: dict[asyncio.Task[None], Exploration] = {}
@@ -150,13 +150,14 @@ class Explorer:
 
     def submit(self, exploration: Exploration) -> bool:
         """Take an exploration and return at once; False where too many wait, or it was made lately."""
-        work = exploration.work
-        prompt = prompt_id(exploration.space, exploration.tenant, work.prompt.token_ids, work.prompt.held_to)
+        request = exploration.request
+        asked = request.prompt
+        prompt = prompt_id(self._engine.space.id, TENANT, asked.token_ids, asked.held_to)
         if prompt in self._lately and not exploration.asked:
             return False
         if len(self._waiting) >= MAX_WAITING:
             self._metrics.explorations.labels("skipped").inc()
-            logger.info("trace %s is not explored: too many requests wait for it", work.trace_id)
+            logger.info("trace %s is not explored: too many requests wait for it", request.trace_id)
             return False
         self._lately[prompt] = None
         while len(self._lately) > MAX_LATELY:
@@ -181,10 +182,10 @@ class Explorer:
 
     def withdraw(self, trace_id: str) -> None:
         """Forget the exploration of a request that was refused after it had been taken."""
-        for waiting in [one for one in self._waiting if one.work.trace_id == trace_id]:
+        for waiting in [one for one in self._waiting if one.request.trace_id == trace_id]:
             self._waiting.remove(waiting)
         for task, exploration in self._running.items():
-            if exploration.work.trace_id == trace_id:
+            if exploration.request.trace_id == trace_id:
                 self._withdrawn.add(exploration)
                 task.cancel()
 
@@ -202,7 +203,7 @@ class Explorer:
         if self._alarm is not None:
             self._alarm.cancel()
         for exploration in self._waiting:
-            self._not_remembered(exploration.work.trace_id, ENDED)
+            self._not_remembered(exploration.request.trace_id, ENDED)
         self._waiting.clear()
         running = list(self._running)
         for task in running:
@@ -252,7 +253,7 @@ class Explorer:
                 self._waiting.append(replace(exploration, tries=exploration.tries + 1))
             else:
                 self._metrics.explorations.labels("skipped").inc()
-                self._not_remembered(exploration.work.trace_id, "clients came whenever it was explored")
+                self._not_remembered(exploration.request.trace_id, "clients came whenever it was explored")
         self._withdrawn.discard(exploration)
         self._next()
 
@@ -260,99 +261,120 @@ class Explorer:
         self._report(trace_id, {**found, "remembered": "no", "why_not_remembered": why})
 
     async def _explore(self, exploration: Exploration) -> None:
-        work, begun = exploration.work, time.monotonic()
+        request, begun = exploration.request, time.monotonic()
+        options = self._options(request)
         try:
-            key = exploration.key
+            key = exploration.start.key
             if key is None:
-                key = (await self._engine.keys([work.prompt.token_ids]))[0].numpy()
-            result = await self._answer(exploration, key)
-            measured = await self._measure(exploration, key, result)
+                key = (await self._engine.keys([request.prompt.token_ids]))[0].numpy()
+            found = await self._answer(exploration, key, options)
+            measured = await self._measure(exploration, key, options, found)
         except asyncio.CancelledError:
             self._metrics.explorations.labels("interrupted").inc()
-            if not exploration.chooses:  # nobody says how far it came: as if all of it were there
-                self._count(exploration.limits.votes * exploration.limits.max_tokens)
+            if not request.chooses:  # nobody says how far it came: as if all of it were there
+                self._count(options.votes * min(options.answer_tokens, request.prompt.decoding.max_tokens))
             if self._closed:
-                self._not_remembered(work.trace_id, ENDED)
+                self._not_remembered(request.trace_id, ENDED)
             raise
         except Exception as error:
             if isinstance(error, EngineError | LatentRejectedError):
                 logger.warning(
-                    "trace %s: exploring failed: %s: %s", work.trace_id, type(error).__name__, error
+                    "trace %s: exploring failed: %s: %s", request.trace_id, type(error).__name__, error
                 )
             else:
-                logger.exception("trace %s: exploring failed", work.trace_id)
+                logger.exception("trace %s: exploring failed", request.trace_id)
             self._metrics.explorations.labels("failed").inc()
-            self._not_remembered(work.trace_id, "exploring failed")
+            self._not_remembered(request.trace_id, "exploring failed")
             return
         finally:
             took = time.monotonic() - begun
             self._rests_until = time.monotonic() + took * (1 / self._limits.time_share - 1)
-        why_not = work.why_not_remembered(self._threshold)
+        why_not = request.why_not_remembered(self._threshold)
         explored = {
-            "reward_plain": result.reward_before,
-            "reward_start": result.reward_start,
-            "generated_tokens": result.usage.generated_tokens,
-            "forward_tokens": result.usage.forward_tokens,
+            "reward_plain": found.plain.reward if found.plain else None,
+            "reward_start": found.start.reward if found.start else None,
+            "generated_tokens": found.usage.generated_tokens,
+            "forward_tokens": found.usage.forward_tokens,
             "rows": measured,
         }
-        if why_not is not None or work.episode is None:
+        if why_not is not None or request.episode is None:
             self._metrics.explorations.labels("discarded").inc()
-            self._not_remembered(work.trace_id, why_not, explored=explored)
+            self._not_remembered(request.trace_id, why_not, explored=explored)
             return
         self._metrics.explorations.labels("remembered").inc()
-        self._report(work.trace_id, {"explored": explored, "episode_id": work.episode.id})
-        self._remember.submit(work.episode)
+        self._report(request.trace_id, {"explored": explored, "episode_id": request.episode.id})
+        self._remember.submit(request.episode)
 
     def _count(self, tokens: int) -> None:
         self._metrics.explored_tokens.inc(tokens)
         self._spent.append((time.monotonic(), tokens))
 
-    async def _answer(self, exploration: Exploration, key: Array) -> RefineResult:
-        """Return what was sampled, nothing where choices are scored; the work then holds what to remember."""
-        work, limits = exploration.work, exploration.limits
-        if exploration.chooses:
-            async with asyncio.timeout(limits.deadline_s):
-                await self._choose(work, key)
-            return RefineResult("steps")
-        result = await self._vote.refine(work.prompt, exploration.start, exploration.position, limits)
-        self._count(result.usage.generated_tokens)
-        work.result = result
-        work.episode = episode_of(
-            work,
-            key,
-            exploration.space,
-            exploration.tenant,
-            exploration.start,
-            limits.start_is_served,
-            result,
+    def _options(self, request: Request) -> Options:
+        """Return how far the search goes: votes and time of its own, and no budget of the request's."""
+        return replace(
+            request.options,
+            search="vote",
+            steps=0,
+            votes=self._limits.votes,
+            budget_tokens=None,
+            deadline_s=max(DEADLINE_S, request.options.deadline_s),
         )
-        return result
 
-    async def _measure(self, exploration: Exploration, key: Array, result: RefineResult) -> dict[str, float]:
+    async def _answer(self, exploration: Exploration, key: Array, options: Options) -> SearchResult:
+        """Return what was found, nothing where choices are scored; the request holds what to remember."""
+        request, start = exploration.request, exploration.start
+        if request.chooses:
+            async with asyncio.timeout(options.deadline_s):
+                await self._choose(request, key)
+            return SearchResult("steps")
+        session = Session(
+            self._engine,
+            self._scorer,
+            request.prompt,
+            start.latent,
+            start.position,
+            options,
+            served=start.served,
+        )
+        found = await session.run(Vote())
+        self._count(found.usage.generated_tokens)
+        request.found = found
+        request.episode = episode_of(request, key, self._engine.space.id, start.latent, start.served, found)
+        return found
+
+    async def _measure(
+        self, exploration: Exploration, key: Array, options: Options, found: SearchResult
+    ) -> dict[str, float]:
         """Return the differences that rows made, by their id, and hand them over."""
-        work, limits = exploration.work, exploration.limits
-        prompt = work.prompt.token_ids
-        comparisons = work.comparisons(key)
-        if not comparisons or not (result.plain or exploration.chooses):
+        request, start = exploration.request, exploration.start
+        prompt = request.prompt.token_ids
+        comparisons = request.comparisons(key)
+        if not comparisons or not (found.plain_answers or request.chooses):
             return {}
-        given = {None: result.plain} | ({exploration.row: result.start} if exploration.row else {})
+        given: dict[str | None, Sequence[Generation]] = {None: found.plain_answers}
+        if request.prior is not None and start.without.mode == "prior":
+            row = request.prior.row(key)
+            given |= {row.id: found.start_answers} if row is not None else {}
+        room = self._engine.max_model_len - len(prompt) - len(start.latent)
         try:
-            async with asyncio.timeout(limits.deadline_s):
-                found = await measure(
+            async with asyncio.timeout(options.deadline_s):
+                measured = await measure(
                     self._engine,
                     self._verifier,
-                    work.prompt,
-                    exploration.position,
+                    request.prompt,
+                    start.position,
                     comparisons,
                     given,
-                    max_tokens=limits.max_tokens,
-                    seed=limits.seed + _OTHER_SEEDS,
+                    max_tokens=min(request.prompt.decoding.max_tokens, options.answer_tokens, room),
+                    seed=seed_of(request.prompt, options) + _OTHER_SEEDS,
                 )
-            self._count(found.generated_tokens)
-            await self._priors.observe(prompt_digest(prompt), found.differences)
+            self._count(measured.generated_tokens)
+            await self._priors.observe(prompt_digest(prompt), measured.differences)
         except (EngineError, LatentRejectedError, LatentMemoryError, TimeoutError) as error:
-            logger.warning("trace %s: measuring failed: %s: %s", work.trace_id, type(error).__name__, error)
+            logger.warning(
+                "trace %s: measuring failed: %s: %s", request.trace_id, type(error).__name__, error
+            )
             self._metrics.measurements.labels("failed").inc()
             return {}
-        self._metrics.measurements.labels("measured" if found.differences else "no-label").inc()
-        return dict(found.differences)
+        self._metrics.measurements.labels("measured" if measured.differences else "no-label").inc()
+        return dict(measured.differences)

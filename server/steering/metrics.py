@@ -1,4 +1,4 @@
-"""What steering counts, for Prometheus.
+"""What the gateway counts: for Prometheus, and as plain numbers for statistics.
 
 Owns the collectors and their names; each constructor call below documents one. Knows nothing of how
 they are served.
@@ -6,12 +6,12 @@ they are served.
 
 from collections import Counter as Counts
 from collections.abc import Iterable
-from typing import get_args
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from memory.evidence import Standing
-from server.steering.call import Outcome
+from server.steering.outcome import Outcome
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
@@ -27,8 +27,15 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
             "latentevolve_requests_total",
-            "Requests by what really ran and why.",
-            ["mode", "reason"],
+            "Requests of the steered routes by effort, what really ran and why.",
+            ["effort", "mode", "reason"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "latentevolve_seconds_to_headers",
+            "Seconds from a request's arrival to its answer's headers.",
+            ["mode"],
+            buckets=_SECONDS,
             registry=registry,
         )
         self.recalls = Counter(
@@ -45,21 +52,21 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "latentevolve_stage_seconds",
-            "Time per stage: key, recall, transfer, refine.",
+            "Time per stage: key, recall, transfer, choose, search.",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.reward = Histogram(
             "latentevolve_reward",
-            "Q of refined requests, of the unsteered answer (before) and of the best (after).",
+            "Q of requests that were searched for: the unsteered answer (before), the one given (after).",
             ["when"],
             buckets=_TENTHS,
             registry=registry,
         )
         self.generated_tokens = Counter(
-            "latentevolve_refine_generated_tokens_total",
-            "Tokens that refining generated.",
+            "latentevolve_search_generated_tokens_total",
+            "Tokens that searches generated while clients waited.",
             registry=registry,
         )
         self.explorations = Counter(
@@ -116,9 +123,10 @@ class Metrics:
         )
         self.show_standings(())
 
-    def count(self, outcome: Outcome) -> None:
-        """Count one request and what was measured of it."""
-        self.requests.labels(outcome.mode, outcome.reason).inc()
+    def count(self, effort: str, outcome: Outcome, seconds: float) -> None:
+        """Count one request, what was measured of it, and how long it took until its headers."""
+        self.requests.labels(effort, outcome.mode, outcome.reason).inc()
+        self.seconds.labels(outcome.mode).observe(seconds)
         self.generated_tokens.inc(outcome.usage.generated_tokens)
         for when, reward in (("before", outcome.reward_before), ("after", outcome.reward_after)):
             if reward is not None:
@@ -134,3 +142,28 @@ class Metrics:
         counts = Counts(standings)
         for standing in get_args(Standing):
             self.prior_rows.labels(standing).set(counts[standing])
+
+    def summary(self) -> dict[str, Any]:
+        """Return answers by mode, the hit rate of recall and what became of episodes, since the start."""
+        by_mode, recalls = _by_label(self.requests, "mode"), _by_label(self.recalls, "result")
+        fates, answered = _by_label(self.episodes, "result"), recalls["hit"] + recalls["miss"]
+        return {
+            "requests": {
+                "total": by_mode.total(),
+                "steered": by_mode.total() - by_mode["plain"],
+                "by_mode": dict(by_mode),
+            },
+            "hit_rate": recalls["hit"] / answered if answered else None,
+            "dropped_writes": fates["dropped"],
+            "refused_writes": fates["refused"],
+        }
+
+
+def _by_label(counter: Counter, label: str) -> Counts[str]:
+    """Return a counter's values, added up by one of its labels."""
+    found: Counts[str] = Counts()
+    for metric in counter.collect():
+        for sample in metric.samples:
+            if sample.name.endswith("_total"):
+                found[sample.labels[label]] += int(sample.value)
+    return found

@@ -1,4 +1,4 @@
-"""The day of one request: key, recall, transfer, refine, remember (arXiv 2509.24771).
+"""The day of one request: start, search, remember (arXiv 2509.24771).
 
 Owns the order of the stages and every decision to do less. Knows neither HTTP nor vLLM; the answer that
 the client gets is decoded elsewhere, from the outcome. Nothing but a request that cannot be served as
@@ -6,49 +6,37 @@ asked leaves here as an error: whatever fails, there is an answer, and the outco
 """
 
 import asyncio
-import hashlib
 import logging
-import random
-from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
-from config.settings import SearchName, Settings
-from memory.episode import TENANT, Array
-from memory.evidence import weigh
+from config.settings import Settings
+from memory.episode import Array
 from memory.registry import RegistryError
-from memory.store import EpisodeStore, Neighbour, Recalled
-from model.engine import Engine, EngineError, PlacementError, SteeredPrompt, UnsupportedError
+from memory.store import EpisodeStore
+from model.engine import Engine, EngineError, SteeredPrompt, UnsupportedError
 from model.space import LatentRejectedError
-from server.steering.call import Mode, Outcome, RenderedPrompt, SteeringOptions, SteeringRejectedError
-from server.steering.choose import Choice, choose, say
 from server.steering.explore import Exploration, Explorer, ExplorerLimits
 from server.steering.metrics import Metrics
+from server.steering.new_episode import episode_of, episode_of_choice
+from server.steering.outcome import Outcome, reason_of
 from server.steering.priors import ActivePrior, Serving
-from server.steering.recall import Recall, RecallCounts
-from server.steering.refiners.evolution import EvolutionRefiner
-from server.steering.refiners.gradient import GradientRefiner
-from server.steering.refiners.refiner import Limits, Refiner
-from server.steering.refiners.vote import Vote
+from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError
+from server.steering.recall import Recall
 from server.steering.remember import Remember
+from server.steering.request import Request
 from server.steering.rewards.scorer import VERIFIER, Scorer, parse_weights
 from server.steering.rewards.verifier import Verifier
+from server.steering.search.choose import Choice, choose, say
+from server.steering.search.evolution import Evolution
+from server.steering.search.gradient import Gradient
+from server.steering.search.result import Search
+from server.steering.search.session import Session
+from server.steering.search.vote import Vote
+from server.steering.start import Start, Starts
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
-from server.steering.transfer import base_of, transfer
-from server.steering.work import Work, episode_of, episode_of_choice
 
 logger = logging.getLogger(__name__)
-
-EXPLORE_DEADLINE_S = 600.0
-"""Nobody waits for an exploration; this ends one whose engine hangs."""
-
-_REASONS: dict[Mode, str] = {
-    "recall": "recalled",
-    "prior": "prior-covers",
-    "recall+prior": "recalled-and-prior-covers",
-}
 
 
 class Steering:
@@ -68,17 +56,15 @@ class Steering:
         self._engine, self._priors = engine, priors
         self._remember, self._traces, self._settings, self._metrics = remember, traces, settings, metrics
         verifier = Verifier.of(settings, metrics)
-        scorer = Scorer.of(settings.rewards, engine, verifier)
-        vote = Vote(engine, scorer)
-        self._searches: dict[SearchName, Refiner] = {
-            "vote": vote,
-            "evolution": EvolutionRefiner(engine, scorer),
-        }
+        self._scorer = Scorer.of(settings.rewards, verifier)
         self._verified = VERIFIER in parse_weights(settings.rewards)
+        self._searches: dict[str, Search] = {"vote": Vote(), "evolution": Evolution()}
+        if settings.twin:
+            self._searches["gradient"] = Gradient()
         self.explorer = Explorer(
             engine,
-            vote,
-            self._remember_choice,
+            self._scorer,
+            self._choose_to_remember,
             verifier,
             priors,
             remember,
@@ -90,15 +76,13 @@ class Steering:
                 beside=settings.explore_beside,
                 time_share=settings.explore_time_share,
                 tokens_per_hour=settings.explore_tokens_per_hour,
+                votes=settings.explore_rollouts,
             ),
         )
-        if settings.twin:
-            self._searches["gradient"] = GradientRefiner(engine, scorer)
-        self._neutral = engine.neutral_latent()
         self._disabled: str | None = None
-        self.counts = RecallCounts()
         self._store = StoreAccess(store, timeout_s=settings.recall_timeout_s)
-        self._recall = Recall(self._store, engine.space, settings, metrics, self.counts)
+        self._recall = Recall(self._store, engine.space, metrics)
+        self._starts = Starts(engine, self._recall, settings)
 
     async def close(self) -> None:
         """Stop exploring and asking the store."""
@@ -116,37 +100,46 @@ class Steering:
         """Name of the self-check that failed; None while steering works."""
         return self._disabled
 
-    async def steer(self, prompt: RenderedPrompt, options: SteeringOptions, trace_id: str) -> Outcome:
+    async def steer(self, prompt: RenderedPrompt, options: Options, trace_id: str) -> Outcome:
         """Return what goes into the prompt, and why.
 
         Raises:
             SteeringRejectedError: the request asks for what cannot be done, naming the field. Then
                 there is no trace and nothing is remembered.
         """
-        search = self._search_of(options)
-        work = Work(prompt, options, trace_id, await self._serving(options), search, self._metrics)
+        chooses = bool(prompt.scored_choices) and prompt.answers == 1 and not self._verified
+        request = Request(prompt, options, trace_id, await self._serving(options), chooses, self._metrics)
         try:
-            outcome = await self._decide(work)
-        except PlacementError:
-            outcome = work.plain("no-place-for-latents")
-        except LatentRejectedError as error:
-            logger.error("trace %s: %s", trace_id, error)
-            outcome = work.plain("latent-refused")
-        except EngineError as error:
-            logger.error("trace %s: %s: %s", trace_id, type(error).__name__, error)
-            outcome = work.plain("engine-error")
+            outcome = await self._answer(request)
         except SteeringRejectedError:
             raise
-        except asyncio.CancelledError:
-            self._metrics.count(work.plain("client-left"))  # vLLM ends what nobody waits for
-            raise
-        except Exception:
-            logger.exception("trace %s: steering failed", trace_id)
-            outcome = work.plain("steering-failed")
-        self._finish(work, outcome)
+        except Exception as error:
+            outcome = request.plain(reason_of(error, trace_id))
+        self._finish(request, outcome)
         return outcome
 
-    async def _serving(self, options: SteeringOptions) -> Serving | None:
+    async def _answer(self, request: Request) -> Outcome:
+        search = self._search_of(request.options)
+        untouched = self._why_untouched(request)
+        if untouched is not None:
+            return request.plain(untouched)
+        start = await self._starts.find(request)
+        if request.options.effort == "low" and request.options.explore and request.options.store:
+            request.explored = self.explorer.submit(Exploration(request, start))
+        if request.chooses and start.key is not None and (request.searches or start.without.mode == "prior"):
+            return await self._choose(request, start.key, start.without)
+        if request.searches and start.key is not None:
+            return await self._search(request, start.key, start, search)
+        return start.without
+
+    def _why_untouched(self, request: Request) -> str | None:
+        if request.options.effort == "none":
+            return "effort-none"
+        if self._disabled is not None:
+            return f"self-check-failed:{self._disabled}"
+        return None if self._has_room(request.prompt) else "no-room"
+
+    async def _serving(self, options: Options) -> Serving | None:
         """Return what serves this request, which a swap from here on does not change."""
         if options.prior is None:
             return self._priors.serving()
@@ -158,110 +151,97 @@ class Steering:
             raise SteeringRejectedError(f"latent.prior: {error}", "latent.prior") from error
         return Serving(named, named)
 
-    def _search_of(self, options: SteeringOptions) -> Refiner:
-        name = options.search or (self._settings.refiner if options.effort == "high" else "vote")
-        if name not in self._searches and options.search is not None:
+    def _search_of(self, options: Options) -> Search:
+        if options.search not in self._searches and "search" in options.given:
             raise SteeringRejectedError(
-                f"latent.search: {name!r} needs the autograd twin, which this server runs without",
+                f"latent.search: {options.search!r} needs the autograd twin, which this server runs without",
                 "latent.search",
             )
-        return self._searches.get(name, self._searches["evolution"])
+        return self._searches.get(options.search, self._searches["evolution"])
 
-    async def _decide(self, work: Work) -> Outcome:
-        prompt, options = work.prompt, work.options
-        if options.effort == "none":
-            return work.plain("effort-none")
-        if self._disabled is not None:
-            return work.plain(f"self-check-failed:{self._disabled}")
-        if not self._has_room(prompt):
-            return work.plain("no-room")
-        position = self._engine.position(prompt.token_ids)
-        asks = options.effort in ("medium", "high")
-        searches = asks and prompt.answers == 1
-        several = "several-answers" if asks and not searches else None
-        chooses = self._chooses(prompt)
-        refines = searches and not chooses and work.refiner.name != "vote"
-        explores = options.effort == "low" and options.store and self._explores(options)
-        recalls = refines or self._recalls(options)
-        remembers = recalls and await self._recall.is_filled(work)
-        nothing = "memory-empty" if recalls else "recall-off"
-        if not (remembers or searches or (work.prior and work.prior.rows)):
-            nothing = (work.serving and work.serving.silence(None)) or nothing
-            if explores:
-                self._explore(work, None, self._neutral, position, work.plain(""))
-            return work.plain(several or (nothing if work.store_answers else "store-unavailable"))
+    def _has_room(self, prompt: RenderedPrompt) -> bool:
+        """Return whether latents leave the answer all the tokens that it would get of bare vLLM.
 
-        with work.stage("key"):
-            key: Array = (await self._engine.keys([prompt.token_ids]))[0].numpy()
-        covered = work.prior is not None and work.prior.covers(key)
-        recalled, near = await self._recall.near(work, key, covered=covered) if remembers else ([], [])
-        nothing = "nothing-recalled" if recalls else "recall-off"
-        if not work.store_answers:
-            nothing = "store-unavailable"
-        if work.serving is not None and not covered:
-            nothing = work.serving.silence(key) or nothing
-        if recalled and _harms(near, work.prior.version if work.prior else None):
-            recalled, nothing = [], "recall-retired"
-        if not (recalled or covered or searches or explores):
-            return work.plain(several or nothing)
+        Where the request asks for no number, the context is the limit with and without latents; then an
+        answer as long as a search decodes must fit.
+        """
+        room = self._engine.max_model_len - len(prompt.token_ids)
+        asked = prompt.asked_tokens
+        needed = self._settings.refine_max_tokens if asked is None else min(asked, room)
+        return needed + self._engine.space.length <= room
 
-        with work.stage("transfer"):
-            start = served = self._start(work, key, recalled, covered=covered)
-            if recalled and not self._recalls(options):  # a search may begin there, but it is not served
-                recalled, served = [], self._start(work, key, [], covered=covered)
-        outcome = work.steered(served, position, recalled, covered)
-        if outcome.mode == "plain":
-            outcome = work.plain(several or nothing)
-        else:
-            reason = _REASONS[outcome.mode] if work.store_answers else "store-unavailable"
-            outcome = replace(outcome, reason=reason)
-        if searches and not chooses:
-            limits = self._limits(work, start, served=outcome.latent is start)
-            return await self._search(work, key, start, position, limits, outcome)
-        if explores:
-            self._explore(work, key, start, position, outcome)
-        if chooses and (searches or outcome.mode == "prior"):
-            return await self._choose(work, key, outcome, searches=searches)
-        return outcome
-
-    def _start(self, work: Work, key: Array, recalled: Sequence[Recalled], *, covered: bool) -> torch.Tensor:
-        """Return the latent, (L, d), that prior and recalled episodes lead to."""
-        start = transfer(
-            key,
-            recalled,
-            base_of(work.prior, self._neutral),
-            temperature=self._settings.recall_temperature,
-            clamp=self._settings.delta_norm_clamp,
+    async def _search(self, request: Request, key: Array, start: Start, search: Search) -> Outcome:
+        """Return the answer that a search gives, what would be served anyway where it gives none."""
+        without = start.without
+        request.search = search.name
+        session = Session(
+            self._engine,
+            self._scorer,
+            request.prompt,
+            start.latent,
+            start.position,
+            request.options,
+            served=start.served,
         )
-        return self._engine.space.check(start, work.prior.space if work.prior and covered else None)
+        try:
+            with request.stage("search"):
+                found = await session.run(search)
+        except UnsupportedError as error:
+            if search.name == "gradient":
+                self._searches.pop("gradient", None)
+                logger.error("searching by gradient is off: %s", error)
+                if "search" in request.options.given:
+                    raise SteeringRejectedError(f"latent.search: {error}", "latent.search") from error
+            return replace(without, reason=request.noting("search-unsupported"))
+        except (EngineError, LatentRejectedError) as error:
+            logger.error("trace %s: searching failed: %s: %s", request.trace_id, type(error).__name__, error)
+            return replace(without, reason=request.noting("search-failed"))
+        request.found = found
+        if found.plain is None:
+            return replace(without, reason=request.noting(found.stopped), usage=found.usage)
+        early = (
+            f"-until-{found.stopped}"
+            if found.stopped in ("budget", "deadline", "engine-error", "signal-lost")
+            else ""
+        )
+        request.episode = episode_of(request, key, self._engine.space.id, start.latent, start.served, found)
+        measured = replace(without, reward_before=found.plain.reward, usage=found.usage)
+        elected = found.elected
+        if elected is None:
+            return replace(measured, reason=request.noting(f"no-agreement{early}"))
+        return replace(
+            measured,
+            mode="refined" if elected.refined else "voted",
+            reason=request.noting(("improved" if elected.refined else "agreed") + early),
+            reward_after=elected.reward,
+            latent=elected.latent,
+            position=None if elected.latent is None else start.position,
+            answer=elected.answer,
+        )
 
-    def _chooses(self, prompt: RenderedPrompt) -> bool:
-        """Return whether the probabilities of a request's choices say what is right, and no verifier does."""
-        return bool(prompt.scored_choices) and prompt.answers == 1 and not self._verified
-
-    async def _choose(self, work: Work, key: Array, served: Outcome, *, searches: bool) -> Outcome:
+    async def _choose(self, request: Request, key: Array, served: Outcome) -> Outcome:
         """Return the likeliest choice: behind what is `served`, else calibrated."""
         row = served.mode == "prior"  # recalled latents are no reason not to calibrate
         steered = SteeredPrompt(
-            work.prompt.token_ids, served.latent if row else None, served.position if row else None
+            request.prompt.token_ids, served.latent if row else None, served.position if row else None
         )
         try:
-            with work.stage("choose"):
-                async with asyncio.timeout(work.options.deadline_s or self._settings.refine_deadline_s):
-                    choice = await self._chosen(work, key, steered, remembered=searches)
-                    answer = await say(self._engine, work.prompt, steered, choice.text)
+            with request.stage("choose"):
+                async with asyncio.timeout(request.options.deadline_s):
+                    choice = await self._chosen(request, key, steered, remembered=request.searches)
+                    answer = await say(self._engine, request.prompt, steered, choice.text)
         except (EngineError, TimeoutError) as error:
-            logger.error("trace %s: choosing failed: %s: %s", work.trace_id, type(error).__name__, error)
+            logger.error("trace %s: choosing failed: %s: %s", request.trace_id, type(error).__name__, error)
             late = isinstance(error, TimeoutError)
-            return replace(served, reason=work.noting("deadline" if late else "search-failed"))
-        if searches:
-            self._keep_choice(work, key, choice)
+            return replace(served, reason=request.noting("deadline" if late else "search-failed"))
+        if request.searches:
+            self._keep_choice(request, key, choice)
         if row:
             return replace(served, answer=answer)
         return replace(
             served,
             mode="calibrated",
-            reason=work.noting("choices"),
+            reason=request.noting("choices"),
             latent=None,
             position=None,
             answer=answer,
@@ -269,161 +249,32 @@ class Steering:
             similarities=(),
         )
 
-    async def _chosen(self, work: Work, key: Array, steered: SteeredPrompt, *, remembered: bool) -> Choice:
-        known = await self._recall.alike(work, key) if steered.latent is None else []
+    async def _chosen(
+        self, request: Request, key: Array, steered: SteeredPrompt, *, remembered: bool
+    ) -> Choice:
+        known = await self._recall.alike(request, key) if steered.latent is None else []
         strength = self._settings.choice_calibration
-        return await choose(self._engine, work.prompt, steered, known, strength, remembered=remembered)
+        return await choose(self._engine, request.prompt, steered, known, strength, remembered=remembered)
 
-    async def _remember_choice(self, work: Work, key: Array) -> None:
-        plain = SteeredPrompt(work.prompt.token_ids)
-        self._keep_choice(work, key, await self._chosen(work, key, plain, remembered=True))
+    async def _choose_to_remember(self, request: Request, key: Array) -> None:
+        plain = SteeredPrompt(request.prompt.token_ids)
+        self._keep_choice(request, key, await self._chosen(request, key, plain, remembered=True))
 
-    def _keep_choice(self, work: Work, key: Array, choice: Choice) -> None:
-        work.choice = choice
-        tokens = self._engine.answer_tokens(choice.text)
-        work.episode = episode_of_choice(
-            work, key, self._engine.space.id, TENANT, self._neutral, tokens, choice
-        )
+    def _keep_choice(self, request: Request, key: Array, choice: Choice) -> None:
+        request.choice = choice
+        request.episode = episode_of_choice(request, key, self._engine, choice)
 
-    def _recalls(self, options: SteeringOptions) -> bool:
-        """Return whether a request at effort low is served what similar ones remember."""
-        return self._settings.low_recalls or options.k is not None or options.floor is not None
-
-    def _explores(self, options: SteeringOptions) -> bool:
-        if options.explore is not None:
-            return options.explore
-        return random.random() < self._settings.explore_share
-
-    def _explore(
-        self, work: Work, key: Array | None, start: torch.Tensor, position: int, outcome: Outcome
-    ) -> None:
-        limits = self._limits(work, start, served=outcome.mode != "plain")
-        row = None
-        if work.prior is not None and key is not None and outcome.mode == "prior":
-            row = work.prior.row(key)
-        exploration = Exploration(
-            work,
-            key,
-            start,
-            row.id if row else None,
-            position,
-            limits,
-            self._chooses(work.prompt),
-            work.options.explore is True,
-            self._engine.space.id,
-            TENANT,
-        )
-        work.explores = self.explorer.submit(exploration)
-
-    def _has_room(self, prompt: RenderedPrompt) -> bool:
-        """Return whether latents leave the answer all the tokens that it would get of bare vLLM.
-
-        Where the request asks for no number, the context is the limit with and without latents; then an
-        answer as long as refining decodes must fit.
-        """
-        room = self._engine.max_model_len - len(prompt.token_ids)
-        asked = prompt.asked_tokens
-        needed = self._settings.refine_max_tokens if asked is None else min(asked, room)
-        return needed + self._engine.space.length <= room
-
-    async def _search(
-        self,
-        work: Work,
-        key: Array,
-        start: torch.Tensor,
-        position: int,
-        limits: Limits,
-        without: Outcome,
-    ) -> Outcome:
-        """Return the answer that a search gives; `without` one what would be served anyway."""
-        try:
-            with work.stage("refine"):
-                result = await work.refiner.refine(work.prompt, start, position, limits)
-        except UnsupportedError as error:
-            if work.refiner.name == "gradient":
-                self._searches.pop("gradient", None)
-                logger.error("the gradient refiner is off: %s", error)
-            if work.options.search == "gradient":
-                raise SteeringRejectedError(f"latent.search: {error}", "latent.search") from error
-            return replace(without, reason=work.noting("refiner-unsupported"))
-        except (EngineError, LatentRejectedError) as error:
-            logger.error("trace %s: searching failed: %s: %s", work.trace_id, type(error).__name__, error)
-            return replace(without, reason=work.noting("search-failed"))
-        work.result = result
-        if result.reward_before is None:
-            return replace(without, reason=work.noting(result.stopped), usage=result.usage)
-        early = (
-            f"-until-{result.stopped}"
-            if result.stopped in ("budget", "deadline", "engine-error", "signal-lost")
-            else ""
-        )
-        work.episode = episode_of(
-            work, key, self._engine.space.id, TENANT, start, limits.start_is_served, result
-        )
-        measured = replace(without, reward_before=result.reward_before, usage=result.usage)
-        elected = result.elected
-        if elected is None:
-            return replace(measured, reason=work.noting(f"no-agreement{early}"))
-        return replace(
-            measured,
-            mode="refined" if elected.refined else "voted",
-            reason=work.noting(("improved" if elected.refined else "agreed") + early),
-            reward_after=elected.scored.reward,
-            latent=elected.latent,
-            position=None if elected.latent is None else position,
-            answer=elected.answer,
-        )
-
-    def _limits(self, work: Work, start: torch.Tensor, *, served: bool) -> Limits:
-        """Return how far a search may go; an exploration has its own votes and time, and no budget."""
-        options, settings, prompt = work.options, self._settings, work.prompt
-        room = self._engine.max_model_len - len(prompt.token_ids) - len(start)
-        explores = options.effort == "low"
-        votes = {
-            "low": settings.explore_rollouts,
-            "medium": settings.medium_votes,
-            "high": settings.high_votes,
-        }
-        work.seed = _seed(work.prompt, options)
-        return Limits(
-            steps=options.steps or settings.high_steps,
-            votes=votes[options.effort],
-            population=settings.population,
-            max_tokens=min(prompt.decoding.max_tokens, settings.refine_max_tokens, room),
-            seed=work.seed,
-            deadline_s=max(EXPLORE_DEADLINE_S, options.deadline_s or 0.0)
-            if explores
-            else options.deadline_s or settings.refine_deadline_s,
-            budget_tokens=None if explores else options.budget_tokens,
-            vote_tokens=min(settings.vote_tokens, room),
-            start_is_served=served,
-        )
-
-    def _finish(self, work: Work, outcome: Outcome) -> None:
-        """Count, log, trace and remember: nothing here waits."""
-        self._metrics.count(outcome)
+    def _finish(self, request: Request, outcome: Outcome) -> None:
+        """Log, trace and remember: nothing here waits."""
         logger.info(
-            "trace %s: %s, %s, prior %s", work.trace_id, outcome.mode, outcome.reason, outcome.prior_version
+            "trace %s: %s, %s, prior %s",
+            request.trace_id,
+            outcome.mode,
+            outcome.reason,
+            outcome.prior_version,
         )
-        why_not = None if work.explores else work.why_not_remembered(self._settings.remember_threshold)
-        self._traces.record(work.trace(outcome, self._engine.space.id, why_not))
-        if why_not is None and work.episode is not None and not work.explores:
-            self._remember.submit(work.episode)
-
-
-def _harms(near: Sequence[Neighbour], prior_version: str | None) -> bool:
-    """Return whether steering is proven to have lowered rewards nearby, under the prior that serves here."""
-    lifts = [
-        found.start_lift
-        for found in near
-        if found.start_lift is not None and found.prior_version == prior_version
-    ]
-    return weigh(lifts).standing == "retired"
-
-
-def _seed(prompt: RenderedPrompt, options: SteeringOptions) -> int:
-    """Return the request's seed, or one that its prompt fixes, so that a request can be repeated."""
-    for seed in (options.seed, prompt.decoding.seed):
-        if seed is not None:
-            return seed % 2**32
-    return int.from_bytes(hashlib.sha256(repr(prompt.token_ids).encode()).digest()[:4], "big")
+        threshold = self._settings.remember_threshold
+        why_not = None if request.explored else request.why_not_remembered(threshold)
+        self._traces.record(request.trace(outcome, self._engine.space.id, why_not))
+        if why_not is None and request.episode is not None and not request.explored:
+            self._remember.submit(request.episode)

@@ -5,38 +5,20 @@ recalled latents.
 """
 
 import logging
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from config.settings import Settings
-from memory.episode import TENANT, Array, StoreUnavailableError, prompt_id
+from memory.episode import TENANT, Array, Episode, StoreUnavailableError, prompt_id
 from memory.prior import CLUSTER_COSINE, DEFAULT_RECALL_FLOOR, Prior
 from memory.store import REACH, EpisodeStore, Neighbour, Recalled, recall
 from model.space import LatentRejectedError, LatentSpace
-from server.steering.choose import LOOKED_AT
 from server.steering.metrics import Metrics
+from server.steering.request import Request
+from server.steering.search.choose import LOOKED_AT
 from server.steering.store_access import StoreAccess
-from server.steering.transfer import base_is_known
-from server.steering.work import Work
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class RecallCounts:
-    """Recalls since the start, for the statistics."""
-
-    recalls: int = 0
-    """Recalls that the store answered."""
-    hits: int = 0
-    """Recalls that found an episode above the floor."""
-
-    @property
-    def hit_rate(self) -> float | None:
-        """Share of recalls that found something; None before the first."""
-        return self.hits / self.recalls if self.recalls else None
 
 
 class Recall:
@@ -46,73 +28,67 @@ class Recall:
         self,
         store: StoreAccess,
         space: LatentSpace,
-        settings: Settings,
         metrics: Metrics,
-        counts: RecallCounts,
     ) -> None:
-        self._store, self._space, self._settings = store, space, settings
-        self._metrics, self._counts = metrics, counts
+        self._store, self._space, self._metrics = store, space, metrics
         self._was_filled = False
 
-    async def is_filled(self, work: Work) -> bool:
+    async def is_filled(self, request: Request) -> bool:
         """Return whether there is anything to recall. The store is asked until it said yes once."""
         if not self._was_filled:
             try:
                 self._was_filled = await self._store.call(lambda store: store.count(tenant=TENANT)) > 0
             except StoreUnavailableError as error:
-                self._miss(work, error)
+                self._miss(request, error)
         return self._was_filled
 
-    async def near(self, work: Work, key: Array, *, covered: bool) -> tuple[list[Recalled], list[Neighbour]]:
+    async def near(
+        self, request: Request, key: Array, *, covered: bool
+    ) -> tuple[list[Recalled], list[Neighbour]]:
         """Return what is recalled for `key`, (d,), and all neighbours that were looked at, nearest first.
 
         Recalled are up to k episodes whose latent earned its place, and on top of the same prior where this
         key is `covered` by one (ADR 0010); the others tell how steering went.
         """
-        options, settings = work.options, self._settings
-        k = settings.recall_k if options.k is None else options.k
         try:
-            with work.stage("recall"):
-                work.floor = self._floor(work, covered)
-                look = partial(_look, work.prior, key, k, work.floor, covered=covered)
+            with request.stage("recall"):
+                request.floor = self._floor(request, covered)
+                look = partial(_look, request.prior, key, request.options.k, request.floor, covered=covered)
                 found, neighbours = await self._store.call(look)
         except StoreUnavailableError as error:
-            self._miss(work, error)
+            self._miss(request, error)
             return [], []
         recalled = [near for near in found if self._fits(near)]
         self._metrics.recalls.labels("hit" if recalled else "miss").inc()
-        self._counts.recalls += 1
         if recalled:
-            self._counts.hits += 1
             self._metrics.similarity.observe(max(near.similarity for near in recalled))
         return recalled, neighbours
 
-    async def alike(self, work: Work, key: Array) -> list[tuple[float, ...]]:
+    async def alike(self, request: Request, key: Array) -> list[tuple[float, ...]]:
         """Return what the model thought of the same choices in requests like this, whose key is `key`, (d,).
 
         Log-probabilities, one for each choice; none when the store does not answer.
         """
-        choices = work.prompt.scored_choices
+        choices = request.prompt.scored_choices
         try:
             found = await self._store.call(
                 lambda store: store.near(key, tenant=TENANT, k=LOOKED_AT, floor=CLUSTER_COSINE)
             )
         except StoreUnavailableError as error:
-            self._miss(work, error)
+            self._miss(request, error)
             return []
-        own = prompt_id(self._space.id, TENANT, work.prompt.token_ids, work.prompt.held_to)
+        own = prompt_id(self._space.id, TENANT, request.prompt.token_ids, request.prompt.held_to)
         return [
             near.choice_log_probabilities
             for near in found
             if near.choices == choices and near.choice_log_probabilities and near.id != own
         ]
 
-    def _floor(self, work: Work, covered: bool) -> float:
+    def _floor(self, request: Request, covered: bool) -> float:
         """Return the request's floor, else the operator's, else what the night learned of its like."""
-        for named in (work.options.floor, self._settings.recall_floor):
-            if named is not None:
-                return named
-        return work.prior.recall_floor if work.prior and covered else DEFAULT_RECALL_FLOOR
+        if request.options.floor is not None:
+            return request.options.floor
+        return request.prior.recall_floor if request.prior and covered else DEFAULT_RECALL_FLOOR
 
     def _fits(self, near: Recalled) -> bool:
         try:
@@ -122,10 +98,10 @@ class Recall:
             return False
         return True
 
-    def _miss(self, work: Work, error: StoreUnavailableError) -> None:
-        work.store_answers = False
+    def _miss(self, request: Request, error: StoreUnavailableError) -> None:
+        request.store_answers = False
         self._metrics.recalls.labels("unavailable").inc()
-        logger.warning("trace %s goes on without recall: %s", work.trace_id, error)
+        logger.warning("trace %s goes on without recall: %s", request.trace_id, error)
 
 
 def _look(
@@ -140,4 +116,14 @@ def _look(
         return recall(store, same, k), neighbours
     # Which of them lie where the prior speaks is known from their keys only.
     found = recall(store, neighbours, len(neighbours))
-    return [near for near in found if base_is_known(near.episode, prior)][:k], neighbours
+    return [near for near in found if _base_is_known(near.episode, prior)][:k], neighbours
+
+
+def _base_is_known(episode: Episode, prior: Prior) -> bool:
+    """Return whether the prior of now gives the base that the episode's latent was found from.
+
+    It does when it is the same version. Where it does not speak the base is neutral, and the latent counts
+    whole, whatever it was found from. Elsewhere a latent that was found on top of an older prior, less what
+    the prior of now gives, would undo what the night has learned since (ADR 0010).
+    """
+    return episode.prior_version == prior.version or not prior.covers(episode.key)

@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 from memory.episode import Episode, EpisodeRejectedError, StoreUnavailableError
@@ -21,21 +20,6 @@ logger = logging.getLogger(__name__)
 Fate = Literal["stored", "failed", "dropped", "refused", "deleted"]
 Listener = Callable[[Episode, Fate], None]
 """Called on the event loop once per episode, when its fate is settled."""
-
-
-@dataclass
-class RememberCounts:
-    """What became of the episodes since the start."""
-
-    stored: int = 0
-    dropped: int = 0
-    """Not taken, for the queue was full or the process ended."""
-    failed: int = 0
-    """Not taken by the store, which found fault with them."""
-    refused: int = 0
-    """Not written, for the disk is nearly full."""
-    deleted: int = 0
-    """Deleted while they waited."""
 
 
 class Remember:
@@ -73,7 +57,6 @@ class Remember:
         self._idle = asyncio.Event()
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
-        self.counts = RememberCounts()
 
     @property
     def pending(self) -> int:
@@ -188,7 +171,6 @@ class Remember:
 
     def _settle(self, episode: Episode, fate: Fate) -> None:
         self._writing = [other for other in self._writing if other is not episode]
-        setattr(self.counts, fate, getattr(self.counts, fate) + 1)
         self._metrics.episodes.labels(fate).inc()
         for listener in self._listeners:
             try:

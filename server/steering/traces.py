@@ -17,8 +17,8 @@ from safetensors.torch import load, save
 
 from memory.episode import Episode, LatentMemoryError
 from memory.state import State
+from server.steering.outcome import Trace
 from server.steering.remember import Fate
-from server.steering.trace import Trace
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from server.log import configure_logging, current_request_id
-from server.steering.call import Outcome, SteeringCall, SteeringOptions, current_call
+from server.steering.outcome import Outcome
+from server.steering.request import SteeringCall, current_call
+from tests.server.steering.fakes import options
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +23,7 @@ def restored() -> Iterator[None]:
 
 def test_record_tells_request_and_prior_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("INFO")
-    call = SteeringCall(SteeringOptions("low"), outcome=Outcome("prior", "prior-covers", prior_version="v3"))
+    call = SteeringCall(options("low"), outcome=Outcome("prior", "prior-covers", prior_version="v3"))
     tokens = current_request_id.set("abc"), current_call.set(call)
     try:
         raise ValueError("first\nsecond")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from model.engine import Generation
-from server.steering.call import RenderedPrompt
+from server.steering.prompt import RenderedPrompt
 
 Span = tuple[int, int]
 Decode = Callable[[Sequence[int]], str]
@@ -25,7 +25,6 @@ class Confidence:
     """exp of the mean log-probability per answer token; 0 for an empty answer."""
 
     name = "confidence"
-    tokens_per_answer = 0
 
     async def score(
         self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]

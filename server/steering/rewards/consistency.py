@@ -6,8 +6,8 @@ Owns the vote. Knows nothing of how answers are decoded.
 from collections.abc import Sequence
 
 from model.engine import Generation
-from server.steering.call import RenderedPrompt
-from server.steering.votes import counted, said
+from server.steering.prompt import RenderedPrompt
+from server.steering.search.votes import counted, said
 
 CONSISTENCY = "consistency"
 
@@ -17,7 +17,7 @@ class Consistency:
 
     TTRL gives 1 to the majority however small it is; the share also says how far to trust it, so that a
     threshold of 0.5 means that most rollouts agree. In a tie each leading answer has its share.
-    Those that vote are decoded before refining begins, and the set does not change while a latent is
+    Those that vote are decoded before a search begins, and the set does not change while a latent is
     refined: rewards of different steps can be compared, and what is being tried does not vote for itself.
     They come from the unsteered model, and as many from the start when that is what would be served.
 
@@ -27,7 +27,6 @@ class Consistency:
     """
 
     name = CONSISTENCY
-    tokens_per_answer = 0
 
     async def score(
         self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]

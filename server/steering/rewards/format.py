@@ -17,7 +17,7 @@ import regex  # type: ignore[import-untyped]
 
 from model.engine import Generation
 from model.final_answer import boxed
-from server.steering.call import RenderedPrompt
+from server.steering.prompt import RenderedPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ class Format:
     """Share of the request's rules that an answer keeps; does not apply to a request without rules."""
 
     name = FORMAT
-    tokens_per_answer = 0
 
     async def score(
         self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
@@ -98,7 +97,7 @@ def _validator(text: str) -> Any | None:
     schema = _parsed(text) if len(text) <= RULE_CHARS else None
     if not isinstance(schema, dict | bool):
         return None
-    # Not above: refiners are timed on machines with torch and little else (`scripts/gpu.py`).
+    # Not above: searches are timed on machines with torch and little else (`scripts/gpu.py`).
     import jsonschema  # type: ignore[import-untyped]
     from referencing import Registry
 

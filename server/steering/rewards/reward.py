@@ -4,10 +4,10 @@ Owns the protocol. Knows nothing of how signals are weighed or what their scores
 """
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from model.engine import Generation
-from server.steering.call import RenderedPrompt
+from server.steering.prompt import RenderedPrompt
 
 
 class SignalUnavailableError(Exception):
@@ -22,11 +22,6 @@ class Reward(Protocol):
         """Name of the signal in settings, traces and episodes."""
         ...
 
-    @property
-    def tokens_per_answer(self) -> int:
-        """Most tokens the model generates to score one answer; 0 when it is not asked."""
-        ...
-
     async def score(
         self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
     ) -> list[float | None]:
@@ -36,19 +31,9 @@ class Reward(Protocol):
             prompt: What was asked.
             answers: The answers to score.
             pool: The rollouts that vote: answers to the same prompt, of the unsteered model or of the latent
-                that would be served without refining.
+                that would be served without a search.
 
         Raises:
             SignalUnavailableError: nothing can be said of any of them; the reason was logged.
-            EngineError: the signal asked the model, and the engine failed.
         """
-        ...
-
-
-@runtime_checkable
-class AsksModel(Protocol):
-    """A reward that asks the model, and so reads prompts of its own."""
-
-    def prompt_tokens(self, prompt: RenderedPrompt, answers: Sequence[Generation]) -> int:
-        """Return how many tokens the model reads to score these answers."""
         ...

@@ -7,22 +7,20 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from model.engine import Engine, Generation
-from server.steering.call import RenderedPrompt
+from model.engine import Generation
+from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.confidence import Confidence
-from server.steering.rewards.consistency import Consistency
+from server.steering.rewards.consistency import CONSISTENCY, Consistency
 from server.steering.rewards.format import FORMAT, Format
-from server.steering.rewards.judge import Judge
-from server.steering.rewards.reward import AsksModel, Reward, SignalUnavailableError
+from server.steering.rewards.reward import Reward, SignalUnavailableError
 
 VERIFIER = "verifier"
-"""Name of the signal that is not made here: it needs more than an engine."""
+"""Name of the signal that is not made here: it asks somebody else."""
 
-_MAKERS: Mapping[str, Callable[[Engine], Reward]] = {
-    "judge": Judge,
-    "consistency": lambda engine: Consistency(),
-    "confidence": lambda engine: Confidence(),
-    FORMAT: lambda engine: Format(),
+_MAKERS: Mapping[str, Callable[[], Reward]] = {
+    CONSISTENCY: Consistency,
+    "confidence": Confidence,
+    FORMAT: Format,
 }
 SIGNALS = (*_MAKERS, VERIFIER)
 
@@ -48,7 +46,7 @@ class Scorer:
         self._rewards = tuple(rewards)
 
     @classmethod
-    def of(cls, setting: str, engine: Engine, verifier: Reward | None = None) -> "Scorer":
+    def of(cls, setting: str, verifier: Reward | None = None) -> "Scorer":
         """Return the scorer that a setting such as `consistency=0.7,format=0.3` asks for.
 
         Args:
@@ -60,7 +58,7 @@ class Scorer:
 
         def make(name: str) -> Reward:
             if name != VERIFIER:
-                return _MAKERS[name](engine)
+                return _MAKERS[name]()
             if verifier is None:
                 raise RewardSettingsError("rewards: 'verifier' needs LATENTEVOLVE_VERIFIER_URL")
             return verifier
@@ -72,29 +70,13 @@ class Scorer:
         """The signals and their weights."""
         return self._rewards
 
-    @property
-    def tokens_per_answer(self) -> int:
-        """Most tokens the model generates to score one answer."""
-        return sum(reward.tokens_per_answer for reward, _ in self._rewards)
-
-    def prompt_tokens(
-        self, prompt: RenderedPrompt, answers: Sequence[Generation], without: Collection[str] = ()
-    ) -> int:
-        """Return how many tokens the model reads to score these answers."""
-        return sum(
-            reward.prompt_tokens(prompt, answers)
-            for reward, _ in self._rewards
-            if isinstance(reward, AsksModel) and reward.name not in without
-        )
-
     async def score(
         self,
         prompt: RenderedPrompt,
         answers: Sequence[Generation],
         pool: Sequence[Generation],
         *,
-        without: Collection[str] = (),
-        applied: Collection[str] = (),
+        only: Collection[str] | None = None,
     ) -> list[Scored]:
         """Return one score per answer. A signal that is unavailable does not apply, and no error.
 
@@ -105,21 +87,21 @@ class Scorer:
             prompt: What was asked.
             answers: The answers to score.
             pool: The rollouts that vote.
-            without: Signals to leave out, as if they were unavailable.
-            applied: Signals that scored earlier answers to compare with.
-
-        Raises:
-            EngineError: a signal asked the model and the engine failed.
+            only: Signals that scored earlier answers to compare with, and now score these: no others are
+                asked. None: all of them.
         """
         totals, weights = [0.0] * len(answers), [0.0] * len(answers)
         signals: list[dict[str, float]] = [{} for _ in answers]
         unavailable = []
         for reward, weight in self._rewards:
-            values = None if reward.name in without else await _values(reward, prompt, answers, pool)
-            if values is None:
+            if only is not None and reward.name not in only:
+                continue
+            try:
+                values = await reward.score(prompt, answers, pool)
+            except SignalUnavailableError:
                 unavailable.append(reward.name)
                 continue
-            if reward.name not in applied and all(value is None for value in values):
+            if only is None and all(value is None for value in values):
                 continue
             for index, value in enumerate(values):
                 totals[index] += weight * (value or 0.0)
@@ -129,15 +111,6 @@ class Scorer:
             Scored(min(1.0, total / weight) if weight else 0.0, named, tuple(unavailable))
             for total, weight, named in zip(totals, weights, signals, strict=True)
         ]
-
-
-async def _values(
-    reward: Reward, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
-) -> list[float | None] | None:
-    try:
-        return await reward.score(prompt, answers, pool)
-    except SignalUnavailableError:
-        return None
 
 
 def parse_weights(setting: str) -> dict[str, float]:

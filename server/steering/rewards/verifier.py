@@ -18,8 +18,8 @@ from config.loopback import is_loopback
 from config.settings import Settings
 from model.engine import Generation
 from server.steering.breaker import Breaker, CircuitOpenError
-from server.steering.call import RenderedPrompt
 from server.steering.metrics import Metrics
+from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.reward import SignalUnavailableError
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,6 @@ class Verifier:
     """
 
     name = "verifier"
-    tokens_per_answer = 0
 
     def __init__(
         self,

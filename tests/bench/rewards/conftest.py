@@ -49,5 +49,5 @@ def row(
             }
             for number, (text, right, signals) in enumerate(answers)
         ],
-        "spent": {name: {"generated": 8, "forward": 40} for name in ("judge", "confidence")},
+        "spent": {name: {"generated": 8, "forward": 40} for name in ("format", "confidence")},
     }

@@ -14,12 +14,11 @@ from cli.demonstration.stream import Item
 from cli.failure import CommandError
 from model.engine import Generation
 from model.scripted_engine import ScriptedEngine
-from server.steering.call import RenderedPrompt
-from server.steering.rewards.judge import CRITERIA
+from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.reward import SignalUnavailableError
 from server.steering.rewards.scorer import Scorer, parse_weights
 
-SIGNALS = "judge=1,consistency=1,confidence=1,format=1"
+SIGNALS = "consistency=1,confidence=1,format=1"
 ITEMS = [
     *(Item(f"apples number {n}", n) for n in range(5)),
     *(Item(f"trains number {n}", "red", ("red", "blue")) for n in range(5)),
@@ -29,7 +28,7 @@ ITEMS = [
 def measurement(engine: ScriptedEngine, folder: Path, scorer: Scorer | None = None) -> Measurement:
     return Measurement(
         engine=engine,
-        scorer=scorer or Scorer.of(SIGNALS, engine),
+        scorer=scorer or Scorer.of(SIGNALS),
         labels=Labels(ITEMS, box=False),
         journal=Journal(folder / "rows.jsonl"),
         count=4,
@@ -57,13 +56,13 @@ async def test_each_answer_has_its_signals_and_label(tmp_path: Path) -> None:
         assert row["kind"] == kind_of(item)
         for answer in row["answers"]:
             assert answer["correct"] == labels.correct(answer["text"], item)
-            assert {"judge", "confidence", "format"} <= set(answer["signals"])
+            assert {"confidence", "format"} <= set(answer["signals"])
     assert any("consistency" in answer["signals"] for row in rows for answer in row["answers"])
 
 
 async def test_quality_is_that_of_the_server(tmp_path: Path) -> None:
-    engine, weights = ScriptedEngine(), "judge=0.5,consistency=0.7,format=0.2"
-    scorer = Scorer.of(weights, engine)
+    engine, weights = ScriptedEngine(), "confidence=0.5,consistency=0.7,format=0.2"
+    scorer = Scorer.of(weights)
     seen: list[float] = []
 
     class Watched(Scorer):
@@ -71,7 +70,7 @@ async def test_quality_is_that_of_the_server(tmp_path: Path) -> None:
             seen.extend(scored.reward for scored in await scorer.score(*given, **named))
             return await super().score(*given, **named)
 
-    watched = Watched(Scorer.of(SIGNALS, engine).rewards)
+    watched = Watched(Scorer.of(SIGNALS).rewards)
     rows = await measurement(engine, tmp_path, watched).run(ITEMS, quiet)
     answers = Answers.of(rows, list(parse_weights(SIGNALS)))
     assert answers.quality(parse_weights(weights)).tolist() == pytest.approx(seen, abs=1e-5)
@@ -80,12 +79,8 @@ async def test_quality_is_that_of_the_server(tmp_path: Path) -> None:
 async def test_compute_is_what_the_engine_was_asked_for(tmp_path: Path) -> None:
     engine = ScriptedEngine()
     rows = await measurement(engine, tmp_path).run(ITEMS[:3], quiet)
-    judged = [call for call in engine.calls if call.method == "generate"][2:]  # greedy, samples, then grades
-    assert len(judged) == 3
-    for row, call in zip(rows, judged, strict=True):
+    for row in rows:
         spent = row["spent"]
-        assert spent["judge"]["generated"] == len(CRITERIA) * 5 == len(call.prompts)
-        assert spent["judge"]["forward"] == spent["judge"]["generated"] + sum(map(len, call.prompts))
         assert spent["consistency"]["generated"] == sum(one["tokens"] for one in row["answers"][1:])
         assert spent["consistency"]["forward"] > spent["consistency"]["generated"]
         assert spent["confidence"] == spent["format"] == {"generated": 0, "forward": 0}
@@ -109,7 +104,6 @@ class Away:
     """A signal that cannot be had."""
 
     name = "verifier"
-    tokens_per_answer = 0
 
     async def score(
         self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]

@@ -48,7 +48,7 @@ def test_document_pictures_and_rows(engine: ScriptedEngine, data: Path, tmp_path
     assert document["benchmark"] == "rewards"
     results = document["results"]
     assert (results["questions"], results["answers"]) == (6, 30)
-    assert set(results["signals"]) == {"judge", "consistency", "confidence", "format"}
+    assert set(results["signals"]) == {"consistency", "confidence", "format"}
     assert {path.name for path in folder.iterdir()} == {
         "run.json",
         "rows.jsonl",

@@ -15,22 +15,22 @@ from bench.rewards.summary import summarise
 from cli.screen import Screen
 from tests.bench.rewards.conftest import row
 
-NAMES = ["judge", "confidence"]
+NAMES = ["format", "confidence"]
 ROWS = [
     row(
         "one",
         [
-            ("5", False, {"judge": 0.2, "confidence": 0.9}),
-            ("1", True, {"judge": 0.8, "confidence": 0.7}),
-            ("7", False, {"judge": 0.4, "confidence": 0.2}),
+            ("5", False, {"format": 0.2, "confidence": 0.9}),
+            ("1", True, {"format": 0.8, "confidence": 0.7}),
+            ("7", False, {"format": 0.4, "confidence": 0.2}),
         ],
     ),
     row(
         "two",
         [
-            ("1", True, {"judge": 1.0, "confidence": 0.8}),
+            ("1", True, {"format": 1.0, "confidence": 0.8}),
             ("2", False, {"confidence": 0.95}),
-            ("1", True, {"judge": 0.6, "confidence": 0.6}),
+            ("1", True, {"format": 0.6, "confidence": 0.6}),
         ],
         kind="choice",
         cut=(1,),
@@ -39,12 +39,12 @@ ROWS = [
 
 
 def results(threshold: float = 0.5) -> dict[str, object]:
-    return summarise(ROWS, {"judge": 0.5, "confidence": 0.5}, NAMES, threshold)
+    return summarise(ROWS, {"format": 0.5, "confidence": 0.5}, NAMES, threshold)
 
 
 def test_threshold_counts_answers_and_what_would_be_remembered() -> None:
     found = results(0.55)["threshold"]
-    # Q: 0.55, 0.75, 0.3; 0.9, 0.95 (judge does not apply), 0.6. The one of 0.95 was cut off.
+    # Q: 0.55, 0.75, 0.3; 0.9, 0.95 (format does not apply), 0.6. The one of 0.95 was cut off.
     assert isinstance(found, dict)
     assert (found["answers"], found["remembered"]) == (5, 2)
     assert found["right"]["mean"] == pytest.approx(3 / 5)
@@ -54,7 +54,7 @@ def test_threshold_counts_answers_and_what_would_be_remembered() -> None:
 def test_answers_out_of_form_are_not_counted_as_remembered() -> None:
     boxless = {**ROWS[0], "answers": [dict(answer) for answer in ROWS[0]["answers"]]}
     boxless["answers"][1]["in_form"] = False
-    found = summarise([boxless, ROWS[1]], {"judge": 0.5, "confidence": 0.5}, NAMES, 0.55)["threshold"]
+    found = summarise([boxless, ROWS[1]], {"format": 0.5, "confidence": 0.5}, NAMES, 0.55)["threshold"]
     assert (found["answers"], found["remembered"]) == (5, 2)
     assert found["remembered_right"]["mean"] == 0.5  # of question one the wrong greedy answer is left
 
@@ -73,32 +73,32 @@ def test_types_of_answers_are_reported_apart() -> None:
     kinds = results()["kinds"]
     assert isinstance(kinds, dict)
     assert {kind: found["questions"] for kind, found in kinds.items()} == {"choice": 1, "number": 1}
-    assert kinds["number"]["signals"]["judge"]["auc"]["mean"] == 1.0
+    assert kinds["number"]["signals"]["format"]["auc"]["mean"] == 1.0
     assert kinds["choice"]["signals"]["confidence"]["auc"]["mean"] == 0.0
-    assert kinds["choice"]["signals"]["judge"]["auc"] is None  # does not apply to the wrong one
+    assert kinds["choice"]["signals"]["format"]["auc"] is None  # does not apply to the wrong one
 
 
 def test_compute_is_per_answer() -> None:
     signals = results()["signals"]
     assert isinstance(signals, dict)
-    assert signals["judge"]["generated_per_answer"] == pytest.approx(16 / 6)
-    assert signals["judge"]["forward_per_answer"] == pytest.approx(80 / 6)
-    assert (signals["judge"]["applies"], signals["confidence"]["applies"]) == (5, 6)
+    assert signals["format"]["generated_per_answer"] == pytest.approx(16 / 6)
+    assert signals["format"]["forward_per_answer"] == pytest.approx(80 / 6)
+    assert (signals["format"]["applies"], signals["confidence"]["applies"]) == (5, 6)
 
 
 def test_tables_are_shown_with_and_without_results(capsys: pytest.CaptureFixture[str]) -> None:
     show(Screen(), results())
     text = capsys.readouterr().out
-    assert "best by judge" in text
+    assert "best by format" in text
     assert "suggestion, to be tried on other questions" in text
     assert "asked:    two" in text
     right = [row("q", [("1", True, {}), ("1", True, {})])]
-    show(Screen(), summarise(right, {"judge": 1.0}, NAMES, 0.5))
+    show(Screen(), summarise(right, {"format": 1.0}, NAMES, 0.5))
     assert "suggestion" not in capsys.readouterr().out
 
 
 def test_document_is_json_also_of_one_question() -> None:
-    json.dumps(finite(summarise(ROWS[:1], {"judge": 1.0}, NAMES, 0.5)), allow_nan=False)
+    json.dumps(finite(summarise(ROWS[:1], {"format": 1.0}, NAMES, 0.5)), allow_nan=False)
 
 
 def test_reliability_and_roc_by_hand() -> None:
@@ -114,8 +114,8 @@ def test_reliability_and_roc_by_hand() -> None:
 
 def test_pictures_come_with_matplotlib_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = Answers.of(ROWS, NAMES)
-    drawn = draw(tmp_path, answers, answers.quality({"judge": 1.0}))
+    drawn = draw(tmp_path, answers, answers.quality({"format": 1.0}))
     assert [path.name for path in drawn] == ["reliability.png", "roc.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert draw(tmp_path, answers, answers.quality({"judge": 1.0})) == []
+    assert draw(tmp_path, answers, answers.quality({"format": 1.0})) == []

@@ -1,6 +1,6 @@
 """The published step and ours: what each really does."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bench.step.compare import METHODS, compare, summary
 from bench.step.endless import end_tokens, endless
 from bench.step.latentseek import LatentSeek
-from bench.step.refining import Clock, Step, prompt_of, refining_step
-from model.engine import Engine, Generation
+from bench.step.searching import Clock, Step, prompt_of, search_step
+from model.engine import Generation
 from model.scripted_engine import ScriptedEngine
-from server.steering.refiners.evolution import EvolutionRefiner
-from server.steering.refiners.gradient import GradientRefiner
-from server.steering.refiners.refiner import Refiner
-from server.steering.rewards.scorer import Scorer
+from server.steering.search.evolution import Evolution
+from server.steering.search.gradient import Gradient
+from server.steering.search.result import Search
 
 END = 2
 PROMPT = (5, 6, 7, 8)
@@ -111,12 +110,10 @@ def test_all_ends_of_a_model_are_known(network: Any) -> None:
     assert end_tokens(network, Tokenizer()) == [END, 7]
 
 
-@pytest.mark.parametrize(("refiner", "answers"), [(GradientRefiner, 5), (EvolutionRefiner, 4)])
-async def test_one_step_from_answers_to_answers_is_timed(
-    refiner: Callable[[Engine, Scorer], Refiner], answers: int
-) -> None:
+@pytest.mark.parametrize(("search", "answers"), [(Gradient(), 5), (Evolution(), 4)])
+async def test_one_step_from_answers_to_answers_is_timed(search: Search, answers: int) -> None:
     engine = ScriptedEngine(answer=lambda *_: "never done within twelve tokens")
-    step = await refining_step(refiner, engine, prompt_of(engine, "Which?", 12), population=4, seed=1)
+    step = await search_step(search, engine, prompt_of(engine, "Which?", 12), population=4, seed=1)
     assert len([call for call in engine.calls if call.method == "generate"]) == 3
     assert len(engine.calls[-1].latents) == answers
     assert step.answers == answers

@@ -18,8 +18,7 @@ from config.settings import Settings
 from memory.episode import Episode
 from model.engine import Decoding
 from model.scripted_engine import CLOSE, ScriptedEngine
-from server.steering.call import RenderedPrompt
-from server.steering.rewards.judge import CRITERIA
+from server.steering.prompt import RenderedPrompt
 from tests.bench.stream.conftest import items_of
 from tests.tables import row
 
@@ -202,16 +201,6 @@ async def test_best_of_takes_what_the_reward_likes_best(
     reply = await answering(["1", "2", "3", "2", "5"], agreeing, plan, "best-of", tmp_path)
     assert reply.text == "2"
     assert reply.facts["reward"] == 2 / 5
-
-
-async def test_best_of_pays_for_what_the_judge_reads(settings: Settings, plan: Plan, tmp_path: Path) -> None:
-    texts = ["1", "2", "3"]
-    judged = settings.model_copy(update={"rewards": "judge=1"})
-    alone = await answering(texts, settings, plan, "best-of", tmp_path / "alone")
-    reply = await answering(texts, judged, plan, "best-of", tmp_path / "judged")
-    graded = len(CRITERIA) * len(texts)
-    assert reply.generated - alone.generated == graded
-    assert reply.forward - alone.forward > 100 * graded
 
 
 def test_box_is_a_rule_where_the_request_asks_for_one(engine: ScriptedEngine) -> None:

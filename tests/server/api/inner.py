@@ -13,7 +13,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from model.engine import Decoding, SteeredPrompt
 from model.scripted_engine import ScriptedEngine
-from server.steering.call import Outcome, RenderedPrompt, SteeringRejectedError, current_call
+from server.steering.outcome import Outcome
+from server.steering.prompt import RenderedPrompt, SteeringRejectedError
+from server.steering.request import current_call
 
 MODEL = "small"
 

@@ -56,7 +56,7 @@ async def test_unforeseen_error_can_be_read(serve: Serve, monkeypatch: pytest.Mo
     def broken() -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(served.gateway.tally, "summary", broken)
+    monkeypatch.setattr(served.gateway.metrics, "summary", broken)
     answer = await served.http.get("/v1/memory/stats", headers={"origin": ORIGIN})
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (500, ORIGIN)
 

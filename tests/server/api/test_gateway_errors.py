@@ -24,7 +24,7 @@ async def test_unknown_error_hides_internals(
     def broken() -> None:
         raise RuntimeError("secret of the inside")
 
-    monkeypatch.setattr(served.gateway.tally, "summary", broken)
+    monkeypatch.setattr(served.gateway.metrics, "summary", broken)
     answer = await served.http.get("/v1/memory/stats", headers={"x-request-id": "abc-1"})
     assert answer.status_code == 500
     assert answer.headers["x-request-id"] == "abc-1"

@@ -116,7 +116,7 @@ async def test_metrics_show_answers_and_memory(served: Served) -> None:
     await served.chat()
     await served.chat(latent={"effort": "extreme"})
     text = (await served.http.get("/metrics")).text
-    assert 'latentevolve_answers_total{effort="low",mode="plain",reason="memory-empty"} 1.0' in text
+    assert 'latentevolve_requests_total{effort="low",mode="plain",reason="memory-empty"} 1.0' in text
     assert 'reason="rejected"} 1.0' in text
     assert "latentevolve_ready 1.0" in text
     assert "latentevolve_stored_episodes 0.0" in text

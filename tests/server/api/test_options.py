@@ -16,7 +16,7 @@ from server.api.options import (
     without_suffix,
 )
 from server.errors import UnknownModelError
-from server.steering.call import SteeringOptions, SteeringRejectedError
+from server.steering.prompt import Options, SteeringRejectedError
 
 SERVED = ["small", "org/big:8b"]
 
@@ -25,7 +25,7 @@ def settings(**values: Any) -> Settings:
     return Settings(_env_file=None, **values)
 
 
-def read(body: dict[str, Any], path: str = CHAT, **values: Any) -> tuple[SteeringOptions, dict[str, Any]]:
+def read(body: dict[str, Any], path: str = CHAT, **values: Any) -> tuple[Options, dict[str, Any]]:
     return read_options(body, path, settings(**values), SERVED)
 
 
@@ -187,9 +187,3 @@ def test_suffix_alone_can_be_taken_off() -> None:
         assert without_suffix(other, SERVED) is other
     with pytest.raises(UnknownModelError):
         without_suffix({"model": "small:extreme"}, SERVED)
-
-
-def test_gradient_refiner_without_a_twin_is_refused() -> None:
-    with pytest.raises(SteeringRejectedError) as refusal:
-        read({"latent": {"search": "gradient"}}, twin=False)
-    assert refusal.value.param == "latent.search"

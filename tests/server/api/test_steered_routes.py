@@ -224,8 +224,7 @@ async def test_client_that_leaves_while_steering_runs_is_counted_as_one_that_lef
     async with asyncio.timeout(10):
         await served.app(scope | {"root_path": "", "asgi": {"spec_version": "2.3"}}, receive, send)
     counted = (await served.http.get("/metrics")).text
-    assert 'answers_total{effort="medium",mode="plain",reason="client-left"} 1.0' in counted
-    assert 'requests_total{mode="plain",reason="client-left"} 1.0' in counted
+    assert 'requests_total{effort="medium",mode="plain",reason="client-left"} 1.0' in counted
     assert "not-rendered-as-chat" not in counted
 
 
@@ -287,7 +286,7 @@ async def test_batch_counts_and_sums_its_conversations(served: Served) -> None:
     ]
     spent = sum(trace["usage"]["forward_tokens"] for trace in traces)
     assert answer["usage"]["latent"]["forward_tokens"] == spent > 0
-    assert served.gateway.tally.summary()["total"] == 2
+    assert served.gateway.metrics.summary()["requests"]["total"] == 2
 
 
 async def test_batch_of_one_kind_reads_as_one_answer_and_bare_ones_stay_bare(served: Served) -> None:

@@ -17,14 +17,10 @@ import torch
 from model.engine import SteeredPrompt
 from server.engine.injection import install
 from server.engine.launch import Launched
-from server.steering.call import (
-    Outcome,
-    RenderedPrompt,
-    SteeringCall,
-    SteeringOptions,
-    SteeringRejectedError,
-    current_call,
-)
+from server.steering.outcome import Outcome
+from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError
+from server.steering.request import SteeringCall, current_call
+from tests.server.steering.fakes import options as options_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
 
@@ -38,7 +34,7 @@ class Injecting:
         self.outcome: Outcome | Exception = Outcome("recall", "recalled", latent)
         self.seen: list[RenderedPrompt] = []
 
-    async def steer(self, prompt: RenderedPrompt, options: SteeringOptions, trace_id: str) -> Outcome:
+    async def steer(self, prompt: RenderedPrompt, options: Options, trace_id: str) -> Outcome:
         self.seen.append(prompt)
         if isinstance(self.outcome, Exception):
             raise self.outcome
@@ -59,7 +55,7 @@ async def steering(launched: Launched) -> AsyncIterator[Injecting]:
 
 @contextmanager
 def called(**options: Any) -> Iterator[SteeringCall]:
-    call = SteeringCall(SteeringOptions(**({"effort": "low", "effort_source": "latent.effort"} | options)))
+    call = SteeringCall(options_of(**({"effort": "low", "effort_source": "latent.effort"} | options)))
     token = current_call.set(call)
     try:
         yield call
@@ -306,7 +302,7 @@ async def test_failures_of_steering_answer_plainly(
         (RuntimeError("boom"), "steering-failed"),
         (
             Outcome("recall", "recalled", torch.full(launched.engine.space.shape, float("nan"))),
-            "latent-rejected",
+            "latent-refused",
         ),
     ]
     for outcome, reason in outcomes:

@@ -24,7 +24,7 @@ from server.engine.injection import (
     why_untouched,
 )
 from server.engine.vllm import VLLMEngine
-from server.steering.call import SteeringOptions
+from tests.server.steering.fakes import options
 
 TOKENS = {"type": "token", "prompt_token_ids": [1, 2, 3]}
 
@@ -141,17 +141,17 @@ def test_question_is_the_last_user_message() -> None:
 def test_requests_that_latents_cannot_join_say_why(
     request_fields: dict[str, Any], inputs: list[Any], reason: str | None
 ) -> None:
-    assert why_untouched(SteeringOptions("low"), SimpleNamespace(**request_fields), inputs) == reason
+    assert why_untouched(options("low"), SimpleNamespace(**request_fields), inputs) == reason
 
 
 def test_adapters_are_untouched() -> None:
-    request, options = SimpleNamespace(model="tuned"), SteeringOptions("low")
-    assert why_untouched(options, request, [TOKENS], {"tuned": object()}) == "adapter"
-    assert why_untouched(options, request, [TOKENS], {"other": object()}) is None
+    request, low = SimpleNamespace(model="tuned"), options("low")
+    assert why_untouched(low, request, [TOKENS], {"tuned": object()}) == "adapter"
+    assert why_untouched(low, request, [TOKENS], {"other": object()}) is None
 
 
 def test_effort_none_is_untouched_whatever_the_prompt() -> None:
-    assert why_untouched(SteeringOptions("none"), SimpleNamespace(), [TOKENS]) == "effort-none"
+    assert why_untouched(options("none"), SimpleNamespace(), [TOKENS]) == "effort-none"
 
 
 def test_length_is_read_from_the_field_the_client_used() -> None:

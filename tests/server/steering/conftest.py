@@ -11,15 +11,17 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
+from memory.episode import new_id
 from memory.prior import RECALL_FLOOR
 from memory.registry import PriorRegistry
 from memory.state import State
 from memory.store import EpisodeStore
 from model.scripted_engine import ScriptedEngine
-from server.steering.call import Outcome, RenderedPrompt, SteeringOptions, new_id
 from server.steering.metrics import Metrics
+from server.steering.outcome import Outcome
 from server.steering.pipeline import Steering
 from server.steering.priors import ActivePrior
+from server.steering.prompt import Options, RenderedPrompt
 from server.steering.remember import Remember
 from server.steering.traces import TraceLog
 from tests.server.steering.fakes import ListStore, rendered
@@ -30,6 +32,7 @@ from tests.tables import row
 class Day:
     """One gateway's steering."""
 
+    settings: Settings
     engine: ScriptedEngine
     store: Any
     state: State
@@ -38,6 +41,7 @@ class Day:
     remember: Remember
     traces: TraceLog
     steering: Steering
+    metrics: Metrics
     collectors: CollectorRegistry
 
     async def ask(
@@ -46,7 +50,7 @@ class Day:
         """Steer one request and return its outcome and trace."""
         prompt = rendered(self.engine, question) if isinstance(question, str) else question
         trace_id = new_id()
-        outcome = await self.steering.steer(prompt, SteeringOptions(effort=effort, **options), trace_id)
+        outcome = await self.steering.steer(prompt, Options.of(self.settings, effort, **options), trace_id)
         trace = await self.traces.get(trace_id)
         assert trace is not None
         return outcome, trace
@@ -123,7 +127,19 @@ async def make_day(tmp_path: Path, state: State) -> AsyncIterator[MakeDay]:
             stack.push_async_callback(remember.close, 1.0)
             steering = Steering(engine, store, priors, remember, traces, settings, metrics=metrics)
             stack.push_async_callback(steering.close)
-            return Day(engine, store, state, registry, priors, remember, traces, steering, collectors)
+            return Day(
+                settings,
+                engine,
+                store,
+                state,
+                registry,
+                priors,
+                remember,
+                traces,
+                steering,
+                metrics,
+                collectors,
+            )
 
         yield make
 

@@ -2,18 +2,20 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
+from config.settings import Effort, Settings
 from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailableError
 from memory.free_space import NoRoomError
 from memory.listing import Page, Place
 from memory.store import EVERYWHERE, Neighbour, Outline, StoreStats, Where
 from model.engine import Decoding, Generation
 from model.scripted_engine import GOOD, ScriptedEngine
-from server.steering.call import RenderedPrompt
+from server.steering.prompt import Options, RenderedPrompt
 
 
 def rendered(
@@ -42,13 +44,15 @@ def answer(text: str, *, cut: bool = False, logprobs: tuple[float, ...] = ()) ->
     return Generation(text, tuple(text.encode()), "length" if cut else "stop", logprobs)
 
 
+def options(effort: Effort = "low", **changes: Any) -> Options:
+    """Return what a request at an effort may do by the default settings, with some of it changed."""
+    return replace(Options.of(Settings(_env_file=None), effort), **changes)
+
+
 class GoodAnswers:
     """A reward that knows the scripted engine's good answers: 1 for them, 0 for the others."""
 
     name = "good"
-
-    def __init__(self, tokens_per_answer: int = 0) -> None:
-        self.tokens_per_answer = tokens_per_answer
 
     async def score(
         self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]

@@ -11,7 +11,7 @@ import torch
 
 from model.engine import EngineError, SteeredPrompt
 from model.scripted_engine import ScriptedEngine
-from server.steering.choose import choose
+from server.steering.search.choose import choose
 from tests.server.steering.conftest import MakeDay
 from tests.server.steering.fakes import rendered
 

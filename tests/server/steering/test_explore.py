@@ -63,7 +63,7 @@ async def test_explorations_and_their_tokens_are_counted(make_day: MakeDay, monk
     settled = await day.traces.get(trace["id"])
     spent = day.collectors.get_sample_value("latentevolve_explore_generated_tokens_total")
     assert (count("remembered"), spent) == (1, settled["explored"]["generated_tokens"])
-    assert day.collectors.get_sample_value("latentevolve_refine_generated_tokens_total") == 0
+    assert day.collectors.get_sample_value("latentevolve_search_generated_tokens_total") == 0
 
     picky = await make_day(ScriptedEngine(answer=once_wrong), rewards="consistency=1", remember_threshold=1)
     await picky.ask(explore=True)

@@ -12,9 +12,9 @@ import torch
 from memory.prior import Row
 from model.engine import Decoding, Generation, SteeredPrompt
 from model.scripted_engine import ScriptedEngine
-from server.steering.call import RenderedPrompt
 from server.steering.measure import SAMPLES, Measured, measure
 from server.steering.priors import Comparison
+from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.reward import SignalUnavailableError
 from tests.server.steering.fakes import answer, rendered
 from tests.tables import row
@@ -132,7 +132,6 @@ class Likes:
     """A verifier that likes one answer."""
 
     name = "verifier"
-    tokens_per_answer = 0
 
     def __init__(self, liked: str, *, away: bool = False, silent_on: str = "") -> None:
         self.liked, self.away, self.silent_on = liked, away, silent_on

@@ -3,8 +3,8 @@
 from prometheus_client import CollectorRegistry, generate_latest
 
 from model.engine import Usage
-from server.steering.call import Outcome
 from server.steering.metrics import Metrics
+from server.steering.outcome import Outcome
 
 
 def test_names_are_prefixed_and_stable() -> None:
@@ -12,11 +12,12 @@ def test_names_are_prefixed_and_stable() -> None:
     Metrics(registry)
     assert {family.name for family in registry.collect()} == {
         "latentevolve_requests",
+        "latentevolve_seconds_to_headers",
         "latentevolve_recalls",
         "latentevolve_recall_similarity",
         "latentevolve_stage_seconds",
         "latentevolve_reward",
-        "latentevolve_refine_generated_tokens",
+        "latentevolve_search_generated_tokens",
         "latentevolve_explorations",
         "latentevolve_explore_generated_tokens",
         "latentevolve_measurements",
@@ -31,15 +32,32 @@ def test_names_are_prefixed_and_stable() -> None:
 def test_outcome_is_counted_with_its_rewards() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    metrics.count(Outcome("refined", "improved", reward_before=0.2, reward_after=0.9, usage=Usage(3, 5, 8)))
+    outcome = Outcome("refined", "improved", reward_before=0.2, reward_after=0.9, usage=Usage(3, 5, 8))
+    metrics.count("high", outcome, 1.5)
     metrics.show_active_prior("v3")
     text = generate_latest(registry).decode()
-    assert 'latentevolve_requests_total{mode="refined",reason="improved"} 1.0' in text
+    assert 'latentevolve_requests_total{effort="high",mode="refined",reason="improved"} 1.0' in text
     assert 'latentevolve_reward_sum{when="after"} 0.9' in text
-    assert "latentevolve_refine_generated_tokens_total 5.0" in text
+    assert "latentevolve_search_generated_tokens_total 5.0" in text
     assert 'latentevolve_active_prior{version="v3"} 1.0' in text
     assert 'version="none"' not in text
     metrics.show_standings(["serves", "on trial", "serves"])
     text = generate_latest(registry).decode()
     assert 'latentevolve_prior_rows{standing="serves"} 2.0' in text
     assert 'latentevolve_prior_rows{standing="retired"} 0.0' in text
+
+
+def test_summary_tells_what_the_collectors_hold() -> None:
+    metrics = Metrics(CollectorRegistry())
+    assert metrics.summary()["hit_rate"] is None
+    for effort, mode in (("low", "plain"), ("low", "recall"), ("high", "refined"), ("none", "plain")):
+        metrics.count(effort, Outcome(mode, "for a reason"), 0.1)
+    for result in ("hit", "hit", "miss", "unavailable"):
+        metrics.recalls.labels(result).inc()
+    metrics.episodes.labels("dropped").inc(3)
+    assert metrics.summary() == {
+        "requests": {"total": 4, "steered": 2, "by_mode": {"plain": 2, "recall": 1, "refined": 1}},
+        "hit_rate": 2 / 3,
+        "dropped_writes": 3,
+        "refused_writes": 0,
+    }

@@ -14,7 +14,6 @@ from model.scripted_engine import ScriptedEngine
 from server.steering.rewards.confidence import Confidence, final_confidence
 from server.steering.rewards.consistency import Consistency
 from server.steering.rewards.format import RULE_CHARS, Format, are_in_form
-from server.steering.rewards.judge import CRITERIA, Judge
 from server.steering.rewards.scorer import RewardSettingsError, Scorer, parse_weights
 from tests.server.steering.fakes import answer, rendered
 
@@ -294,43 +293,16 @@ async def test_schema_that_takes_too_long_ends_and_does_not_hold_up_the_loop() -
     assert await are_in_form(rendered(ENGINE, rules={"json_schema": doubling(3)}), [answer('"a"')]) == [True]
 
 
-async def test_judge_grades_every_criterion_in_one_batch() -> None:
-    def grade(prompt: str, latent: object, decoding: Decoding) -> str:
-        return "5" if "Answer:\nright" in prompt else "0" if "calculations" in prompt else "2"
-
-    engine = ScriptedEngine(answer=grade)
-    scores = await Judge(engine).score(rendered(engine), [answer("right"), answer("wrong")], [])
-    assert scores == [1.0, pytest.approx(3 * 2 / 5 / 4)]
-    assert [len(call.prompts) for call in engine.calls] == [2 * len(CRITERIA)]
-
-
-async def test_judge_says_how_much_the_model_reads_to_grade() -> None:
-    engine = ScriptedEngine(max_model_len=512)
-    judge, given = Judge(engine), [answer("x" * 600), answer("fine"), answer("well")]
-    await judge.score(rendered(engine), given, [])
-    read = sum(len(prompt) for call in engine.calls for prompt in call.prompts)
-    assert judge.prompt_tokens(rendered(engine), given) == read > 0
-    assert Scorer.of("judge=1,format=1", engine).prompt_tokens(rendered(engine), given) == read
-    assert Scorer.of("confidence=1,format=1", engine).prompt_tokens(rendered(engine), given) == 0
-
-
-async def test_judge_does_not_apply_to_an_answer_too_long_to_grade() -> None:
-    engine = ScriptedEngine(max_model_len=512)
-    scores = await Judge(engine).score(rendered(engine), [answer("x" * 600), answer("fine")], [])
-    assert scores[0] is None
-    assert scores[1] is not None
-
-
 def test_weights_are_read_in_order_and_zeros_left_out() -> None:
-    assert parse_weights(" judge=1, format = 0.25,confidence=0") == {"judge": 1.0, "format": 0.25}
+    assert parse_weights(" consistency=1, format = 0.25,confidence=0") == {"consistency": 1.0, "format": 0.25}
 
 
 @pytest.mark.parametrize(
     ("setting", "part"),
     [
         ("luck=1", "luck"),
-        ("judge=1,judge=2", "twice"),
-        ("judge", "'judge'"),
+        ("format=1,format=2", "twice"),
+        ("format", "'format'"),
         ("format=much", "format=much"),
         ("format=-1", "format=-1"),
         ("format=nan", "format=nan"),
@@ -344,7 +316,7 @@ def test_wrong_reward_settings_name_their_part(setting: str, part: str) -> None:
 
 
 async def test_scorer_weighs_only_the_signals_that_apply() -> None:
-    scorer = Scorer.of("consistency=3,confidence=1,format=6", ENGINE)
+    scorer = Scorer.of("consistency=3,confidence=1,format=6")
     given = answer("12", logprobs=(math.log(0.5),))
     (scored,) = await scorer.score(PROMPT, [given], [answer("12"), answer("12")])
     assert scored.signals == {"consistency": 1.0, "confidence": pytest.approx(0.5)}
@@ -353,16 +325,10 @@ async def test_scorer_weighs_only_the_signals_that_apply() -> None:
     assert (alone.reward, alone.signals) == (0.0, {})
 
 
-def test_scorer_knows_what_a_judge_costs() -> None:
-    assert Scorer.of("judge=1,confidence=1", ENGINE).tokens_per_answer == len(CRITERIA)
-    assert Scorer.of("confidence=1", ENGINE).tokens_per_answer == 0
-
-
 class Some:
     """A signal that has nothing to say of short answers."""
 
     name = "some"
-    tokens_per_answer = 0
 
     async def score(self, prompt, answers, pool) -> list[float | None]:
         return [0.8 if len(one.text) > 3 else None for one in answers]

@@ -14,10 +14,10 @@ from sqlalchemy import select, text, update
 from memory.episode import new_id
 from memory.schema import traces
 from memory.state import State
-from server.steering.call import Outcome, SteeringOptions
-from server.steering.trace import Trace
+from server.steering.outcome import Outcome, Trace
 from server.steering.traces import TraceLog
 from tests.memory.full_disk import Disk
+from tests.server.steering.fakes import options
 from tests.server.steering.test_remember import episode
 
 LATENT = torch.arange(6, dtype=torch.float32).reshape(2, 3)
@@ -31,7 +31,7 @@ def trace(latent: torch.Tensor | None = None) -> Trace:
         episode_ids=("e1",),
         similarities=(0.8,),
     )
-    return Trace(new_id(), "space", SteeringOptions("low"), outcome, remembered="pending")
+    return Trace(new_id(), "space", options("low"), outcome, remembered="pending")
 
 
 @pytest.fixture

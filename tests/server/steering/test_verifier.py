@@ -286,13 +286,13 @@ async def test_without_its_verifier_a_scorer_weighs_the_other_signals_and_says_s
 
 async def test_signal_left_out_is_not_asked(bench: Bench) -> None:
     scorer = Scorer([(Confidence(), 1.0), (bench.verifier, 1.0)])
-    (scored,) = await scorer.score(PROMPT, [answer("5", logprobs=(0.0,))], [], without=("verifier",))
-    assert (scored.unavailable, bench.service.asked) == (("verifier",), [])
+    (scored,) = await scorer.score(PROMPT, [answer("5", logprobs=(0.0,))], [], only={"confidence"})
+    assert (set(scored.signals), bench.service.asked) == ({"confidence"}, [])
 
 
 async def test_verifier_is_weighed_as_the_setting_says(bench: Bench) -> None:
-    scorer = Scorer.of("verifier=0.5,confidence=0.5", ENGINE, bench.verifier)
+    scorer = Scorer.of("verifier=0.5,confidence=0.5", bench.verifier)
     (scored,) = await scorer.score(PROMPT, [answer("5", logprobs=(0.0,))], [])
     assert dict(scored.signals) == {"verifier": 1.0, "confidence": 1.0}
     with pytest.raises(RewardSettingsError, match="LATENTEVOLVE_VERIFIER_URL"):
-        Scorer.of("verifier=1", ENGINE)
+        Scorer.of("verifier=1")

@@ -1,4 +1,4 @@
-"""The paper's refiner: REINFORCE on the latent through the frozen model.
+"""The paper's search: REINFORCE on the latent through the frozen model.
 
 Owns the estimator and the optimiser. What LatentSeek and LTPO leave out is here: several rollouts per
 step, a leave-one-out baseline, and the best latent returned instead of the last.
@@ -9,16 +9,11 @@ from typing import Literal
 
 import torch
 
-from model.engine import Engine
-from server.steering.call import RenderedPrompt
-from server.steering.refiners.refiner import Limits, RefineResult
-from server.steering.refiners.steady import run_steadily
-from server.steering.refiners.trial import Rollouts, Trial
-from server.steering.refiners.trust import RADIUS, project
-from server.steering.rewards.scorer import Scorer
+from server.steering.search.session import Rollouts, Session
+from server.steering.search.trust_region import RADIUS, project
 
 
-class GradientRefiner:
+class Gradient:
     """Climbs the expected reward of sampled answers.
 
     Args:
@@ -28,49 +23,34 @@ class GradientRefiner:
 
     name: Literal["gradient"] = "gradient"
 
-    def __init__(self, engine: Engine, scorer: Scorer, *, rate: float = 0.1, radius: float = RADIUS) -> None:
-        self._engine, self._scorer = engine, scorer
+    def __init__(self, *, rate: float = 0.1, radius: float = RADIUS) -> None:
         self._rate, self._radius = rate, radius
 
-    async def refine(
-        self, prompt: RenderedPrompt, start: torch.Tensor, position: int, limits: Limits
-    ) -> RefineResult:
-        """See `Refiner.refine`."""
-        return await run_steadily(
-            self._engine,
-            self._scorer,
-            prompt,
-            start,
-            position,
-            limits,
-            lambda trial: self._search(trial, start, limits),
-        )
-
-    async def _search(self, trial: Trial, start: torch.Tensor, limits: Limits) -> None:
-        latent = start
-        climb = Adam(self._rate * float(start.square().mean().sqrt()))
+    async def run(self, session: Session) -> None:
+        """See `Search.run`."""
+        latent, steps, population = session.start, session.options.steps, session.options.population
+        climb = Adam(self._rate * float(latent.square().mean().sqrt()))
         sampled: Rollouts | None = None
-        for step in range(1, limits.steps + 1):
+        for step in range(1, steps + 1):
             if sampled is None or not sampled.answers:
                 # One answer is kept for judging the step's own update, which would be wasted otherwise.
-                sampled = await trial.rollouts(latent, trial.affordable(limits.population + 1, least=3) - 1)
-            (answers, scores), sampled = sampled, None
-            count, rewards = len(answers), [scored.reward for scored in scores]
+                sampled = await session.rollouts(latent, session.affordable(population + 1, least=3) - 1)
+            (answers, rewards), sampled = sampled, None
             told = [
-                (answer, weight)
+                (answer, weight / len(answers))
                 for answer, weight in zip(answers, advantages(rewards), strict=True)
                 if weight and answer.token_ids
             ]
             if told:
-                gradient = await trial.gradient(latent, [(answer, weight / count) for answer, weight in told])
-                latent = project(latent + climb.step(gradient), start, self._radius)
+                gradient = await session.gradient(latent, told)
+                latent = project(latent + climb.step(gradient), session.start, self._radius)
                 # The next step's rollouts are decoded with the answer that judges this one: decoding
                 # waits for the model's weights, so that one batch costs hardly more than one answer.
-                following = trial.affordable(limits.population + 2) - 2 if step < limits.steps else 0
+                following = session.affordable(population + 2) - 2 if step < steps else 0
                 following = following if following > 1 else 0
-                judged, sampled = await trial.candidate_and_rollouts(latent, following)
-                rewards.append(judged.reward)
-            trial.end_step(step, rewards)
+                judged, sampled = await session.candidate_and_rollouts(latent, following)
+                rewards = [*rewards, judged]
+            session.end_step(step, rewards)
 
 
 class Adam:

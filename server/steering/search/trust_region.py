@@ -1,4 +1,4 @@
-"""The trust region of refinement: a ball around the latent it started from.
+"""The trust region of a search: a ball around the latent it started from.
 
 Owns the projection. A latent far from any embedding the model has seen earns rewards by breaking it.
 """
@@ -7,7 +7,7 @@ import torch
 
 RADIUS = 1.0
 """Longest way from the start, relative to its norm. No longer than the default `delta_norm_clamp`, or
-transfer would not bring back what refining found."""
+transfer would not bring back what a search found."""
 
 
 def project(latent: torch.Tensor, start: torch.Tensor, radius: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The refiner without gradients: antithetic candidates, each decoded by the engine in one batch.
+"""The search without gradients: antithetic candidates, each decoded by the engine in one batch.
 
 Owns the search. Works with quantised weights, tensor parallelism and any backend, for it only needs
 answers. After "Evolution Strategies as a Scalable Alternative to RL" (arXiv 1703.03864): rank weights,
@@ -10,20 +10,15 @@ from typing import Literal
 
 import torch
 
-from model.engine import Engine
-from server.steering.call import RenderedPrompt
-from server.steering.refiners.refiner import Limits, RefineResult
-from server.steering.refiners.steady import run_steadily
-from server.steering.refiners.trial import Trial
-from server.steering.refiners.trust import RADIUS, project
-from server.steering.rewards.scorer import Scorer
+from server.steering.search.session import Session
+from server.steering.search.trust_region import RADIUS, project
 
 NOISE = 0.5
 """Measured on SmolLM2-135M from the neutral start (newlines, L = 16, 6 prompts, 6 candidates each): at 0.1 no
 greedy answer changed, at 0.2 one in nine, at 0.4 three in ten, at 0.8 nine in ten."""
 
 
-class EvolutionRefiner:
+class Evolution:
     """Moves a latent along the noise that raised the reward.
 
     Args:
@@ -33,38 +28,22 @@ class EvolutionRefiner:
 
     name: Literal["evolution"] = "evolution"
 
-    def __init__(
-        self, engine: Engine, scorer: Scorer, *, noise: float = NOISE, radius: float = RADIUS
-    ) -> None:
-        self._engine, self._scorer = engine, scorer
+    def __init__(self, *, noise: float = NOISE, radius: float = RADIUS) -> None:
         self._noise, self._radius = noise, radius
 
-    async def refine(
-        self, prompt: RenderedPrompt, start: torch.Tensor, position: int, limits: Limits
-    ) -> RefineResult:
-        """See `Refiner.refine`."""
-        return await run_steadily(
-            self._engine,
-            self._scorer,
-            prompt,
-            start,
-            position,
-            limits,
-            lambda trial: self._search(trial, start, limits),
-        )
-
-    async def _search(self, trial: Trial, start: torch.Tensor, limits: Limits) -> None:
-        generator = torch.Generator().manual_seed(limits.seed)
+    async def run(self, session: Session) -> None:
+        """See `Search.run`."""
+        generator = torch.Generator().manual_seed(session.seed)
+        start = centre = session.start
         distance = self._noise * float(start.norm())
-        centre = start
-        for step in range(1, limits.steps + 1):
-            count = trial.affordable(limits.population, least=2, multiple=2)
+        for step in range(1, session.options.steps + 1):
+            count = session.affordable(session.options.population, least=2, multiple=2)
             half = torch.randn(count // 2, *start.shape, generator=generator)  # (P/2, L, d)
             half *= distance / half.flatten(1).norm(dim=1)[:, None, None]
             noise = torch.cat([half, -half])  # (P, L, d)
             latents = [project(centre + offset, start, self._radius) for offset in noise]
-            rewards = [scored.reward for scored in await trial.candidates(latents)]
-            trial.end_step(step, rewards)
+            rewards = await session.candidates(latents)
+            session.end_step(step, rewards)
             direction = torch.einsum("p,pld->ld", rank_weights(rewards), noise)
             norm = float(direction.norm())
             if norm > 0:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from model.engine import Generation
 from model.final_answer import final_answer
-from server.steering.call import RenderedPrompt
+from server.steering.prompt import RenderedPrompt
 
 LEAST_VOTES = 2
 """One vote agrees with nobody."""

@@ -12,35 +12,54 @@ import torch
 
 from model.engine import Decoding, EngineDeadError, Label, SteeredPrompt, UnsupportedError
 from model.scripted_engine import GOOD, ScriptedEngine
-from server.steering.refiners import trial as trials
-from server.steering.refiners.evolution import NOISE, EvolutionRefiner, rank_weights
-from server.steering.refiners.gradient import Adam, GradientRefiner, advantages
-from server.steering.refiners.refiner import Limits, RefineResult
-from server.steering.refiners.trial import PATIENCE, Trial
-from server.steering.refiners.trust import RADIUS, project
+from server.steering.prompt import Options, RenderedPrompt
 from server.steering.rewards.confidence import Confidence
 from server.steering.rewards.consistency import Consistency
 from server.steering.rewards.scorer import Scorer
-from tests.server.steering.fakes import GoodAnswers, rendered
+from server.steering.search import budget as budgets
+from server.steering.search.evolution import NOISE, Evolution, rank_weights
+from server.steering.search.gradient import Adam, Gradient, advantages
+from server.steering.search.result import Search, SearchResult
+from server.steering.search.session import PATIENCE, Session
+from server.steering.search.trust_region import RADIUS, project
+from server.steering.search.vote import Vote
+from tests.server.steering.fakes import GoodAnswers, options, rendered
 
-REFINERS = [EvolutionRefiner, GradientRefiner]
-both = pytest.mark.parametrize("make", REFINERS)
+SEARCHES = [Evolution(), Gradient()]
+both = pytest.mark.parametrize("search", SEARCHES)
 
 
-def limits(**changes: object) -> Limits:
+def limits(**changes: Any) -> Options:
     values: dict = {
         "steps": 10,
         "population": 8,
-        "max_tokens": 32,
+        "answer_tokens": 32,
+        "vote_tokens": 0,
         "seed": 0,
         "deadline_s": 60.0,
     } | changes
-    return Limits(**({"votes": values["population"]} | values))
+    return options("high", **({"votes": values["population"]} | values))
 
 
-def scorer(cost: int = 0) -> Scorer:
+def scorer() -> Scorer:
     """Mostly whether the answer is good, a little how likely: greedy answers alone would give no slope."""
-    return Scorer([(GoodAnswers(cost), 0.5), (Confidence(), 0.5)])
+    return Scorer([(GoodAnswers(), 0.5), (Confidence(), 0.5)])
+
+
+async def run(
+    search: Search,
+    engine: ScriptedEngine,
+    scorer: Scorer,
+    prompt: RenderedPrompt,
+    limits: Options,
+    *,
+    start: torch.Tensor | None = None,
+    served: bool = False,
+) -> SearchResult:
+    begins = engine.neutral_latent() if start is None else start
+    position = engine.position(prompt.token_ids)
+    session = Session(engine, scorer, prompt, begins, position, limits, served=served)
+    return await session.run(search)
 
 
 def hopeful(**changes: object) -> ScriptedEngine:
@@ -49,25 +68,19 @@ def hopeful(**changes: object) -> ScriptedEngine:
 
 
 async def refine(
-    make: type, engine: ScriptedEngine, question: str = "apples?", **changes: object
-) -> RefineResult:
-    prompt = rendered(engine, question)
-    refiner = make(engine, scorer())
-    return await refiner.refine(
-        prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits(**changes)
-    )
+    search: Search, engine: ScriptedEngine, question: str = "apples?", **changes: Any
+) -> SearchResult:
+    return await run(search, engine, scorer(), rendered(engine, question), limits(**changes))
 
 
 @both
-async def test_refining_turns_poor_answers_good(make: type) -> None:
+async def test_refining_turns_poor_answers_good(search: Search) -> None:
     for topic in ("apples", "trains", "poems"):
-        result = await refine(make, hopeful(), f"{topic} please", seed=1)
-        assert result.reward_before is not None
-        assert result.reward_after is not None
-        assert result.reward_after > result.reward_before + 0.4
-        assert result.answer is not None
-        assert result.answer.text.startswith(GOOD)
-        assert result.latent is not None
+        result = await refine(search, hopeful(), f"{topic} please", seed=1)
+        assert result.best.reward > result.plain.reward + 0.4
+        assert result.best is not None
+        assert result.best.answer.text.startswith(GOOD)
+        assert result.best.latent is not None
 
 
 async def test_evolution_beats_the_best_of_as_many_random_latents() -> None:
@@ -75,11 +88,11 @@ async def test_evolution_beats_the_best_of_as_many_random_latents() -> None:
     for seed in range(6):
         engine = ScriptedEngine(reach=0.5)  # further than luck takes a latent in 256 dimensions
         prompt = rendered(engine)
-        start, position = engine.neutral_latent(), engine.position(prompt.token_ids)
-        refiner = EvolutionRefiner(engine, Scorer([(Confidence(), 1.0)]), noise=0.2)
-        result = await refiner.refine(prompt, start, position, limits(seed=seed))
+        start = engine.neutral_latent()
+        search, likely = Evolution(noise=0.2), Scorer([(Confidence(), 1.0)])
+        result = await run(search, engine, likely, prompt, limits(seed=seed))
         tried = sum(len(step.rewards) for step in result.steps[1:])
-        refined.append(result.reward_after)
+        refined.append(result.best.reward)
 
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(tried, *start.shape, generator=generator)
@@ -96,8 +109,8 @@ async def test_gradient_beats_a_random_walk_of_the_same_length() -> None:
     gains, walks = [], []
     for seed in range(6):
         engine = hopeful()
-        result = await refine(GradientRefiner, engine, seed=seed)
-        gains.append(result.reward_after)
+        result = await refine(Gradient(), engine, seed=seed)
+        gains.append(result.best.reward)
         prompt = rendered(engine, "apples?")
         latent = start = engine.neutral_latent()
         generator = torch.Generator().manual_seed(seed)
@@ -113,58 +126,52 @@ async def test_gradient_beats_a_random_walk_of_the_same_length() -> None:
 
 
 @both
-async def test_same_seed_gives_the_same_result(make: type) -> None:
-    first, second = [await refine(make, hopeful(), seed=5) for _ in range(2)]
-    other = await refine(make, hopeful(), seed=6)
+async def test_same_seed_gives_the_same_result(search: Search) -> None:
+    first, second = [await refine(search, hopeful(), seed=5) for _ in range(2)]
+    other = await refine(search, hopeful(), seed=6)
     assert first.steps == second.steps
-    assert first.latent is not None
-    assert torch.equal(first.latent, second.latent)
+    assert first.best.latent is not None
+    assert torch.equal(first.best.latent, second.best.latent)
     assert other.steps != first.steps
 
 
 @both
-async def test_result_is_the_best_seen_and_never_below_doing_nothing(make: type) -> None:
+async def test_result_is_the_best_seen_and_never_below_doing_nothing(search: Search) -> None:
     for seed in range(4):
-        result = await refine(make, hopeful(), seed=seed, steps=3, population=2)
-        assert result.reward_after >= result.reward_before
-        assert result.reward_after == result.steps[-1].best
+        result = await refine(search, hopeful(), seed=seed, steps=3, population=2)
+        assert result.best.reward >= result.plain.reward
+        assert result.best.reward == result.steps[-1].best
         bests = [step.best for step in result.steps]
         assert bests == sorted(bests)
-        assert (result.latent is None) == (result.reward_after == result.reward_before)
+        assert (result.best.latent is None) == (result.best.reward == result.plain.reward)
 
 
 @both
-@pytest.mark.parametrize("cost", [0, 4])
-async def test_budget_is_never_exceeded(make: type, cost: int) -> None:
+async def test_budget_is_never_exceeded(search: Search) -> None:
     for budget in [1, 7, 16, 33, 60, 100, 150, 200, 333, 1000]:
         engine = hopeful()
         prompt = rendered(engine)
-        result = await make(engine, scorer(cost)).refine(
-            prompt,
-            engine.neutral_latent(),
-            engine.position(prompt.token_ids),
-            limits(budget_tokens=budget, max_tokens=20),
-        )
+        result = await run(search, engine, scorer(), prompt, limits(budget_tokens=budget, answer_tokens=20))
         assert result.usage.generated_tokens <= budget
-        if budget >= 4 * (1 + cost):  # unsteered, start, and two that vote
-            assert result.answer is not None
+        if budget >= 4:  # unsteered, start, and two that vote
+            assert result.best is not None
         if budget <= 333:
             assert result.stopped == "budget"
 
 
 @both
-async def test_small_budgets_shorten_the_first_answers_and_thin_the_last_batch(make: type) -> None:
-    tight = await refine(make, hopeful(), budget_tokens=10)
-    assert tight.answer is not None
-    assert len(tight.answer.token_ids) <= 5
-    thin = await refine(make, hopeful(reach=1.0), budget_tokens=32 * 16, steps=50)
+async def test_small_budgets_shorten_the_first_answers_and_thin_the_last_batch(search: Search) -> None:
+    tight = await refine(search, hopeful(), budget_tokens=10)
+    assert tight.best is not None
+    assert len(tight.best.answer.token_ids) <= 5
+    thin = await refine(search, hopeful(reach=1.0), budget_tokens=32 * 16, steps=50)
     sizes = [len(step.rewards) for step in thin.steps[1:]]
     assert thin.stopped == "budget"
     assert sizes[-1] < sizes[0]
 
 
 @both
-async def test_deadline_ends_with_the_best_so_far(make: type) -> None:
+async def test_deadline_ends_with_the_best_so_far(search: Search) -> None:
     engine = hopeful()
     generate = engine.generate
     calls = 0
@@ -177,10 +184,10 @@ async def test_deadline_ends_with_the_best_so_far(make: type) -> None:
         return await generate(prompts, decoding)
 
     engine.generate = hanging
-    result = await refine(make, engine, deadline_s=0.5)
+    result = await refine(search, engine, deadline_s=0.5)
     assert result.stopped == "deadline"
-    assert result.answer is not None
-    assert result.reward_before is not None
+    assert result.best is not None
+    assert result.plain is not None
 
 
 @pytest.mark.parametrize("setting", ["consistency=1", "consistency=0.5,format=0.5"])
@@ -189,7 +196,7 @@ async def test_scores_that_were_there_at_the_deadline_are_kept(
 ) -> None:
     """The clock passes the deadline while the answers are being scored."""
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(trials, "time", clock)
+    monkeypatch.setattr(budgets, "time", clock)
 
     class Late(Consistency):
         async def score(self, *args: Any) -> list[float | None]:
@@ -200,14 +207,11 @@ async def test_scores_that_were_there_at_the_deadline_are_kept(
     prompt = rendered(engine, rules={"regex": ".*"})
     signals = [
         (Late() if reward.name == "consistency" else reward, weight)
-        for reward, weight in Scorer.of(setting, engine).rewards
+        for reward, weight in Scorer.of(setting).rewards
     ]
-    refiner = EvolutionRefiner(engine, Scorer(signals))
-    result = await refiner.refine(
-        prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits(deadline_s=60.0)
-    )
+    result = await run(Evolution(), engine, Scorer(signals), prompt, limits(deadline_s=60.0))
     assert result.stopped == "deadline"
-    assert result.reward_before is not None
+    assert result.plain is not None
     assert result.elected is not None
 
 
@@ -221,45 +225,38 @@ async def test_form_of_each_answer_is_checked_once(monkeypatch: pytest.MonkeyPat
         return True
 
     monkeypatch.setattr("regex.fullmatch", fullmatch)
-    refiner = EvolutionRefiner(engine, Scorer.of(setting, engine))
-    result = await refiner.refine(
-        prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits(steps=0)
-    )
+    result = await run(Vote(), engine, Scorer.of(setting), prompt, limits(steps=0))
     assert result.elected is not None
     assert len(checked) == sum(len(call.prompts) for call in engine.calls)
 
 
 @both
-async def test_deadline_before_the_first_answer_measures_nothing(make: type) -> None:
-    result = await refine(make, hopeful(delay_s=60.0), deadline_s=0.05)
-    assert (result.stopped, result.latent, result.reward_before) == ("deadline", None, None)
+async def test_deadline_before_the_first_answer_measures_nothing(search: Search) -> None:
+    result = await refine(search, hopeful(delay_s=60.0), deadline_s=0.05)
+    assert (result.stopped, result.best, result.plain) == ("deadline", None, None)
 
 
 @both
-async def test_perfect_answer_needs_no_step(make: type) -> None:
+async def test_perfect_answer_needs_no_step(search: Search) -> None:
     engine = ScriptedEngine(answer=lambda prompt, latent, decoding: f"{GOOD}1")
     prompt = rendered(engine)
-    result = await make(engine, Scorer([(GoodAnswers(), 1.0)])).refine(
-        prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits()
-    )
-    assert (result.stopped, result.latent, len(result.steps)) == ("perfect", None, 1)
+    result = await run(search, engine, Scorer([(GoodAnswers(), 1.0)]), prompt, limits())
+    assert (result.stopped, result.best.latent, len(result.steps)) == ("perfect", None, 1)
 
 
 @both
-async def test_search_ends_when_nothing_gets_better(make: type) -> None:
+async def test_search_ends_when_nothing_gets_better(search: Search) -> None:
     engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "always the same")
     prompt = rendered(engine)
-    result = await make(engine, Scorer([(GoodAnswers(), 1.0)])).refine(
-        prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits()
-    )
-    assert (result.stopped, result.latent, len(result.steps)) == ("plateau", None, 1 + PATIENCE)
+    result = await run(search, engine, Scorer([(GoodAnswers(), 1.0)]), prompt, limits())
+    assert (result.stopped, result.best.latent, len(result.steps)) == ("plateau", None, 1 + PATIENCE)
 
 
 @both
-async def test_latents_stay_in_the_trust_region(make: type) -> None:
+async def test_latents_stay_in_the_trust_region(search: Search) -> None:
     engine = hopeful(reach=20.0)  # the best latent is far away
     start = engine.neutral_latent()
-    await refine(make, engine, steps=30)
+    await refine(search, engine, steps=30)
     ways = [
         float((latent - start).norm() / start.norm())
         for call in engine.calls
@@ -270,7 +267,7 @@ async def test_latents_stay_in_the_trust_region(make: type) -> None:
 
 
 @both
-async def test_engine_that_dies_on_the_way_leaves_the_best_so_far(make: type) -> None:
+async def test_engine_that_dies_on_the_way_leaves_the_best_so_far(search: Search) -> None:
     engine = hopeful()
     generate = engine.generate
     calls = spent = 0
@@ -286,18 +283,18 @@ async def test_engine_that_dies_on_the_way_leaves_the_best_so_far(make: type) ->
         return answers
 
     engine.generate = dying
-    result = await refine(make, engine)
+    result = await refine(search, engine)
     assert result.stopped == "engine-error"
-    assert result.answer is not None
+    assert result.best is not None
     assert result.usage.generated_tokens == spent
 
     with pytest.raises(EngineDeadError):
-        await refine(make, engine)
+        await refine(search, engine)
 
 
 async def test_gradient_without_a_twin_says_so() -> None:
     with pytest.raises(UnsupportedError):
-        await refine(GradientRefiner, hopeful(differentiable=False))
+        await refine(Gradient(), hopeful(differentiable=False))
 
 
 async def test_candidates_are_judged_greedily_and_rollouts_sampled_with_own_seeds() -> None:
@@ -311,9 +308,7 @@ async def test_candidates_are_judged_greedily_and_rollouts_sampled_with_own_seed
 
     engine.generate = watched
     prompt = rendered(engine, temperature=0.9)
-    await GradientRefiner(engine, scorer()).refine(
-        prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits(steps=2, population=4)
-    )
+    await run(Gradient(), engine, scorer(), prompt, limits(steps=2, population=4))
     opening = decodings[0]
     assert [how.temperature for how in opening] == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
     seeds = [how.seed for batch in decodings for how in batch if how.temperature]
@@ -322,7 +317,7 @@ async def test_candidates_are_judged_greedily_and_rollouts_sampled_with_own_seed
 
 async def test_rollouts_of_a_gradient_step_share_the_batch_that_judges_the_one_before() -> None:
     engine = hopeful()
-    await refine(GradientRefiner, engine, steps=3, population=4)
+    await refine(Gradient(), engine, steps=3, population=4)
     opening, first, *later = engine.calls
     assert (opening.method, first.method) == ("generate", "generate")
     assert len(first.latents) == 4
@@ -338,7 +333,7 @@ async def test_rollouts_of_a_gradient_step_share_the_batch_that_judges_the_one_b
 async def test_candidates_are_mirrored_pairs_at_one_distance() -> None:
     engine = hopeful()
     start = engine.neutral_latent()
-    await refine(EvolutionRefiner, engine, steps=1, population=6)
+    await refine(Evolution(), engine, steps=1, population=6)
     candidates = engine.calls[-1].latents
     assert len(candidates) == 6
     for one, other in zip(candidates[:3], candidates[3:], strict=True):
@@ -351,16 +346,10 @@ async def test_start_that_is_the_best_is_told_from_one_that_was_found() -> None:
     engine = ScriptedEngine()
     prompt = rendered(engine)
     best = engine.best_latent(prompt.token_ids)
-    trial = Trial(engine, scorer(), prompt, engine.position(prompt.token_ids), limits())
-
-    async def nothing() -> None:
-        return None
-
-    result = await trial.run(best, nothing)
-    assert result.from_start
-    assert result.latent is not None
-    assert torch.equal(result.latent, best)
-    assert result.reward_start == result.reward_after > result.reward_before
+    result = await run(Vote(), engine, scorer(), prompt, limits(), start=best)
+    assert result.best is result.start
+    assert result.best.latent is best
+    assert result.best.reward > result.plain.reward
 
 
 def test_rank_weights_sum_to_zero_and_share_ties() -> None:
@@ -400,28 +389,24 @@ def test_projection_leaves_near_latents_alone() -> None:
 
 async def test_many_refinements_at_once_do_not_disturb_each_other() -> None:
     engine = hopeful()
-    alone = [await refine(EvolutionRefiner, engine, f"topic{n} x", seed=n) for n in range(4)]
-    together = await asyncio.gather(
-        *(refine(EvolutionRefiner, engine, f"topic{n} x", seed=n) for n in range(4))
-    )
+    alone = [await refine(Evolution(), engine, f"topic{n} x", seed=n) for n in range(4)]
+    together = await asyncio.gather(*(refine(Evolution(), engine, f"topic{n} x", seed=n) for n in range(4)))
     assert [one.steps for one in alone] == [one.steps for one in together]
 
 
 @both
-async def test_smallest_budget_leaves_two_votes(make: type) -> None:
+async def test_smallest_budget_leaves_two_votes(search: Search) -> None:
     for budget in (4, 7, 40, 100):
         engine = hopeful()
         prompt = rendered(engine)
-        start, position = engine.neutral_latent(), engine.position(prompt.token_ids)
-        await make(engine, scorer()).refine(
-            prompt, start, position, limits(budget_tokens=budget, max_tokens=64, vote_tokens=200)
-        )
+        tight = limits(budget_tokens=budget, answer_tokens=64, vote_tokens=200)
+        await run(search, engine, scorer(), prompt, tight)
         opening = next(call for call in engine.calls if call.method == "generate")
         assert len(opening.prompts) >= 4
 
 
 @both
-async def test_batch_that_the_deadline_cut_short_is_counted_in_full(make: type) -> None:
+async def test_batch_that_the_deadline_cut_short_is_counted_in_full(search: Search) -> None:
     engine = hopeful()
 
     async def never(*_: object) -> list:
@@ -429,7 +414,7 @@ async def test_batch_that_the_deadline_cut_short_is_counted_in_full(make: type) 
         return []
 
     engine.generate = never
-    result = await refine(make, engine, deadline_s=0.05, population=8, max_tokens=32)
+    result = await refine(search, engine, deadline_s=0.05, population=8, answer_tokens=32)
     assert (result.stopped, result.usage.generated_tokens) == ("deadline", 10 * 32)
 
 
@@ -446,10 +431,11 @@ async def test_gradient_of_choices_is_that_under_their_grammar() -> None:
     prompt = rendered(engine)
     choices = tuple(sorted({(await engine.generate([SteeredPrompt(prompt.token_ids)], Decoding(9)))[0].text}))
     prompt = replace(prompt, decoding=Decoding(9, choices=choices))
-    trial = Trial(engine, scorer(), prompt, engine.position(prompt.token_ids), limits())
+    start, position = engine.neutral_latent(), engine.position(prompt.token_ids)
+    session = Session(engine, scorer(), prompt, start, position, limits(), served=False)
     answers = await engine.generate([SteeredPrompt(prompt.token_ids)] * 2, prompt.decoding)
     other = replace(answers[0], text="none of them")
-    await trial.gradient(engine.neutral_latent(), [(answers[0], 1.0), (other, -1.0)])
+    await session.gradient(start, [(answers[0], 1.0), (other, -1.0)])
     assert told == [[Label.of(engine.answer_tokens(choices[0]), choices)]]
 
 
@@ -467,20 +453,16 @@ async def test_sides_that_answer_alike_have_no_lift_on_average(
 
         engine = ScriptedEngine(answer=answer)
         prompt = rendered(engine, max_tokens=8)
-        limits = Limits(
+        voting = limits(
             steps=0,
-            votes=population,
             population=population,
-            max_tokens=8,
+            answer_tokens=8,
             seed=number,
-            deadline_s=60,
             budget_tokens=budget,
             vote_tokens=vote_tokens,
-            start_is_served=True,
         )
-        refiner = EvolutionRefiner(engine, Scorer.of("consistency=1", engine))
-        start, position = engine.neutral_latent(), engine.position(prompt.token_ids)
-        result = await refiner.refine(prompt, start, position, limits)
+        agreement = Scorer.of("consistency=1")
+        result = await run(Vote(), engine, agreement, prompt, voting, served=True)
         assert result.lift is not None
         lifts.append(result.lift)
     assert sum(map(bool, lifts)) > 60

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from model.calibration import calibrated, choice_logits, leaning
 from model.engine import Engine, Generation, SteeredPrompt
-from server.steering.call import RenderedPrompt
+from server.steering.prompt import RenderedPrompt
 
 LOOKED_AT = 64
 """Most requests of the same cluster that are looked at: they are taken to lean the same way."""

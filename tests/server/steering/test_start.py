@@ -6,7 +6,7 @@ import torch
 from memory.episode import Episode
 from memory.prior import Prior
 from memory.store import Recalled
-from server.steering.transfer import base_of, transfer
+from server.steering.start import base_of, transfer
 from tests.tables import row
 
 L, D = 3, 8

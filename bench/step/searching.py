@@ -1,16 +1,17 @@
-"""One optimisation step of our refiners.
+"""One optimisation step of our searches.
 
-Owns the reward that times them. The refiners are those of the server, on the transformers engine.
+Owns the reward that times them. The searches are those of the server, on the transformers engine.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.engine import Decoding, Engine, Generation
-from server.steering.call import RenderedPrompt
-from server.steering.refiners.refiner import Limits, Refiner
+from server.steering.prompt import Options, RenderedPrompt
 from server.steering.rewards.scorer import Scorer
+from server.steering.search.result import Search
+from server.steering.search.session import Session
 
 BATCHES = 3
 """The opening, the answers that the first step is made from or of, and those of one full step."""
@@ -24,7 +25,6 @@ class Clock:
     """
 
     name = "clock"
-    tokens_per_answer = 0
 
     def __init__(self) -> None:
         self.asked: list[tuple[float, int, int]] = []
@@ -54,35 +54,47 @@ class Step:
     """Tokens of them."""
 
 
-async def refining_step(
-    make: Callable[[Engine, Scorer], Refiner],
-    engine: Engine,
-    prompt: RenderedPrompt,
-    population: int,
-    seed: int,
+async def search_step(
+    search: Search, engine: Engine, prompt: RenderedPrompt, population: int, seed: int
 ) -> Step:
-    """Take one step with a refiner on its way from the neutral latent.
+    """Take one step with a search on its way from the neutral latent.
 
     The clock runs from one batch of answers to the next, between which there is one update: `gradient` goes
     from the rollouts of one latent to those of the next one and the answer that judges it, `evolution` from
     one generation to the next.
     """
     clock = Clock()
-    refiner = make(engine, Scorer([(clock, 1.0)]))
-    limits = Limits(
+    options = Options(
+        effort="high",
+        effort_source="default",
+        given=frozenset(),
+        search=search.name,
+        recalls=False,
+        k=1,
+        floor=None,
         steps=2,
         votes=population,
         population=population,
-        max_tokens=prompt.decoding.max_tokens,
-        seed=seed,
+        answer_tokens=prompt.decoding.max_tokens,
+        vote_tokens=0,
+        budget_tokens=None,
         deadline_s=86_400.0,
+        prior=None,
+        store=False,
+        explore=False,
+        seed=seed,
     )
-    await refiner.refine(prompt, engine.neutral_latent(), engine.position(prompt.token_ids), limits)
+    scorer, start, position = (
+        Scorer([(clock, 1.0)]),
+        engine.neutral_latent(),
+        engine.position(prompt.token_ids),
+    )
+    await Session(engine, scorer, prompt, start, position, options, served=False).run(search)
     _, (before, _, _), (after, answers, tokens) = clock.asked
     return Step(seconds=after - before, answers=answers, tokens=tokens)
 
 
 def prompt_of(engine: Engine, question: str, answer_tokens: int) -> RenderedPrompt:
-    """Return a question as the server would hand it to a refiner."""
+    """Return a question as the server would hand it to a search."""
     tokens = engine.render([{"role": "user", "content": question}])
     return RenderedPrompt(tokens, engine.decode(tokens), question, Decoding(max_tokens=answer_tokens))

@@ -1,0 +1,93 @@
+"""What a request leaves to remember.
+
+Owns how an episode is made of an answer that votes agree on, or of a choice. Decides nothing about whether
+it is kept.
+"""
+
+from typing import Any
+
+import torch
+
+from memory.episode import LEAST_GAIN, TENANT, Array, Episode, prompt_id
+from model.engine import Engine
+from server.steering.request import Request
+from server.steering.search.choose import Choice
+from server.steering.search.result import SearchResult
+
+
+def episode_of(
+    request: Request, key: Array, space: str, start: torch.Tensor, served: bool, found: SearchResult
+) -> Episode | None:
+    """Return what a search leaves to remember; None when there is no answer that others agree with.
+
+    The answer says what the elected one does, as shortly as it is sure. The latent is the one whose answer
+    beat the unsteered one; where none did, it is the start, and never recalled.
+
+    Args:
+        request: What was asked.
+        key: (d,) of its prompt.
+        space: Id of the latent space.
+        start: (L, d) where the search began.
+        served: Whether the start would have been served without a search.
+        found: What it found.
+    """
+    if found.plain is None or found.best is None or found.example is None:
+        return None
+    answer, scored, best = found.example.answer, found.example.scored, found.best
+    gain = best.scored.reward - found.plain.scored.reward
+    earned = best.latent is not None and best.finished and gain >= LEAST_GAIN
+    return Episode(
+        key=key,
+        latent=(best.latent if earned and best.latent is not None else start).numpy(),
+        reward=scored.reward,
+        signals=dict(scored.signals),
+        answer_token_ids=answer.token_ids,
+        answer_text=answer.text,
+        latent_earned=earned,
+        start_lift=found.lift if served else None,
+        choices=request.prompt.decoding.choices or (),
+        plain_reward=found.plain.scored.reward,
+        refiner=request.search or "none",
+        **_asked(request, space),
+    )
+
+
+def episode_of_choice(request: Request, key: Array, engine: Engine, choice: Choice) -> Episode:
+    """Return what a choice leaves to remember: above all what the model thought of each of them.
+
+    Args:
+        request: What was asked.
+        key: (d,) of its prompt.
+        engine: Whose space and tokens they are.
+        choice: What was chosen.
+    """
+    return Episode(
+        key=key,
+        latent=engine.neutral_latent().numpy(),  # never recalled
+        reward=choice.probability,
+        signals={"choice": choice.probability},
+        answer_token_ids=engine.answer_tokens(choice.text),
+        answer_text=choice.text,
+        latent_earned=False,
+        choices=request.prompt.scored_choices,
+        choice_log_probabilities=choice.log_probabilities,
+        plain_reward=choice.plain_probability,
+        refiner="none",
+        **_asked(request, engine.space.id),
+    )
+
+
+def _asked(request: Request, space: str) -> dict[str, Any]:
+    """Return the fields that say what was asked, and how."""
+    prompt = request.prompt
+    return {
+        "space": space,
+        "tenant": TENANT,
+        "prompt_token_ids": prompt.token_ids,
+        "prompt_text": prompt.text,
+        "max_tokens": prompt.decoding.max_tokens,
+        "effort": request.options.effort,
+        "prior_version": request.prior.version if request.prior else None,
+        "trace_id": request.trace_id,
+        "id": prompt_id(space, TENANT, prompt.token_ids, prompt.held_to),
+    }

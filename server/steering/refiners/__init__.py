@@ -1,1 +1,0 @@
-"""Two ways to improve a latent for one request, behind one interface."""

@@ -1,0 +1,1 @@
+"""Spending compute on one request: votes, calibrated choices, and latents that are searched for."""
