@@ -15,7 +15,8 @@ PAGE = (ROOT / "docs" / "api.md").read_text()
 CODED = set(re.findall(r"`([^`\n]+)`", PAGE))
 
 SPOKEN = {
-    "server/steering/pipeline.py": r'noting\(f?"([a-z-]+)|return f?"([a-z-]+)|else "(no-room)"|"(improved|agreed)"',
+    "server/steering/pipeline.py": r'noting\(f?"([a-z-]+)|return f?"([a-z-]+)|else "(no-room)"'
+    r'|"(improved|agreed)"',
     "server/steering/start.py": r'"((?:memory|recall|nothing|store|prior)[a-z]*-[a-z-]+|recalled)"',
     "server/steering/request.py": r'"(several-[a-z-]+)"',
     "server/steering/outcome.py": r'reason = "([a-z-]+)"|return "([a-z-]+)"$',
