@@ -23,6 +23,7 @@ class EngineError(Exception):
 
     EngineError
     ├── PromptTooLongError     the prompt with its latents leaves no room for an answer
+    ├── PromptRejectedError    the prompt is none that the model reads, such as of tokens it does not have
     ├── PlacementError         the prompt has no place for latents (not rendered by the chat template)
     ├── UnsupportedError       this engine cannot do that (no twin, say)
     ├── ModelUnavailableError  the model's files cannot be found or made
@@ -32,6 +33,10 @@ class EngineError(Exception):
 
 class PromptTooLongError(EngineError):
     """The prompt with its latents leaves no room for an answer."""
+
+
+class PromptRejectedError(EngineError):
+    """The prompt is none that the model reads, such as of tokens that it does not have."""
 
 
 class PlacementError(EngineError):
@@ -192,7 +197,11 @@ class Engine(Protocol):
         ...
 
     async def keys(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return the retrieval keys of plain prompts, (B, d), centred and of norm 1 (ADR 0001)."""
+        """Return the retrieval keys of plain prompts, (B, d), centred and of norm 1 (ADR 0001).
+
+        Raises:
+            PromptTooLongError, PromptRejectedError, EngineDeadError.
+        """
         ...
 
     async def generate(

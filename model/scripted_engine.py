@@ -31,6 +31,7 @@ from model.engine import (
     Label,
     LatentGradient,
     PlacementError,
+    PromptRejectedError,
     PromptTooLongError,
     SteeredPrompt,
     UnsupportedError,
@@ -242,6 +243,8 @@ class ScriptedEngine:
                     f"prompt of {len(prompt.token_ids)} tokens with {latents} latents leaves no room in "
                     f"{self._max_model_len}"
                 )
+            if not all(0 <= token <= CLOSE for token in prompt.token_ids):
+                raise PromptRejectedError(f"tokens are 0 to {CLOSE}")
         self.calls.append(Call(method, tuple(p.token_ids for p in prompts), tuple(p.latent for p in prompts)))
         await asyncio.sleep(self.delay_s)
         if not self.alive:

@@ -15,6 +15,7 @@ from config.settings import Settings
 from memory.registry import PriorRegistry
 from memory.state import State
 from memory.store import EpisodeStore
+from model.engine import Engine
 from server.errors import NotReadyError
 from server.nights import NightCoordinator
 from server.steering.metrics import Metrics
@@ -56,6 +57,7 @@ class Gateway:
     settings: Settings
     space: str
     """Id of the latent space that is served."""
+    engine: Engine
     inner: FastAPI
     """vLLM's app: every route that is not ours."""
     served: Callable[[], Collection[str]]

@@ -165,6 +165,7 @@ async def assemble(
         yield Gateway(
             settings=settings,
             space=space,
+            engine=engine,
             inner=inner,
             served=served,
             engine_answers=engine_answers,

@@ -20,7 +20,13 @@ from memory.episode import LatentMemoryError, StoreUnavailableError
 from memory.free_space import NoRoomError
 from memory.night import NightRunningError
 from memory.registry import RegistryError
-from model.engine import EngineDeadError, EngineError, PromptTooLongError, UnsupportedError
+from model.engine import (
+    EngineDeadError,
+    EngineError,
+    PromptRejectedError,
+    PromptTooLongError,
+    UnsupportedError,
+)
 from server.errors import GatewayError
 from server.log import current_request_id
 from server.steering.prompt import SteeringRejectedError
@@ -75,7 +81,7 @@ def _fault(error: Exception) -> _Fault:
             return _Fault(error.status, str(error), error.param, error.kind, headers)
         case SteeringRejectedError():
             return _Fault(400, str(error), error.param)
-        case PromptTooLongError():
+        case PromptTooLongError() | PromptRejectedError():
             return _Fault(400, str(error), "messages")
         case UnsupportedError():
             return _Fault(400, str(error), "latent.search")

@@ -1,11 +1,11 @@
-"""Routes under /v1/memory: counting, listing, reading and forgetting what is remembered."""
+"""Routes under /v1/memory: counting, listing, searching, reading and forgetting what is remembered."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from memory.episode import TENANT
 from memory.listing import Place
@@ -13,6 +13,7 @@ from memory.store import Where
 from server.api.deps import GatewayDep
 from server.errors import InvalidRequestError, NotFoundError
 from server.forget import forget
+from server.search import like_episode, like_text
 
 router = APIRouter(prefix="/v1/memory", tags=["memory"])
 
@@ -100,6 +101,33 @@ class EpisodePage(BaseModel):
     next_cursor: str | None = Field(description="`cursor` of the next page; null: there is none.")
 
 
+class Search(BaseModel):
+    """What is looked for: what is like a text, or like an episode."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Annotated[str, StringConstraints(min_length=1)] | None = Field(
+        None, description="A user's message; it gets the key of a request that says just that."
+    )
+    id: str | None = Field(None, description="An episode, whose neighbours are looked for.")
+    k: int = Field(10, ge=1, le=100, description="Most episodes.")
+    floor: float = Field(-1.0, ge=-1, le=1, description="Least cosine similarity.")
+
+
+class Found(BaseModel):
+    """An episode that was looked for."""
+
+    similarity: float = Field(description="Cosine of its key to what was looked for.")
+    episode: EpisodeSummary
+
+
+class FoundList(BaseModel):
+    """What was found, most similar first."""
+
+    object: str = "list"
+    data: list[Found]
+
+
 class Forgotten(BaseModel):
     """What was forgotten."""
 
@@ -172,6 +200,23 @@ async def delete_episode(gateway: GatewayDep, episode_id: str) -> None:
         raise _unknown(name)
 
 
+@router.post("/search")
+async def search(gateway: GatewayDep, asked: Search) -> FoundList:
+    """Return the episodes most like a text, or like an episode, whatever their latents are worth."""
+    if asked.text is not None and asked.id is None:
+        found = await like_text(gateway, asked.text, asked.k, asked.floor)
+    elif asked.id is not None and asked.text is None:
+        found = await like_episode(gateway, _name(asked.id, "id"), asked.k, asked.floor)
+    else:
+        raise InvalidRequestError("give a text, or else the id of an episode", "text")
+    return FoundList(
+        data=[
+            Found(similarity=one.similarity, episode=EpisodeSummary.model_validate(one.episode.summary()))
+            for one in found
+        ]
+    )
+
+
 def _place(cursor: str) -> Place:
     try:
         return Place.parse(cursor)
@@ -179,11 +224,11 @@ def _place(cursor: str) -> Place:
         raise InvalidRequestError(f"{error}; give next_cursor of the page before", "cursor") from None
 
 
-def _name(episode_id: str) -> str:
+def _name(episode_id: str, param: str = "episode_id") -> str:
     try:
         return str(UUID(episode_id))
     except ValueError:
-        raise NotFoundError("ids of episodes are UUIDs, as in x-latent-episodes", "episode_id") from None
+        raise NotFoundError("ids of episodes are UUIDs, as in x-latent-episodes", param) from None
 
 
 def _unknown(name: str) -> NotFoundError:

@@ -147,7 +147,7 @@ class VLLMEngine:
             text: the prompt's text, when it is at hand.
 
         Raises:
-            LatentRejectedError, PlacementError, PromptTooLongError.
+            LatentRejectedError, PlacementError, PromptTooLongError, PromptRejectedError.
         """
         from vllm.inputs import embeds_input
 
@@ -170,7 +170,8 @@ class VLLMEngine:
             raise PromptTooLongError(
                 f"{len(token_ids)} prompt tokens and {length} latents leave no room in {self.max_model_len}"
             )
-        self.llm.renderer.validate_token_ids(ids)  # vLLM itself validates tokens of plain prompts only
+        with translated():
+            self.llm.renderer.validate_token_ids(ids)  # vLLM itself validates tokens of plain prompts only
         rows = torch.zeros(len(ids), self.space.hidden_size, dtype=self._dtype)
         if latent is not None and position is not None:
             rows[position : position + length] = latent

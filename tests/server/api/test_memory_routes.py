@@ -111,3 +111,50 @@ async def test_what_waits_to_be_written_is_forgotten_too(served: Served) -> None
     assert answer.json() == {"deleted": 1}
     assert await gateway.remember.drain()
     assert gateway.store.count() == 0
+
+
+async def test_text_finds_the_episodes_of_requests_like_it(served: Served) -> None:
+    for question in ("sum two and two", "sum three and two", "paint a house"):
+        await served.chat(question, latent={"effort": "high"})
+    await served.gateway.remember.drain()
+
+    async def found(**asked: Any) -> list[tuple[str, float]]:
+        answer = await served.http.post("/v1/memory/search", json=asked)
+        assert answer.status_code == 200
+        return [(one["episode"]["prompt_text"], one["similarity"]) for one in answer.json()["data"]]
+
+    first, second, third = await found(text="sum two and two")
+    assert "sum two and two" in first[0]
+    assert first[1] == pytest.approx(1, abs=1e-5)
+    assert "sum three" in second[0]
+    assert "paint" in third[0]
+    assert first[1] > second[1] > third[1]
+    assert await found(text="sum two and two", floor=0.5) == [first, second]
+    assert await found(text="sum two and two", k=1) == [first]
+
+    own = (await served.http.post("/v1/memory/search", json={"text": "sum two and two", "k": 1})).json()
+    name = own["data"][0]["episode"]["id"]
+    assert [text for text, _ in await found(id=name, k=1)] == [second[0]]
+    assert [text for text, _ in await found(id=name)] == [second[0], third[0]]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({}, 400, "text"),
+        ({"text": "a", "id": str(uuid4())}, 400, "text"),
+        ({"text": ""}, 400, "text"),
+        ({"text": "a" * 9000}, 400, "text"),
+        ({"text": "a", "k": 0}, 400, "k"),
+        ({"text": "a", "floor": 2}, 400, "floor"),
+        ({"text": "a", "key": [1.0]}, 400, "key"),
+        ({"id": "no-uuid"}, 404, "id"),
+        ({"id": str(uuid4())}, 404, "id"),
+    ],
+)
+async def test_a_search_that_cannot_be_is_refused_by_name(
+    served: Served, body: dict[str, Any], status: int, param: str
+) -> None:
+    answer = await served.http.post("/v1/memory/search", json=body)
+    assert answer.status_code == status
+    assert answer.json()["error"]["param"] == param

@@ -1,5 +1,6 @@
 """The gateway in front of vLLM's own app: vLLM's answers stay its own, and every route knows our names."""
 
+import asyncio
 import json
 import logging
 import re
@@ -129,6 +130,32 @@ def naming(app: FastAPI) -> set[str]:
         for kind in operations.get("post", {}).get("requestBody", {}).get("content", {}).values()
         if "model" in fields(kind["schema"])
     }
+
+
+async def test_embeddings_and_searches_have_the_keys_of_requests(
+    gateway: httpx.AsyncClient, launched: Launched
+) -> None:
+    text = "Which is longer, the Rhine or the Seine?"
+    asked = {"model": name(launched), "messages": [{"role": "user", "content": text}], **LENGTH}
+    choices = {"structured_outputs": {"choice": ["Rhine", "Seine"]}, "latent": {"effort": "medium"}}
+    answer = await gateway.post(CHAT, json=asked | choices)
+    assert answer.headers["x-latent-mode"] == "calibrated"
+    while (await gateway.get("/v1/memory/stats")).json()["pending_writes"]:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    found = (await gateway.post("/v1/memory/search", json={"text": text, "k": 1})).json()["data"]
+    assert text in found[0]["episode"]["prompt_text"]
+    assert found[0]["similarity"] > 0.9999
+
+    tokens = (await gateway.post("/tokenize", json=asked)).json()["tokens"]
+    embed = {"model": name(launched), "input": [tokens, tokens[:-1]]}
+    by_tokens = (await gateway.post("/v1/embeddings", json=embed)).json()
+    by_text = (await gateway.post("/v1/embeddings", json=embed | {"input": text})).json()
+    assert by_text["usage"]["prompt_tokens"] == len(tokens)
+    assert by_text["data"][0]["embedding"] == pytest.approx(by_tokens["data"][0]["embedding"], abs=1e-4)
+    assert by_tokens["data"][0]["embedding"] != pytest.approx(by_tokens["data"][1]["embedding"], abs=1e-2)
+    for unknown in (2**31, -1, 2**70):
+        refused = await gateway.post("/v1/embeddings", json=embed | {"input": [1, unknown]})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input")
 
 
 def said(answer: httpx.Response) -> tuple[int, str]:
