@@ -22,6 +22,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from server.engine.latent_rows import take_rows_alone
 from server.engine.prefix_cache import share_prefixes
 from server.engine.twin_host import TwinHost
 
@@ -37,9 +38,19 @@ class StateCatcher(TwinHost):
 
     model_runner: Any
 
-    def catch_key_states(self) -> None:
-        """Begin to answer key requests with their states, and share prefixes; again is harmless."""
+    def hook_into_engine(self) -> bool:
+        """Answer key requests with their states, share prefixes and take a latent's rows alone from now on.
+
+        The last two are done where the engine schedules in this process. Again is harmless.
+
+        Returns:
+            Whether the engine schedules in this process.
+        """
+        self._answer_with_states()
         share_prefixes()
+        return take_rows_alone()
+
+    def _answer_with_states(self) -> None:
         runner = self.model_runner
         if hasattr(runner, "sample_without_states"):
             return

@@ -5,8 +5,8 @@ translate. Knows nothing of HTTP, memory or how latents are found. What keeps vL
 `launch`'s.
 
 A prompt with latents is one of vLLM's mixed prompts: rows whose `is_token_ids` is False are taken from
-`prompt_embeds`, all others are tokens. All prompts share one prefix cache (`prefix_cache.py`): the pass that
-finds the key is the prefill of everything that follows.
+`prompt_embeds`, of which only these travel (`latent_rows.py`); all others are tokens. All prompts share one
+prefix cache (`prefix_cache.py`): the pass that finds the key is the prefill of everything that follows.
 """
 
 import asyncio
@@ -37,6 +37,7 @@ from model.space import LatentRejectedError, LatentSpace
 from server.engine.decoding import generation_of, reasoning_of, sampling_params
 from server.engine.errors import translated
 from server.engine.extension import KEY_REQUEST
+from server.engine.latent_rows import LatentRows, send_rows_alone
 
 T = TypeVar("T")
 
@@ -53,12 +54,26 @@ class VLLMEngine:
         twin: engine for likelihoods and gradients, or None.
     """
 
-    def __init__(self, llm: Any, space: LatentSpace, placement: Placement, twin: Any | None) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        space: LatentSpace,
+        placement: Placement,
+        twin: Any | None,
+        *,
+        rows_alone: bool = False,
+    ) -> None:
+        """Take a started engine.
+
+        Args:
+            rows_alone: Whether a latent's rows travel alone; without, prompts do as vLLM has it.
+        """
         self.llm = llm
         self.tokenizer = llm.get_tokenizer()
         self.twin = twin
         self.space = space
         self._placement = placement
+        self._rows_alone = rows_alone
         self._dtype: torch.dtype = llm.model_config.dtype
         self._centre = torch.zeros(space.hidden_size)
         self._neutral = torch.zeros(space.shape)
@@ -69,7 +84,9 @@ class VLLMEngine:
     ) -> "VLLMEngine":
         """Hook into `llm`'s workers and find the centre of keys through the engine's own key pass."""
         await llm.collective_rpc("end_with_front_end", args=(os.getpid(),))
-        await llm.collective_rpc("catch_key_states")
+        rows_alone = all(await llm.collective_rpc("hook_into_engine"))
+        if rows_alone:
+            send_rows_alone(llm)
         tokenizer = llm.get_tokenizer()
         placement = Placement.of(tokenizer, settings.placement)
         hidden_size = llm.model_config.get_hidden_size()
@@ -82,7 +99,7 @@ class VLLMEngine:
             settings.latent_length,
             settings.placement,
         )
-        engine = cls(llm, space, placement, twin)
+        engine = cls(llm, space, placement, twin, rows_alone=rows_alone)
         engine._neutral = await engine.embed(placement.neutral_tokens(space.length))
         probes = [engine.render([{"role": "user", "content": probe}]) for probe in KEY_PROBES]
         engine._centre = centre(await engine.raw_states(probes))
@@ -140,7 +157,7 @@ class VLLMEngine:
         position: int | None = None,
         text: str | None = None,
     ) -> Any:
-        """Return vLLM's input for a prompt with `latent`, (L, d), before `token_ids[position]`.
+        """Return vLLM's input for a prompt, if need be with `latent`, (L, d), before `token_ids[position]`.
 
         Args:
             position: None: where the placement says.
@@ -149,12 +166,12 @@ class VLLMEngine:
         Raises:
             LatentRejectedError, PlacementError, PromptTooLongError, PromptRejectedError.
         """
-        from vllm.inputs import embeds_input
+        from vllm.inputs import embeds_input, tokens_input
 
         ids, length = list(token_ids), 0
         mask = [True] * len(ids)
         if latent is not None:
-            latent = self.space.check(latent).to(self._dtype)
+            latent = self.space.check(latent).to(self._dtype, copy=True).contiguous()
             if not bool(latent.any(dim=1).all()):
                 # vLLM's digest of a block does not tell a row of zeros from a real token's (vllm#56655).
                 raise LatentRejectedError("latent holds a row of zeros")
@@ -172,11 +189,19 @@ class VLLMEngine:
             )
         with translated():
             self.llm.renderer.validate_token_ids(ids)  # vLLM itself validates tokens of plain prompts only
-        rows = torch.zeros(len(ids), self.space.hidden_size, dtype=self._dtype)
-        if latent is not None and position is not None:
-            rows[position : position + length] = latent
+        salt = cache_salt.get()
+        if latent is None and self._rows_alone:
+            return tokens_input(ids, prompt=text, cache_salt=salt)
+        if latent is None or position is None:
+            rows = LatentRows(torch.zeros(0, self.space.hidden_size, dtype=self._dtype), 0, len(ids))
+        else:
+            rows = LatentRows(latent, position, len(ids))
         return embeds_input(
-            rows, prompt=text, cache_salt=cache_salt.get(), prompt_token_ids=ids, is_token_ids=mask
+            rows if self._rows_alone else rows[:],
+            prompt=text,
+            cache_salt=salt,
+            prompt_token_ids=ids,
+            is_token_ids=mask,
         )
 
     async def raw_states(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:

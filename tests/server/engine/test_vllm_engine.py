@@ -223,6 +223,51 @@ async def test_token_prompts_and_steered_ones_share_what_stands_before_the_laten
     assert other.native[-1].num_cached_tokens == 0
 
 
+async def test_only_rows_of_the_latent_travel(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    send = engine.llm.engine_core._send_input
+
+    def sending(kind: Any, request: Any, *args: Any) -> Any:
+        if hasattr(request, "prompt_embeds"):
+            sent.append(request.prompt_embeds)
+        return send(kind, request, *args)
+
+    monkeypatch.setattr(engine.llm.engine_core, "_send_input", sending)
+    tokens, latent = prompt(engine, LONG), nudge(engine)
+    await engine.generate([SteeredPrompt(tokens, latent)], Decoding(1))
+    await engine.keys([tokens])
+    await engine.generate([SteeredPrompt(tokens)], Decoding(1))
+    assert [None if rows is None else rows.tolist() for rows in sent] == [latent.tolist(), None, None]
+
+
+async def test_answers_behind_rows_alone_are_those_behind_a_whole_matrix(engine: VLLMEngine) -> None:
+    """Prompts of several chunks, too; the rows are in the last one, in the first, or in two."""
+    from vllm import SamplingParams
+    from vllm.inputs import embeds_input
+
+    params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=0)
+    tokens, latent = prompt(engine, LONG + "In the fog."), nudge(engine)
+    for position in (engine.position(tokens), 1, 128 - 2):
+        answers = []
+        for whole in (False, True):
+            salt = f"rows {position} {whole}"
+            token = cache_salt.set(salt)
+            given = engine.mixed_input(tokens, latent, position)
+            cache_salt.reset(token)
+            if whole:
+                given = embeds_input(
+                    given["prompt_embeds"][:].clone(),
+                    cache_salt=salt,
+                    prompt_token_ids=given["prompt_token_ids"],
+                    is_token_ids=given["is_token_ids"],
+                )
+            (*_, last) = [output async for output in engine.llm.generate(given, params, salt)]
+            answers.append(last.outputs[0])
+        rows, matrix = answers
+        assert rows.token_ids == matrix.token_ids
+        assert rows.cumulative_logprob == matrix.cumulative_logprob
+
+
 async def test_latents_with_a_row_of_zeros_are_refused(engine: VLLMEngine) -> None:
     latent = nudge(engine)
     latent[3] = 0
