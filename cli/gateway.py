@@ -5,6 +5,7 @@ there into a message with a next step. Knows nothing of what the answers mean.
 """
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -48,6 +49,33 @@ class Gateway:
         named = {} if timeout_s is None else {"timeout": timeout_s}
         return self._call("POST", path, json=body or {}, **named)
 
+    def delete(self, path: str, *, timeout_s: float | None = None, **params: str) -> dict[str, Any]:
+        """Delete what is at `path` and return the JSON object that comes back; {} when nothing does."""
+        named = {} if timeout_s is None else {"timeout": timeout_s}
+        return self._call("DELETE", path, params=params, **named)
+
+    def download(self, path: str) -> Iterator[bytes]:
+        """Yield the pieces of what is at `path`, however long that takes."""
+        begun = False
+        try:
+            with self._client.stream("GET", path, timeout=httpx.Timeout(None, connect=5.0)) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise refused(response.status_code, error_body(response))
+                begun = True
+                yield from response.iter_bytes()
+        except httpx.HTTPError as error:
+            if begun:
+                raise CommandError(
+                    f"the answer of {self.url} broke off", "see its log in DATA_DIR/logs"
+                ) from error
+            raise unreachable(self.url, late=isinstance(error, httpx.ReadTimeout)) from error
+
+    def upload(self, path: str, pieces: Iterator[bytes], *, timeout_s: float) -> dict[str, Any]:
+        """Post `pieces` as one body and return the JSON object that comes back."""
+        headers = {"content-type": "application/x-tar"}
+        return self._call("POST", path, content=pieces, headers=headers, timeout=timeout_s)
+
     def models(self) -> list[str]:
         """Return the ids of the served models; the first is the base model."""
         return [str(entry["id"]) for entry in self.get("/v1/models").get("data", [])]
@@ -78,6 +106,8 @@ class Gateway:
             raise unreachable(self.url, late=isinstance(error, httpx.ReadTimeout)) from error
         if response.status_code >= 400:
             raise refused(response.status_code, error_body(response))
+        if response.status_code == 204:
+            return {}
         try:
             body = response.json()
         except ValueError as error:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cli import ask, demo, night, priors, pull, serve, stats
+from cli import ask, demo, memory, night, priors, pull, serve, stats
 from cli.failure import INTERRUPTED, CommandError
 from cli.groups import OpenGroup
 from cli.screen import console, write
@@ -30,6 +30,7 @@ app.command("ask")(ask.ask)
 app.command("night")(night.night)
 app.add_typer(priors.app, name="priors")
 app.command("stats")(stats.stats)
+app.add_typer(memory.app, name="memory")
 app.command("demo")(demo.demo)
 
 

@@ -25,6 +25,7 @@ class LatentMemoryError(Exception):
     ├── EpisodeRejectedError   an episode that must not be stored: shape, values, space
     ├── StoreUnavailableError  the store, or the server behind it, does not answer
     ├── RegistryError          priors: see memory/registry.py
+    ├── ArchiveError           an archive that cannot be taken: see memory/archive.py
     ├── StateUnavailableError  the database of the state does not answer
     ├── NewerStateError        a state of a newer release
     └── NoRoomError            the disk is too full

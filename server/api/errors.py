@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from memory.archive import ArchiveError, OtherSpaceError
 from memory.database import StateUnavailableError
 from memory.episode import LatentMemoryError, StoreUnavailableError
 from memory.free_space import NoRoomError
@@ -87,6 +88,10 @@ def _fault(error: Exception) -> _Fault:
             return _Fault(400, str(error), "latent.search")
         case EngineDeadError():
             return _Fault(503, "the engine is gone; see the server's log")
+        case OtherSpaceError():
+            return _Fault(409, str(error), "space")
+        case ArchiveError():
+            return _Fault(400, str(error))
         case NoRoomError():
             return _Fault(507, str(error), kind="InsufficientStorageError")
         case StoreUnavailableError():

@@ -1,0 +1,245 @@
+"""`latentevolve memory`: lists, searches, forgets, exports and imports what is remembered.
+
+Owns the five subcommands and the files they write; all else is the gateway's.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.failure import USAGE, CommandError
+from cli.gateway import Gateway
+from cli.options import ApiKey, Json, Url, check_folder, load_settings
+from cli.screen import Screen
+
+app = typer.Typer(help="List, search, forget, export and import what is remembered.", no_args_is_help=True)
+
+EPISODES = "/v1/memory/episodes"
+PAGE = 100
+"""Episodes that are asked for at once."""
+LONG_S = 3600.0
+"""For what goes through all of memory."""
+_PIECE = 2**20
+_TEXT = 60
+"""Characters of a text in a table."""
+
+RewardMin = Annotated[float | None, typer.Option("--reward-min", min=0, max=1, help="Least reward.")]
+RewardMax = Annotated[float | None, typer.Option("--reward-max", min=0, max=1, help="Highest reward.")]
+FoundAt = Annotated[str | None, typer.Option("--effort", help="Effort of the request it was found at.")]
+FoundBy = Annotated[str | None, typer.Option("--refiner", help="Search that it was found by.")]
+Since = Annotated[str | None, typer.Option("--since", help="Created then or later, such as 2026-11-01.")]
+Until = Annotated[str | None, typer.Option("--until", help="Created before.")]
+
+
+@app.command("list")
+def list_episodes(
+    reward_min: RewardMin = None,
+    reward_max: RewardMax = None,
+    effort: FoundAt = None,
+    refiner: FoundBy = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Most episodes.")] = 20,
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """List episodes, newest first."""
+    screen = Screen(as_json)
+    where = _where(reward_min, reward_max, effort, refiner, since, until)
+    with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
+        found: list[dict[str, Any]] = []
+        cursor: dict[str, str] = {}
+        while len(found) < limit:
+            page = gateway.get(EPISODES, limit=str(min(PAGE, limit - len(found))), **where, **cursor)
+            found += page["data"]
+            if not page["has_more"]:
+                break
+            cursor = {"cursor": page["next_cursor"]}
+    screen.document({"data": found})
+    if not found:
+        screen.line("nothing is remembered that fits")
+        return
+    screen.table(
+        ("created", "reward", "effort", "by", "seen", "prompt", "answer", "id"),
+        [(_day(one), *_columns(one), one["id"]) for one in found],
+    )
+    if page["has_more"]:
+        screen.note("there are more: see --limit")
+
+
+@app.command("search")
+def search(
+    text: Annotated[str | None, typer.Argument(help="A message; what is like it is looked for.")] = None,
+    episode: Annotated[
+        str | None, typer.Option("--id", help="An episode whose neighbours are looked for.", metavar="ID")
+    ] = None,
+    k: Annotated[int, typer.Option("--k", min=1, max=100, help="Most episodes.")] = 10,
+    floor: Annotated[float, typer.Option("--floor", min=-1, max=1, help="Least cosine.")] = -1.0,
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """Find episodes that are like a text, or like another episode."""
+    if (text is None) == (episode is None):
+        raise CommandError("give a text, or else --id", "latentevolve memory search 'sum two and two'", USAGE)
+    screen = Screen(as_json)
+    asked = {"text": text} if text is not None else {"id": episode}
+    with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
+        body = gateway.post("/v1/memory/search", {**asked, "k": k, "floor": floor})
+    screen.document(body)
+    if not body["data"]:
+        screen.line("nothing like it is remembered")
+        return
+    screen.table(
+        ("cosine", "reward", "effort", "by", "seen", "prompt", "answer", "id"),
+        [
+            (f"{one['similarity']:.3f}", *_columns(one["episode"]), one["episode"]["id"])
+            for one in body["data"]
+        ],
+    )
+
+
+@app.command("delete")
+def delete(
+    ids: Annotated[list[str] | None, typer.Argument(help="Episodes.", metavar="[ID]...")] = None,
+    reward_min: RewardMin = None,
+    reward_max: RewardMax = None,
+    effort: FoundAt = None,
+    refiner: FoundBy = None,
+    since: Since = None,
+    until: Until = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything that is remembered.")] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """Forget episodes: those named, or those that a filter names, or all."""
+    where = _where(reward_min, reward_max, effort, refiner, since, until)
+    if sum((bool(ids), bool(where), everything)) != 1:
+        raise CommandError(
+            "give ids, or filters, or --all", "`latentevolve memory list` takes the same filters", USAGE
+        )
+    screen = Screen(as_json)
+    with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
+        for name in ids or ():
+            gateway.delete(f"{EPISODES}/{name}")
+        body = {"deleted": len(ids or ())}
+        if not ids:
+            params = where or {"all": "true"}
+            body = gateway.delete(EPISODES, timeout_s=LONG_S, **params)
+    screen.document(body)
+    screen.line(f"{body['deleted']} episodes are forgotten", "green")
+
+
+@app.command("export")
+def export(
+    file: Annotated[Path, typer.Argument(help="The archive to be written.", metavar="FILE")],
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """Write all that is remembered into an archive, a tar; the file is there completely or not at all."""
+    check_folder(file, "another FILE")
+    screen = Screen(as_json)
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    try:
+        with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway, screen.busy("exporting"):
+            with unfinished.open("wb") as target:
+                for piece in gateway.download("/v1/memory/export"):
+                    target.write(piece)
+            episodes = _episodes_of(unfinished)
+        unfinished.replace(file)
+    except OSError as error:
+        raise CommandError(f"{file} could not be written: {error}", "choose another FILE") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    size = file.stat().st_size
+    screen.document({"file": str(file), "episodes": episodes, "bytes": size})
+    screen.line(f"{episodes} episodes, {size / 2**20:.1f} MiB, are in {file}", "green")
+
+
+@app.command("import")
+def import_archive(
+    file: Annotated[Path, typer.Argument(help="An archive of `memory export`.", metavar="FILE")],
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """Remember what is in an archive and not there yet; run again, it goes on where it ended."""
+    screen = Screen(as_json)
+    if not file.is_file():
+        raise CommandError(f"there is no file {file}", "`latentevolve memory export FILE` makes one", USAGE)
+    with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway, screen.busy("importing"):
+        body = gateway.upload("/v1/memory/import", _pieces(file), timeout_s=LONG_S)
+    screen.document(body)
+    screen.line(
+        f"{body['added']} episodes are remembered anew, {body['skipped']} were there already", "green"
+    )
+
+
+def _where(
+    reward_min: float | None,
+    reward_max: float | None,
+    effort: str | None,
+    refiner: str | None,
+    since: str | None,
+    until: str | None,
+) -> dict[str, str]:
+    """Return the filters that were given, as the API takes them."""
+    given = {
+        "reward_min": reward_min,
+        "reward_max": reward_max,
+        "effort": effort,
+        "refiner": refiner,
+        "since": since,
+        "until": until,
+    }
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def _columns(episode: dict[str, Any]) -> tuple[object, ...]:
+    return (
+        f"{episode['reward']:.2f}",
+        episode["effort"],
+        episode["refiner"],
+        episode["seen"],
+        _short(episode["prompt_text"], end=True),
+        _short(episode["answer_text"]),
+    )
+
+
+def _day(episode: dict[str, Any]) -> str:
+    return str(episode["created_at"])[:16]
+
+
+def _short(text: str, *, end: bool = False) -> str:
+    """Return a text on one line; of a prompt rather its end, for all begin alike."""
+    line = " ".join(text.split())
+    if len(line) <= _TEXT:
+        return line
+    return f"…{line[1 - _TEXT :]}" if end else f"{line[: _TEXT - 1]}…"
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as source:
+        while piece := source.read(_PIECE):
+            yield piece
+
+
+def _episodes_of(file: Path) -> int:
+    """Return how many episodes an archive says it has at its end.
+
+    Raises:
+        CommandError: it was cut off.
+    """
+    try:
+        with tarfile.open(file) as tar:
+            end = tar.extractfile("end.json")
+            return int(json.load(end)["episodes"]) if end else 0
+    except (tarfile.TarError, KeyError, ValueError) as error:
+        raise CommandError("the export was cut off; nothing is written", "export again") from error

@@ -1,0 +1,45 @@
+"""Memory as a file, out of the server and into it.
+
+Owns whose memory it is, and that neither way holds up the event loop. Knows nothing of the format
+(`memory/archive.py`) or of HTTP.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+from memory.archive import Memory, Taken, Taking, archive_of
+from memory.episode import TENANT
+from server.gateway import Gateway
+
+PIECE_BYTES = 2**20
+"""Of an archive on its way in that are handed on at once."""
+
+
+async def exported(gateway: Gateway) -> Iterator[bytes]:
+    """Return the pieces of an archive of what is remembered; each blocks while the store is asked.
+
+    Raises:
+        StoreUnavailableError: the store does not answer, before anything is given.
+    """
+    await gateway.lookups.call(lambda store: store.count(tenant=TENANT))
+    return archive_of(gateway.store, _memory(gateway))
+
+
+async def imported(gateway: Gateway, pieces: AsyncIterator[bytes]) -> Taken:
+    """Take an archive, and return what was taken of it.
+
+    Raises:
+        ArchiveError, NoRoomError, StoreUnavailableError: with what was taken before that; it stays.
+    """
+    taking, waiting = Taking(gateway.store, _memory(gateway)), bytearray()
+    async for piece in pieces:
+        waiting += piece
+        if len(waiting) >= PIECE_BYTES:
+            await asyncio.to_thread(taking.feed, bytes(waiting))
+            waiting.clear()
+    await asyncio.to_thread(taking.feed, bytes(waiting))
+    return taking.finish()
+
+
+def _memory(gateway: Gateway) -> Memory:
+    return Memory(gateway.space, TENANT, *gateway.engine.space.shape)

@@ -1,0 +1,214 @@
+"""`latentevolve memory` against the real routes on a real port, with a scripted model behind them."""
+
+import json
+import tarfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from config.settings import Settings
+from memory.episode import Episode, StoreUnavailableError, new_id
+from model.scripted_engine import ScriptedEngine
+from server.app import create_app
+from server.gateway import Gateway
+from server.wiring import assemble
+from tests.cli.conftest import Ran
+from tests.cli.ports import free_port
+
+Run = Callable[..., Ran]
+
+
+class Server:
+    """A gateway without vLLM, in a thread."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.engine = ScriptedEngine()
+        settings = Settings(_env_file=None, data_dir=data_dir, night_cron="never", explore_share=0)
+
+        async def alive() -> bool:
+            return True
+
+        @asynccontextmanager
+        async def opener(
+            settings: Settings, registry: CollectorRegistry, _: Callable[[], None]
+        ) -> AsyncIterator[Gateway]:
+            async with assemble(
+                settings,
+                registry,
+                engine=self.engine,
+                inner=FastAPI(),
+                served=lambda: {"small"},
+                engine_answers=alive,
+                checks=[],
+                send_night=lambda _: None,
+            ) as gateway:
+                yield gateway
+
+        self.app = create_app(settings, opener=opener, registry=CollectorRegistry())
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._server = uvicorn.Server(uvicorn.Config(self.app, port=port, log_config=None))
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        while not (self._server.started and self.app.state.readiness.gateway):
+            time.sleep(0.01)
+
+    @property
+    def gateway(self) -> Gateway:
+        return self.app.state.readiness.require()
+
+    def remember(self, count: int) -> list[Episode]:
+        """Store so many episodes, whose topics are two."""
+        length, hidden_size = self.engine.space.shape
+        rng = np.random.default_rng(1)
+        episodes = []
+        for number in range(count):
+            key = rng.normal(size=hidden_size)
+            episodes.append(
+                Episode(
+                    space=self.gateway.space,
+                    key=(key / np.linalg.norm(key)).astype(np.float32),
+                    latent=rng.normal(size=(length, hidden_size)).astype(np.float32),
+                    reward=number / count,
+                    signals={"consistency": 1.0},
+                    prompt_token_ids=(1, number),
+                    answer_token_ids=(2,),
+                    prompt_text=f"{'words ' * 20}question {number}",
+                    answer_text=f"\x1b[31manswer {number}",
+                )
+            )
+        self.gateway.store.add(episodes)
+        return episodes
+
+    def close(self) -> None:
+        """End the server."""
+        self._server.should_exit = True
+        self._thread.join(20)
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[[], Server]]:
+    servers: list[Server] = []
+
+    def start() -> Server:
+        servers.append(Server(tmp_path / f"data-{len(servers)}"))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def server(started: Callable[[], Server], monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A server that the settings point at."""
+    made = started()
+    monkeypatch.setenv("LATENTEVOLVE_GATEWAY_URL", made.url)
+    return made
+
+
+def said(ran: Ran) -> Any:
+    assert ran.code == 0, ran.err
+    return json.loads(ran.out)
+
+
+def test_what_is_exported_here_is_imported_there(
+    run: Run, server: Server, started: Callable[[], Server], tmp_path: Path
+) -> None:
+    server.remember(5)
+    file, other = tmp_path / "memory.tar", started()
+    assert "5 episodes" in run("memory", "export", str(file)).out
+    exported = file.read_bytes()
+    assert said(run("memory", "import", str(file), "--url", other.url, "--json")) == {
+        "episodes": 5,
+        "added": 5,
+        "skipped": 0,
+    }
+    assert (
+        "0 episodes are remembered anew, 5 were there"
+        in run("memory", "import", str(file), "--url", other.url).out
+    )
+    told = said(run("memory", "export", str(file), "--url", other.url, "--json"))
+    assert told == {"file": str(file), "episodes": 5, "bytes": len(exported)}
+    assert file.read_bytes() == exported
+    assert tarfile.is_tarfile(file)
+
+
+def test_an_export_that_breaks_off_leaves_the_file_that_was_there(
+    run: Run, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *_ = server.remember(2)
+    file = tmp_path / "memory.tar"
+    file.write_text("older")
+
+    def breaks(**_: Any) -> Iterator[Episode]:
+        yield first
+        raise StoreUnavailableError("gone")
+
+    monkeypatch.setattr(server.gateway.store, "scroll", breaks)
+    ran = run("memory", "export", str(file))
+    assert ran.code == 1
+    assert "broke off" in ran.err
+    assert file.read_text() == "older"
+    assert [path.name for path in tmp_path.glob("*memory*")] == ["memory.tar"]
+
+
+def test_an_archive_that_is_refused_says_why(run: Run, server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "memory.tar"
+    assert run("memory", "import", str(file)).code == 2
+    server.remember(2)
+    run("memory", "export", str(file))
+    space = server.gateway.space.encode()
+    file.write_bytes(file.read_bytes().replace(space, b"e" * len(space)))
+    ran = run("memory", "import", str(file))
+    assert ran.code == 1
+    assert "e" * len(space) in ran.err
+    assert server.gateway.space in ran.err
+
+
+def test_episodes_are_listed_by_filter_and_over_pages(run: Run, server: Server) -> None:
+    episodes = server.remember(130)
+    rows = said(run("memory", "list", "--limit", "120", "--json"))["data"]
+    assert len({row["id"] for row in rows}) == 120
+    ran = run("memory", "list", "--reward-min", "0.5", "--limit", "3")
+    assert ran.out.count("question") == 3
+    assert "\x1b" not in ran.out
+    assert "more" in ran.err
+    assert "nothing is remembered" in run("memory", "list", "--effort", "high").out
+    assert episodes[-1].id in run("memory", "list", "--reward-min", "0.99").out
+    wrong = run("memory", "list", "--since", "yesterday")
+    assert wrong.code == 1
+    assert "since" in wrong.err
+
+
+def test_a_text_or_an_episode_finds_what_is_like_it(run: Run, server: Server) -> None:
+    first, *_ = server.remember(3)
+    assert "question 0" in run("memory", "search", "question").out
+    neighbours = said(run("memory", "search", "--id", first.id, "--k", "2", "--json"))["data"]
+    assert first.id not in [one["episode"]["id"] for one in neighbours]
+    assert len(neighbours) == 2
+    assert "nothing like it" in run("memory", "search", "sum", "--floor", "1").out
+    assert run("memory", "search").code == 2
+    assert run("memory", "search", "a", "--id", first.id).code == 2
+
+
+def test_nothing_is_forgotten_but_what_is_named(run: Run, server: Server) -> None:
+    episodes = server.remember(10)
+    count = server.gateway.store.count
+    for wrong in ((), ("--all", "--effort", "low"), (episodes[0].id, "--all")):
+        assert run("memory", "delete", *wrong).code == 2
+    assert run("memory", "delete", new_id()).code == 1
+    assert count() == 10
+    assert "2 episodes are forgotten" in run("memory", "delete", episodes[0].id, episodes[1].id).out
+    assert said(run("memory", "delete", "--reward-max", "0.45", "--json")) == {"deleted": 3}
+    assert said(run("memory", "delete", "--all", "--json")) == {"deleted": 5}
+    assert count() == 0
