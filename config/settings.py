@@ -86,7 +86,9 @@ class Settings(BaseSettings):
         "To compile it, a CPU needs g++ and Python's headers.",
     )
     vllm_args: str = Field("", description="Further `vllm serve` options, as one shell-quoted string.")
-    twin: bool = Field(True, description="Run the autograd twin; without it the gradient refiner is refused.")
+    gradient_worker: bool = Field(
+        True, description="Run the gradient worker; without it the gradient refiner is refused."
+    )
 
     # Latents
     latent_length: int = Field(16, ge=1, le=256, description="L, soft vectors per latent.")
@@ -137,10 +139,10 @@ class Settings(BaseSettings):
     population: int = Field(
         4, ge=2, description="Candidates (evolution, even) or rollouts (gradient) per step."
     )
-    refine_deadline_s: float = Field(
+    search_deadline_s: float = Field(
         30.0, gt=0, description="A refinement that takes longer stops and answers with its best."
     )
-    refine_max_tokens: int = Field(
+    search_max_tokens: int = Field(
         256,
         ge=1,
         description="Longest answer decoded while refining; a smaller limit of the request holds.",

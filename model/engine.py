@@ -25,7 +25,7 @@ class EngineError(Exception):
     ├── PromptTooLongError     the prompt with its latents leaves no room for an answer
     ├── PromptRejectedError    the prompt is none that the model reads, such as of tokens it does not have
     ├── PlacementError         the prompt has no place for latents (not rendered by the chat template)
-    ├── UnsupportedError       this engine cannot do that (no twin, say)
+    ├── UnsupportedError       this engine cannot do that (no gradient worker, say)
     ├── ModelUnavailableError  the model's files cannot be found or made
     └── EngineDeadError        the engine, or the process behind it, is gone
     """
@@ -236,7 +236,7 @@ class Engine(Protocol):
         log-probability of being decoded under their grammar: tokens that the grammar forces cost nothing.
 
         Raises:
-            UnsupportedError: the engine has no twin.
+            UnsupportedError: the engine has no gradient worker.
             ValueError: an answer is none of its choices.
         """
         ...

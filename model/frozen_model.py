@@ -1,8 +1,8 @@
 """The frozen language model on transformers, in plain blocking calls.
 
 Owns weights, tokenizer and what is computed with them: states, answers, likelihoods, and the gradient
-with respect to latents. `model/transformers_engine.py` makes it asynchronous, `model/twin.py` puts it
-into its own process. Knows nothing of vLLM.
+with respect to latents. `model/transformers_engine.py` makes it asynchronous, `model/gradient_worker.py`
+puts it into its own process. Knows nothing of vLLM.
 """
 
 from collections.abc import Callable, Sequence

@@ -66,7 +66,7 @@ class ScriptedEngine:
         answer: script of answers; None: good and poor answers as the likelihood says.
         is_good: whether an answer text is one that better latents make likelier.
         delay_s: time that every asynchronous method takes.
-        differentiable: False: no likelihoods and gradients, as an engine without a twin.
+        differentiable: False: no likelihoods and gradients, as an engine without a gradient worker.
         revision: enters the space id, so that two engines can be of two spaces.
     """
 
@@ -305,7 +305,7 @@ class ScriptedEngine:
 
     def _demand_gradients(self) -> None:
         if not self._differentiable:
-            raise UnsupportedError("this engine has no twin")
+            raise UnsupportedError("this engine has no gradient worker")
 
 
 def _number(name: str) -> int:

@@ -1,8 +1,8 @@
 """The part of us that runs inside vLLM's workers.
 
 Owns the final hidden states of requests that ask for a retrieval key, which leave with the step's own output,
-the model's input embeddings and head, and the end of an engine whose front end was killed; the twin's part
-comes from `TwinHost`.
+the model's input embeddings and head, and the end of an engine whose front end was killed; what computes
+gradients comes from `GradientHost`.
 Imported by vLLM by name (`worker_extension_cls`); its methods are called with `collective_rpc`. Knows
 nothing of prompts, of how keys are centred, or of steering.
 
@@ -22,9 +22,9 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from server.engine.gradient_host import GradientHost
 from server.engine.latent_rows import take_rows_alone
 from server.engine.prefix_cache import share_prefixes
-from server.engine.twin_host import TwinHost
 
 KEY_REQUEST = "latentkey."
 """Prefix of the ids of requests that are answered with their final hidden state."""
@@ -33,7 +33,7 @@ _ROWS_OF_LOGITS = 32
 _WATCH_S = 1.0
 
 
-class StateCatcher(TwinHost):
+class StateCatcher(GradientHost):
     """Mixed into vLLM's worker class; every name must be one the worker does not have."""
 
     model_runner: Any

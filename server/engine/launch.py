@@ -22,11 +22,11 @@ import torch
 
 from config.settings import Settings
 from model.engine import EngineDeadError, EngineError
-from model.twin import TwinProcess
+from model.gradient_worker import GradientWorker
 from server.engine.guard import close_client_embeds, hide_placeholders
 from server.engine.process import start_engine, stop_engine
+from server.engine.shared_gradient_worker import SharedGradientWorker, why_not_shared
 from server.engine.vllm import VLLMEngine
-from server.engine.worker_twin import WorkerTwin, why_not_shared
 from server.vllm_args import split
 
 logger = logging.getLogger(__name__)
@@ -61,26 +61,30 @@ async def launch(settings: Settings, model_path: str) -> AsyncIterator[Launched]
     args = await asyncio.to_thread(parse_arguments, settings, model_path)
     async with AsyncExitStack() as stack:
         stack.enter_context(_socket_folder())
-        twin: TwinProcess | WorkerTwin | None = None
-        twin_started: Awaitable[None] | None = None
+        gradient_worker: GradientWorker | SharedGradientWorker | None = None
+        gradients_started: Awaitable[None] | None = None
         on_gpu = runs_on_cuda()
-        if settings.twin and not on_gpu:
+        if settings.gradient_worker and not on_gpu:
             # Beside vLLM's own start, most of which is one thread's work.
-            twin, twin_started = await stack.enter_async_context(_twin_process(settings, model_path))
+            gradient_worker, gradients_started = await stack.enter_async_context(
+                _gradient_process(settings, model_path)
+            )
         llm = await start_engine(args)
         stack.push_async_callback(stop_engine, llm)
         close_client_embeds(llm)
         hide_placeholders(llm)
-        if settings.twin and on_gpu:
-            twin = await worker_twin(llm, settings, model_path)
-            if twin is None:
-                twin, twin_started = await stack.enter_async_context(_twin_process(settings, model_path))
+        if settings.gradient_worker and on_gpu:
+            gradient_worker = await shared_gradient_worker(llm, settings, model_path)
+            if gradient_worker is None:
+                gradient_worker, gradients_started = await stack.enter_async_context(
+                    _gradient_process(settings, model_path)
+                )
             else:
-                stack.push_async_callback(twin.close)
+                stack.push_async_callback(gradient_worker.close)
         app = await _build_app(args, llm)
-        engine = await VLLMEngine.create(llm, model_path, settings, twin)
-        if twin_started is not None:
-            await twin_started
+        engine = await VLLMEngine.create(llm, model_path, settings, gradient_worker)
+        if gradients_started is not None:
+            await gradients_started
         await stack.enter_async_context(app.router.lifespan_context(app))
         yield Launched(engine, app, args)
 
@@ -109,29 +113,33 @@ async def _build_app(args: Namespace, llm: Any) -> Any:
     return app
 
 
-async def worker_twin(llm: Any, settings: Settings, model_path: str) -> WorkerTwin | None:
-    """Return a started twin on the weights of `llm`, None where that cannot be; the log says why."""
+async def shared_gradient_worker(
+    llm: Any, settings: Settings, model_path: str
+) -> SharedGradientWorker | None:
+    """Return a started gradient worker on the weights of `llm`, None without one; the log says why."""
     reason = why_not_shared(llm.vllm_config)
     if reason is None:
-        twin = WorkerTwin(llm, model_path, length=settings.latent_length, placement=settings.placement)
+        gradient_worker = SharedGradientWorker(
+            llm, model_path, length=settings.latent_length, placement=settings.placement
+        )
         try:
-            await twin.start()
-            logger.info("the twin shares vLLM's weights")
-            return twin
+            await gradient_worker.start()
+            logger.info("the gradient worker shares vLLM's weights")
+            return gradient_worker
         except EngineDeadError:
             raise
         except EngineError as error:
             reason = str(error)
-    logger.warning("the twin becomes a process on the CPU, with a copy of the model: %s", reason)
+    logger.warning("the gradient worker becomes a process on the CPU, with a copy of the model: %s", reason)
     return None
 
 
 @asynccontextmanager
-async def _twin_process(
+async def _gradient_process(
     settings: Settings, model_path: str
-) -> AsyncIterator[tuple[TwinProcess, Awaitable[None]]]:
-    """Yield the twin and what to await until it has started or failed to."""
-    twin = TwinProcess(
+) -> AsyncIterator[tuple[GradientWorker, Awaitable[None]]]:
+    """Yield the gradient worker and what to await until it has started or failed to."""
+    gradient_worker = GradientWorker(
         model_path,
         length=settings.latent_length,
         placement=settings.placement,
@@ -140,15 +148,15 @@ async def _twin_process(
 
     async def start() -> None:
         try:
-            await twin.start()
+            await gradient_worker.start()
         except EngineDeadError as error:  # the self-checks say what that means
             logger.error("%s", error)
 
     starting = asyncio.create_task(start())
     try:
-        yield twin, starting
+        yield gradient_worker, starting
     finally:
-        await twin.close()
+        await gradient_worker.close()
         await starting
 
 

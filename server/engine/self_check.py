@@ -50,7 +50,7 @@ async def run_checks(engine: VLLMEngine) -> list[CheckResult]:
         await _run("mixed-prompt", _mixed_prompt, engine),
         await _run("key", _key, engine),
         await _run("prefix-cache", _prefix_cache, engine),
-        await _run("twin-gradient", _twin_gradient, engine),
+        await _run("gradient worker-gradient", _gradient, engine),
     ]
 
 
@@ -132,9 +132,13 @@ async def _key(engine: VLLMEngine) -> tuple[bool, float | None, str]:
     judged = f"{agree} of {len(prompts)} states decode to the token generated next"
     if agree < len(prompts):
         return False, agree / len(prompts), judged
-    if engine.twin is None:
-        return True, None, f"{judged}; no cosine: skipped, the twin that would be the reference is off"
-    reference = await engine.twin.raw_states(prompts)
+    if engine.gradient_worker is None:
+        return (
+            True,
+            None,
+            f"{judged}; no cosine: skipped, the gradient worker that would be the reference is off",
+        )
+    reference = await engine.gradient_worker.raw_states(prompts)
     least = float(cosine_similarity(states, reference).min())
     return least > _LEAST_COSINE, least, f"{judged}; cosine to the reference forward at least {least:.5f}"
 
@@ -159,10 +163,10 @@ async def _prefix_cache(engine: VLLMEngine) -> tuple[bool, float | None, str]:
     )
 
 
-async def _twin_gradient(engine: VLLMEngine) -> tuple[bool, float | None, str]:
+async def _gradient(engine: VLLMEngine) -> tuple[bool, float | None, str]:
     """The gradient's slope along parts of itself against differences of the log-likelihood."""
-    if engine.twin is None:
-        return True, None, "skipped: the twin is off, and gradients are refused"
+    if engine.gradient_worker is None:
+        return True, None, "skipped: the gradient worker is off, and gradients are refused"
     prompt = _prompts(engine)[0]
     (answer,) = await engine.generate([SteeredPrompt(prompt)], Decoding(max_tokens=_ANSWER_TOKENS))
     latent, label = engine.neutral_latent(), Label.of(answer.token_ids)

@@ -1,4 +1,4 @@
-"""The production engine: vLLM for keys and decoding, a twin for gradients.
+"""The production engine: vLLM for keys and decoding, a gradient worker for gradients.
 
 Owns the `Engine` protocol on `AsyncLLM`: how prompts with latents, decoding options and results
 translate. Knows nothing of HTTP, memory or how latents are found. What keeps vLLM's processes is
@@ -51,7 +51,7 @@ class VLLMEngine:
     Attributes:
         llm: vLLM's `AsyncLLM`, also behind vLLM's own app.
         tokenizer: the Hugging Face tokenizer.
-        twin: engine for likelihoods and gradients, or None.
+        gradient worker: engine for likelihoods and gradients, or None.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class VLLMEngine:
         llm: Any,
         space: LatentSpace,
         placement: Placement,
-        twin: Any | None,
+        gradient_worker: Any | None,
         *,
         rows_alone: bool = False,
     ) -> None:
@@ -70,7 +70,7 @@ class VLLMEngine:
         """
         self.llm = llm
         self.tokenizer = llm.get_tokenizer()
-        self.twin = twin
+        self.gradient_worker = gradient_worker
         self.space = space
         self._placement = placement
         self._rows_alone = rows_alone
@@ -80,7 +80,7 @@ class VLLMEngine:
 
     @classmethod
     async def create(
-        cls, llm: Any, model_path: str, settings: Settings, twin: Any | None = None
+        cls, llm: Any, model_path: str, settings: Settings, gradient_worker: Any | None = None
     ) -> "VLLMEngine":
         """Hook into `llm`'s workers and find the centre of keys through the engine's own key pass."""
         await llm.collective_rpc("end_with_front_end", args=(os.getpid(),))
@@ -99,7 +99,7 @@ class VLLMEngine:
             settings.latent_length,
             settings.placement,
         )
-        engine = cls(llm, space, placement, twin, rows_alone=rows_alone)
+        engine = cls(llm, space, placement, gradient_worker, rows_alone=rows_alone)
         engine._neutral = await engine.embed(placement.neutral_tokens(space.length))
         probes = [engine.render([{"role": "user", "content": probe}]) for probe in KEY_PROBES]
         engine._centre = centre(await engine.raw_states(probes))
@@ -298,9 +298,9 @@ class VLLMEngine:
         """Return what each label is worth, (B,).
 
         Raises:
-            UnsupportedError: the engine has no twin.
+            UnsupportedError: the engine has no gradient worker.
         """
-        values: torch.Tensor = await self._twin().log_likelihood(self._checked(prompts), labels)
+        values: torch.Tensor = await self._gradient_worker().log_likelihood(self._checked(prompts), labels)
         return values
 
     async def latent_gradient(
@@ -311,16 +311,20 @@ class VLLMEngine:
         Raises:
             UnsupportedError: as `log_likelihood`.
         """
-        gradient: LatentGradient = await self._twin().latent_gradient(self._checked(prompts), labels, weights)
+        gradient: LatentGradient = await self._gradient_worker().latent_gradient(
+            self._checked(prompts), labels, weights
+        )
         return gradient
 
     async def close(self) -> None:
-        """Do nothing: vLLM and the twin are ended by `launch`, which started them."""
+        """Do nothing: vLLM and the gradient worker are ended by `launch`, which started them."""
 
-    def _twin(self) -> Any:
-        if self.twin is None:
-            raise UnsupportedError("likelihoods and gradients need the twin (LATENTEVOLVE_TWIN)")
-        return self.twin
+    def _gradient_worker(self) -> Any:
+        if self.gradient_worker is None:
+            raise UnsupportedError(
+                "likelihoods and gradients need the gradient worker (LATENTEVOLVE_GRADIENT_WORKER)"
+            )
+        return self.gradient_worker
 
     def _checked(self, prompts: Sequence[SteeredPrompt]) -> list[SteeredPrompt]:
         return [

@@ -59,7 +59,7 @@ class Steering:
         self._scorer = Scorer.of(settings.rewards, verifier)
         self._verified = VERIFIER in parse_weights(settings.rewards)
         self._searches: dict[str, Search] = {"vote": Vote(), "evolution": Evolution()}
-        if settings.twin:
+        if settings.gradient_worker:
             self._searches["gradient"] = Gradient()
         self.explorer = Explorer(
             engine,
@@ -154,7 +154,7 @@ class Steering:
     def _search_of(self, options: Options) -> Search:
         if options.search not in self._searches and "search" in options.given:
             raise SteeringRejectedError(
-                f"latent.search: {options.search!r} needs the autograd twin, which this server runs without",
+                f"latent.search: {options.search!r} needs the gradient worker, which is off here",
                 "latent.search",
             )
         return self._searches.get(options.search, self._searches["evolution"])
@@ -167,7 +167,7 @@ class Steering:
         """
         room = self._engine.max_model_len - len(prompt.token_ids)
         asked = prompt.asked_tokens
-        needed = self._settings.refine_max_tokens if asked is None else min(asked, room)
+        needed = self._settings.search_max_tokens if asked is None else min(asked, room)
         return needed + self._engine.space.length <= room
 
     async def _search(self, request: Request, key: Array, start: Start, search: Search) -> Outcome:

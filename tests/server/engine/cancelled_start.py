@@ -12,7 +12,9 @@ from server.engine.launch import launch
 
 
 async def main(model_path: str) -> None:
-    settings = Settings(_env_file=None, model="small", max_model_len=512, kv_cache_gib=0.25, twin=False)
+    settings = Settings(
+        _env_file=None, model="small", max_model_len=512, kv_cache_gib=0.25, gradient_worker=False
+    )
 
     async def start() -> None:
         async with launch(settings, model_path):

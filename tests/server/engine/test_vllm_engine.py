@@ -39,7 +39,7 @@ async def test_self_checks_pass_and_measure(engine: VLLMEngine) -> None:
     assert checks["log-probabilities"].value == checks["mixed-prompt"].value == 1
     assert checks["key"].value is not None
     assert checks["key"].value > 0.999
-    assert checks["twin-gradient"].value is not None
+    assert checks["gradient worker-gradient"].value is not None
 
 
 async def test_keys_of_concurrent_prompts_are_not_mixed_up(engine: VLLMEngine) -> None:
@@ -51,8 +51,8 @@ async def test_keys_of_concurrent_prompts_are_not_mixed_up(engine: VLLMEngine) -
     ]
     found = asyncio.create_task(engine.raw_states(prompts))
     await asyncio.gather(found, *traffic)
-    assert engine.twin is not None
-    reference = await engine.twin.raw_states(prompts)
+    assert engine.gradient_worker is not None
+    reference = await engine.gradient_worker.raw_states(prompts)
     assert torch.nn.functional.cosine_similarity(found.result(), reference).min() > 0.999
 
 

@@ -197,7 +197,7 @@ async def test_swap_keeps_inflight_request_on_old_prior(make_day: MakeDay) -> No
     ],
 )
 async def test_rejected_requests_leave_no_trace(make_day: MakeDay, options: dict, param: str) -> None:
-    day = await make_day(twin=False)
+    day = await make_day(gradient_worker=False)
     trace_id = new_id()
     with pytest.raises(SteeringRejectedError) as caught:
         await day.steering.steer(
@@ -212,13 +212,13 @@ async def test_gradient_refused_by_the_engine_is_the_named_field_or_a_reason(mak
     def flip(prompt: str, latent: object, decoding: Decoding) -> str:
         return str((decoding.seed or 0) % 2)  # rollouts that differ, so that a gradient is asked for
 
-    twinless = ScriptedEngine(answer=flip, differentiable=False)
-    day = await make_day(twinless, rewards="consistency=1", refiner="gradient")
+    gradientless = ScriptedEngine(answer=flip, differentiable=False)
+    day = await make_day(gradientless, rewards="consistency=1", refiner="gradient")
     with pytest.raises(SteeringRejectedError) as caught:
         await day.ask(effort="high", search="gradient")
     assert caught.value.param == "latent.search"
 
-    day = await make_day(twinless, rewards="consistency=1", refiner="gradient")
+    day = await make_day(gradientless, rewards="consistency=1", refiner="gradient")
     first, second = [await day.ask(effort="high") for _ in range(2)]
     assert first[0].reason == "search-unsupported"
     assert second[1]["options"]["search"] == "evolution"
@@ -249,7 +249,7 @@ async def test_latents_never_take_room_of_the_answer_that_was_asked_for(
     prompt = replace(rendered(ScriptedEngine()), asked_tokens=asked)
     least = len(prompt.token_ids) + ScriptedEngine().space.length + needed
     enough, little = [
-        await make_day(ScriptedEngine(max_model_len=context), refine_max_tokens=24)
+        await make_day(ScriptedEngine(max_model_len=context), search_max_tokens=24)
         for context in (least, least - 1)
     ]
     await enough.publish()
@@ -265,7 +265,7 @@ async def test_latents_never_shorten_an_answer_that_may_fill_the_context(
     make_day: MakeDay, more: int
 ) -> None:
     prompt = rendered(ScriptedEngine())
-    day = await make_day(ScriptedEngine(max_model_len=len(prompt.token_ids) + 100), refine_max_tokens=24)
+    day = await make_day(ScriptedEngine(max_model_len=len(prompt.token_ids) + 100), search_max_tokens=24)
     await day.publish()
     assert (await day.ask(prompt, "low"))[0].reason != "no-room"
     outcome, _ = await day.ask(replace(prompt, asked_tokens=100 + more), "low")

@@ -292,7 +292,7 @@ async def test_engine_that_dies_on_the_way_leaves_the_best_so_far(search: Search
         await refine(search, engine)
 
 
-async def test_gradient_without_a_twin_says_so() -> None:
+async def test_gradient_without_a_gradient_worker_says_so() -> None:
     with pytest.raises(UnsupportedError):
         await refine(Gradient(), hopeful(differentiable=False))
 

@@ -1,4 +1,4 @@
-"""The twin on vLLM's weights: parameters as vLLM fuses them, and the worker's part on a plain object."""
+"""Gradients on vLLM's weights: parameters as vLLM fuses them, and the worker's part on a plain object."""
 
 import asyncio
 import json
@@ -23,9 +23,9 @@ from model.engine import (
 )
 from model.transformers_engine import TransformersEngine
 from server.engine.extension import StateCatcher
-from server.engine.launch import worker_twin
-from server.engine.shared_twin import assemble
-from server.engine.worker_twin import WorkerTwin, why_not_shared
+from server.engine.launch import shared_gradient_worker
+from server.engine.shared_gradient_worker import SharedGradientWorker, why_not_shared
+from server.engine.shared_weights import assemble
 
 LENGTH = 4
 CONTEXT = 512
@@ -46,7 +46,7 @@ def shallow(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def reference(shallow: str) -> TransformersEngine:
-    """A model of its own whose weights are not packed, as the twin's are not: packed ones sum otherwise."""
+    """A model of its own whose weights are not packed, as the shared ones are not: packed ones sum otherwise."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("model.frozen_model.pack", lambda network: None)
         return TransformersEngine(shallow, length=LENGTH, placement="user_turn_end", max_model_len=CONTEXT)
@@ -81,7 +81,7 @@ def shared(config: Any, fused: dict[str, torch.Tensor]) -> Any:
 
 
 class Worker(StateCatcher):
-    """What of vLLM's worker the twin sees: a model with named parameters."""
+    """What of vLLM's worker the gradient worker sees: a model with named parameters."""
 
     def __init__(self, parameters: dict[str, torch.Tensor]) -> None:
         model = SimpleNamespace(named_parameters=parameters.items)
@@ -128,11 +128,11 @@ def front(fused: dict[str, torch.Tensor]) -> Front:
 
 
 @pytest_asyncio.fixture
-async def twin(shallow: str, front: Front) -> AsyncIterator[WorkerTwin]:
-    twin = WorkerTwin(front, shallow, length=LENGTH, placement="user_turn_end")
-    await twin.start()
-    yield twin
-    await twin.close()
+async def gradient_worker(shallow: str, front: Front) -> AsyncIterator[SharedGradientWorker]:
+    gradient_worker = SharedGradientWorker(front, shallow, length=LENGTH, placement="user_turn_end")
+    await gradient_worker.start()
+    yield gradient_worker
+    await gradient_worker.close()
 
 
 def prompts_of(engine: TransformersEngine) -> list[SteeredPrompt]:
@@ -157,7 +157,7 @@ def test_every_weight_lies_in_vllms_storage(shared: Any, fused: dict[str, torch.
     assert shared.lm_head.weight.data_ptr() == fused["model.embed_tokens.weight"].data_ptr()
 
 
-def test_twin_is_frozen_and_vllms_parameters_stay_as_they_were(
+def test_gradient_worker_is_frozen_and_vllms_parameters_stay_as_they_were(
     shared: Any, fused: dict[str, torch.Tensor]
 ) -> None:
     assert not any(parameter.requires_grad for parameter in shared.parameters())
@@ -233,21 +233,23 @@ def test_quantised_model_is_refused(shallow: str, fused: dict[str, torch.Tensor]
         },
     ],
 )
-def test_engines_whose_weights_move_are_left_to_the_other_twin(change: dict[str, Any]) -> None:
+def test_engines_whose_weights_move_are_left_to_the_other_gradient_worker(change: dict[str, Any]) -> None:
     assert why_not_shared(SimpleNamespace(**vllm_config())) is None
     assert why_not_shared(SimpleNamespace(**vllm_config(**change)))
 
 
-async def test_results_are_those_of_the_reference(twin: WorkerTwin, reference: TransformersEngine) -> None:
+async def test_results_are_those_of_the_reference(
+    gradient_worker: SharedGradientWorker, reference: TransformersEngine
+) -> None:
     prompts = prompts_of(reference)
     plain = [prompt.token_ids for prompt in prompts]
-    assert torch.equal(await twin.raw_states(plain), await reference.raw_states(plain))
+    assert torch.equal(await gradient_worker.raw_states(plain), await reference.raw_states(plain))
     said = tuple(reference.answer_tokens(name) for name in COLOURS)
     held = [Label.of(said[0], COLOURS), Label(said, (0.3, 0.7), COLOURS)]
     for labels in (LABELS, held):
-        values = await twin.log_likelihood(prompts, labels)
+        values = await gradient_worker.log_likelihood(prompts, labels)
         assert torch.equal(values, await reference.log_likelihood(prompts, labels))
-        found = await twin.latent_gradient(prompts, labels, [1.0, -0.5])
+        found = await gradient_worker.latent_gradient(prompts, labels, [1.0, -0.5])
         wanted = await reference.latent_gradient(prompts, labels, [1.0, -0.5])
         torch.testing.assert_close(found.log_likelihood, wanted.log_likelihood)
         torch.testing.assert_close(found.gradient, wanted.gradient)
@@ -255,10 +257,13 @@ async def test_results_are_those_of_the_reference(twin: WorkerTwin, reference: T
 
 
 async def test_jobs_run_off_the_calling_thread(
-    twin: WorkerTwin, front: Front, reference: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+    gradient_worker: SharedGradientWorker,
+    front: Front,
+    reference: TransformersEngine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     released, threads = threading.Event(), []
-    model = front.worker.twin_jobs._model
+    model = front.worker.gradient_jobs._model
     log_likelihood = model.log_likelihood
 
     def held(*arguments: Any) -> Any:
@@ -267,8 +272,8 @@ async def test_jobs_run_off_the_calling_thread(
         return log_likelihood(*arguments)
 
     monkeypatch.setattr(model, "log_likelihood", held)
-    asking = asyncio.create_task(twin.log_likelihood(prompts_of(reference), LABELS))
-    await front.until("poll_twin_job", times=3)  # the caller's loop goes on meanwhile
+    asking = asyncio.create_task(gradient_worker.log_likelihood(prompts_of(reference), LABELS))
+    await front.until("poll_gradient_job", times=3)  # the caller's loop goes on meanwhile
     assert not asking.done()
     released.set()
     assert (await asking).shape == (2,)
@@ -276,49 +281,57 @@ async def test_jobs_run_off_the_calling_thread(
 
 
 async def test_errors_of_a_job_come_back_as_themselves(
-    twin: WorkerTwin, front: Front, reference: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+    gradient_worker: SharedGradientWorker,
+    front: Front,
+    reference: TransformersEngine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (prompt, _) = prompts_of(reference)
     with pytest.raises(PromptTooLongError):
-        await twin.log_likelihood([prompt], [Label.of((1,) * CONTEXT)])
+        await gradient_worker.log_likelihood([prompt], [Label.of((1,) * CONTEXT)])
     with pytest.raises(PlacementError):
-        await twin.log_likelihood([SteeredPrompt((5, 6, 7), prompt.latent)], [Label.of((1,))])
+        await gradient_worker.log_likelihood([SteeredPrompt((5, 6, 7), prompt.latent)], [Label.of((1,))])
 
     def broken(*arguments: Any) -> Any:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patched:
-        patched.setattr(front.worker.twin_jobs._model, "log_likelihood", broken)
-        with pytest.raises(EngineError, match="RuntimeError in the twin in vLLM's worker: out of memory"):
-            await twin.log_likelihood([prompt], [Label.of((1,))])
-    assert (await twin.log_likelihood([prompt], [Label.of((1,))])).shape == (1,)
+        patched.setattr(front.worker.gradient_jobs._model, "log_likelihood", broken)
+        with pytest.raises(
+            EngineError, match="RuntimeError in the gradient worker in vLLM's worker: out of memory"
+        ):
+            await gradient_worker.log_likelihood([prompt], [Label.of((1,))])
+    assert (await gradient_worker.log_likelihood([prompt], [Label.of((1,))])).shape == (1,)
 
 
 async def test_job_of_a_cancelled_caller_is_forgotten(
-    twin: WorkerTwin, front: Front, reference: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+    gradient_worker: SharedGradientWorker,
+    front: Front,
+    reference: TransformersEngine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     released = threading.Event()
-    monkeypatch.setattr(front.worker.twin_jobs._model, "log_likelihood", lambda *_: released.wait(10))
-    asking = asyncio.create_task(twin.log_likelihood(prompts_of(reference), LABELS))
-    await front.until("poll_twin_job")
+    monkeypatch.setattr(front.worker.gradient_jobs._model, "log_likelihood", lambda *_: released.wait(10))
+    asking = asyncio.create_task(gradient_worker.log_likelihood(prompts_of(reference), LABELS))
+    await front.until("poll_gradient_job")
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    await front.until("drop_twin_job")
+    await front.until("drop_gradient_job")
     released.set()
-    assert not front.worker.twin_jobs._jobs
+    assert not front.worker.gradient_jobs._jobs
 
 
-async def test_engine_with_packed_weights_gets_no_shared_twin(
+async def test_engine_with_packed_weights_gets_no_shared_gradient_worker(
     shallow: str, fused: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
     settings: Any = SimpleNamespace(latent_length=LENGTH, placement="user_turn_end")
     packed = fused | {"model.layers.0.mlp.down_proj.weight": torch.empty(0)}
-    assert await worker_twin(Front(Worker(packed)), settings, shallow) is None
+    assert await shared_gradient_worker(Front(Worker(packed)), settings, shallow) is None
     assert "packed or sharded" in caplog.text
     quantised = Front(Worker(fused), quant_config=object())
-    assert await worker_twin(quantised, settings, shallow) is None
+    assert await shared_gradient_worker(quantised, settings, shallow) is None
     assert not quantised.called
-    twin = await worker_twin(Front(Worker(fused)), settings, shallow)
-    assert twin is not None
-    await twin.close()
+    gradient_worker = await shared_gradient_worker(Front(Worker(fused)), settings, shallow)
+    assert gradient_worker is not None
+    await gradient_worker.close()

@@ -1,4 +1,4 @@
-"""The process behind the twin, seen from both ends.
+"""The process behind the gradient worker, seen from both ends.
 
 Owns the spawned process, its pipe, and what runs inside: it loads the model, answers one request after
 the other at lower priority, ignores Ctrl-C, which is its parent's to handle, and ends when the pipe or
@@ -40,7 +40,7 @@ _ERRORS: dict[str, type[Exception]] = {
         ValueError,
     )
 }
-"""What a twin reports under its own name; anything else becomes EngineError."""
+"""What a gradient worker reports under its own name; anything else becomes EngineError."""
 
 
 class Child:
@@ -54,7 +54,10 @@ class Child:
         self._pipe, theirs = context.Pipe()
         # A daemon of multiprocessing: ended when this process exits without ending it.
         self._process = context.Process(
-            target=_serve, args=(theirs, os.getpid(), threads, model_arguments), name="twin", daemon=True
+            target=_serve,
+            args=(theirs, os.getpid(), threads, model_arguments),
+            name="gradient_worker",
+            daemon=True,
         )
         self._process.start()
         theirs.close()
@@ -82,14 +85,14 @@ class Child:
         """
         ready = wait([self._pipe, self._process.sentinel], timeout=timeout_s)
         if not ready:
-            raise EngineDeadError(f"the twin process did not answer within {timeout_s:.0f} s")
+            raise EngineDeadError(f"the gradient worker process did not answer within {timeout_s:.0f} s")
         try:
             # A process that died has closed its end, so this does not wait.
             failed, content = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise EngineDeadError(self._obituary()) from error
         if failed:
-            raise error_named(*content, where="the twin process")
+            raise error_named(*content, where="the gradient worker process")
         return content
 
     def kill(self) -> None:
@@ -105,11 +108,11 @@ class Child:
 
     def _obituary(self) -> str:
         self._process.join(_DEATH_TIMEOUT_S)
-        return f"the twin process died (exit code {self._process.exitcode})"
+        return f"the gradient worker process died (exit code {self._process.exitcode})"
 
 
 def error_named(name: str, message: str, *, where: str) -> Exception:
-    """Return the error that a twin reported by its name."""
+    """Return the error that a gradient worker reported by its name."""
     if name in _ERRORS:
         return _ERRORS[name](message)
     return EngineError(f"{name} in {where}: {message}")
@@ -155,7 +158,7 @@ def perform(model: FrozenModel, method: str, arguments: tuple[Any, ...]) -> Any:
     if method == "latent_gradient":
         result = model.latent_gradient(prompts, *others)
         return result.log_likelihood.numpy(), result.gradient.numpy()
-    raise UnsupportedError(f"the twin knows no {method}")
+    raise UnsupportedError(f"the gradient worker knows no {method}")
 
 
 def _watch(parent: int) -> None:

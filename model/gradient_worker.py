@@ -1,8 +1,8 @@
-"""The autograd twin: a second copy of the model in a process of its own (ADR 0003).
+"""The gradient worker: a second copy of the model in a process of its own (ADR 0003).
 
 Owns the requests to that process, one at a time, and its restart. vLLM keeps its weights packed on a
 CPU, where no gradient passes, and a gradient computed inside the gateway would hold up serving. Knows
-nothing of who asks. The process itself: `model/twin_child.py`.
+nothing of who asks. The process itself: `model/gradient_process.py`.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ from typing import Any, TypeVar, TypeVarTuple
 import torch
 
 from model.engine import EngineDeadError, EngineError, Label, LatentGradient, SteeredPrompt
+from model.gradient_process import Child
 from model.placement import PlacementKind
 from model.space import LatentSpace
-from model.twin_child import Child
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 
-class TwinProcess:
+class GradientWorker:
     """A `FrozenModel` in a spawned process, started by `start` or by the first call.
 
     Calls wait for each other. A call during which the process dies raises EngineDeadError; the process
@@ -68,11 +68,11 @@ class TwinProcess:
         self._failed_at: float | None = None
         self._closing = threading.Event()
         # One thread puts calls in a row, and only it starts and buries processes.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="twin")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gradient_worker")
 
     @property
     def space(self) -> LatentSpace | None:
-        """The space whose latents the twin takes; None before the first start."""
+        """The space whose latents the gradient worker takes; None before the first start."""
         return self._space
 
     @property
@@ -121,7 +121,7 @@ class TwinProcess:
 
     async def _run(self, call: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
         if self._closing.is_set():
-            raise EngineDeadError("the twin was closed")
+            raise EngineDeadError("the gradient worker was closed")
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
 
     def _ask(self, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -132,21 +132,23 @@ class TwinProcess:
         except EngineDeadError as error:
             self._bury()
             if self._closing.is_set():
-                raise EngineDeadError("the twin was closed") from error
+                raise EngineDeadError("the gradient worker was closed") from error
             with suppress(RuntimeError):  # closed this very moment
                 self._thread.submit(self._revive)
             raise EngineDeadError(f"{error}; it is started again") from error
 
     def _ready(self) -> None:
         if self._closing.is_set():
-            raise EngineDeadError("the twin was closed")
+            raise EngineDeadError("the gradient worker was closed")
         if self._child is not None:
             if self._child.is_alive():
                 return
-            log.warning("twin process %s died between two calls; it is started again", self._child.pid)
+            log.warning(
+                "gradient worker process %s died between two calls; it is started again", self._child.pid
+            )
             self._bury()
         if self._failed_at is not None and time.monotonic() - self._failed_at < _RETRY_PAUSE_S:
-            raise EngineDeadError("the twin failed to start a moment ago; it is tried again later")
+            raise EngineDeadError("the gradient worker failed to start a moment ago; it is tried again later")
         begun = time.monotonic()
         try:
             self._child = Child(self._model_arguments, self._threads)
@@ -156,9 +158,9 @@ class TwinProcess:
         except (EngineError, ValueError, OSError) as error:
             self._failed_at = time.monotonic()
             self._bury()
-            raise EngineDeadError(f"the twin did not start: {error}") from error
+            raise EngineDeadError(f"the gradient worker did not start: {error}") from error
         self._failed_at = None
-        log.info("twin started in %.1f s as process %s", time.monotonic() - begun, self._child.pid)
+        log.info("gradient worker started in %.1f s as process %s", time.monotonic() - begun, self._child.pid)
 
     def _revive(self) -> None:
         try:

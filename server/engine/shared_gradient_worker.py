@@ -1,7 +1,7 @@
-"""The twin inside vLLM's worker, seen from the gateway (ADR 0003).
+"""The gradient worker inside vLLM's worker, seen from the gateway (ADR 0003).
 
-Owns when the twin can share vLLM's weights, and the waiting for its jobs. The worker's side is
-`TwinHost`. Knows nothing of what is computed.
+Owns when the gradient worker can share vLLM's weights, and the waiting for its jobs. The worker's side is
+`GradientHost`. Knows nothing of what is computed.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from model.engine import EngineError, Label, LatentGradient, SteeredPrompt, UnsupportedError
+from model.gradient_process import error_named
 from model.placement import PlacementKind
-from model.twin_child import error_named
 from server.engine.errors import translated
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _LONGEST_PAUSE_S = 0.05
 
 
 def why_not_shared(config: Any) -> str | None:
-    """Return what keeps a twin off the weights of an engine with this `VllmConfig`, None if nothing."""
+    """Return what keeps a gradient worker off the weights of an engine of this `VllmConfig`, or None."""
     offload = config.offload_config
     reasons = {
         "the weights are quantised": config.quant_config is not None,
@@ -40,8 +40,8 @@ def why_not_shared(config: Any) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-class WorkerTwin:
-    """The methods of `TwinProcess` on the weights of `llm`'s only worker. Calls wait for each other.
+class SharedGradientWorker:
+    """The methods of `GradientWorker` on the weights of `llm`'s only worker. Calls wait for each other.
 
     Args:
         llm: vLLM's `AsyncLLM`, running.
@@ -65,14 +65,14 @@ class WorkerTwin:
         self._dropping: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
-        """Build the twin; holds up the engine for as long.
+        """Build the gradient worker; holds up the engine for as long.
 
         Raises:
             UnsupportedError: the worker's weights cannot be shared; the message says why.
         """
-        reason = await self._call("start_twin", *self._start)
+        reason = await self._call("start_gradients", *self._start)
         if reason is not None:
-            raise UnsupportedError(f"no twin on vLLM's weights: {reason}")
+            raise UnsupportedError(f"no gradient worker on vLLM's weights: {reason}")
 
     async def raw_states(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return uncentred final hidden states at the prompts' last tokens, (B, d)."""
@@ -100,38 +100,38 @@ class WorkerTwin:
         return LatentGradient(values, gradients)
 
     async def close(self) -> None:
-        """Drop the twin; an engine that is gone took it along."""
+        """Drop the gradient worker; an engine that is gone took it along."""
         with suppress(EngineError):
-            await self._call("stop_twin")
+            await self._call("stop_gradients")
 
     async def _result(self, job: dict[str, Any]) -> list[torch.Tensor]:
         async with self._turn:
-            job_id = await self._call("submit_twin_job", job)
+            job_id = await self._call("submit_gradient_job", job)
             try:
                 outcome = await self._outcome(job_id)
             except BaseException:
                 self._drop(job_id)
                 raise
         if "error" in outcome:
-            raise error_named(*outcome["error"], where="the twin in vLLM's worker")
+            raise error_named(*outcome["error"], where="the gradient worker in vLLM's worker")
         return [_tensor(shape, data) for shape, data in outcome["arrays"]]
 
     async def _outcome(self, job_id: str) -> dict[str, Any]:
         deadline, pause = time.monotonic() + self._timeout_s, _FIRST_PAUSE_S
         while time.monotonic() < deadline:
             await asyncio.sleep(pause)
-            outcome: dict[str, Any] | None = await self._call("poll_twin_job", job_id)
+            outcome: dict[str, Any] | None = await self._call("poll_gradient_job", job_id)
             if outcome is not None:
                 return outcome
             pause = min(1.5 * pause, _LONGEST_PAUSE_S)
-        raise EngineError(f"the twin did not answer within {self._timeout_s:.0f} s")
+        raise EngineError(f"the gradient worker did not answer within {self._timeout_s:.0f} s")
 
     def _drop(self, job_id: str) -> None:
         """Have a job forgotten without waiting: the caller may be cancelled."""
 
         async def drop() -> None:
             with suppress(EngineError):
-                await self._call("drop_twin_job", job_id)
+                await self._call("drop_gradient_job", job_id)
 
         task = asyncio.create_task(drop())
         self._dropping.add(task)

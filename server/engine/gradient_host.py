@@ -1,8 +1,8 @@
-"""The twin inside vLLM's worker, on the worker's own weights (ADR 0003).
+"""The gradient worker inside vLLM's worker, on the worker's own weights (ADR 0003).
 
 Owns its thread and the jobs on it. Calls into a worker run inside the engine's loop and hold up every
-request, so they only submit a job or ask for its result. Called by `WorkerTwin` with `collective_rpc`;
-what crosses are plain values and bytes. Knows nothing of who asks.
+request, so they only submit a job or ask for its result. Called by `SharedGradientWorker` with
+`collective_rpc`; what crosses are plain values and bytes. Knows nothing of who asks.
 """
 
 import logging
@@ -15,8 +15,8 @@ import torch
 
 from model.engine import Label
 from model.frozen_model import FrozenModel
-from model.twin_child import perform
-from server.engine.shared_twin import assemble
+from model.gradient_process import perform
+from server.engine.shared_weights import assemble
 
 logger = logging.getLogger(__name__)
 
@@ -28,52 +28,52 @@ Job = dict[str, Any]
 None]; and where the method takes them `labels`, each [answers, probabilities, choices], and `weights`."""
 
 
-class TwinHost:
+class GradientHost:
     """Mixed into vLLM's worker class; every name must be one the worker does not have."""
 
     model_runner: Any
 
-    def start_twin(self, model_path: str, length: int, placement: str, max_model_len: int) -> str | None:
-        """Build the twin on the worker's weights; return why that cannot be done, None when it is.
+    def start_gradients(self, model_path: str, length: int, placement: str, max_model_len: int) -> str | None:
+        """Build the gradient worker on the worker's weights; return why that cannot be done, None when it is.
 
-        Any failure is an answer: the caller has another kind of twin to turn to.
+        Any failure is an answer: the caller has another kind of gradient worker to turn to.
         """
         try:
             with torch.inference_mode(False):
-                self.twin_jobs = TwinJobs(
+                self.gradient_jobs = GradientJobs(
                     _model(self.model_runner.get_model(), model_path, length, placement, max_model_len)
                 )
         except Exception as error:
-            logger.debug("no twin on vLLM's weights", exc_info=True)
+            logger.debug("no gradient worker on vLLM's weights", exc_info=True)
             return f"{type(error).__name__}: {error}"
         return None
 
-    def submit_twin_job(self, job: Job) -> str:
-        """Put a job into the twin's row; return its id at once."""
-        return self.twin_jobs.submit(job)
+    def submit_gradient_job(self, job: Job) -> str:
+        """Put a job into the gradient worker's row; return its id at once."""
+        return self.gradient_jobs.submit(job)
 
-    def poll_twin_job(self, job_id: str) -> dict[str, Any] | None:
-        """Return and forget what `TwinJobs.poll` gives, None while the job is under way."""
-        return self.twin_jobs.poll(job_id)
+    def poll_gradient_job(self, job_id: str) -> dict[str, Any] | None:
+        """Return and forget what `GradientJobs.poll` gives, None while the job is under way."""
+        return self.gradient_jobs.poll(job_id)
 
-    def drop_twin_job(self, job_id: str) -> None:
+    def drop_gradient_job(self, job_id: str) -> None:
         """Forget a job nobody waits for; one under way is still finished."""
-        self.twin_jobs.drop(job_id)
+        self.gradient_jobs.drop(job_id)
 
-    def stop_twin(self) -> None:
-        """Drop all jobs and the twin; vLLM keeps its weights."""
-        if hasattr(self, "twin_jobs"):
-            self.twin_jobs.close()
-            del self.twin_jobs
+    def stop_gradients(self) -> None:
+        """Drop all jobs and the gradient worker; vLLM keeps its weights."""
+        if hasattr(self, "gradient_jobs"):
+            self.gradient_jobs.close()
+            del self.gradient_jobs
 
 
-class TwinJobs:
+class GradientJobs:
     """Runs jobs on `model`, one after the other, on one thread of its own."""
 
     def __init__(self, model: FrozenModel) -> None:
         self._model = model
         self._jobs: dict[str, Future[dict[str, Any]]] = {}
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="twin")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gradient_worker")
         device = model.network.device
         # On a GPU beside vLLM's kernels, not between them: the weights never change.
         self._stream: torch.cuda.Stream | None = None
