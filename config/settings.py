@@ -19,7 +19,6 @@ START_NIGHT_TIMEOUT_S = 300.0
 """For the request that starts a night: the gateway writes the snapshot before it answers."""
 
 Effort = Literal["none", "low", "medium", "high"]
-RefinerName = Literal["evolution", "gradient"]
 SearchName = Literal["vote", "evolution", "gradient"]
 Placement = Literal["user_turn_end", "after_header"]
 
@@ -87,7 +86,7 @@ class Settings(BaseSettings):
     )
     vllm_args: str = Field("", description="Further `vllm serve` options, as one shell-quoted string.")
     gradient_worker: bool = Field(
-        True, description="Run the gradient worker; without it the gradient refiner is refused."
+        True, description="Run the gradient worker; without it `gradient` cannot be searched by."
     )
 
     # Latents
@@ -132,15 +131,16 @@ class Settings(BaseSettings):
         le=1,
         description="λ by which choices are calibrated at medium and high: 1 takes all for equally frequent.",
     )
-    refiner: RefinerName = Field(
-        "evolution", description="How latents are refined at effort high: evolution or gradient."
+    high_search: SearchName = Field(
+        "evolution",
+        description="What effort high searches by after its votes: evolution, gradient, or vote (nothing more).",
     )
     high_steps: int = Field(10, ge=1, description="Most optimisation steps at effort high.")
     population: int = Field(
         4, ge=2, description="Candidates (evolution, even) or rollouts (gradient) per step."
     )
     search_deadline_s: float = Field(
-        30.0, gt=0, description="A refinement that takes longer stops and answers with its best."
+        30.0, gt=0, description="A search that takes longer ends and answers with its best."
     )
     search_max_tokens: int = Field(
         256,

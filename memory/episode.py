@@ -122,7 +122,8 @@ class Episode:
     plain_reward: float = 0.0
     """Q of the unsteered answer to the same prompt."""
     effort: str = "medium"
-    refiner: str = "evolution"
+    search: str = "evolution"
+    """Search that found the latent; `none`: exploring, or scored choices."""
     prior_version: str | None = None
     """Prior that was active when the latent was found."""
     trace_id: str | None = None
@@ -176,7 +177,7 @@ class Episode:
             "prompt_token_ids": list(self.prompt_token_ids),
             "answer_token_ids": list(self.answer_token_ids),
             "effort": self.effort,
-            "refiner": self.refiner,
+            "search": self.search,
             "prior_version": self.prior_version,
             "trace_id": self.trace_id,
             "created_at": self.created_at.isoformat(),

@@ -25,8 +25,8 @@ from memory.record import (
     LATENT,
     NEIGHBOUR_FIELDS,
     OUTLINE_FIELDS,
-    REFINER,
     REWARD,
+    SEARCH,
     TENANT,
     check_batch,
     episode_of,
@@ -263,7 +263,7 @@ def _filter(where: Where, *, after: datetime | None = None) -> models.Filter | N
     """Return what Qdrant calls that; with `after` only what was created later, and not in the future."""
     must: list[models.Condition] = [
         models.FieldCondition(key=name, match=models.MatchValue(value=value))
-        for name, value in ((TENANT, where.tenant), (EFFORT, where.effort), (REFINER, where.refiner))
+        for name, value in ((TENANT, where.tenant), (EFFORT, where.effort), (SEARCH, where.search))
         if value is not None
     ]
     if where.reward_min is not None or where.reward_max is not None:

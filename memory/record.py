@@ -22,7 +22,7 @@ TENANT = "tenant"
 REWARD = "reward"
 CREATED_AT = "created_at"
 EFFORT = "effort"
-REFINER = "refiner"
+SEARCH = "search"
 EARNED, START_LIFT, PRIOR_VERSION, CHOICES, CHOICE_LOGS = NEIGHBOUR_FIELDS = (
     "latent_earned",
     "start_lift",
@@ -36,7 +36,7 @@ COSINE_ROUNDING = 1e-6
 """A float32 cosine of two equal keys comes out as 0.9999999: comparisons with a floor allow this much."""
 
 _UNIT_NORM_TOLERANCE = 1e-2
-_TEXTS = ("prompt_text", "answer_text", "tenant", "effort", "refiner")
+_TEXTS = ("prompt_text", "answer_text", "tenant", "effort", SEARCH)
 
 
 def check_batch(episodes: Sequence[Episode], *, space: str, length: int, hidden_size: int) -> None:
@@ -87,6 +87,8 @@ def vectors_of(episode: Episode) -> dict[str, Any]:
 def episode_of(episode_id: str, payload: Mapping[str, Any], key: ArrayLike, latent: ArrayLike) -> Episode:
     """Return the episode that `payload_of` and `vectors_of` took apart."""
     fields = dict(payload)
+    if "refiner" in fields:  # its name in older payloads
+        fields[SEARCH] = fields.pop("refiner")
     fields["prompt_token_ids"] = tuple(fields["prompt_token_ids"])
     fields["answer_token_ids"] = tuple(fields["answer_token_ids"])
     for name in (CHOICES, CHOICE_LOGS):

@@ -72,7 +72,7 @@ class Where:
     reward_min: float | None = None
     reward_max: float | None = None
     effort: str | None = None
-    refiner: str | None = None
+    search: str | None = None
     since: datetime | None = None
     """Created then or later."""
     until: datetime | None = None

@@ -71,7 +71,7 @@ def test_url_is_how_this_machine_reaches_the_gateway(host: str, url: str) -> Non
         ("population", 3),
         ("recall_floor", 1.5),
         ("night_holdout", 1.0),
-        ("refiner", "x"),
+        ("high_search", "x"),
         ("verifier_url", "ftp://host/score"),
         ("verifier_url", "http://"),
         ("verifier_url", "http://host:99999/"),

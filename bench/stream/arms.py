@@ -182,7 +182,7 @@ async def random_latent(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int
 
 
 async def random_walk(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
-    """As many steps as effort high, as long as the evolution refiner's, in random directions."""
+    """As many steps as effort high, as long as evolution's, in random directions."""
     latents: list[torch.Tensor | None] = []
     for prompt in prompts:
         generator = torch.Generator().manual_seed(seed_of(prompt, seed))

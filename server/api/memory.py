@@ -37,7 +37,7 @@ class Filter(BaseModel):
     reward_min: Share | None = Field(None, description="Least reward.")
     reward_max: Share | None = Field(None, description="Highest reward.")
     effort: str | None = Field(None, description="Effort of the request it was found at.")
-    refiner: str | None = Field(None, description="Search that it was found by; `none`: exploring, choices.")
+    search: str | None = Field(None, description="Search that it was found by; `none`: exploring, choices.")
     since: Time | None = Field(None, description="Created then or later; ISO 8601, without a zone UTC.")
     until: Time | None = Field(None, description="Created before.")
 
@@ -77,7 +77,7 @@ class EpisodeSummary(BaseModel):
     prompt_text: str
     answer_text: str
     effort: str
-    refiner: str
+    search: str
     prior_version: str | None
     trace_id: str | None
     created_at: Stamp

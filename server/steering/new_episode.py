@@ -47,7 +47,7 @@ def episode_of(
         start_lift=found.lift if served else None,
         choices=request.prompt.decoding.choices or (),
         plain_reward=found.plain.scored.reward,
-        refiner=request.search or "none",
+        search=request.search or "none",
         **_asked(request, space),
     )
 
@@ -72,7 +72,7 @@ def episode_of_choice(request: Request, key: Array, engine: Engine, choice: Choi
         choices=request.prompt.scored_choices,
         choice_log_probabilities=choice.log_probabilities,
         plain_reward=choice.plain_probability,
-        refiner="none",
+        search="none",
         **_asked(request, engine.space.id),
     )
 

@@ -114,7 +114,7 @@ class Options:
                 seed; None is no choice.
         """
         given = {name: value for name, value in chosen.items() if value is not None}
-        search = given.get("search", settings.refiner if effort == "high" else "vote")
+        search = given.get("search", settings.high_search if effort == "high" else "vote")
         floor = given.get("floor", settings.recall_floor)
         return cls(
             effort=effort,

@@ -69,7 +69,7 @@ def test_refining_keeps_the_best_and_says_what_it_cost(remembering: Gateway) -> 
         assert trace["why_not_remembered"]
 
 
-def test_gradient_refiner_runs_through_the_gradient_worker(remembering: Gateway) -> None:
+def test_gradient_runs_through_the_gradient_worker(remembering: Gateway) -> None:
     _, headers = remembering.ask(
         TOPIC.format(HEADLINES[-3]), max_tokens=6, effort="medium", search="gradient", steps=1, seed=5
     )

@@ -284,7 +284,7 @@ def test_what_a_filter_names_is_what_is_listed_and_outlined(store: EpisodeStore,
         make(
             reward=int(rng.integers(5)) / 4,
             effort=str(rng.choice(["low", "medium"])),
-            refiner=str(rng.choice(["none", "vote"])),
+            search=str(rng.choice(["none", "vote"])),
             tenant=str(rng.choice(["one", "two"])),
             created_at=START + timedelta(hours=int(rng.integers(4))),
         )
@@ -298,7 +298,7 @@ def test_what_a_filter_names_is_what_is_listed_and_outlined(store: EpisodeStore,
             and (where.reward_min is None or one.reward >= where.reward_min)
             and (where.reward_max is None or one.reward <= where.reward_max)
             and where.effort in (None, one.effort)
-            and where.refiner in (None, one.refiner)
+            and where.search in (None, one.search)
             and (where.since is None or one.created_at >= where.since)
             and (where.until is None or one.created_at < where.until)
         )
@@ -310,7 +310,7 @@ def test_what_a_filter_names_is_what_is_listed_and_outlined(store: EpisodeStore,
         Where(reward_max=0.5),
         Where(reward_min=0.25, reward_max=0.25),
         Where(effort="low"),
-        Where(refiner="none", tenant="two"),
+        Where(search="none", tenant="two"),
         Where(since=START + timedelta(hours=2)),
         Where(until=(START + timedelta(hours=2)).astimezone(timezone(timedelta(hours=5)))),
         Where("one", 0.25, 1.0, "medium", "vote", START + timedelta(hours=1), START + timedelta(hours=3)),

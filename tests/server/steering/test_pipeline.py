@@ -213,18 +213,18 @@ async def test_gradient_refused_by_the_engine_is_the_named_field_or_a_reason(mak
         return str((decoding.seed or 0) % 2)  # rollouts that differ, so that a gradient is asked for
 
     gradientless = ScriptedEngine(answer=flip, differentiable=False)
-    day = await make_day(gradientless, rewards="consistency=1", refiner="gradient")
+    day = await make_day(gradientless, rewards="consistency=1", high_search="gradient")
     with pytest.raises(SteeringRejectedError) as caught:
         await day.ask(effort="high", search="gradient")
     assert caught.value.param == "latent.search"
 
-    day = await make_day(gradientless, rewards="consistency=1", refiner="gradient")
+    day = await make_day(gradientless, rewards="consistency=1", high_search="gradient")
     first, second = [await day.ask(effort="high") for _ in range(2)]
     assert first[0].reason == "search-unsupported"
     assert second[1]["options"]["search"] == "evolution"
 
 
-async def test_a_constraint_that_cannot_be_decoded_leaves_the_gradient_refiner_on(make_day: MakeDay) -> None:
+async def test_a_constraint_that_cannot_be_decoded_leaves_the_gradient_search_on(make_day: MakeDay) -> None:
     day = await make_day(ScriptedEngine(), rewards="consistency=1")
     prompt = replace(rendered(day.engine), decoding=Decoding(max_tokens=16, native=object()))
     outcome = await day.steering.steer(prompt, Options.of(day.settings, "high", search="evolution"), new_id())
@@ -505,7 +505,7 @@ async def test_episode_keeps_what_a_night_needs(day: Day) -> None:
     assert episode.plain_reward == outcome.reward_before
     assert outcome.reward_after - ALIKE < episode.reward <= outcome.reward_after  # the shortest that says so
     assert episode.signals.keys() == {"confidence"}
-    assert (episode.effort, episode.refiner, episode.prior_version) == ("high", "evolution", None)
+    assert (episode.effort, episode.search, episode.prior_version) == ("high", "evolution", None)
     assert (await day.traces.get(episode.trace_id))["episode_id"] == episode.id
 
 

@@ -1,4 +1,4 @@
-"""Refiners: they improve what can be improved, and keep to budget, deadline and seed."""
+"""Searches: they improve what can be improved, and keep to budget, deadline and seed."""
 
 import asyncio
 import random
