@@ -133,7 +133,7 @@ class Settings(BaseSettings):
     )
     high_search: SearchName = Field(
         "evolution",
-        description="What effort high searches by after its votes: evolution, gradient, or vote (nothing more).",
+        description="What effort high does after its votes: evolution, gradient, or vote (nothing).",
     )
     high_steps: int = Field(10, ge=1, description="Most optimisation steps at effort high.")
     population: int = Field(

@@ -26,12 +26,12 @@ LABEL = Label.of((510, 3575, 282, 4649))
 
 PARENT = """
 import asyncio, sys
-from model.gradient worker import GradientWorker
+from model.gradient_worker import GradientWorker
 
 async def main():
-    gradient worker = GradientWorker(sys.argv[1], length=4, placement="user_turn_end")
-    await gradient worker.start()
-    print(gradient worker.pid, flush=True)
+    gradient_worker = GradientWorker(sys.argv[1], length=4, placement="user_turn_end")
+    await gradient_worker.start()
+    print(gradient_worker.pid, flush=True)
     await asyncio.sleep(600)
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def shallow(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def reference(shallow: str) -> TransformersEngine:
-    """A model of its own whose weights are not packed, as the shared ones are not: packed ones sum otherwise."""
+    """A model of its own whose weights are not packed, as the shared are not: packed ones sum otherwise."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("model.frozen_model.pack", lambda network: None)
         return TransformersEngine(shallow, length=LENGTH, placement="user_turn_end", max_model_len=CONTEXT)
