@@ -50,7 +50,7 @@ async def run_checks(engine: VLLMEngine) -> list[CheckResult]:
         await _run("mixed-prompt", _mixed_prompt, engine),
         await _run("key", _key, engine),
         await _run("prefix-cache", _prefix_cache, engine),
-        await _run("gradient worker-gradient", _gradient, engine),
+        await _run("gradient", _gradient, engine),
     ]
 
 

@@ -42,12 +42,12 @@ async def remember(served: Served, questions: int) -> None:
 
 
 async def test_readiness_tells_each_part(serve: Serve) -> None:
-    served = await serve(Parts(checks=[CheckFound(), CheckFound(name="gradient worker-gradient", ok=False)]))
+    served = await serve(Parts(checks=[CheckFound(), CheckFound(name="gradient", ok=False)]))
     answer = await served.http.get("/readyz")
     assert answer.status_code == 200
     body = answer.json()
     assert (body["ready"], body["engine"], body["memory"], body["steering"]) == (True, True, True, False)
-    assert [check["name"] for check in body["checks"]] == ["mixed-prompt", "gradient worker-gradient"]
+    assert [check["name"] for check in body["checks"]] == ["mixed-prompt", "gradient"]
     served.engine.alive = False
     answer = await served.http.get("/readyz")
     assert answer.status_code == 503

@@ -39,7 +39,7 @@ async def test_self_checks_pass_and_measure(engine: VLLMEngine) -> None:
     assert checks["log-probabilities"].value == checks["mixed-prompt"].value == 1
     assert checks["key"].value is not None
     assert checks["key"].value > 0.999
-    assert checks["gradient worker-gradient"].value is not None
+    assert checks["gradient"].value is not None
 
 
 async def test_keys_of_concurrent_prompts_are_not_mixed_up(engine: VLLMEngine) -> None:
