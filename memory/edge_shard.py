@@ -39,7 +39,13 @@ FLUSH_EVERY = 512
 """Points between flushes. A flush empties the write-ahead log, so this bounds the replay at the next
 open to a fraction of a second; it costs 20–100 ms, during which Edge holds the interpreter lock."""
 
+COPIED_AT_ONCE = 64
+"""Points that are in memory while they are copied into new files."""
+
 POINTER = "current.json"
+
+DELETED = "deleted"
+"""Name of the file that is there while something was deleted that the shard's files may still hold."""
 
 FIRST = "shard"
 """Name of a shard that was never replaced."""
@@ -73,6 +79,7 @@ class EdgeFolder:
     ) -> None:
         self.path = path
         self._create, self._room = create, room
+        self._deleted = path / DELETED
         self.writing = threading.RLock()
         """Held by whoever writes; hold it to read and write as one."""
         self._index_from = index_from
@@ -151,6 +158,51 @@ class EdgeFolder:
         finally:
             self._lock.close()
 
+    def note_deletion(self) -> None:
+        """Remember, also after a restart, that something is deleted that files may still hold."""
+        with self.writing:
+            self._translated(self._deleted.touch)
+
+    def compact(self) -> bool:
+        """Copy what there is into new files when something was deleted, and return whether that was so.
+
+        Deleted points stay in segments and write-ahead log for as long as Edge likes. Writes wait meanwhile,
+        and the graph is built anew.
+
+        Raises:
+            NoRoomError: the disk has no room for both.
+        """
+        while True:
+            self.settle()  # outside: whoever builds a graph takes the lock, and copies what was deleted
+            with self.writing:
+                if not self.settle(0):
+                    continue
+                if self._closing or not self._deleted.exists():
+                    return False
+                self._compact()
+                self._deleted.unlink()
+                self._keep_up()
+                return True
+
+    def _compact(self) -> None:
+        self._room.demand("a copy of memory without what was deleted", self._size())
+        copy = self.path / f"{FIRST}-{uuid.uuid4().hex}"
+        try:
+            self._translated(lambda: self._create(copy))
+            shard = self._translated(lambda: edge.EdgeShard.load(str(copy)))
+            try:
+                self._translated(lambda: self.call(lambda current: _copy_points(current, shard)))
+            finally:
+                self._translated(shard.close)
+            self._replace_by(copy)
+        finally:
+            if self._current is None or self._current.folder != copy:
+                shutil.rmtree(copy, ignore_errors=True)
+
+    def _size(self) -> int:
+        assert self._current is not None
+        return sum(file.stat().st_size for file in self._current.folder.rglob("*"))
+
     def _reopened(self) -> _Open:
         """Open what was not when the disk was full."""
         if self._closing:
@@ -223,15 +275,13 @@ class EdgeFolder:
     def _index_if_due(self) -> None:
         if self._closing or self._current is None or not self.settle(0):
             return
-        home = self._current.folder
         unindexed = self.call(lambda shard: shard.info().points_count - _indexed(shard))
         if unindexed < self._index_from:
             return
         # The copy, and what the child writes anew before it removes what that replaces.
         # Copying fills the holes of sparse files.
-        needed = 2 * sum(file.stat().st_size for file in home.rglob("*"))
         try:
-            self._room.demand("the graph of the episodes", needed)
+            self._room.demand("the graph of the episodes", 2 * self._size())
         except NoRoomError as exc:
             logger.warning("memory is scanned: %s", exc)
             return
@@ -315,6 +365,19 @@ class EdgeFolder:
             if type(exc).__name__ != "PanicException":  # pyo3's, which is no Exception and cannot be imported
                 raise
             raise StoreUnavailableError(f"the episode store {self.path} failed: {exc}") from exc
+
+
+def _copy_points(source: Any, target: Any) -> None:
+    offset: Any = None
+    while True:
+        request = edge.ScrollRequest(offset=offset, limit=COPIED_AT_ONCE, with_vector=True, with_payload=True)
+        records, offset = source.scroll(request)
+        points = [edge.Point(record.id, record.vector, record.payload) for record in records]
+        if points:
+            target.update(edge.UpdateOperation.upsert_points(points))
+        if offset is None:
+            break
+    target.flush()
 
 
 def _lock(path: Path) -> IO[bytes]:

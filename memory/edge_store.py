@@ -175,6 +175,7 @@ class EdgeStore:
             found: list[Any] = [p.id for p in self._folder.call(lambda s: s.retrieve(ids, False, False))]
             if found:
                 self._room.demand("a deletion", reserve=True)
+                self._folder.note_deletion()
                 self._update(edge.UpdateOperation.delete_points(found), len(found))
         return len(found)
 
@@ -192,6 +193,14 @@ class EdgeStore:
         stats = counted(self.outlines(Where(tenant)))
         self._stats[tenant] = (version, stats)
         return stats
+
+    def compact(self) -> bool:
+        """Write the files anew, without what was deleted, and return whether anything was.
+
+        Raises:
+            NoRoomError: the disk has no room for both; nothing changes.
+        """
+        return self._folder.compact()
 
     def indexed(self) -> int:
         """Return how many episodes the graph of the keys reaches; the others are scanned."""

@@ -176,6 +176,10 @@ class QdrantStore:
         """Return counts and the reward distribution; reads the outlines of all episodes."""
         return counted(self.outlines(Where(tenant)))
 
+    def compact(self) -> bool:
+        """Return False: the server drops by itself what was deleted, once enough of a segment was."""
+        return False
+
     def close(self) -> None:
         """Close the client."""
         self._call(lambda c: c.close())

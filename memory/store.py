@@ -136,6 +136,14 @@ class EpisodeStore(Protocol):
         """Delete episodes and return how many there were."""
         ...
 
+    def compact(self) -> bool:
+        """Have files hold no more what was deleted, and return whether they did; takes time, writes wait.
+
+        Raises:
+            NoRoomError: the disk is too full for that; nothing changes.
+        """
+        ...
+
     def count(self, *, tenant: str | None = None, since: datetime | None = None) -> int:
         """Return how many episodes there are; with `since` those created after it, and not in the future."""
         ...

@@ -119,6 +119,9 @@ class ListStore:
         for one in self.episodes:
             yield Outline(one.id, one.reward, bool(one.choices), one.seen, one.seen_last, one.created_at)
 
+    def compact(self) -> bool:
+        return False
+
     def page(self, where: Where, *, limit: int, after: Place | None = None) -> Page:
         raise NotImplementedError
 
