@@ -23,7 +23,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 import qdrant_edge as edge
 
@@ -60,25 +60,40 @@ class _Open:
     calls: int = 0
 
 
+class Layout(Protocol):
+    """What a shard holds, for whom it is only files."""
+
+    def create(self, path: Path) -> None:
+        """Make an empty shard in the folder `path`, which is not there yet, and close it."""
+        ...
+
+    def fits(self, path: Path) -> bool:
+        """Return whether the shard in `path` is laid out like this, and not as earlier builds did."""
+        ...
+
+    def laid_out(self, record: Any) -> Any:
+        """Return the point for such a shard that a record, all of it, of this or an earlier build tells."""
+        ...
+
+
 class EdgeFolder:
     """The shard in the directory `path`. Thread-safe.
 
     Args:
         path: Made when it is not there.
-        create: Makes an empty shard in a folder that is not there yet, and closes it.
+        layout: Of the shard. One of an earlier build is written anew when it is opened.
         room: Asked before the shard is opened, which writes, and before a graph is built. Without room the
             shard stays shut until there is some.
-        index_from: Points without a graph from which one is built; below, Edge scans them.
+        index_from: Points without a graph from which one is built, if they are a tenth of all; below, Edge
+            scans them.
 
     Raises, from every method:
         StoreUnavailableError: closed, locked by another process, or files that Edge cannot read.
     """
 
-    def __init__(
-        self, path: Path, create: Callable[[Path], None], *, room: FreeSpace, index_from: int
-    ) -> None:
+    def __init__(self, path: Path, layout: Layout, *, room: FreeSpace, index_from: int) -> None:
         self.path = path
-        self._create, self._room = create, room
+        self._layout, self._room = layout, room
         self._deleted = path / DELETED
         self.writing = threading.RLock()
         """Held by whoever writes; hold it to read and write as one."""
@@ -185,23 +200,39 @@ class EdgeFolder:
                 return True
 
     def _compact(self) -> None:
-        self._room.demand("a copy of memory without what was deleted", self._size())
+        assert self._current is not None
+        old = self._current
+        self._room.demand("a copy of memory without what was deleted", _bytes(old.folder))
         copy = self.path / f"{FIRST}-{uuid.uuid4().hex}"
         try:
-            self._translated(lambda: self._create(copy))
-            shard = self._translated(lambda: edge.EdgeShard.load(str(copy)))
-            try:
-                self._translated(lambda: self.call(lambda current: _copy_points(current, shard)))
-            finally:
-                self._translated(shard.close)
+            self._copy_points(old.shard, copy)
             self._replace_by(copy)
         finally:
             if self._current is None or self._current.folder != copy:
                 shutil.rmtree(copy, ignore_errors=True)
 
-    def _size(self) -> int:
-        assert self._current is not None
-        return sum(file.stat().st_size for file in self._current.folder.rglob("*"))
+    def _copy_points(self, source: Any, copy: Path) -> None:
+        """Write what a shard holds, of whichever build, into a new one in the folder `copy`."""
+        self._translated(lambda: self._layout.create(copy))
+        shard = self._translated(lambda: edge.EdgeShard.load(str(copy)))
+        try:
+            self._translated(lambda: self._copy_pages(source, shard))
+        finally:
+            self._translated(shard.close)
+
+    def _copy_pages(self, source: Any, target: Any) -> None:
+        offset: Any = None
+        while True:
+            request = edge.ScrollRequest(
+                offset=offset, limit=COPIED_AT_ONCE, with_vector=True, with_payload=True
+            )
+            records, offset = source.scroll(request)
+            if records:
+                points = [self._layout.laid_out(record) for record in records]
+                target.update(edge.UpdateOperation.upsert_points(points))
+            if offset is None:
+                break
+        target.flush()
 
     def _reopened(self) -> _Open:
         """Open what was not when the disk was full."""
@@ -216,8 +247,26 @@ class EdgeFolder:
         self._room.demand("an episode store", reserve=True)
         home = self._home()
         opened = _Open(self._translated(lambda: edge.EdgeShard.load(str(home))), home)
-        self._clean(home)  # only now: what the truth is was not certain before
+        if not self._translated(lambda: self._layout.fits(home)):
+            opened = self._laid_out_anew(opened)
+        self._clean(opened.folder)  # only now: what the truth is was not certain before
         return opened
+
+    def _laid_out_anew(self, old: _Open) -> _Open:
+        try:
+            self._room.demand("the episodes of an earlier build, written anew", 2 * _bytes(old.folder))
+        except NoRoomError:
+            old.shard.close()
+            raise
+        logger.warning("episodes of an earlier build in %s are written anew; this happens once", old.folder)
+        new = self.path / f"{FIRST}-{uuid.uuid4().hex}"
+        self._copy_points(old.shard, new)
+        self._translated(old.shard.close)
+        shard = self._translated(lambda: edge.EdgeShard.load(str(new)))
+        sync_tree(new)
+        self._translated(lambda: write_json(self.path / POINTER, {"shard": new.name}))
+        shutil.rmtree(old.folder, ignore_errors=True)
+        return _Open(shard, new)
 
     def _home(self) -> Path:
         """Return the folder that holds the truth; made when there is none."""
@@ -244,7 +293,7 @@ class EdgeFolder:
             return copies[0]
         # Complete in a folder of its own, then renamed into place.
         new = self.path / f"new-{uuid.uuid4().hex}"
-        self._translated(lambda: self._create(new))
+        self._translated(lambda: self._layout.create(new))
         os.rename(new, home)
         return home
 
@@ -273,24 +322,39 @@ class EdgeFolder:
         self._unflushed = 0
 
     def _index_if_due(self) -> None:
-        if self._closing or self._current is None or not self.settle(0):
-            return
-        unindexed = self.call(lambda shard: shard.info().points_count - _indexed(shard))
-        if unindexed < self._index_from:
-            return
+        if self.settle(0) and self._index_is_due():
+            self._indexer = threading.Thread(target=self._index, name="edge-index", daemon=True)
+            self._indexer.start()
+
+    def _index_is_due(self) -> bool:
+        if self._closing or self._current is None:
+            return False
+        home = self._current.folder
+        points = self.call(lambda shard: int(shard.info().points_count))
+        unindexed = points - self.indexed()
+        # A tenth: each graph is of all there is, and building by number alone would cost the square of it.
+        if unindexed < max(self._index_from, points // 10):
+            return False
         # The copy, and what the child writes anew before it removes what that replaces.
-        # Copying fills the holes of sparse files.
         try:
-            self._room.demand("the graph of the episodes", 2 * self._size())
+            self._room.demand("the graph of the episodes", 2 * _bytes(home))
         except NoRoomError as exc:
             logger.warning("memory is scanned: %s", exc)
-            return
+            return False
         logger.info("building the graph of %d episodes beside the server", unindexed)
-        self._indexer = threading.Thread(target=self._index, name="edge-index", daemon=True)
-        self._indexer.start()
+        return True
 
     def _index(self) -> None:
-        copy = self.path / f"shard-{uuid.uuid4().hex}"
+        """Build graphs until none is due: while one is built, enough for the next may come."""
+        try:
+            while self._index_once() and self._index_is_due():
+                pass
+        except StoreUnavailableError as exc:
+            logger.error("the graph of the episodes is not looked after: %s", exc)
+
+    def _index_once(self) -> bool:
+        """Return whether the graph reaches more than before."""
+        copy, before = self.path / f"shard-{uuid.uuid4().hex}", self.indexed()
         try:
             self._copy_to(copy)
             if self._indexed_by_child(copy):
@@ -305,6 +369,7 @@ class EdgeFolder:
                 self._child = None
                 if self._current is None or self._current.folder != copy:
                     shutil.rmtree(copy, ignore_errors=True)
+        return self.indexed() > before
 
     def _copy_to(self, copy: Path) -> None:
         with self.writing:
@@ -367,19 +432,6 @@ class EdgeFolder:
             raise StoreUnavailableError(f"the episode store {self.path} failed: {exc}") from exc
 
 
-def _copy_points(source: Any, target: Any) -> None:
-    offset: Any = None
-    while True:
-        request = edge.ScrollRequest(offset=offset, limit=COPIED_AT_ONCE, with_vector=True, with_payload=True)
-        records, offset = source.scroll(request)
-        points = [edge.Point(record.id, record.vector, record.payload) for record in records]
-        if points:
-            target.update(edge.UpdateOperation.upsert_points(points))
-        if offset is None:
-            break
-    target.flush()
-
-
 def _lock(path: Path) -> IO[bytes]:
     """Take the folder's lock; the kernel releases it when the process ends, however it ends."""
     file = (path / "lock").open("ab")
@@ -396,6 +448,11 @@ def _lock(path: Path) -> IO[bytes]:
 def _indexed(shard: Any) -> int:
     # Both named vectors of an indexed point count as indexed.
     return int(shard.info().indexed_vectors_count) // 2
+
+
+def _bytes(folder: Path) -> int:
+    """Return how long the files of a folder are: copying fills the holes of sparse ones."""
+    return sum(file.stat().st_size for file in folder.rglob("*"))
 
 
 def _count(shard: Any) -> int:

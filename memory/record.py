@@ -18,6 +18,7 @@ from memory.store import Neighbour, Outline
 
 KEY = "key"
 LATENT = "latent"
+"""A vector of float16 rows; in Qdrant Edge a field of the payload."""
 TENANT = "tenant"
 REWARD = "reward"
 CREATED_AT = "created_at"
@@ -31,6 +32,9 @@ EARNED, START_LIFT, PRIOR_VERSION, CHOICES, CHOICE_LOGS = NEIGHBOUR_FIELDS = (
     "choice_log_probabilities",
 )
 OUTLINE_FIELDS = (REWARD, CREATED_AT, CHOICES, "seen", "seen_at")
+
+LATENT_TYPE = np.dtype("<f2")
+"""Of latents in a store."""
 
 COSINE_ROUNDING = 1e-6
 """A float32 cosine of two equal keys comes out as 0.9999999: comparisons with a floor allow this much."""
@@ -50,7 +54,7 @@ def check_batch(episodes: Sequence[Episode], *, space: str, length: int, hidden_
         norm = float(np.linalg.norm(episode.key))
         if abs(norm - 1.0) > _UNIT_NORM_TOLERANCE:
             raise EpisodeRejectedError(f"key has norm {norm:.4g}, expected 1")
-        if not np.isfinite(_to_float16(episode.latent)).all():
+        if not np.isfinite(to_float16(episode.latent)).all():
             raise EpisodeRejectedError("latent holds values that float16 cannot")
         _check_fields(episode)
 
@@ -80,8 +84,14 @@ def vectors_of(episode: Episode) -> dict[str, Any]:
     """Return the named vectors as lists; the latent rounded to float16, so that all stores agree."""
     return {
         KEY: np.asarray(episode.key, np.float32).tolist(),
-        LATENT: _to_float16(episode.latent).astype(np.float32).tolist(),
+        LATENT: to_float16(episode.latent).astype(np.float32).tolist(),
     }
+
+
+def to_float16(latent: Array) -> np.ndarray[Any, np.dtype[np.float16]]:
+    """Return a latent as it is stored; infinite where it does not fit."""
+    with np.errstate(over="ignore"):
+        return latent.astype(LATENT_TYPE)
 
 
 def episode_of(episode_id: str, payload: Mapping[str, Any], key: ArrayLike, latent: ArrayLike) -> Episode:
@@ -133,11 +143,6 @@ def outline_of(episode_id: str, payload: Mapping[str, Any]) -> Outline:
 
 def _array(values: ArrayLike) -> Array:
     return np.asarray(values, dtype=np.float32)
-
-
-def _to_float16(latent: Array) -> np.ndarray[Any, np.dtype[np.float16]]:
-    with np.errstate(over="ignore"):
-        return latent.astype(np.float16)
 
 
 def _check_space(episode: Episode, space: str) -> None:

@@ -30,7 +30,7 @@ class Workload:
     """
 
     def __init__(self, space: str, hidden_size: int, length: int, seed: int) -> None:
-        self._space, self._size = space, hidden_size
+        self._space, self.hidden_size = space, hidden_size
         self._random = np.random.default_rng(seed)
         self._centres = _unit(self._normal(CLUSTERS, hidden_size))
         cosines = self._random.uniform(WIDEST, TIGHTEST, CLUSTERS)
@@ -43,7 +43,7 @@ class Workload:
     def keys(self, count: int) -> Array:
         """Return keys of norm 1, (count, d). Few clusters have many of them, as in real traffic."""
         chosen = self._random.choice(CLUSTERS, count, p=self._shares)
-        way = _unit(self._normal(count, self._size)) * self._spread[chosen, None]
+        way = _unit(self._normal(count, self.hidden_size)) * self._spread[chosen, None]
         return _unit(self._centres[chosen] + way)
 
     def episodes(self, count: int, batch: int) -> Iterator[list[Episode]]:

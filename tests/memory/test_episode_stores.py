@@ -178,6 +178,16 @@ def test_recall_agrees_with_exact_cosines(store: EpisodeStore, make: Make, unit:
         assert [r.similarity for r in recalled] == pytest.approx([cosines[i] for i in expected], abs=1e-5)
 
 
+def test_neighbours_that_differ_little_come_in_their_order(
+    store: EpisodeStore, make: Make, unit: Callable[[], Array]
+) -> None:
+    key = unit()
+    episodes = [make(key=near(key, 0.9 - 1e-4 * step)) for step in range(40)]
+    store.add(episodes[::-1])
+    found = store.near(key, tenant="default", k=8, floor=0.5)
+    assert [one.id for one in found] == [episode.id for episode in episodes[:8]]
+
+
 def test_an_empty_store_recalls_nothing(store: EpisodeStore, unit: Callable[[], Array]) -> None:
     assert recall_from(store, unit(), tenant="default", k=4, floor=-1.0) == []
     assert store.count() == 0

@@ -24,6 +24,8 @@ import memory.edge_shard
 from memory.edge_shard import FIRST, FLUSH_EVERY, POINTER
 from memory.edge_store import EdgeStore
 from memory.episode import Episode, EpisodeRejectedError, StoreUnavailableError
+from memory.free_space import FreeSpace
+from memory.record import KEY, LATENT, payload_of, vectors_of
 from tests.memory.conftest import recall_from
 
 VICTIM = Path(__file__).with_name("store_victim.py")
@@ -169,6 +171,60 @@ def read_once(folder: Path, episode_id: str) -> None:
         store.close()
 
 
+def shard_of_an_earlier_build(folder: Path, episodes: list[Episode]) -> None:
+    """Leave a memory that keeps latents as vectors, and no sketches."""
+    (folder / FIRST).mkdir(parents=True)
+    shard = edge.EdgeShard.create(
+        str(folder / FIRST),
+        edge.EdgeConfig(
+            vectors={
+                KEY: edge.EdgeVectorParams(HIDDEN, edge.Distance.Cosine),
+                LATENT: edge.EdgeVectorParams(
+                    HIDDEN,
+                    edge.Distance.Dot,
+                    multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
+                    datatype=edge.VectorStorageDatatype.Float16,
+                ),
+            }
+        ),
+    )
+    points = [edge.Point(e.id, vectors_of(e), payload_of(e)) for e in episodes]
+    shard.update(edge.UpdateOperation.upsert_points(points))
+    shard.close()
+
+
+def test_episodes_of_an_earlier_build_are_written_anew_once(
+    tmp_path: Path, make_episode: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    episodes = [make_episode(prior_version="v1", choices=("yes", "no")) for _ in range(150)]
+    shard_of_an_earlier_build(tmp_path, episodes)
+    for again in (False, True):
+        caplog.clear()
+        store = open_edge(tmp_path)
+        assert ("written anew" in caplog.text) is not again
+        kept = {episode.id: episode for episode in store.scroll()}
+        assert kept.keys() == {episode.id for episode in episodes}
+        for episode in episodes:
+            stored = kept[episode.id]
+            assert stored.summary() == episode.summary()
+            assert stored.key == pytest.approx(episode.key, abs=1e-6)
+            assert np.array_equal(stored.latent, episode.latent.astype(np.float16))
+        assert [[one] for one in kept] == nearest(store, list(kept.values()), k=1)
+        assert len(list(tmp_path.glob("shard*"))) == 1
+        store.close()
+
+
+def test_an_earlier_build_waits_for_the_room_to_be_written_anew(tmp_path: Path, make_episode: Make) -> None:
+    episode = make_episode()
+    shard_of_an_earlier_build(tmp_path, [episode])
+    crowded = FreeSpace(tmp_path, psutil.disk_usage(str(tmp_path)).free // 2**20 * 2)
+    store = EdgeStore(tmp_path, space="space-a", length=LENGTH, hidden_size=HIDDEN, room=crowded)
+    with pytest.raises(StoreUnavailableError, match="is shut"):
+        store.count()
+    store.close()
+    assert only_episode(tmp_path) == episode.id
+
+
 def test_threads_add_and_recall_at_once(tmp_path: Path, make_episode: Make) -> None:
     store = open_edge(tmp_path)
     episodes = [make_episode(tenant=f"tenant-{i % 4}") for i in range(160)]
@@ -243,6 +299,36 @@ def test_a_store_that_grows_builds_its_graph_without_being_opened_again(
     store.close()
 
 
+def test_what_came_while_a_graph_was_built_gets_one_too(tmp_path: Path, make_episode: Make) -> None:
+    store = open_edge(tmp_path)
+    store.add([make_episode() for _ in range(300)])
+    store.close()
+    store = open_edge(tmp_path, index_from=100)
+    builder = builder_of(tmp_path)
+    builder.suspend()
+    try:
+        store.add([make_episode() for _ in range(150)])
+    finally:
+        builder.resume()
+    assert store.settle(60)
+    assert store.indexed() == 450
+    store.close()
+
+
+def test_a_graph_is_built_again_for_a_tenth_of_the_memory(tmp_path: Path, make_episode: Make) -> None:
+    store = open_edge(tmp_path)
+    store.add([make_episode() for _ in range(300)])
+    store.close()
+    for new, reached in ((0, 300), (20, 300), (20, 340)):
+        store = open_edge(tmp_path, index_from=10)
+        store.add([make_episode() for _ in range(new)])
+        store.close()
+        store = open_edge(tmp_path, index_from=10)
+        assert store.settle(60)
+        assert store.indexed() == reached
+        store.close()
+
+
 def test_reads_and_writes_go_on_while_a_graph_is_built(tmp_path: Path, make_episode: Make) -> None:
     store = open_edge(tmp_path)
     episodes = [make_episode() for _ in range(300)]
@@ -297,9 +383,9 @@ def test_closing_does_not_wait_for_a_graph(tmp_path: Path, make_episode: Make) -
     store.close()
 
 
-def nearest(store: EdgeStore, episodes: list[Episode]) -> list[list[str]]:
+def nearest(store: EdgeStore, episodes: list[Episode], k: int = 4) -> list[list[str]]:
     return [
-        [found.episode.id for found in recall_from(store, episode.key, tenant="default", k=4, floor=0.2)]
+        [found.episode.id for found in recall_from(store, episode.key, tenant="default", k=k, floor=0.2)]
         for episode in episodes
     ]
 

@@ -27,10 +27,14 @@ def test_store_is_measured_at_each_size_and_removed(tmp_path: Path) -> None:
     assert [row["inserted"] for row in rows] == [100, 100]
     for row in rows:
         assert row["insert_per_s"] > 0
-        assert row["grown"]["n"] == row["reopened"]["n"] == 20
-        assert 0 < row["grown"]["median_ms"] <= row["grown"]["p95_ms"] <= row["grown"]["p99_ms"]
-        assert row["recalled_mean"] > 0  # clustered: queries find something above the floor
-        assert row["same_as_grown"] == 1.0  # both are scanned at this size
+        for found in (row["grown"], row["reopened"]):
+            for times in (found, found["scan"]):
+                assert times["n"] == 20
+                assert 0 < times["median_ms"] <= times["p95_ms"] <= times["p99_ms"]
+            ratio = found["p95_ms"] / found["scan"]["p95_ms"]
+            assert found["p95_of_scan"] == pytest.approx(ratio, abs=0.01, rel=0.01)
+            assert found["recalled_mean"] > 0  # clustered: queries find something above the floor
+            assert found["exact"] == 1.0  # Edge scans too at this size
     assert list(folder.iterdir()) == []
 
 
