@@ -30,7 +30,7 @@ _TEXT = 60
 RewardMin = Annotated[float | None, typer.Option("--reward-min", min=0, max=1, help="Least reward.")]
 RewardMax = Annotated[float | None, typer.Option("--reward-max", min=0, max=1, help="Highest reward.")]
 FoundAt = Annotated[str | None, typer.Option("--effort", help="Effort of the request it was found at.")]
-FoundBy = Annotated[str | None, typer.Option("--refiner", help="Search that it was found by.")]
+FoundBy = Annotated[str | None, typer.Option("--found-by", help="Search that it was found by.")]
 Since = Annotated[str | None, typer.Option("--since", help="Created then or later, such as 2026-11-01.")]
 Until = Annotated[str | None, typer.Option("--until", help="Created before.")]
 
@@ -40,7 +40,7 @@ def list_episodes(
     reward_min: RewardMin = None,
     reward_max: RewardMax = None,
     effort: FoundAt = None,
-    refiner: FoundBy = None,
+    found_by: FoundBy = None,
     since: Since = None,
     until: Until = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Most episodes.")] = 20,
@@ -50,7 +50,7 @@ def list_episodes(
 ) -> None:
     """List episodes, newest first."""
     screen = Screen(as_json)
-    where = _where(reward_min, reward_max, effort, refiner, since, until)
+    where = _where(reward_min, reward_max, effort, found_by, since, until)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         found: list[dict[str, Any]] = []
         cursor: dict[str, str] = {}
@@ -110,7 +110,7 @@ def delete(
     reward_min: RewardMin = None,
     reward_max: RewardMax = None,
     effort: FoundAt = None,
-    refiner: FoundBy = None,
+    found_by: FoundBy = None,
     since: Since = None,
     until: Until = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything that is remembered.")] = False,
@@ -119,21 +119,28 @@ def delete(
     as_json: Json = False,
 ) -> None:
     """Forget episodes: those named, or those that a filter names, or all."""
-    where = _where(reward_min, reward_max, effort, refiner, since, until)
+    where = _where(reward_min, reward_max, effort, found_by, since, until)
     if sum((bool(ids), bool(where), everything)) != 1:
         raise CommandError(
             "give ids, or filters, or --all", "`latentevolve memory list` takes the same filters", USAGE
         )
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
-        for name in ids or ():
-            gateway.delete(f"{EPISODES}/{name}")
-        body = {"deleted": len(ids or ())}
-        if not ids:
-            params = where or {"all": "true"}
-            body = gateway.delete(EPISODES, timeout_s=LONG_S, **params)
-    screen.document(body)
-    screen.line(f"{body['deleted']} episodes are forgotten", "green")
+        if ids:
+            answers = [gateway.delete(f"{EPISODES}/{name}") for name in ids]
+        else:
+            answers = [gateway.delete(EPISODES, timeout_s=LONG_S, **(where or {"all": "true"}))]
+    screen.document(answers[0] if len(answers) == 1 else answers)
+    screen.line(f"{sum(one['deleted'] for one in answers)} episodes are forgotten", "green")
+    priors = {prior["version"]: prior for one in answers for prior in one["priors"]}
+    if priors:
+        active = [version for version in priors if priors[version]["active"]]
+        marked = f", of which {active[0]} is active" if active else ""
+        screen.line(f"trained on them: {', '.join(priors)}{marked}", "yellow")
+        screen.line("`latentevolve priors activate none` takes them out of service; after `priors release`")
+        screen.line("the next `latentevolve night` makes one from what is left")
+    if nights := {one["night"] for one in answers if one["night"]}:
+        screen.line(f"night {', '.join(nights)} is open and may learn from them", "yellow")
 
 
 @app.command("export")
@@ -186,7 +193,7 @@ def _where(
     reward_min: float | None,
     reward_max: float | None,
     effort: str | None,
-    refiner: str | None,
+    found_by: str | None,
     since: str | None,
     until: str | None,
 ) -> dict[str, str]:
@@ -195,7 +202,7 @@ def _where(
         "reward_min": reward_min,
         "reward_max": reward_max,
         "effort": effort,
-        "refiner": refiner,
+        "search": found_by,
         "since": since,
         "until": until,
     }
@@ -206,7 +213,7 @@ def _columns(episode: dict[str, Any]) -> tuple[object, ...]:
     return (
         f"{episode['reward']:.2f}",
         episode["effort"],
-        episode["refiner"],
+        episode["search"],
         episode["seen"],
         _short(episode["prompt_text"], end=True),
         _short(episode["answer_text"]),

@@ -209,6 +209,16 @@ class Settings(BaseSettings):
         description="Free space in MiB below which nothing more is stored; 0: never look.",
     )
     memory_api_key: str | None = Field(None, description="API key of the Qdrant server.")
+    memory_max_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days after which an episode goes whose prompt did not come again; empty: never.",
+    )
+    memory_max_episodes: int | None = Field(
+        None,
+        ge=1,
+        description="Most episodes; of more, those go whose prompts came longest ago. Empty: no limit.",
+    )
 
     # The night
     broker_url: str | None = Field(

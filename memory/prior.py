@@ -30,6 +30,9 @@ DEFAULT_RECALL_FLOOR = 0.6
 RECALL_FLOOR = "recall_floor"
 """Field of a manifest: the floor that its night learned."""
 
+ALL_LEARNED = "trained_prompts"
+"""Field of a manifest of a build in which a version had one set of prompts for all of its rows."""
+
 _ITERATIONS = 50
 
 
@@ -152,19 +155,26 @@ class Prior:
     @cached_property
     def learned(self) -> Mapping[str, frozenset[str]]:
         """Digests (`memory.episode.prompt_digest`) of what each row has learned from, by its id."""
-        if "trained_prompts" in self.manifest:  # of a build in which a version had one set for all
-            everything = frozenset(self.manifest["trained_prompts"])
-            return dict.fromkeys((row.id for row in self.rows), everything)
-        # New rows are named by their number, for they get their ids when the version gets its name.
-        return {
-            row if "/" in row else f"{self.version}/{row}": frozenset(digests)
-            for row, digests in self.manifest.get("learned", {}).items()
-        }
+        if ALL_LEARNED in self.manifest:
+            return dict.fromkeys((row.id for row in self.rows), frozenset(self.manifest[ALL_LEARNED]))
+        return learned_of({"version": self.version, **self.manifest})
 
     @property
     def recall_floor(self) -> float:
         """Least cosine of a recalled episode, as the prior's night learned it."""
         return float(self.manifest.get(RECALL_FLOOR, DEFAULT_RECALL_FLOOR))
+
+
+def learned_of(manifest: Mapping[str, Any]) -> Mapping[str, frozenset[str]]:
+    """Return what a manifest says that its rows have learned from, by their ids."""
+    version = manifest["version"]
+    if ALL_LEARNED in manifest:
+        return {f"{version}/0": frozenset(manifest[ALL_LEARNED])}
+    # New rows are named by their number, for they get their ids when the version gets its name.
+    return {
+        row if "/" in row else f"{version}/{row}": frozenset(digests)
+        for row, digests in manifest.get("learned", {}).items()
+    }
 
 
 def standings(prior: Prior, outcomes: Mapping[str, Sequence[float]]) -> dict[str, Evidence]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from memory.atomic import write_folder
 from memory.database import Database
 from memory.episode import LatentMemoryError, now
 from memory.free_space import UNLIMITED, FreeSpace
-from memory.prior import DEFAULT_FLOOR, Coverage, Prior, Row
+from memory.prior import DEFAULT_FLOOR, Coverage, Prior, Row, learned_of
 from memory.schema import labels
 
 logger = logging.getLogger(__name__)
@@ -130,6 +130,20 @@ class PriorRegistry:
                 logger.warning("prior %s of space %s: %s", version, self.space, exc)
                 manifests.append({"version": version, "space": self.space, "error": str(exc)})
         return manifests
+
+    def learned_from(self, digests: Collection[str]) -> list[tuple[str, list[str]]]:
+        """Return the versions that learned from any of these prompts, oldest first, and their rows that did.
+
+        Args:
+            digests: as `memory.episode.prompt_digest` names prompts.
+        """
+        wanted, found = frozenset(digests), []
+        for manifest in self.versions():
+            learned = learned_of(manifest)
+            rows = sorted(row for row, prompts in learned.items() if not wanted.isdisjoint(prompts))
+            if rows:
+                found.append((str(manifest["version"]), rows))
+        return found
 
     def load(self, version: str) -> Prior:
         """Return a version, checked against its checksum and ready to serve.

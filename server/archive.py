@@ -7,7 +7,7 @@ Owns whose memory it is, and that neither way holds up the event loop. Knows not
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 
-from memory.archive import Memory, Taken, Taking, archive_of
+from memory.archive import ArchiveError, Memory, Taken, Taking, archive_of
 from memory.episode import TENANT
 from server.gateway import Gateway
 
@@ -22,7 +22,7 @@ async def exported(gateway: Gateway) -> Iterator[bytes]:
         StoreUnavailableError: the store does not answer, before anything is given.
     """
     await gateway.lookups.call(lambda store: store.count(tenant=TENANT))
-    return archive_of(gateway.store, _memory(gateway))
+    return _while_nothing_is_forgotten(gateway, archive_of(gateway.store, _memory(gateway)))
 
 
 async def imported(gateway: Gateway, pieces: AsyncIterator[bytes]) -> Taken:
@@ -39,6 +39,15 @@ async def imported(gateway: Gateway, pieces: AsyncIterator[bytes]) -> Taken:
             waiting.clear()
     await asyncio.to_thread(taking.feed, bytes(waiting))
     return taking.finish()
+
+
+def _while_nothing_is_forgotten(gateway: Gateway, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the pieces; whoever deletes something ends an archive that may hold it."""
+    before = gateway.upkeep.forgotten
+    for piece in pieces:
+        if gateway.upkeep.forgotten != before:
+            raise ArchiveError("something was forgotten meanwhile; export again")
+        yield piece
 
 
 def _memory(gateway: Gateway) -> Memory:

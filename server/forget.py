@@ -1,18 +1,46 @@
-"""Forgetting many episodes at once.
+"""Forgetting what is remembered, wherever it is.
 
-Owns that what waits to be written is forgotten with what is stored. Knows nothing of HTTP or of stores.
+Owns that what waits to be written is forgotten with what is stored, and what is told of copies elsewhere.
+Knows nothing of HTTP or of stores.
 """
 
-from memory.episode import StoreUnavailableError
-from memory.store import Where
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memory.episode import StoreUnavailableError, prompt_digest
+from memory.listing import Place
+from memory.night import NightLog
+from memory.store import EpisodeStore, Where
 from server.gateway import Gateway
 
 DRAIN_S = 10.0
 """How long episodes that wait may take to be written, so that the store can say which of them are meant."""
+_AT_ONCE = 256
 
 
-async def forget(gateway: Gateway, where: Where) -> int:
-    """Delete the episodes that there are of `where` and return how many; those of later requests stay.
+@dataclass(frozen=True)
+class Touched:
+    """A version of the prior that was trained on what is forgotten."""
+
+    version: str
+    rows: list[str]
+    """Ids of its rows that were."""
+    active: bool
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What was forgotten, and where it has left something."""
+
+    deleted: int
+    priors: list[Touched]
+    night: str | None
+    """The open night, whose snapshot may hold it until that ends."""
+
+
+async def forget(gateway: Gateway, where: Where) -> Forgotten:
+    """Delete the episodes that there are of `where`; those of later requests stay.
 
     Raises:
         StoreUnavailableError, NoRoomError: some may be deleted; asked again, the others go too.
@@ -20,7 +48,48 @@ async def forget(gateway: Gateway, where: Where) -> int:
     if not await gateway.remember.drain(DRAIN_S):
         waiting = gateway.remember.pending
         raise StoreUnavailableError(f"{waiting} episodes wait to be written, some maybe of these; ask again")
-    names = await gateway.statistics.call(lambda store: [one.id for one in store.outlines(where)])
+    return await _forget(gateway, await gateway.statistics.call(lambda store: _meant(store, where)))
+
+
+async def forget_one(gateway: Gateway, episode_id: str) -> Forgotten:
+    """Delete one episode, and what waits to be written of it.
+
+    Raises:
+        StoreUnavailableError, NoRoomError: nothing is deleted.
+    """
+    found = await gateway.lookups.call(lambda store: store.get(episode_id))
+    tokens = found.prompt_token_ids if found else ()
+    return await _forget(gateway, {episode_id: prompt_digest(tokens)})
+
+
+async def _forget(gateway: Gateway, meant: dict[str, str]) -> Forgotten:
     # One by one, for an answer to the same prompt may wait to be written again.
-    deleted = [await gateway.remember.delete(name) for name in names]
-    return sum(deleted)
+    deleted = [name for name in meant if await gateway.remember.delete(name)]
+    if not deleted:
+        return Forgotten(0, [], None)
+    gateway.upkeep.forgotten += len(deleted)
+    digests = {meant[name] for name in deleted}
+    priors, night = await asyncio.to_thread(_elsewhere, gateway, digests)
+    return Forgotten(len(deleted), priors, night)
+
+
+def _meant(store: EpisodeStore, where: Where) -> dict[str, str]:
+    """Return the digests of the prompts of episodes by their ids."""
+    found: dict[str, str] = {}
+    after: Place | None = None
+    while True:
+        page = store.page(where, limit=_AT_ONCE, after=after)
+        found |= {one["id"]: prompt_digest(one["prompt_token_ids"]) for one in page.episodes}
+        after = page.next
+        if after is None:
+            return found
+
+
+def _elsewhere(gateway: Gateway, digests: set[str]) -> tuple[list[Touched], str | None]:
+    """Return the priors that learned from prompts, and the night that may be about to."""
+    registry = gateway.registry
+    active = registry.active()
+    touched: Sequence[tuple[str, list[str]]] = registry.learned_from(digests)
+    night = NightLog(gateway.state).running(gateway.space)
+    priors = [Touched(version, rows, version == active) for version, rows in touched]
+    return priors, night.id if night else None

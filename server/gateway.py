@@ -24,6 +24,7 @@ from server.steering.priors import ActivePrior
 from server.steering.remember import Remember
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
+from server.upkeep import Upkeep
 
 
 class Check(Protocol):
@@ -73,6 +74,7 @@ class Gateway:
     registry: PriorRegistry
     prior: ActivePrior
     remember: Remember
+    upkeep: Upkeep
     traces: TraceLog
     steering: Steering
     nights: NightCoordinator

@@ -39,6 +39,7 @@ from server.steering.priors import ActivePrior
 from server.steering.remember import Remember
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
+from server.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +133,8 @@ async def assemble(
         stack.push_async_callback(traces.close)
         remember = Remember(store, limit=settings.remember_queue, metrics=metrics)
         remember.listen(traces.settle)
+        upkeep = Upkeep(store, max_days=settings.memory_max_days, max_episodes=settings.memory_max_episodes)
+        await _background(stack, upkeep.watch(), "upkeep")
         remember.start()
         stack.push_async_callback(remember.close, DRAIN_S)
         steering = Steering(engine, store, prior, remember, traces, settings, metrics=metrics)
@@ -176,6 +179,7 @@ async def assemble(
             registry=priors,
             prior=prior,
             remember=remember,
+            upkeep=upkeep,
             traces=traces,
             steering=steering,
             nights=nights,

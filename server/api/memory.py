@@ -1,5 +1,6 @@
 """Routes under /v1/memory: counting, listing, searching, reading and forgetting what is remembered."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -12,7 +13,7 @@ from memory.listing import Place
 from memory.store import Where
 from server.api.deps import GatewayDep
 from server.errors import InvalidRequestError, NotFoundError
-from server.forget import forget
+from server.forget import Forgotten, forget, forget_one
 from server.search import like_episode, like_text
 
 router = APIRouter(prefix="/v1/memory", tags=["memory"])
@@ -128,10 +129,33 @@ class FoundList(BaseModel):
     data: list[Found]
 
 
-class Forgotten(BaseModel):
-    """What was forgotten."""
+class TouchedPrior(BaseModel):
+    """A version that was trained on what is forgotten."""
+
+    version: str
+    rows: list[str] = Field(description="Of its rows, those that were.")
+    active: bool
+
+
+class Erasure(BaseModel):
+    """What was forgotten, and where it has left something."""
 
     deleted: int
+    priors: list[TouchedPrior] = Field(description="Versions that were trained on it.")
+    night: str | None = Field(description="The open night; its snapshot may hold it until that ends.")
+    next: str | None = Field(description="What takes it out of the priors; null: there is none.")
+
+
+class Compacted(BaseModel):
+    """Whether there was anything to do."""
+
+    compacted: bool
+
+
+RETRAIN = (
+    "what these priors learned stays in them: POST /v1/priors/none/activate takes them out of service, then "
+    "POST /v1/priors/release and POST /v1/consolidations make one from what is left"
+)
 
 
 @router.get("/stats")
@@ -154,6 +178,8 @@ async def stats(gateway: GatewayDep) -> dict[str, Any]:
         **gateway.metrics.summary(),
         "exploring": gateway.steering.explorer.summary,
         "pending_writes": gateway.remember.pending,
+        "expired_episodes": gateway.upkeep.expired,
+        "evicted_episodes": gateway.upkeep.evicted,
         "lost_traces": gateway.traces.lost,
     }
 
@@ -174,12 +200,12 @@ async def episodes(gateway: GatewayDep, asked: Annotated[Listing, Query()]) -> E
 
 
 @router.delete("/episodes")
-async def delete_episodes(gateway: GatewayDep, asked: Annotated[Forgetting, Query()]) -> Forgotten:
+async def delete_episodes(gateway: GatewayDep, asked: Annotated[Forgetting, Query()]) -> Erasure:
     """Forget the episodes that a filter names, or all; those of requests that come later stay."""
     filtered = any(getattr(asked, name) is not None for name in Filter.model_fields)
     if filtered == asked.all:
         raise InvalidRequestError("name a filter, such as reward_max=0.3, or else all=true", "all")
-    return Forgotten(deleted=await forget(gateway, asked.where))
+    return _erasure(await forget(gateway, asked.where))
 
 
 @router.get("/episodes/{episode_id}")
@@ -192,12 +218,30 @@ async def episode(gateway: GatewayDep, episode_id: str) -> EpisodeRead:
     return EpisodeRead.model_validate(found.summary())
 
 
-@router.delete("/episodes/{episode_id}", status_code=204)
-async def delete_episode(gateway: GatewayDep, episode_id: str) -> None:
+@router.delete("/episodes/{episode_id}")
+async def delete_episode(gateway: GatewayDep, episode_id: str) -> Erasure:
     """Forget one episode: it is recalled no more, and later nights do not see it."""
     name = _name(episode_id)
-    if not await gateway.remember.delete(name):
+    forgotten = await forget_one(gateway, name)
+    if not forgotten.deleted:
         raise _unknown(name)
+    return _erasure(forgotten)
+
+
+@router.post("/compact")
+async def compact(gateway: GatewayDep) -> Compacted:
+    """Write the store's files anew, without what was deleted, now instead of within a day."""
+    return Compacted(compacted=await asyncio.to_thread(gateway.upkeep.compact))
+
+
+def _erasure(forgotten: Forgotten) -> Erasure:
+    priors = [TouchedPrior(version=one.version, rows=one.rows, active=one.active) for one in forgotten.priors]
+    return Erasure(
+        deleted=forgotten.deleted,
+        priors=priors,
+        night=forgotten.night,
+        next=RETRAIN if priors else None,
+    )
 
 
 @router.post("/search")

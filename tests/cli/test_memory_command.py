@@ -16,13 +16,14 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
-from memory.episode import Episode, StoreUnavailableError, new_id
+from memory.episode import Episode, StoreUnavailableError, new_id, prompt_digest
 from model.scripted_engine import ScriptedEngine
 from server.app import create_app
 from server.gateway import Gateway
 from server.wiring import assemble
 from tests.cli.conftest import Ran
 from tests.cli.ports import free_port
+from tests.tables import row
 
 Run = Callable[..., Ran]
 
@@ -209,6 +210,13 @@ def test_nothing_is_forgotten_but_what_is_named(run: Run, server: Server) -> Non
     assert run("memory", "delete", new_id()).code == 1
     assert count() == 10
     assert "2 episodes are forgotten" in run("memory", "delete", episodes[0].id, episodes[1].id).out
-    assert said(run("memory", "delete", "--reward-max", "0.45", "--json")) == {"deleted": 3}
-    assert said(run("memory", "delete", "--all", "--json")) == {"deleted": 5}
+    assert said(run("memory", "delete", "--reward-max", "0.45", "--json"))["deleted"] == 3
+    made = row(server.engine.neutral_latent(), np.eye(1, server.engine.space.hidden_size), 0.9)
+    learned = {"0": [prompt_digest(episodes[9].prompt_token_ids)]}
+    server.gateway.registry.publish([made], {"learned": learned, "labels": [], "trainings": []})
+    assert "trained on them" not in run("memory", "delete", episodes[8].id).out
+    told = run("memory", "delete", "--all").out
+    assert "4 episodes are forgotten" in told
+    assert "trained on them: v1" in told
+    assert "priors activate none" in told
     assert count() == 0

@@ -2,16 +2,22 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pytest
 
-from memory.episode import Episode
-from tests.server.api.conftest import Served
+from memory import archive
+from memory.archive import ArchiveError
+from memory.episode import Episode, now, prompt_digest
+from server.archive import exported
+from tests.server.api.conftest import Serve, Served
+from tests.tables import row
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
+NOTHING_ELSE = {"priors": [], "night": None, "next": None}
 
 
 def episode_of(served: Served, number: int, **fields: Any) -> Episode:
@@ -64,11 +70,11 @@ async def test_filters_choose_what_is_listed_and_what_is_forgotten(served: Serve
     listed = (await served.http.get("/v1/memory/episodes", params=asked)).json()["data"]
     assert {one["id"] for one in listed} == meant
     answer = await served.http.delete("/v1/memory/episodes", params=asked)
-    assert answer.json() == {"deleted": len(meant)}
+    assert answer.json() == NOTHING_ELSE | {"deleted": len(meant)}
     left = (await served.http.get("/v1/memory/episodes", params={"limit": 100})).json()["data"]
     assert {one["id"] for one in left} == {one.id for one in episodes} - meant
-    assert (await served.http.delete("/v1/memory/episodes", params=asked)).json() == {"deleted": 0}
-    assert (await served.http.delete("/v1/memory/episodes?all=true")).json() == {"deleted": 10 - len(meant)}
+    assert (await served.http.delete("/v1/memory/episodes", params=asked)).json()["deleted"] == 0
+    assert (await served.http.delete("/v1/memory/episodes?all=true")).json()["deleted"] == 10 - len(meant)
     assert (await served.http.get("/v1/memory/episodes")).json() == {
         "object": "list",
         "data": [],
@@ -108,7 +114,7 @@ async def test_what_waits_to_be_written_is_forgotten_too(served: Served) -> None
     gateway = served.gateway
     assert gateway.remember.submit(episode_of(served, 0, id=str(uuid4())))
     answer = await served.http.delete("/v1/memory/episodes?all=true")
-    assert answer.json() == {"deleted": 1}
+    assert answer.json()["deleted"] == 1
     assert await gateway.remember.drain()
     assert gateway.store.count() == 0
 
@@ -158,3 +164,95 @@ async def test_a_search_that_cannot_be_is_refused_by_name(
     answer = await served.http.post("/v1/memory/search", json=body)
     assert answer.status_code == status
     assert answer.json()["error"]["param"] == param
+
+
+async def test_what_is_forgotten_is_told_with_the_priors_that_were_trained_on_it(served: Served) -> None:
+    first, second, third, other = await fill(served, 4)
+    space = served.engine.space
+    digest = {one.id: prompt_digest(one.prompt_token_ids) for one in (first, second, third)}
+    made = row(served.engine.neutral_latent(), np.eye(1, space.hidden_size), 0.9)
+    registry = served.gateway.registry
+    for learned in (
+        {"0": [digest[first.id]]},
+        {"v1/0": [digest[first.id]], "0": [digest[second.id]]},
+        {"0": [digest[third.id]]},
+    ):
+        registry.publish([made] * len(learned), {"learned": learned, "labels": [], "trainings": []})
+    registry.activate("v2")
+
+    answer = (await served.http.delete(f"/v1/memory/episodes/{first.id}")).json()
+    assert answer["priors"] == [
+        {"version": "v1", "rows": ["v1/0"], "active": False},
+        {"version": "v2", "rows": ["v1/0"], "active": True},
+    ]
+    assert "/v1/consolidations" in answer["next"]
+    answer = (await served.http.delete("/v1/memory/episodes?all=true")).json()
+    assert answer["deleted"] == 3
+    assert [(one["version"], one["rows"]) for one in answer["priors"]] == [("v2", ["v2/0"]), ("v3", ["v3/0"])]
+    again = await served.http.delete(f"/v1/memory/episodes/{other.id}")
+    assert again.status_code == 404
+
+
+async def test_an_open_night_that_may_learn_from_what_is_forgotten_is_named(serve: Serve) -> None:
+    served = await serve(night_min_episodes=4, night_min_reward=0)
+    episodes = await fill(served, 5)
+    night = (await served.http.post("/v1/consolidations")).json()
+    assert night["state"] == "queued"
+    answer = (await served.http.delete(f"/v1/memory/episodes/{episodes[0].id}")).json()
+    assert answer["night"] == night["id"]
+
+
+async def test_what_was_deleted_is_out_of_the_files_after_compaction_and_does_not_come_back(
+    serve: Serve, tmp_path: Path
+) -> None:
+    served = await serve()
+    gone, kept = await fill(served, 2)
+
+    def holds(text: str) -> bool:
+        return any(text.encode() in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+
+    assert (await served.http.delete(f"/v1/memory/episodes/{gone.id}")).json()["deleted"] == 1
+    for expected in (True, False):
+        answer = await served.http.post("/v1/memory/compact")
+        assert answer.json() == {"compacted": expected}
+    assert holds(kept.answer_text)
+    assert not holds(gone.answer_text)
+    await asyncio.to_thread(served.gateway.store.close)
+    again = await serve()
+    listed = (await again.http.get("/v1/memory/episodes")).json()["data"]
+    assert [one["id"] for one in listed] == [kept.id]
+
+
+async def test_an_export_during_which_something_is_forgotten_has_no_end(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "MOST_EPISODES", 1)
+    first, *_ = await fill(served, 4)
+    pieces = await exported(served.gateway)
+    begun = next(pieces) + next(pieces)
+    assert b"manifest.json" in begun
+    await served.http.delete(f"/v1/memory/episodes/{first.id}")
+    with pytest.raises(ArchiveError, match="export again"):
+        next(pieces)
+    whole = (await served.http.get("/v1/memory/export")).content
+    assert b"end.json" in whole
+    assert first.id.encode() not in whole
+
+
+async def test_too_many_and_too_old_episodes_go(serve: Serve) -> None:
+    served = await serve(memory_max_days=30, memory_max_episodes=20)
+    length = 40
+    await asyncio.to_thread(
+        served.gateway.store.add,
+        [
+            episode_of(
+                served, number, created_at=now() - timedelta(days=60 if number < 10 else 1, hours=number)
+            )
+            for number in range(length)
+        ],
+    )
+    await asyncio.to_thread(served.gateway.upkeep.look)
+    stats = (await served.http.get("/v1/memory/stats")).json()
+    assert (stats["expired_episodes"], stats["evicted_episodes"]) == (10, 11)
+    left = {one.prompt_text for one in served.gateway.store.scroll()}
+    assert left == {f"question {number}" for number in range(10, 29)}
