@@ -87,7 +87,7 @@ async def _log_probabilities(engine: VLLMEngine) -> tuple[bool, float | None, st
 
 
 async def _mixed_prompt(engine: VLLMEngine) -> tuple[bool, float | None, str]:
-    """Greedy answers to a token prompt, to the same as a mixed prompt, and with embeddings in it."""
+    """Greedy answers to a token prompt, to the same as our engine sends it, and with embeddings in it."""
     equal = total = 0
     for prompt in _prompts(engine):
         expected = (await _plain_answer(engine, prompt)).token_ids
