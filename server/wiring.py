@@ -129,7 +129,7 @@ async def assemble(
         await prior.refresh()
         await _background(stack, prior.watch(), "prior")
         traces = TraceLog(state, limit=settings.trace_limit)
-        await traces.start()
+        traces.start()
         stack.push_async_callback(traces.close)
         remember = Remember(store, limit=settings.remember_queue, metrics=metrics)
         remember.listen(traces.settle)

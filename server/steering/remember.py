@@ -13,6 +13,7 @@ from typing import Literal
 from memory.episode import Episode, EpisodeRejectedError, StoreUnavailableError
 from memory.free_space import NoRoomError
 from memory.store import EpisodeStore
+from server.steering.background import Background
 from server.steering.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -53,10 +54,7 @@ class Remember:
         self._storing = asyncio.Lock()
         """Held while the store is told something."""
         self._roomy = True
-        self._added = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background("remember", self._write_some)
 
     @property
     def pending(self) -> int:
@@ -69,8 +67,7 @@ class Remember:
 
     def start(self) -> None:
         """Begin to write. Needs a running event loop."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._write_all(), name="remember")
+        self._background.start()
 
     def submit(self, episode: Episode) -> bool:
         """Take an episode to be written and return at once; False when it was dropped."""
@@ -78,8 +75,7 @@ class Remember:
             self._settle(episode, "dropped")
             return False
         self._waiting.append(episode)
-        self._idle.clear()
-        self._added.set()
+        self._background.wake()
         return True
 
     async def delete(self, episode_id: str) -> bool:
@@ -98,20 +94,11 @@ class Remember:
 
     async def drain(self, timeout_s: float = 10.0) -> bool:
         """Wait until nothing is pending; False when that took too long."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await self._background.drain(timeout_s)
 
     async def close(self, timeout_s: float = 10.0) -> None:
         """Write what is pending for at most so long, drop the rest and stop."""
-        if self._task is not None:
-            await self.drain(timeout_s)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._background.close(timeout_s)
         left = [*self._writing, *self._waiting]
         self._writing = []
         self._waiting.clear()
@@ -119,17 +106,13 @@ class Remember:
             self._settle(episode, "dropped")
         if left:
             logger.error("%d episodes were not written before the end", len(left))
-        self._idle.set()
 
-    async def _write_all(self) -> None:
-        while True:
-            await self._added.wait()
-            while self._waiting:
-                taken = min(self._batch, len(self._waiting))
-                self._writing = [self._waiting.popleft() for _ in range(taken)]
-                await self._write(self._writing)
-            self._added.clear()
-            self._idle.set()
+    async def _write_some(self) -> bool:
+        if not self._waiting:
+            return False
+        self._writing = [self._waiting.popleft() for _ in range(min(self._batch, len(self._waiting)))]
+        await self._write(self._writing)
+        return True
 
     async def _write(self, episodes: list[Episode]) -> None:
         """Write a batch however long the store is away; alone, when one of them spoils it for all."""

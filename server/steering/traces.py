@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 
 from memory.episode import Episode, LatentMemoryError
 from memory.state import State
+from server.steering.background import Background
 from server.steering.outcome import Trace
 from server.steering.remember import Fate
 
@@ -38,16 +39,13 @@ class TraceLog:
         self._failing = False
         self._fresh: OrderedDict[str, Trace] = OrderedDict()
         self._changes: dict[str, dict[str, Any]] = {}
-        self._work = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background("traces", self._write_some)
         self.lost = 0
         """Traces that could not be written."""
 
-    async def start(self) -> None:
-        """Begin to write."""
-        self._task = asyncio.create_task(self._write_all(), name="traces")
+    def start(self) -> None:
+        """Begin to write. Needs a running event loop."""
+        self._background.start()
 
     def record(self, trace: Trace) -> None:
         """Take a trace to be written and return at once."""
@@ -55,7 +53,7 @@ class TraceLog:
         while len(self._fresh) > self._limit:
             self._fresh.popitem(last=False)
             self.lost += 1
-        self._wake()
+        self._background.wake()
 
     def settle(self, episode: Episode, fate: Fate) -> None:
         """Write into the episode's trace what became of it. A listener for `Remember`."""
@@ -74,7 +72,7 @@ class TraceLog:
     def change(self, trace_id: str, changes: dict[str, Any]) -> None:
         """Write fields into a trace that was recorded before."""
         self._changes[trace_id] = self._changes.get(trace_id, {}) | changes
-        self._wake()
+        self._background.wake()
 
     async def get(self, trace_id: str, *, include_latent: bool = False) -> dict[str, Any] | None:
         """Return a trace as JSON, with the latent's values on request; None when there is none.
@@ -104,53 +102,38 @@ class TraceLog:
 
     async def drain(self, timeout_s: float = 5.0) -> bool:
         """Wait until everything is written; False when that took too long."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await self._background.drain(timeout_s)
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Write what waits, for at most so long, and stop."""
-        if self._task is not None:
-            await self.drain(timeout_s)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._background.close(timeout_s)
 
-    def _wake(self) -> None:
-        self._idle.clear()
-        self._work.set()
-
-    async def _write_all(self) -> None:
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            while self._fresh or self._changes:
-                batch = [self._fresh[trace_id] for trace_id in list(self._fresh)[:_BATCH]]
-                changes = {
-                    trace_id: change
-                    for trace_id, change in self._changes.items()
-                    if trace_id not in self._fresh or any(trace.id == trace_id for trace in batch)
-                }
-                try:
-                    self.lost += await asyncio.to_thread(self._write, batch, changes)
-                    self._failing = False
-                except LatentMemoryError as error:
-                    self.lost += len(batch)
-                    if not self._failing:
-                        logger.error("no traces until the state takes them again: %s", error)
-                    self._failing = True
-                except Exception:
-                    self.lost += len(batch)
-                    logger.exception("%d traces could not be written", len(batch))
-                for trace in batch:
-                    self._fresh.pop(trace.id, None)
-                for trace_id, change in changes.items():
-                    if self._changes.get(trace_id) is change:
-                        del self._changes[trace_id]
-            self._idle.set()
+    async def _write_some(self) -> bool:
+        batch = [self._fresh[trace_id] for trace_id in list(self._fresh)[:_BATCH]]
+        changes = {
+            trace_id: change
+            for trace_id, change in self._changes.items()
+            if trace_id not in self._fresh or any(trace.id == trace_id for trace in batch)
+        }
+        if not (batch or changes):
+            return False
+        try:
+            self.lost += await asyncio.to_thread(self._write, batch, changes)
+            self._failing = False
+        except LatentMemoryError as error:
+            self.lost += len(batch)
+            if not self._failing:
+                logger.error("no traces until the state takes them again: %s", error)
+            self._failing = True
+        except Exception:
+            self.lost += len(batch)
+            logger.exception("%d traces could not be written", len(batch))
+        for trace in batch:
+            self._fresh.pop(trace.id, None)
+        for trace_id, change in changes.items():
+            if self._changes.get(trace_id) is change:
+                del self._changes[trace_id]
+        return True
 
     def _write(self, batch: list[Trace], changes: dict[str, dict[str, Any]]) -> int:
         """Write traces, and changes of others; return how many are none that can be written."""

@@ -121,7 +121,7 @@ async def make_day(tmp_path: Path, state: State) -> AsyncIterator[MakeDay]:
             remember = Remember(store, limit=settings.remember_queue, metrics=metrics, first_wait_s=0.01)
             traces = TraceLog(state, limit=settings.trace_limit)
             remember.listen(traces.settle)
-            await traces.start()
+            traces.start()
             remember.start()
             stack.push_async_callback(traces.close)
             stack.push_async_callback(remember.close, 1.0)

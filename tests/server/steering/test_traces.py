@@ -37,7 +37,7 @@ def trace(latent: torch.Tensor | None = None) -> Trace:
 @pytest.fixture
 async def log(state: State) -> AsyncIterator[TraceLog]:
     made = TraceLog(state, limit=4)
-    await made.start()
+    made.start()
     yield made
     await made.close()
 
@@ -107,7 +107,7 @@ async def test_full_disk_loses_traces_and_counts_them_until_there_is_room(tmp_pa
     disk = Disk()
     with State.in_folder(tmp_path, disk) as state:
         log = TraceLog(state, limit=2)
-        await log.start()
+        log.start()
         old = [trace() for _ in range(2)]
         for one in old:
             log.record(one)
@@ -142,7 +142,7 @@ async def test_oldest_traces_go_first_also_those_of_an_earlier_process(log: Trac
         assert await log.drain()
     await log.close()
     again = TraceLog(state, limit=4)
-    await again.start()
+    again.start()
     second = [trace(LATENT) for _ in range(3)]
     for one in second:
         again.record(one)
