@@ -8,7 +8,7 @@ machines without vLLM) and scripted (`model/scripted_engine.py`, no weights, for
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -98,6 +98,10 @@ class Generation:
     """Log-probability of each answer token, before any grammar; () when not asked for."""
     native: Any = None
     """The answer in the engine's own words, in which a client can be given it; None: it has none."""
+
+
+Finished = Callable[[int, Generation], None]
+"""Told (index of the prompt, its answer)."""
 
 
 @dataclass(frozen=True)
@@ -205,9 +209,18 @@ class Engine(Protocol):
         ...
 
     async def generate(
-        self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
+        self,
+        prompts: Sequence[SteeredPrompt],
+        decoding: Decoding | Sequence[Decoding],
+        *,
+        finished: Finished | None = None,
     ) -> list[Generation]:
         """Decode one answer per prompt, as one batch.
+
+        Args:
+            prompts: What is answered.
+            decoding: How, all of them or each.
+            finished: Told of each answer once it has ended; who gives up waiting still has those.
 
         Raises:
             LatentRejectedError, PlacementError, PromptTooLongError, EngineDeadError.

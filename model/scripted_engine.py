@@ -27,6 +27,7 @@ from torch.nn.functional import logsigmoid, normalize
 from model.engine import (
     Decoding,
     EngineDeadError,
+    Finished,
     Generation,
     Label,
     LatentGradient,
@@ -173,14 +174,22 @@ class ScriptedEngine:
         return torch.cat(rows) if rows else torch.zeros(0, self.space.hidden_size)
 
     async def generate(
-        self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
+        self,
+        prompts: Sequence[SteeredPrompt],
+        decoding: Decoding | Sequence[Decoding],
+        *,
+        finished: Finished | None = None,
     ) -> list[Generation]:
         """Answer each prompt by the script; `Generation.logprobs` is log sigmoid(s) at every token."""
         decodings = [decoding] * len(prompts) if isinstance(decoding, Decoding) else list(decoding)
         if len(decodings) != len(prompts):
             raise ValueError(f"{len(decodings)} decodings for {len(prompts)} prompts")
         await self._enter("generate", prompts)
-        return [self._generate(prompt, how) for prompt, how in zip(prompts, decodings, strict=True)]
+        answers = [self._generate(prompt, how) for prompt, how in zip(prompts, decodings, strict=True)]
+        for index, answer in enumerate(answers):
+            if finished is not None:
+                finished(index, answer)
+        return answers
 
     async def choice_log_probabilities(
         self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...], *, held: bool

@@ -14,7 +14,7 @@ from typing import TypeVar, TypeVarTuple
 
 import torch
 
-from model.engine import Decoding, EngineDeadError, Generation, Label, LatentGradient, SteeredPrompt
+from model.engine import Decoding, EngineDeadError, Finished, Generation, Label, LatentGradient, SteeredPrompt
 from model.frozen_model import FrozenModel
 from model.keys import KEY_PROBES, centre, centred
 from model.placement import PlacementKind
@@ -118,7 +118,11 @@ class TransformersEngine:
         return await self._run(self._keys, prompts)
 
     async def generate(
-        self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
+        self,
+        prompts: Sequence[SteeredPrompt],
+        decoding: Decoding | Sequence[Decoding],
+        *,
+        finished: Finished | None = None,
     ) -> list[Generation]:
         """Decode one answer per prompt; an answer does not depend on the rest of the batch.
 
@@ -132,12 +136,16 @@ class TransformersEngine:
             self._calls.append(call)
         try:
             await self._run(self._generate_waiting)
-            return await call.answers
+            answers = await call.answers
         except asyncio.CancelledError:
             call.given_up.set()  # ends it within a token where it is under way
             with self._taking:
                 self._calls = [other for other in self._calls if other is not call]
             raise
+        for index, answer in enumerate(answers):  # a batch ends as a whole
+            if finished is not None:
+                finished(index, answer)
+        return answers
 
     async def choice_log_probabilities(
         self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...], *, held: bool

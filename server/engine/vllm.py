@@ -23,6 +23,7 @@ from model.choice_trie import ChoiceTrie
 from model.engine import (
     Decoding,
     EngineError,
+    Finished,
     Generation,
     Label,
     LatentGradient,
@@ -237,7 +238,11 @@ class VLLMEngine:
         return centred(await self.raw_states(prompts), self._centre)
 
     async def generate(
-        self, prompts: Sequence[SteeredPrompt], decoding: Decoding | Sequence[Decoding]
+        self,
+        prompts: Sequence[SteeredPrompt],
+        decoding: Decoding | Sequence[Decoding],
+        *,
+        finished: Finished | None = None,
     ) -> list[Generation]:
         """Decode one answer per prompt, as one batch. Cancellation aborts what still runs.
 
@@ -247,13 +252,18 @@ class VLLMEngine:
         each = [decoding] * len(prompts) if isinstance(decoding, Decoding) else list(decoding)
         inputs = [self.mixed_input(prompt.token_ids, prompt.latent, prompt.position) for prompt in prompts]
 
-        async def one(prompt: Any, how: Decoding) -> Generation:
+        async def one(index: int, prompt: Any, how: Decoding) -> Generation:
             room = self.max_model_len - len(prompt["prompt_token_ids"])
             request_id = f"latent.{uuid.uuid4().hex}"
             params = sampling_params(how, room)
-            return generation_of(await self._outputs(prompt, params, request_id, **reasoning_of(how)))
+            answer = generation_of(await self._outputs(prompt, params, request_id, **reasoning_of(how)))
+            if finished is not None:
+                finished(index, answer)
+            return answer
 
-        return await _all([one(prompt, how) for prompt, how in zip(inputs, each, strict=True)])
+        return await _all(
+            [one(at, prompt, how) for at, (prompt, how) in enumerate(zip(inputs, each, strict=True))]
+        )
 
     async def choice_log_probabilities(
         self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...], *, held: bool

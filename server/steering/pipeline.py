@@ -197,7 +197,7 @@ class Steering:
             logger.error("trace %s: searching failed: %s: %s", request.trace_id, type(error).__name__, error)
             return replace(without, reason=request.noting("search-failed"))
         request.found = found
-        if found.plain is None:
+        if found.plain is None and found.elected is None:
             return replace(without, reason=request.noting(found.stopped), usage=found.usage)
         early = (
             f"-until-{found.stopped}"
@@ -205,7 +205,8 @@ class Steering:
             else ""
         )
         request.episode = episode_of(request, key, self._engine.space.id, start.latent, start.served, found)
-        measured = replace(without, reward_before=found.plain.reward, usage=found.usage)
+        before = found.plain.reward if found.plain else None
+        measured = replace(without, reward_before=before, usage=found.usage)
         elected = found.elected
         if elected is None:
             return replace(measured, reason=request.noting(f"no-agreement{early}"))

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,9 +65,11 @@ def test_every_prompt_is_judged_once_by_a_training_that_has_not_seen_it(
 
 def test_with_nothing_serving_the_baseline_is_no_latent(data: Dataset) -> None:
     class Noting(ScriptedEngine):
-        async def generate(self, prompts: Sequence[SteeredPrompt], decoding: object) -> list[Generation]:
+        async def generate(
+            self, prompts: Sequence[SteeredPrompt], decoding: Any, **named: Any
+        ) -> list[Generation]:
             steered.append({prompt.latent is not None for prompt in prompts})
-            return await super().generate(prompts, decoding)  # type: ignore[arg-type]
+            return await super().generate(prompts, decoding, **named)  # type: ignore[arg-type]
 
     steered: list[set[bool]] = []
     judged(Noting(), data)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,9 +83,11 @@ def test_better_latents_have_better_outcomes(engine: ScriptedEngine, tmp_path: P
 
 def test_samples_are_drawn_with_the_same_seeds_whatever_the_latent(tmp_path: Path) -> None:
     class Noting(ScriptedEngine):
-        async def generate(self, prompts: Sequence[SteeredPrompt], decoding: object) -> list[Generation]:
+        async def generate(
+            self, prompts: Sequence[SteeredPrompt], decoding: Any, **named: Any
+        ) -> list[Generation]:
             drawn.append([(one.temperature, one.seed) for one in decoding])  # type: ignore[attr-defined]
-            return await super().generate(prompts, decoding)  # type: ignore[arg-type]
+            return await super().generate(prompts, decoding, **named)  # type: ignore[arg-type]
 
     drawn: list[list[tuple[float, int | None]]] = []
     engine = Noting()

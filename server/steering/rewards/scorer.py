@@ -22,7 +22,9 @@ _MAKERS: Mapping[str, Callable[[], Reward]] = {
     "confidence": Confidence,
     FORMAT: Format,
 }
-SIGNALS = (*_MAKERS, VERIFIER)
+QUICK = tuple(_MAKERS)
+"""Signals that ask nobody, neither the model nor a service."""
+SIGNALS = (*QUICK, VERIFIER)
 
 
 class RewardSettingsError(ValueError):

@@ -9,18 +9,27 @@ scored the first ones: Q without a verifier that had said 0 would look like an i
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from model.engine import Decoding, Engine, EngineError, Generation, Label, SteeredPrompt, UnsupportedError
+from model.engine import (
+    Decoding,
+    Engine,
+    EngineError,
+    Finished,
+    Generation,
+    Label,
+    SteeredPrompt,
+    UnsupportedError,
+)
 from model.space import LatentRejectedError
 from server.steering.prompt import Options, RenderedPrompt, seed_of
 from server.steering.rewards.consistency import CONSISTENCY
 from server.steering.rewards.format import FORMAT, are_in_form
-from server.steering.rewards.scorer import Scorer
+from server.steering.rewards.scorer import QUICK, Scorer
 from server.steering.search.budget import Budget, SessionEndedError
 from server.steering.search.result import Candidate, Search, SearchResult, Step, Stopped
 from server.steering.search.select import elect, shortest_of_the_surest
@@ -133,7 +142,12 @@ class Session:
         voters = self._voters(None if left is None else left - len(greedy) * self._length)
         latents = [*greedy, *(side for side, _ in voters)]
         decodings = [*(self._greedy() for _ in greedy), *(decoding for _, decoding in voters)]
-        answers = await self._generate(latents, decodings)
+        ended: dict[int, Generation] = {}
+        try:
+            answers = await self._generate(latents, decodings, finished=ended.__setitem__)
+        except SessionEndedError:
+            await self._make_do(latents, ended)
+            raise
         self._pool = [*answers[: len(self._sides())], *answers[len(greedy) :]]
         for latent, answer in zip(latents, answers, strict=True):
             self._opening[latent is None].append(answer)
@@ -144,6 +158,19 @@ class Session:
             self._keep(self._start)
         self._steps.append(Step(0, tuple(one.reward for one in opened[: len(greedy)]), self._best.reward))
         self._end_if_perfect()
+
+    async def _make_do(self, latents: Sequence[torch.Tensor | None], ended: Mapping[int, Generation]) -> None:
+        """Let those answers vote that had ended by the deadline. They compare no sides, and teach nothing.
+
+        Nobody outside is asked for a score any more.
+        """
+        self._pool = [ended[index] for index in sorted(ended)]
+        scores = await self._scorer.score(self._prompt, self._pool, self._pool, only=QUICK)
+        in_form = await are_in_form(self._prompt, self._pool)
+        self._candidates = [
+            Candidate(answer, scored, latents[index], refined=False, finished=kept and self._fits(answer))
+            for index, answer, scored, kept in zip(sorted(ended), self._pool, scores, in_form, strict=True)
+        ]
 
     def _sides(self) -> list[torch.Tensor | None]:
         """Return the latents that vote, None for no latent."""
@@ -265,9 +292,7 @@ class Session:
 
     def _result(self, stopped: Stopped) -> SearchResult:
         by_votes = any(reward.name == CONSISTENCY for reward, _ in self._scorer.rewards)
-        elected = (
-            elect(self._prompt, self._candidates, self._pool, by_votes=by_votes) if self._plain else None
-        )
+        elected = elect(self._prompt, self._candidates, self._pool, by_votes=by_votes)
         return SearchResult(
             stopped=stopped,
             plain=self._plain,
@@ -287,13 +312,14 @@ class Session:
             self._best = candidate
 
     async def _generate(
-        self, latents: Sequence[torch.Tensor | None], decodings: Sequence[Decoding]
+        self,
+        latents: Sequence[torch.Tensor | None],
+        decodings: Sequence[Decoding],
+        finished: Finished | None = None,
     ) -> list[Generation]:
-        read = self._read(latents)
+        read, prompts = self._read(latents), [self._steered(latent) for latent in latents]
         try:
-            answers = await self._budget.in_time(
-                self._engine.generate([self._steered(latent) for latent in latents], decodings)
-            )
+            answers = await self._budget.in_time(self._engine.generate(prompts, decodings, finished=finished))
         except (SessionEndedError, EngineError):
             # A batch that is cut short may have generated all of it.
             self._budget.spend(read, sum(decoding.max_tokens for decoding in decodings))

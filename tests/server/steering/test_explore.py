@@ -4,6 +4,7 @@ import asyncio
 import math
 from contextvars import ContextVar
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,9 +81,9 @@ async def test_what_would_be_served_has_half_the_votes_and_its_lift_is_measured(
     asked = []
     generate = day.engine.generate
 
-    async def watched(prompts, decoding):
+    async def watched(prompts, decoding, **named: Any):
         asked.extend(prompts)
-        return await generate(prompts, decoding)
+        return await generate(prompts, decoding, **named)
 
     day.engine.generate = watched
     outcome, _ = await day.ask(explore=True)
@@ -104,10 +105,10 @@ async def test_explorations_that_waited_keep_the_context_of_their_own_request(ma
     found, all_asked = [], asyncio.Event()
     generate = day.engine.generate
 
-    async def watched(prompts, decoding):
+    async def watched(prompts, decoding, **named: Any):
         await all_asked.wait()
         found.append((whose.get(), day.engine.decode(prompts[0].token_ids)))
-        return await generate(prompts, decoding)
+        return await generate(prompts, decoding, **named)
 
     day.engine.generate = watched
     questions = ["apples How many?", "pears How many?", "plums How many?"]
@@ -135,9 +136,9 @@ async def test_rollouts_may_think_longer_than_the_answer(make_day: MakeDay) -> N
     lengths = []
     generate = engine.generate
 
-    async def watched(prompts, decodings):
+    async def watched(prompts, decodings, **named: Any):
         lengths.extend(decoding.max_tokens for decoding in decodings)
-        return await generate(prompts, decodings)
+        return await generate(prompts, decodings, **named)
 
     engine.generate = watched
     prompt = rendered(engine, "apples How many?", max_tokens=8)
@@ -149,7 +150,7 @@ async def test_rollouts_may_think_longer_than_the_answer(make_day: MakeDay) -> N
 
 
 async def test_engine_that_fails_is_told_in_the_trace(day: Day) -> None:
-    async def dead(prompts, decoding):
+    async def dead(prompts, decoding, **named: Any):
         raise EngineDeadError("gone")
 
     day.engine.generate = dead
@@ -227,9 +228,9 @@ async def test_the_shortest_is_remembered_only_where_its_result_is_as_sure(
     engine = ScriptedEngine(answer=lambda prompt, latent, decoding: list(sureness)[(decoding.seed or 0) % 3])
     generate = engine.generate
 
-    async def told(prompts, decoding):
+    async def told(prompts, decoding, **named: Any):
         answers = []
-        for answer in await generate(prompts, decoding):
+        for answer in await generate(prompts, decoding, **named):
             words, result = sureness[answer.text]
             at = answer.text.rindex("4")
             values = [result if n == at else words for n in range(len(answer.token_ids))]
@@ -273,7 +274,7 @@ async def test_a_client_ends_what_is_explored_and_it_begins_anew_later(make_day:
     day = await make_day(ScriptedEngine(answer=once_wrong), rewards="consistency=1")
     generate, begun = day.engine.generate, asyncio.Event()
 
-    async def hanging(prompts, decoding):
+    async def hanging(prompts, decoding, **named: Any):
         begun.set()
         await asyncio.Event().wait()
 
@@ -378,9 +379,9 @@ async def test_a_prompt_that_takes_too_long_lets_others_have_their_turn(
     day = await make_day(engine, rewards="consistency=1", explore_concurrency=1)
     explorer, generate, begun = day.steering.explorer, engine.generate, asyncio.Event()
 
-    async def slow(prompts, decoding):
+    async def slow(prompts, decoding, **named: Any):
         if "pears" in engine.decode(prompts[0].token_ids):
-            return await generate(prompts, decoding)
+            return await generate(prompts, decoding, **named)
         begun.set()
         await asyncio.Event().wait()
         return []

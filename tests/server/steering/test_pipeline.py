@@ -4,6 +4,7 @@ import asyncio
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from model.scripted_engine import ScriptedEngine
 from server.steering.prompt import Options, SteeringRejectedError
 from server.steering.search.select import ALIKE
 from tests.server.steering.conftest import Day, MakeDay, same
-from tests.server.steering.fakes import ListStore, rendered
+from tests.server.steering.fakes import ListStore, answer, rendered
 
 
 async def test_effort_none_asks_nobody(day: Day) -> None:
@@ -440,7 +441,7 @@ async def test_deadline_still_answers(make_day: MakeDay) -> None:
     await day.publish()
     generate = day.engine.generate
 
-    async def hanging(prompts: object, decoding: object) -> None:
+    async def hanging(prompts: object, decoding: object, **named: Any) -> None:
         await asyncio.Event().wait()
 
     day.engine.generate = hanging
@@ -452,10 +453,30 @@ async def test_deadline_still_answers(make_day: MakeDay) -> None:
     day.engine.generate = generate
 
 
+@pytest.mark.parametrize(
+    ("ended", "reason", "text"),
+    [(["4", "5", "5"], "agreed-until-deadline", "5"), (["4", "5"], "deadline", None), ([], "deadline", None)],
+)
+async def test_answers_that_ended_before_the_deadline_vote(
+    make_day: MakeDay, ended: list[str], reason: str, text: str | None
+) -> None:
+    day = await make_day(rewards="consistency=1")
+
+    async def slow(prompts: object, decoding: object, *, finished: Any = None) -> None:
+        for index, said in enumerate(ended, start=1):
+            finished(index, answer(said))
+        await asyncio.Event().wait()
+
+    day.engine.generate = slow
+    outcome, trace = await day.ask(effort="medium", deadline_s=0.05)
+    assert (outcome.reason, outcome.answer and outcome.answer.text) == (reason, text)
+    assert (trace["stopped"], trace["remembered"]) == ("deadline", "no")
+
+
 async def test_engine_that_fails_while_refining_leaves_what_was_recalled(day: Day) -> None:
     await day.publish()
 
-    async def dead(prompts: object, decoding: object) -> None:
+    async def dead(prompts: object, decoding: object, **named: Any) -> None:
         raise EngineDeadError("gone")
 
     day.engine.generate = dead

@@ -176,12 +176,12 @@ async def test_deadline_ends_with_the_best_so_far(search: Search) -> None:
     generate = engine.generate
     calls = 0
 
-    async def hanging(prompts: object, decoding: object) -> object:
+    async def hanging(prompts: object, decoding: object, **named: Any) -> object:
         nonlocal calls
         calls += 1
         if calls > 2:
             await asyncio.Event().wait()
-        return await generate(prompts, decoding)
+        return await generate(prompts, decoding, **named)
 
     engine.generate = hanging
     result = await refine(search, engine, deadline_s=0.5)
@@ -272,13 +272,13 @@ async def test_engine_that_dies_on_the_way_leaves_the_best_so_far(search: Search
     generate = engine.generate
     calls = spent = 0
 
-    async def dying(prompts, decoding):
+    async def dying(prompts, decoding, **named: Any):
         nonlocal calls, spent
         calls += 1
         if calls > 2:
             spent += sum(one.max_tokens for one in decoding)  # it may have generated all of it
             raise EngineDeadError("gone")
-        answers = await generate(prompts, decoding)
+        answers = await generate(prompts, decoding, **named)
         spent += sum(len(answer.token_ids) for answer in answers)
         return answers
 
@@ -302,9 +302,9 @@ async def test_candidates_are_judged_greedily_and_rollouts_sampled_with_own_seed
     decodings: list = []
     generate = engine.generate
 
-    async def watched(prompts: object, decoding: list) -> object:
+    async def watched(prompts: object, decoding: list, **named: Any) -> object:
         decodings.append(list(decoding))
-        return await generate(prompts, decoding)
+        return await generate(prompts, decoding, **named)
 
     engine.generate = watched
     prompt = rendered(engine, temperature=0.9)
@@ -409,7 +409,7 @@ async def test_smallest_budget_leaves_two_votes(search: Search) -> None:
 async def test_batch_that_the_deadline_cut_short_is_counted_in_full(search: Search) -> None:
     engine = hopeful()
 
-    async def never(*_: object) -> list:
+    async def never(*_: object, **__: object) -> list:
         await asyncio.sleep(60)
         return []
 
