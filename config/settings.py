@@ -5,6 +5,7 @@ Knows nothing of the parts that are configured. `.env.example` lists the same ke
 compares both.
 """
 
+import re
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -209,6 +210,16 @@ class Settings(BaseSettings):
         description="Free space in MiB below which nothing more is stored; 0: never look.",
     )
     memory_api_key: str | None = Field(None, description="API key of the Qdrant server.")
+    memory_text: Literal["full", "off"] = Field(
+        "full",
+        description="What is kept of prompts and answers: full, or off, neither text nor tokens; "
+        "then nights have nothing to learn from.",
+    )
+    memory_redact: str | None = Field(
+        None,
+        description="Regular expression of what is taken out of texts before they are written; "
+        "nights do not learn from episodes that it matches.",
+    )
     memory_max_days: float | None = Field(
         None,
         gt=0,
@@ -273,6 +284,16 @@ class Settings(BaseSettings):
             usable = False
         if not usable:
             raise ValueError("not an http:// or https:// URL")
+        return value
+
+    @field_validator("memory_redact")
+    @classmethod
+    def _redact_is_a_pattern(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"no regular expression: {error}") from error
         return value
 
     @field_validator("memory_url", "broker_url", "state_url")

@@ -50,6 +50,7 @@ from memory.record import (
     summary_of,
     to_float16,
 )
+from memory.redaction import EVERYTHING, Redaction
 from memory.store import EVERYWHERE, Neighbour, Outline, StoreStats, Where
 from memory.tally import counted
 
@@ -88,9 +89,10 @@ class EdgeStore:
         hidden_size: int,
         room: FreeSpace = UNLIMITED,
         index_from: int = INDEX_FROM,
+        redact: Redaction = EVERYTHING,
     ) -> None:
-        """`room` is asked before anything is written."""
-        self._room = room
+        """`room` is asked before anything is written, `redact` what of an episode may be."""
+        self._room, self._redact = room, redact
         self._space = space
         self._shape = (length, hidden_size)
         self._version = 0
@@ -111,7 +113,7 @@ class EdgeStore:
         with self._folder.writing:
             self._room.demand(f"{len(episodes)} episodes")  # now: a copy may have taken it meanwhile
             kept, replaced = fold(self, episodes)
-            points = [_point_of(episode) for episode in kept]
+            points = [_point_of(episode) for episode in map(self._redact, kept)]
             try:
                 self._update(edge.UpdateOperation.upsert_points(points), len(points))
             except StoreUnavailableError as error:

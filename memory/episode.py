@@ -101,7 +101,7 @@ class Episode:
     signals: dict[str, float]
     """Named reward signals behind it, each in [0, 1]."""
     prompt_token_ids: tuple[int, ...]
-    """Rendered prompt, without latents."""
+    """Rendered prompt, without latents; (): none are kept (`memory/redaction.py`), of the answer neither."""
     answer_token_ids: tuple[int, ...]
     """Best answer, with its end-of-sequence token when the model ended it."""
     prompt_text: str
@@ -155,7 +155,7 @@ class Episode:
             raise EpisodeRejectedError(f"reward is {self.reward}, expected 0 to 1")
         if self.start_lift is not None and not -1.0 <= self.start_lift <= 1.0:
             raise EpisodeRejectedError(f"start_lift is {self.start_lift}, expected -1 to 1")
-        if not self.answer_token_ids:
+        if self.prompt_token_ids and not self.answer_token_ids:
             raise EpisodeRejectedError("answer_token_ids is empty")
 
     def summary(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from memory.record import (
     summary_of,
     vectors_of,
 )
+from memory.redaction import EVERYTHING, Redaction
 from memory.store import EVERYWHERE, Neighbour, Outline, StoreStats, Where
 from memory.tally import counted
 
@@ -80,8 +81,17 @@ class QdrantStore:
         StoreUnavailableError: closed, the server does not answer, or it refuses.
     """
 
-    def __init__(self, client: QdrantClient, *, space: str, length: int, hidden_size: int) -> None:
-        self._client = client
+    def __init__(
+        self,
+        client: QdrantClient,
+        *,
+        space: str,
+        length: int,
+        hidden_size: int,
+        redact: Redaction = EVERYTHING,
+    ) -> None:
+        """`redact` says what of an episode may be written."""
+        self._client, self._redact = client, redact
         self._space = space
         self._shape = (length, hidden_size)
         self._name = PREFIX + space
@@ -98,7 +108,10 @@ class QdrantStore:
         if not episodes:
             return
         kept, replaced = fold(self, episodes)
-        points = [models.PointStruct(id=e.id, vector=vectors_of(e), payload=payload_of(e)) for e in kept]
+        points = [
+            models.PointStruct(id=e.id, vector=vectors_of(e), payload=payload_of(e))
+            for e in map(self._redact, kept)
+        ]
         try:
             self._call(lambda c: c.upsert(self._name, points, wait=True))
         except StoreUnavailableError as error:

@@ -31,7 +31,9 @@ EARNED, START_LIFT, PRIOR_VERSION, CHOICES, CHOICE_LOGS = NEIGHBOUR_FIELDS = (
     "choices",
     "choice_log_probabilities",
 )
-OUTLINE_FIELDS = (REWARD, CREATED_AT, CHOICES, "seen", "seen_at")
+REDACTED = "redacted"
+"""There, and true, where no tokens are kept."""
+OUTLINE_FIELDS = (REWARD, CREATED_AT, CHOICES, "seen", "seen_at", REDACTED)
 
 LATENT_TYPE = np.dtype("<f2")
 """Of latents in a store."""
@@ -77,6 +79,8 @@ def payload_of(episode: Episode) -> dict[str, Any]:
     payload["signals"] = {name: float(value) for name, value in episode.signals.items()}
     payload["prompt_token_ids"] = [int(token) for token in episode.prompt_token_ids]
     payload["answer_token_ids"] = [int(token) for token in episode.answer_token_ids]
+    if not episode.prompt_token_ids:
+        payload[REDACTED] = True
     return payload
 
 
@@ -96,7 +100,7 @@ def to_float16(latent: Array) -> np.ndarray[Any, np.dtype[np.float16]]:
 
 def episode_of(episode_id: str, payload: Mapping[str, Any], key: ArrayLike, latent: ArrayLike) -> Episode:
     """Return the episode that `payload_of` and `vectors_of` took apart."""
-    fields = dict(payload)
+    fields = {name: value for name, value in payload.items() if name != REDACTED}
     if "refiner" in fields:  # its name in older payloads
         fields[SEARCH] = fields.pop("refiner")
     fields["prompt_token_ids"] = tuple(fields["prompt_token_ids"])
@@ -138,6 +142,7 @@ def outline_of(episode_id: str, payload: Mapping[str, Any]) -> Outline:
         seen=payload.get("seen", 1),
         seen_last=datetime.fromisoformat(seen_at) if seen_at else created_at,
         created_at=created_at,
+        replayable=not payload.get(REDACTED, False),
     )
 
 

@@ -48,6 +48,8 @@ class Outline:
     """How often its prompt came to be remembered."""
     seen_last: datetime
     created_at: datetime
+    replayable: bool = True
+    """Whether its tokens are kept, so that a night can learn from it."""
 
 
 @dataclass(frozen=True)

@@ -285,12 +285,13 @@ class NightCoordinator:
         good = (
             (one.seen_last, one.id)
             for one in self._store.outlines()
-            if one.held_to_choices or one.reward >= self._min_reward  # choices are labelled anew
+            # Choices are labelled anew.
+            if one.replayable and (one.held_to_choices or one.reward >= self._min_reward)
         )
         newest = [episode_id for _, episode_id in heapq.nlargest(MAX_EPISODES, good)]
         if len(newest) < self._min_episodes:
             message = (
-                f"{len(newest)} episodes of reward {self._min_reward:g} or more;"
+                f"{len(newest)} episodes of reward {self._min_reward:g} or more whose text is kept;"
                 f" a night needs {self._min_episodes}"
             )
             skipped = replace(record, state="skipped", episodes=len(newest), message=message)

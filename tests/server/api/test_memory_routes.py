@@ -256,3 +256,36 @@ async def test_too_many_and_too_old_episodes_go(serve: Serve) -> None:
     assert (stats["expired_episodes"], stats["evicted_episodes"]) == (10, 11)
     left = {one.prompt_text for one in served.gateway.store.scroll()}
     assert left == {f"question {number}" for number in range(10, 29)}
+
+
+async def test_a_night_learns_from_episodes_whose_text_is_kept_alone(serve: Serve) -> None:
+    served = await serve(night_min_episodes=4, night_min_reward=0, memory_redact="question [0-3]$")
+    await fill(served, 7)
+    listed = (await served.http.get("/v1/memory/episodes")).json()["data"]
+    assert sum(one["prompt_text"] == "[redacted]" for one in listed) == 4
+    night = (await served.http.post("/v1/consolidations")).json()
+    assert night["state"] == "skipped"
+    assert night["message"].startswith("3 episodes")
+    await fill(served, 8)
+    night = (await served.http.post("/v1/consolidations")).json()
+    assert (night["state"], night["episodes"]) == ("queued", 7)
+
+
+async def test_without_text_requests_are_remembered_and_recalled_all_the_same(
+    serve: Serve, tmp_path: Path
+) -> None:
+    served = await serve(memory_text="off")
+    await served.chat("sum two and two", latent={"effort": "high"})
+    await served.gateway.remember.drain()
+    answer = await served.chat("sum two and three")
+    assert answer.headers["x-latent-mode"] == "recall"
+    [found] = (await served.http.post("/v1/memory/search", json={"text": "sum two and two"})).json()["data"]
+    assert found["similarity"] > 0.99
+    assert found["episode"]["prompt_text"] == found["episode"]["answer_text"] == ""
+    assert await served.gateway.traces.drain()
+    await asyncio.to_thread(served.gateway.store.close)
+    files = await asyncio.to_thread(
+        lambda: [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    )
+    assert files
+    assert not any(b"two and" in content for content in files)
