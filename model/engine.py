@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -53,6 +54,10 @@ class ModelUnavailableError(EngineError):
 
 class EngineDeadError(EngineError):
     """The engine, or the process behind it, is gone."""
+
+
+in_background: ContextVar[bool] = ContextVar("in_background", default=False)
+"""Whether nobody waits for what is asked of an engine: what somebody waits for goes before it."""
 
 
 @dataclass(frozen=True)

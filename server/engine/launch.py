@@ -304,6 +304,7 @@ def engine_arguments(
         "--max-num-seqs", str(settings.max_num_seqs),
         "--enable-auto-tool-choice",
         "--tool-call-parser", "hermes",
+        "--scheduling-policy", "priority",
     ]  # fmt: skip
     if max_model_len:
         options += ["--max-model-len", str(max_model_len)]

@@ -30,6 +30,7 @@ from model.engine import (
     PromptTooLongError,
     SteeredPrompt,
     UnsupportedError,
+    in_background,
 )
 from model.fingerprint import checkpoint_dtype, space_of
 from model.keys import KEY_PROBES, centre, centred
@@ -41,6 +42,9 @@ from server.engine.extension import KEY_REQUEST
 from server.engine.latent_rows import LatentRows, send_rows_alone
 
 T = TypeVar("T")
+
+BEHIND = 1
+"""Priority of what nobody waits for; requests have 0, and go before it."""
 
 cache_salt: ContextVar[str | None] = ContextVar("cache_salt", default=None)
 """Salt of the request being served: prompts with different salts share no prefix cache."""
@@ -220,7 +224,8 @@ class VLLMEngine:
         async def one(prompt: Any) -> torch.Tensor:
             # Not `generate`, which takes no other output than tokens.
             with translated():
-                queue = await self.llm.add_request(f"{KEY_REQUEST}{uuid.uuid4().hex}", prompt, params)
+                request_id = f"{KEY_REQUEST}{uuid.uuid4().hex}"
+                queue = await self.llm.add_request(request_id, prompt, params, **self._priority())
                 try:
                     output = await queue.get()
                 except asyncio.CancelledError:
@@ -344,9 +349,20 @@ class VLLMEngine:
             for prompt in prompts
         ]
 
+    def _priority(self) -> dict[str, int]:
+        """Return what puts work that nobody waits for behind all other; vLLM knows it by one policy only."""
+        if in_background.get() and self.llm.vllm_config.scheduler_config.policy == "priority":
+            return {"priority": BEHIND}
+        return {}
+
     async def _outputs(self, prompt: Any, params: Any, request_id: str, **beside: Any) -> list[Any]:
         with translated():
-            return [output async for output in self.llm.generate(prompt, params, request_id, **beside)]
+            return [
+                output
+                async for output in self.llm.generate(
+                    prompt, params, request_id, **beside, **self._priority()
+                )
+            ]
 
 
 async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from memory.episode import TENANT, Array, LatentMemoryError, prompt_digest, prompt_id
-from model.engine import Engine, EngineError, Generation
+from model.engine import Engine, EngineError, Generation, in_background
 from model.space import LatentRejectedError
 from server.steering.measure import measure
 from server.steering.metrics import Metrics
@@ -261,6 +261,7 @@ class Explorer:
         self._report(trace_id, {**found, "remembered": "no", "why_not_remembered": why})
 
     async def _explore(self, exploration: Exploration) -> None:
+        in_background.set(True)
         request, begun = exploration.request, time.monotonic()
         options = self._options(request)
         try:

@@ -6,11 +6,19 @@ from typing import Any
 import pytest
 import torch
 
-from model.engine import Decoding, Generation, Label, PlacementError, PromptTooLongError, SteeredPrompt
+from model.engine import (
+    Decoding,
+    Generation,
+    Label,
+    PlacementError,
+    PromptTooLongError,
+    SteeredPrompt,
+    in_background,
+)
 from model.space import LatentRejectedError
 from server.engine.launch import Launched
 from server.engine.self_check import run_checks
-from server.engine.vllm import VLLMEngine, cache_salt
+from server.engine.vllm import BEHIND, VLLMEngine, cache_salt
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
 
@@ -273,3 +281,24 @@ async def test_latents_with_a_row_of_zeros_are_refused(engine: VLLMEngine) -> No
     latent[3] = 0
     with pytest.raises(LatentRejectedError, match="zeros"):
         await engine.generate([SteeredPrompt(prompt(engine, "Name three rivers."), latent)], Decoding(4))
+
+
+async def test_what_nobody_waits_for_is_scheduled_behind_all_other(
+    engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    add = engine.llm.add_request
+
+    async def noting(*arguments: Any, **named: Any) -> Any:
+        told.append(named.get("priority", 0))
+        return await add(*arguments, **named)
+
+    monkeypatch.setattr(engine.llm, "add_request", noting)
+    asked = prompt(engine, "Name a river.")
+    for background in (False, True):
+        token = in_background.set(background)
+        await engine.keys([asked])
+        await engine.generate([SteeredPrompt(asked)], Decoding(2))
+        in_background.reset(token)
+    assert told == [0, 0, BEHIND, BEHIND]
+    assert engine.llm.vllm_config.scheduler_config.policy == "priority"

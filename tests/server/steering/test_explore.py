@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.engine import EngineDeadError
+from model.engine import EngineDeadError, in_background
 from model.scripted_engine import ScriptedEngine
 from server.steering.explore import MOST_TRIES
 from tests.server.steering.conftest import Day, MakeDay
@@ -74,6 +74,20 @@ async def test_explorations_and_their_tokens_are_counted(make_day: MakeDay, monk
     monkeypatch.setattr("server.steering.explore.MAX_WAITING", 0)
     await day.ask(explore=True)
     assert count("skipped") == 1
+
+
+async def test_only_what_nobody_waits_for_is_in_the_background(day: Day) -> None:
+    generate, background = day.engine.generate, []
+
+    async def watched(prompts, decoding, **named: Any):
+        background.append(in_background.get())
+        return await generate(prompts, decoding, **named)
+
+    day.engine.generate = watched
+    await day.ask(explore=True)
+    await day.steering.explorer.drain()
+    await day.ask(effort="medium")
+    assert background == [True, False]
 
 
 async def test_what_would_be_served_has_half_the_votes_and_its_lift_is_measured(day: Day) -> None:
