@@ -8,7 +8,7 @@ import base64
 import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -37,12 +37,12 @@ class Place:
         """
         try:
             time, _, name = base64.urlsafe_b64decode(cursor.encode("ascii")).decode("ascii").partition(" ")
-            place = cls(datetime.fromisoformat(time), str(UUID(name)))
-        except (ValueError, binascii.Error) as error:
+            moment, name = datetime.fromisoformat(time), str(UUID(name))
+            if moment.tzinfo is None:
+                raise ValueError("a time without its zone")
+            return cls(moment.astimezone(UTC), name)
+        except (ValueError, OverflowError, binascii.Error) as error:
             raise ValueError("not a cursor of a page") from error
-        if place.created_at.tzinfo is None:
-            raise ValueError("not a cursor of a page")
-        return place
 
     @property
     def cursor(self) -> str:

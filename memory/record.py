@@ -6,7 +6,7 @@ anything of it is written. Knows nothing of the two stores that use it.
 
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -161,6 +161,8 @@ def _check_fields(episode: Episode) -> None:
     for name, time in (("created_at", episode.created_at), ("seen_at", episode.seen_last)):
         if not isinstance(time, datetime) or time.tzinfo is None:
             raise EpisodeRejectedError(f"{name} has no time zone")
+        if (time.utcoffset() or timedelta()) % timedelta(minutes=1):  # stores would not find it by its time
+            raise EpisodeRejectedError(f"{name} has a zone of odd seconds")
     if episode.seen < 1:
         raise EpisodeRejectedError(f"seen is {episode.seen}, expected 1 or more")
     if not 0.0 <= episode.plain_reward <= 1.0:

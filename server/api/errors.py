@@ -105,6 +105,8 @@ def _fault(error: Exception) -> _Fault:
         case RequestValidationError():
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+            if first["type"] == "json_invalid":  # whose place is a number of characters
+                place = "body"
             return _Fault(400, f"{place}: {first['msg']}", place)
         case HTTPException():
             return _Fault(error.status_code, str(error.detail))

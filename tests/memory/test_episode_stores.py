@@ -3,6 +3,7 @@
 Qdrant Edge and qdrant-client's local mode always, a real server when QDRANT_URL is set.
 """
 
+import base64
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -364,7 +365,20 @@ def test_a_walk_over_pages_shows_once_what_is_there_all_the_time_whatever_comes_
     assert [place.rank for place in shown] == sorted((place.rank for place in shown), reverse=True)
 
 
-@pytest.mark.parametrize("cursor", ["", "x", "é", "MjAyNg==", "bm8gdGltZQ==", "MjAyNi0wMS0wMSBub3Q="])
+AGES_AGO = base64.urlsafe_b64encode(f"0001-01-01T00:00:00+14:00 {uuid.UUID(int=1)}".encode()).decode()
+
+
+def test_a_cursor_finds_its_place_whatever_its_zone(store: EpisodeStore, make: Make) -> None:
+    store.add([make(created_at=START), make(created_at=START + timedelta(hours=2))])
+    for zone in (timedelta(seconds=1), timedelta(hours=5, minutes=30)):
+        place = Place((START + timedelta(hours=1)).astimezone(timezone(zone)), new_id())
+        page = store.page(Where(), limit=5, after=Place.parse(place.cursor))
+        assert [Place.of(one).created_at for one in page.episodes] == [START]
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "x", "é", "MjAyNg==", "bm8gdGltZQ==", "MjAyNi0wMS0wMSBub3Q=", AGES_AGO]
+)
 def test_what_is_no_cursor_is_told_from_one(cursor: str) -> None:
     with pytest.raises(ValueError, match="not a cursor"):
         Place.parse(cursor)
@@ -573,6 +587,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("tenant", {"tenant": ""}),
     ("id", {"id": "../../etc"}),
     ("created_at", {"created_at": datetime(2026, 1, 1)}),
+    ("created_at", {"created_at": datetime(2026, 1, 1, tzinfo=timezone(timedelta(seconds=1)))}),
     ("seen_at", {"seen_at": datetime(2026, 1, 1)}),
     ("seen", {"seen": 0}),
     ("space", {"space": "elsewhere"}),

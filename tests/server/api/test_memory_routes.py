@@ -144,6 +144,12 @@ async def test_text_finds_the_episodes_of_requests_like_it(served: Served) -> No
     assert [text for text, _ in await found(id=name)] == [second[0], third[0]]
 
 
+async def test_a_body_that_is_no_json_is_refused_as_the_body(served: Served) -> None:
+    headers = {"content-type": "application/json"}
+    answer = await served.http.post("/v1/memory/search", content='{"text": "a"', headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "body")
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
