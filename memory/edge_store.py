@@ -279,6 +279,8 @@ class Layout:
                     KEY: self._vectors(edge.VectorStorageDatatype.Float32, m=0),
                     SKETCH: self._vectors(edge.VectorStorageDatatype.Turbo8, m=16),
                 },
+                # Not cold: of a payload with a latent, 25 KB, each page would be a fault at first touch.
+                payload_memory=edge.Memory.Cached,
                 # Edge only indexes when asked to; then it shall whatever the size, in KiB.
                 optimizers=edge.EdgeOptimizersConfig(indexing_threshold=1),
             ),
