@@ -1,6 +1,6 @@
 """`latentevolve memory`: lists, searches, forgets, exports and imports what is remembered.
 
-Owns the five subcommands and the files they write; all else is the gateway's.
+Owns the six subcommands and the files they write; all else is the gateway's.
 """
 
 import json
@@ -141,6 +141,16 @@ def delete(
         screen.line("the next `latentevolve night` makes one from what is left")
     if nights := {one["night"] for one in answers if one["night"]}:
         screen.line(f"night {', '.join(nights)} is open and may learn from them", "yellow")
+
+
+@app.command("compact")
+def compact(url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> None:
+    """Write the embedded store's files anew, without what was deleted, now instead of within a day."""
+    screen = Screen(as_json)
+    with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway, screen.busy("compacting"):
+        body = gateway.post("/v1/memory/compact", timeout_s=LONG_S)
+    screen.document(body)
+    screen.line("the files hold nothing more of it" if body["compacted"] else "nothing was deleted", "green")
 
 
 @app.command("export")

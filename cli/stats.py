@@ -36,6 +36,9 @@ def show_stats(screen: Screen, memory: dict[str, Any], priors: dict[str, Any]) -
     screen.line(f"writes    {memory['pending_writes']} pending, {memory['dropped_writes']} dropped")
     if refused := memory.get("refused_writes"):
         screen.line(f"          {refused} refused: the disk is nearly full", "yellow")
+    gone = [f"{memory.get(f'{why}_episodes', 0)} {why}" for why in ("expired", "evicted")]
+    if any(memory.get(f"{why}_episodes") for why in ("expired", "evicted")):
+        screen.line(f"gone      {', '.join(gone)} since the start")
     versions = [str(entry["version"]) for entry in priors["versions"]]
     pinned = ", pinned by hand" if priors.get("pinned") else ""
     screen.line(

@@ -210,6 +210,8 @@ def test_nothing_is_forgotten_but_what_is_named(run: Run, server: Server) -> Non
     assert run("memory", "delete", new_id()).code == 1
     assert count() == 10
     assert "2 episodes are forgotten" in run("memory", "delete", episodes[0].id, episodes[1].id).out
+    assert said(run("memory", "compact", "--json")) == {"compacted": True}
+    assert "nothing was deleted" in run("memory", "compact").out
     assert said(run("memory", "delete", "--reward-max", "0.45", "--json"))["deleted"] == 3
     made = row(server.engine.neutral_latent(), np.eye(1, server.engine.space.hidden_size), 0.9)
     learned = {"0": [prompt_digest(episodes[9].prompt_token_ids)]}

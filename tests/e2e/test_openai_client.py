@@ -1,5 +1,6 @@
 """The official client works on steered requests (issue: held by tests, 2)."""
 
+import numpy as np
 import pytest
 
 from tests.e2e.conftest import HEADLINES, STEER, TOPIC, create, messages
@@ -18,6 +19,24 @@ def test_usage_counts_the_prompt_without_its_latents(remembering: Gateway) -> No
     )
     assert steered.usage.prompt_tokens == plain.usage.prompt_tokens
     assert steered.usage.total_tokens == steered.usage.prompt_tokens + steered.usage.completion_tokens
+
+
+def test_embeddings_are_the_keys_by_which_memory_is_searched(remembering: Gateway) -> None:
+    newest = remembering.get("/v1/memory/episodes")["data"][0]
+    headline = next(one for one in HEADLINES if one in newest["prompt_text"])
+    other = next(one for one in HEADLINES if one != headline)
+    texts = [TOPIC.format(headline), TOPIC.format(other), "Write a poem about the sea."]
+    answer = remembering.openai.embeddings.create(model=remembering.model, input=texts)
+    keys = np.asarray([one.embedding for one in answer.data])
+    assert np.linalg.norm(keys, axis=1) == pytest.approx(1, abs=1e-5)
+    assert keys[0] @ keys[1] > keys[0] @ keys[2]
+    by_text = remembering.post("/v1/memory/search", {"text": texts[0], "k": 3})["data"]
+    assert by_text[0]["episode"]["id"] == newest["id"]
+    assert by_text[0]["similarity"] == pytest.approx(1, abs=1e-3)
+    tokens = remembering.get(f"/v1/memory/episodes/{newest['id']}")["prompt_token_ids"]
+    by_tokens = remembering.openai.embeddings.create(model=remembering.model, input=tokens)
+    assert by_tokens.usage.prompt_tokens == len(tokens)
+    assert float(np.asarray(by_tokens.data[0].embedding) @ keys[0]) == pytest.approx(1, abs=1e-3)
 
 
 def test_streaming_with_usage_equals_not_streaming(remembering: Gateway) -> None:
