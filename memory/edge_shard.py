@@ -194,6 +194,7 @@ class EdgeFolder:
                     continue
                 if self._closing or not self._deleted.exists():
                     return False
+                self.call(_count)  # opens what was shut when the disk was full, or says that it still is
                 self._compact()
                 self._deleted.unlink()
                 self._keep_up()

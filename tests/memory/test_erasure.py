@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from memory.edge_store import EdgeStore
-from memory.episode import Episode
+from memory.episode import Episode, StoreUnavailableError
 from memory.free_space import FreeSpace, NoRoomError
 from tests.memory.conftest import HIDDEN, LENGTH, SPACE, recall_from
 
@@ -81,6 +81,9 @@ def test_without_room_nothing_changes_and_it_stays_due(tmp_path: Path, make_epis
         with pytest.raises(NoRoomError, match="what was deleted"):
             store.compact()
         assert store.count() == 1
+    with closing(opened(tmp_path, room=disk)) as store:  # shut, until there is room
+        with pytest.raises(StoreUnavailableError, match="shut"):
+            store.compact()
         disk.full = False
         assert store.compact()
         assert store.count() == 1
