@@ -257,8 +257,8 @@ class Explorer:
         self._withdrawn.discard(exploration)
         self._next()
 
-    def _not_remembered(self, trace_id: str, why: str | None, **found: Any) -> None:
-        self._report(trace_id, {**found, "remembered": "no", "why_not_remembered": why})
+    def _not_remembered(self, trace_id: str, why: str | None, **explored: Any) -> None:
+        self._report(trace_id, {**explored, "remembered": "no", "why_not_remembered": why})
 
     async def _explore(self, exploration: Exploration) -> None:
         in_background.set(True)
@@ -268,8 +268,8 @@ class Explorer:
             key = exploration.start.key
             if key is None:
                 key = (await self._engine.keys([request.prompt.token_ids]))[0].numpy()
-            found = await self._answer(exploration, key, options)
-            measured = await self._measure(exploration, key, options, found)
+            result = await self._answer(exploration, key, options)
+            measured = await self._measure(exploration, key, options, result)
         except asyncio.CancelledError:
             self._metrics.explorations.labels("interrupted").inc()
             if not request.chooses:  # nobody says how far it came: as if all of it were there
@@ -292,10 +292,10 @@ class Explorer:
             self._rests_until = time.monotonic() + took * (1 / self._limits.time_share - 1)
         why_not = request.why_not_remembered(self._threshold)
         explored = {
-            "reward_plain": found.plain.reward if found.plain else None,
-            "reward_start": found.start.reward if found.start else None,
-            "generated_tokens": found.usage.generated_tokens,
-            "forward_tokens": found.usage.forward_tokens,
+            "reward_plain": result.plain.reward if result.plain else None,
+            "reward_start": result.start.reward if result.start else None,
+            "generated_tokens": result.usage.generated_tokens,
+            "forward_tokens": result.usage.forward_tokens,
             "rows": measured,
         }
         if why_not is not None or request.episode is None:
@@ -337,25 +337,25 @@ class Explorer:
             options,
             served=start.served,
         )
-        found = await session.run(Vote())
-        self._count(found.usage.generated_tokens)
-        request.found = found
-        request.episode = episode_of(request, key, self._engine.space.id, start.latent, start.served, found)
-        return found
+        result = await session.run(Vote())
+        self._count(result.usage.generated_tokens)
+        request.result = result
+        request.episode = episode_of(request, key, self._engine.space.id, start.latent, start.served, result)
+        return result
 
     async def _measure(
-        self, exploration: Exploration, key: Array, options: Options, found: SearchResult
+        self, exploration: Exploration, key: Array, options: Options, result: SearchResult
     ) -> dict[str, float]:
         """Return the differences that rows made, by their id, and hand them over."""
         request, start = exploration.request, exploration.start
         prompt = request.prompt.token_ids
         comparisons = request.comparisons(key)
-        if not comparisons or not (found.plain_answers or request.chooses):
+        if not comparisons or not (result.plain_answers or request.chooses):
             return {}
-        given: dict[str | None, Sequence[Generation]] = {None: found.plain_answers}
+        given: dict[str | None, Sequence[Generation]] = {None: result.plain_answers}
         if request.prior is not None and start.without.mode == "prior":
             row = request.prior.row(key)
-            given |= {row.id: found.start_answers} if row is not None else {}
+            given |= {row.id: result.start_answers} if row is not None else {}
         room = self._engine.max_model_len - len(prompt) - len(start.latent)
         try:
             async with asyncio.timeout(options.deadline_s):

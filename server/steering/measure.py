@@ -77,8 +77,8 @@ async def measure(
         if not comparisons:
             return Measured(chosen, 0)
     answers, generated = await _sampled(engine, prompt, position, comparisons, given, max_tokens, seed)
-    graded = {side: [found[0], *found[-SAMPLES:]] for side, found in answers.items()}
-    votes = {side: found[1 : 1 + SAMPLES] for side, found in answers.items()}
+    graded = {side: [sampled[0], *sampled[-SAMPLES:]] for side, sampled in answers.items()}
+    votes = {side: sampled[1 : 1 + SAMPLES] for side, sampled in answers.items()}
     everything = [answer for side in graded.values() for answer in side]
     scores = await _verified(verifier, prompt, everything)
     fits = [
@@ -119,15 +119,15 @@ async def _by_choice(
     prompts = [_prompt(prompt, position, None if side is None else rows[side]) for side in sides]
     logits = await choice_logits(engine, prompts, choices, held=True)  # (sides, choices), the plain one first
     chosen = dict(zip(sides, logits.argmax(axis=1).tolist(), strict=True))
-    found = {}
+    differences = {}
     for one in comparisons:
         probabilities = calibrated(logits[:1], np.array(one.row.leanings[choices]))[0]
         if label_of(engine, choices, probabilities) is None:
             continue
         right = int(probabilities.argmax())
         baseline = one.baseline.id if one.baseline else None
-        found[one.row.id] = float(chosen[one.row.id] == right) - float(chosen[baseline] == right)
-    return found
+        differences[one.row.id] = float(chosen[one.row.id] == right) - float(chosen[baseline] == right)
+    return differences
 
 
 def _rows(comparisons: Sequence[Comparison]) -> dict[str, Row]:
@@ -166,22 +166,22 @@ async def _sampled(
     ]
     rows = _rows(comparisons)
     baselines = {one.baseline.id for one in comparisons if one.baseline is not None}
-    found: dict[Side, list[Generation]] = {}
+    answers_of: dict[Side, list[Generation]] = {}
     prompts: list[SteeredPrompt] = []
     decodings: list[Decoding] = []
     asked: list[Side] = []
     for side in (None, *rows):
         steered = _prompt(prompt, position, None if side is None else rows[side])
         wanted = [greedy, *(voting if side is None or side in baselines else ()), *graded]
-        found[side] = list(given.get(side, ()))[: len(wanted)]
-        for decoding in wanted[len(found[side]) :]:
+        answers_of[side] = list(given.get(side, ()))[: len(wanted)]
+        for decoding in wanted[len(answers_of[side]) :]:
             prompts.append(steered)
             decodings.append(decoding)
             asked.append(side)
     answers = await engine.generate(prompts, decodings) if prompts else []
     for side, answer in zip(asked, answers, strict=True):
-        found[side].append(answer)
-    return found, sum(len(answer.token_ids) for answer in answers)
+        answers_of[side].append(answer)
+    return answers_of, sum(len(answer.token_ids) for answer in answers)
 
 
 async def _verified(

@@ -16,7 +16,7 @@ from server.steering.search.result import SearchResult
 
 
 def episode_of(
-    request: Request, key: Array, space: str, start: torch.Tensor, served: bool, found: SearchResult
+    request: Request, key: Array, space: str, start: torch.Tensor, served: bool, result: SearchResult
 ) -> Episode | None:
     """Return what a search leaves to remember; None when there is no answer that others agree with.
 
@@ -29,12 +29,12 @@ def episode_of(
         space: Id of the latent space.
         start: (L, d) where the search began.
         served: Whether the start would have been served without a search.
-        found: What it found.
+        result: What it found.
     """
-    if found.plain is None or found.best is None or found.example is None:
+    if result.plain is None or result.best is None or result.example is None:
         return None
-    answer, scored, best = found.example.answer, found.example.scored, found.best
-    gain = best.scored.reward - found.plain.scored.reward
+    answer, scored, best = result.example.answer, result.example.scored, result.best
+    gain = best.scored.reward - result.plain.scored.reward
     earned = best.latent is not None and best.finished and gain >= LEAST_GAIN
     return Episode(
         key=key,
@@ -44,9 +44,9 @@ def episode_of(
         answer_token_ids=answer.token_ids,
         answer_text=answer.text,
         latent_earned=earned,
-        start_lift=found.lift if served else None,
+        start_lift=result.lift if served else None,
         choices=request.prompt.decoding.choices or (),
-        plain_reward=found.plain.scored.reward,
+        plain_reward=result.plain.scored.reward,
         search=request.search or "none",
         **_asked(request, space),
     )

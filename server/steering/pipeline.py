@@ -185,7 +185,7 @@ class Steering:
         )
         try:
             with request.stage("search"):
-                found = await session.run(search)
+                result = await session.run(search)
         except UnsupportedError as error:
             if search.name == "gradient":
                 self._searches.pop("gradient", None)
@@ -196,18 +196,18 @@ class Steering:
         except (EngineError, LatentRejectedError) as error:
             logger.error("trace %s: searching failed: %s: %s", request.trace_id, type(error).__name__, error)
             return replace(without, reason=request.noting("search-failed"))
-        request.found = found
-        if found.plain is None and found.elected is None:
-            return replace(without, reason=request.noting(found.stopped), usage=found.usage)
+        request.result = result
+        if result.plain is None and result.elected is None:
+            return replace(without, reason=request.noting(result.stopped), usage=result.usage)
         early = (
-            f"-until-{found.stopped}"
-            if found.stopped in ("budget", "deadline", "engine-error", "signal-lost")
+            f"-until-{result.stopped}"
+            if result.stopped in ("budget", "deadline", "engine-error", "signal-lost")
             else ""
         )
-        request.episode = episode_of(request, key, self._engine.space.id, start.latent, start.served, found)
-        before = found.plain.reward if found.plain else None
-        measured = replace(without, reward_before=before, usage=found.usage)
-        elected = found.elected
+        request.episode = episode_of(request, key, self._engine.space.id, start.latent, start.served, result)
+        before = result.plain.reward if result.plain else None
+        measured = replace(without, reward_before=before, usage=result.usage)
+        elected = result.elected
         if elected is None:
             return replace(measured, reason=request.noting(f"no-agreement{early}"))
         return replace(

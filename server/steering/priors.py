@@ -70,11 +70,13 @@ class Serving:
         served = [row for row in rows if standing[row.id] == "serves"]
         served_by, without = (*served[:2], None, None)[:2]
         newer = rows[: rows.index(served_by)] if served_by else rows
-        found = [Comparison(row, served_by) for row in newer if standing[row.id] == "on trial"]
+        comparisons = [Comparison(row, served_by) for row in newer if standing[row.id] == "on trial"]
         if served_by is not None:
-            found.append(Comparison(served_by, without))
+            comparisons.append(Comparison(served_by, without))
         return tuple(
-            one for one in found if not self._knows(one.row, prompt) and not self._knows(one.baseline, prompt)
+            one
+            for one in comparisons
+            if not self._knows(one.row, prompt) and not self._knows(one.baseline, prompt)
         )
 
     def _knows(self, row: Row | None, prompt: str) -> bool:
@@ -183,7 +185,7 @@ class ActivePrior:
         evidence = standings(whole, self._state.outcomes(whole.space, TENANT))
         if pinned:
             return Serving(whole, whole, evidence, pinned)
-        serves = [row for row, found in evidence.items() if found.standing == "serves"]
+        serves = [row for row, weighed in evidence.items() if weighed.standing == "serves"]
         return Serving(whole.only(serves), whole, evidence)
 
     async def watch(self) -> None:
@@ -214,25 +216,25 @@ class ActivePrior:
         return {
             "version": serving.whole.version,
             "pinned": serving.pinned,
-            "rows": {row: asdict(found) for row, found in serving.evidence.items()},
+            "rows": {row: asdict(weighed) for row, weighed in serving.evidence.items()},
         }
 
     def _tell(self, before: Serving | None, serving: Serving | None) -> None:
         """Log whose standing has changed, and count standings."""
         known = before.evidence if before else {}
         evidence = serving.evidence if serving else {}
-        for row, found in evidence.items():
-            if found.standing != (known[row].standing if row in known else "on trial"):
+        for row, weighed in evidence.items():
+            if weighed.standing != (known[row].standing if row in known else "on trial"):
                 logger.info(
                     "row %s %s: %+.2f on %d prompts, e-value %.3g for it, %.3g against it",
                     row,
-                    "serves" if found.standing == "serves" else f"is {found.standing}",
-                    found.mean,
-                    found.n,
-                    found.e_value,
-                    found.e_against,
+                    "serves" if weighed.standing == "serves" else f"is {weighed.standing}",
+                    weighed.mean,
+                    weighed.n,
+                    weighed.e_value,
+                    weighed.e_against,
                 )
-        self._metrics.show_standings(found.standing for found in evidence.values())
+        self._metrics.show_standings(weighed.standing for weighed in evidence.values())
 
     def _complain(self, version: str | None, error: Exception) -> None:
         """Log and count a failure once, not at every poll."""

@@ -54,11 +54,11 @@ class Recall:
             with request.stage("recall"):
                 request.floor = self._floor(request, covered)
                 look = partial(_look, request.prior, key, request.options.k, request.floor, covered=covered)
-                found, neighbours = await self._store.call(look)
+                nearest, neighbours = await self._store.call(look)
         except StoreUnavailableError as error:
             self._miss(request, error)
             return [], []
-        recalled = [near for near in found if self._fits(near)]
+        recalled = [near for near in nearest if self._fits(near)]
         self._metrics.recalls.labels("hit" if recalled else "miss").inc()
         if recalled:
             self._metrics.similarity.observe(max(near.similarity for near in recalled))
@@ -71,7 +71,7 @@ class Recall:
         """
         choices = request.prompt.scored_choices
         try:
-            found = await self._store.call(
+            nearest = await self._store.call(
                 lambda store: store.near(key, tenant=TENANT, k=LOOKED_AT, floor=CLUSTER_COSINE)
             )
         except StoreUnavailableError as error:
@@ -80,7 +80,7 @@ class Recall:
         own = prompt_id(self._space.id, TENANT, request.prompt.token_ids, request.prompt.held_to)
         return [
             near.choice_log_probabilities
-            for near in found
+            for near in nearest
             if near.choices == choices and near.choice_log_probabilities and near.id != own
         ]
 
@@ -115,8 +115,8 @@ def _look(
         same = [near for near in neighbours if near.prior_version == prior.version]
         return recall(store, same, k), neighbours
     # Which of them lie where the prior speaks is known from their keys only.
-    found = recall(store, neighbours, len(neighbours))
-    return [near for near in found if _base_is_known(near.episode, prior)][:k], neighbours
+    nearest = recall(store, neighbours, len(neighbours))
+    return [near for near in nearest if _base_is_known(near.episode, prior)][:k], neighbours
 
 
 def _base_is_known(episode: Episode, prior: Prior) -> bool:

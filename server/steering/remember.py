@@ -85,12 +85,12 @@ class Remember:
             StoreUnavailableError, NoRoomError: nothing is deleted.
         """
         async with self._storing:
-            found = await asyncio.to_thread(self._store.delete, [episode_id])
+            deleted = await asyncio.to_thread(self._store.delete, [episode_id])
             waiting = [one for one in (*self._writing, *self._waiting) if one.id == episode_id]
             self._waiting = deque(one for one in self._waiting if one.id != episode_id)
             for episode in waiting:
                 self._settle(episode, "deleted")
-        return bool(found or waiting)
+        return bool(deleted or waiting)
 
     async def drain(self, timeout_s: float = 10.0) -> bool:
         """Wait until nothing is pending; False when that took too long."""

@@ -77,7 +77,7 @@ class Request:
     """Least cosine of a recalled episode; None: memory was not asked."""
     search: SearchName | None = None
     """Search that runs or ran."""
-    found: SearchResult | None = None
+    result: SearchResult | None = None
     choice: Choice | None = None
     episode: Episode | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
@@ -115,7 +115,7 @@ class Request:
     def noting(self, reason: str) -> str:
         """Return the reason, and what did not answer: the store, or a reward signal."""
         missing = [] if self.store_answers else ["store"]
-        missing += self.found.unavailable if self.found else ()
+        missing += self.result.unavailable if self.result else ()
         return "+".join((reason, *(f"{name}-unavailable" for name in missing)))
 
     def plain(self, reason: str) -> Outcome:
@@ -133,7 +133,7 @@ class Request:
 
     def why_not_remembered(self, threshold: float) -> str | None:
         """Return why nothing of this request is remembered; None when its episode is."""
-        if self.choice is None and (self.found is None or self.found.plain is None):
+        if self.choice is None and (self.result is None or self.result.plain is None):
             return "nothing was searched for"
         if not self.options.store:
             return "the request asked for it not to be"
@@ -154,7 +154,7 @@ class Request:
             options=self.options,
             outcome=outcome,
             search=self.search,
-            found=self.found,
+            found=self.result,
             floor=self.floor,
             seed=seed_of(self.prompt, self.options) if self.search or self.explored else None,
             timings_s={**self.timings_s, "total": time.perf_counter() - self.started},

@@ -160,8 +160,8 @@ def transfer(
 def _harms(near: Sequence[Neighbour], prior_version: str | None) -> bool:
     """Return whether steering is proven to have lowered rewards nearby, under the prior that serves here."""
     lifts = [
-        found.start_lift
-        for found in near
-        if found.start_lift is not None and found.prior_version == prior_version
+        neighbour.start_lift
+        for neighbour in near
+        if neighbour.start_lift is not None and neighbour.prior_version == prior_version
     ]
     return weigh(lifts).standing == "retired"
