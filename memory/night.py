@@ -171,8 +171,8 @@ class NightLog:
             StateUnavailableError: the state cannot be read.
         """
         with self._state.read() as connection:
-            found = _found(connection, nights.c.space == space, _OPEN)
-        return found[-1] if found else None
+            open_ = _found(connection, nights.c.space == space, _OPEN)
+        return open_[-1] if open_ else None
 
     def attempt(self, night_id: str, reached: int) -> int:
         """Note that a night is begun once more, and return how often it was since it last got further.
@@ -214,8 +214,8 @@ def _found(connection: Connection, *where: ColumnElement[bool]) -> list[NightRec
 def _get(connection: Connection, night_id: str) -> NightRecord | None:
     if not _ID.fullmatch(night_id):  # PostgreSQL looks for no text with zeros
         return None
-    found = _found(connection, nights.c.id == night_id)
-    return found[0] if found else None
+    records = _found(connection, nights.c.id == night_id)
+    return records[0] if records else None
 
 
 def _values(record: NightRecord) -> dict[str, Any]:

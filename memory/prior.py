@@ -186,13 +186,13 @@ def standings(prior: Prior, outcomes: Mapping[str, Sequence[float]]) -> dict[str
         prior: a version.
         outcomes: differences that were observed of each row, in order.
     """
-    found = {}
+    evidence_of = {}
     for row in prior.rows:
         evidence = weigh(outcomes.get(row.id, ()), stake=row.stake)
         if row.promoted and evidence.standing == "on trial":
             evidence = replace(evidence, standing="serves")
-        found[row.id] = evidence
-    return found
+        evidence_of[row.id] = evidence
+    return evidence_of
 
 
 def unit(rows: Array) -> Array:

@@ -137,13 +137,13 @@ class PriorRegistry:
         Args:
             digests: as `memory.episode.prompt_digest` names prompts.
         """
-        wanted, found = frozenset(digests), []
+        wanted, trained = frozenset(digests), []
         for manifest in self.versions():
             learned = learned_of(manifest)
             rows = sorted(row for row, prompts in learned.items() if not wanted.isdisjoint(prompts))
             if rows:
-                found.append((str(manifest["version"]), rows))
-        return found
+                trained.append((str(manifest["version"]), rows))
+        return trained
 
     def load(self, version: str) -> Prior:
         """Return a version, checked against its checksum and ready to serve.
@@ -172,8 +172,8 @@ class PriorRegistry:
             UnknownVersionError, CorruptPriorError, WrongSpaceError
         """
         try:
-            found = (self.root / version / MANIFEST).stat()
-            state = (found.st_ino, found.st_mtime_ns, found.st_size)
+            status = (self.root / version / MANIFEST).stat()
+            state = (status.st_ino, status.st_mtime_ns, status.st_size)
         except OSError:
             state = None
         known = self._digests.get(version)
@@ -244,8 +244,8 @@ class PriorRegistry:
 
     def _label(self, connection: Connection) -> tuple[str | None, bool]:
         """Return which version is active, and whether it is pinned."""
-        found = connection.execute(select(labels.c.active, labels.c.pinned).filter_by(space=self.space))
-        label = found.one_or_none()
+        rows = connection.execute(select(labels.c.active, labels.c.pinned).filter_by(space=self.space))
+        label = rows.one_or_none()
         return (None, False) if label is None else (label.active, label.pinned)
 
     def _point(self, connection: Connection, version: str | None, pinned: bool) -> None:

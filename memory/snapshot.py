@@ -69,16 +69,16 @@ def read_snapshot(path: Path) -> Iterator[Episode]:
         SnapshotError: files that are missing or changed; of some of that only the end can tell.
     """
     digest = hashlib.sha256()
-    found, sealed = 0, False
+    episodes, sealed = 0, False
     try:
         with (path / EPISODES).open("rb") as file:
             for line in file:
                 row = json.loads(line)
                 if "sha256" in row:
-                    sealed = row == {"episodes": found, "sha256": digest.hexdigest()} and not file.read(1)
+                    sealed = row == {"episodes": episodes, "sha256": digest.hexdigest()} and not file.read(1)
                     break
                 digest.update(line)
-                found += 1
+                episodes += 1
                 key = np.frombuffer(base64.b64decode(row.pop("key")), "<f4")
                 latent = np.frombuffer(base64.b64decode(row.pop("latent")), "<f2").reshape(-1, len(key))
                 yield episode_of(row.pop("id"), row, key.copy(), latent)

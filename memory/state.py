@@ -166,8 +166,8 @@ class State(Database):
         """
         columns = (traces.c.content, traces.c.latent if latent else null())
         with self.read() as connection:
-            found = connection.execute(select(*columns).filter_by(id=trace_id)).one_or_none()
-        return None if found is None else (found[0], found[1])
+            row = connection.execute(select(*columns).filter_by(id=trace_id)).one_or_none()
+        return None if row is None else (row[0], row[1])
 
     def outcomes(self, space: str, tenant: str) -> dict[str, list[float]]:
         """Return the differences that were noted of each row, in order of observation.
@@ -175,7 +175,7 @@ class State(Database):
         Raises:
             StateUnavailableError: the database does not answer.
         """
-        found: defaultdict[str, list[float]] = defaultdict(list)
+        differences: defaultdict[str, list[float]] = defaultdict(list)
         query = (
             select(outcomes.c.prior_row, outcomes.c.difference)
             .filter_by(space=space, tenant=tenant)
@@ -183,5 +183,5 @@ class State(Database):
         )
         with self.read() as connection:
             for row, difference in connection.execute(query):
-                found[row].append(difference)
-        return dict(found)
+                differences[row].append(difference)
+        return dict(differences)

@@ -28,11 +28,11 @@ async def choice_logits(
         EngineError: the engine failed, or cannot tell.
     """
     step = max(1, _ROWS_PER_CALL // len(choices))
-    found = [
+    logits = [
         await engine.choice_log_probabilities(prompts[start : start + step], choices, held=held)
         for start in range(0, len(prompts), step)
     ]
-    return torch.cat(found).double().numpy()
+    return torch.cat(logits).double().numpy()
 
 
 def leaning(
@@ -45,18 +45,18 @@ def leaning(
         strength: λ in [0, 1].
         frequencies: (choices,) how often each is right, as far as is known; all equal: nothing is.
     """
-    found: NDArray[np.float64] = strength * (
+    leant: NDArray[np.float64] = strength * (
         np.log(np.exp(logits).mean(axis=0) + 1e-12) - np.log(frequencies)
     )
-    return found
+    return leant
 
 
 def calibrated(logits: NDArray[np.float64], leanings: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return probabilities of choices, (n, choices), from log-probabilities less the leanings, (choices,)."""
     moved = logits - leanings
     moved -= moved.max(axis=1, keepdims=True)
-    found: NDArray[np.float64] = np.exp(moved) / np.exp(moved).sum(axis=1, keepdims=True)
-    return found
+    probabilities: NDArray[np.float64] = np.exp(moved) / np.exp(moved).sum(axis=1, keepdims=True)
+    return probabilities
 
 
 def label_of(engine: Engine, choices: tuple[str, ...], probabilities: NDArray[np.float64]) -> Label | None:
@@ -87,10 +87,10 @@ async def chosen_right(
     alike: dict[tuple[str, ...], list[int]] = {}
     for at, label in enumerate(labels):
         alike.setdefault(label.choices, []).append(at)
-    found = np.zeros(len(labels))
+    right = np.zeros(len(labels))
     for choices, numbers in alike.items():
         logits = await choice_logits(engine, [prompts[at] for at in numbers], choices, held=True)
         tokens = [engine.answer_tokens(choice) for choice in choices]
         for at, likeliest in zip(numbers, logits.argmax(axis=1), strict=True):
-            found[at] = float(tokens[int(likeliest)] == labels[at].answers[0])
-    return found
+            right[at] = float(tokens[int(likeliest)] == labels[at].answers[0])
+    return right

@@ -139,6 +139,6 @@ def _number(text: str) -> str | None:
 def _short(text: str) -> str:
     """Return a short text without case, punctuation and the words that introduce an answer."""
     words = _LEAD_IN.sub("", _LABEL.sub("", " ".join(text.casefold().split())))
-    found = re.sub(r"[^\w\s]", " ", words).split()
+    parts = re.sub(r"[^\w\s]", " ", words).split()
     # "A" may be what a question with letters asks for.
-    return " ".join([word for word in found if word not in {"a", "an", "the"}] or found)
+    return " ".join([word for word in parts if word not in {"a", "an", "the"}] or parts)

@@ -46,10 +46,10 @@ def _attend(
     if attention_mask is None or others.get("position_bias") is not None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        found: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        result: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **others
         )
-        return found
+        return result
     attended = scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
     )

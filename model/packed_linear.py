@@ -67,8 +67,8 @@ def _packed(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _product(input: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], "")
-    return found
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], "")
+    return product
 
 
 def cpu_dtype() -> torch.dtype:

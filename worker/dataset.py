@@ -157,12 +157,12 @@ async def load(
         SnapshotError, EngineError.
     """
     reader = _Reader(snapshot, engine, space, min_reward)
-    found = reader.found()
-    if len(found) < min_episodes:
+    candidates = reader.found()
+    if len(candidates) < min_episodes:
         raise TooFewEpisodesError(
-            f"{len(found)} episodes of reward {min_reward:g} or more; a night needs {min_episodes}"
+            f"{len(candidates)} episodes of reward {min_reward:g} or more; a night needs {min_episodes}"
         )
-    different = _deduplicated(found)
+    different = _deduplicated(candidates)
     clustered = _clustered(different)
     if not clustered:
         raise TooFewEpisodesError(
@@ -283,21 +283,21 @@ def _fits(engine: Engine, episode: Episode) -> bool:
     return size < engine.max_model_len
 
 
-def _deduplicated(found: Sequence[_Found]) -> list[_Found]:
+def _deduplicated(candidates: Sequence[_Found]) -> list[_Found]:
     """Return one episode per prompt, oldest first: the one of the best reward, then the newest."""
     best: dict[int, _Found] = {}
-    for one in sorted(found, key=lambda one: (-one.reward, -one.seen_at, one.id)):
+    for one in sorted(candidates, key=lambda one: (-one.reward, -one.seen_at, one.id)):
         best.setdefault(one.question, one)
     ranked = list(best.values())
     kept = [ranked[at] for at in first_of_alike(np.stack([one.key for one in ranked]), SAME_COSINE)]
     return sorted(kept, key=lambda one: (one.seen_at, one.id))
 
 
-def _clustered(found: Sequence[_Found]) -> list[list[_Found]]:
+def _clustered(candidates: Sequence[_Found]) -> list[list[_Found]]:
     """Return the clusters that are large enough to be learned, the largest first."""
-    linked = chains(np.stack([one.key for one in found]), CLUSTER_COSINE)
+    linked = chains(np.stack([one.key for one in candidates]), CLUSTER_COSINE)
     large = sorted((cluster for cluster in linked if len(cluster) >= FEWEST), key=len, reverse=True)
-    return [[found[at] for at in cluster] for cluster in large]
+    return [[candidates[at] for at in cluster] for cluster in large]
 
 
 def _newest(clusters: Sequence[Sequence[_Found]], most: int) -> dict[str, int]:
@@ -346,8 +346,8 @@ def _frequencies(examples: Sequence[Example], choices: Sequence[str]) -> NDArray
     for example in examples:
         if example.known:
             counts[choices.index(example.answer)] += 1
-    found: NDArray[np.float64] = counts / counts.sum()
-    return found
+    shares: NDArray[np.float64] = counts / counts.sum()
+    return shares
 
 
 def _grouped(examples: Sequence[Example]) -> tuple[list[Example], list[int], float]:
@@ -361,13 +361,13 @@ def _grouped(examples: Sequence[Example]) -> tuple[list[Example], list[int], flo
             continue
         keys = np.stack([example.key for example in members])
         for used in DUPLICATE_COSINES:
-            found = chains(keys, used)
-            if len(found) >= FEWEST and max(map(len, found)) <= len(members) / 2:
+            linked = chains(keys, used)
+            if len(linked) >= FEWEST and max(map(len, linked)) <= len(members) / 2:
                 break
-        if len(found) < FEWEST:
+        if len(linked) < FEWEST:
             continue
         cosine = max(cosine, used)
-        for group in found:
+        for group in linked:
             kept += [replace(members[at], cluster=len(clusters), group=groups) for at in group]
             groups += 1
         clusters.append(number)

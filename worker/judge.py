@@ -91,7 +91,7 @@ async def judge(
         EngineError: the engine failed.
     """
     learned = serving.learned if serving else {}
-    found: list[list[_Seen]] = [[] for _ in range(dataset.clusters)]
+    seen_of: list[list[_Seen]] = [[] for _ in range(dataset.clusters)]
     total = sum(min(len(fold.test), MOST_JUDGING) for fold, _ in trainings)
     done = 0
     for fold, trained in trainings:
@@ -112,10 +112,10 @@ async def judge(
                     engine, examples, [trained.latents[cluster]] * len(examples), samples=SAMPLES
                 )
                 theirs = await outcomes(engine, examples, base, samples=SAMPLES)
-                found[cluster].append(_Seen(examples, ours, theirs))
+                seen_of[cluster].append(_Seen(examples, ours, theirs))
     generator = torch.Generator().manual_seed(seed)
     judged = []
-    for cluster, seen in enumerate(found):
+    for cluster, seen in enumerate(seen_of):
         latent = trainings[-1][1].latents[cluster]
         shown = _shown(dataset, cluster)
         progress(total, total, "answers under a random latent, and under the mean of the remembered ones")

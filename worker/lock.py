@@ -73,25 +73,25 @@ def night_lock(state: State, space: str, night_id: str, lost: Callable[[], None]
 
 def is_held(state: State, space: str) -> bool:
     """Return whether a process of this machine is working on a night of `space`."""
-    found = _look(state, space)
-    return found is not None and _lives(found.holder) is True
+    lease = _look(state, space)
+    return lease is not None and _lives(lease.holder) is True
 
 
 def _take(state: State, space: str, night_id: str, holder: str) -> None:
     seen, since = None, time.monotonic()
     while True:
-        found = _look(state, space)
-        if found is not None:
-            lives = _lives(found.holder)
-            if lives or (lives is None and seen is not None and found != seen):
-                raise NightBusyError(found.night)
+        lease = _look(state, space)
+        if lease is not None:
+            lives = _lives(lease.holder)
+            if lives or (lives is None and seen is not None and lease != seen):
+                raise NightBusyError(lease.night)
             if lives is None and time.monotonic() - since < GONE_AFTER_S:
-                seen = found
+                seen = lease
                 time.sleep(BEAT_S / 10)
                 continue
         with state.write() as connection:
-            if found is not None:
-                same = delete(leases).filter_by(space=space, holder=found.holder, beat=found.beat)
+            if lease is not None:
+                same = delete(leases).filter_by(space=space, holder=lease.holder, beat=lease.beat)
                 connection.execute(same)
             if connection.scalar(select(leases.c.holder).filter_by(space=space)) is None:
                 mine = {"space": space, "night": night_id, "holder": holder, "beat": 0}
@@ -102,8 +102,8 @@ def _take(state: State, space: str, night_id: str, holder: str) -> None:
 def _look(state: State, space: str) -> _Lease | None:
     query = select(leases.c.night, leases.c.holder, leases.c.beat).filter_by(space=space)
     with state.read() as connection:
-        found = connection.execute(query).one_or_none()
-    return None if found is None else _Lease(*found)
+        lease = connection.execute(query).one_or_none()
+    return None if lease is None else _Lease(*lease)
 
 
 def _beat(state: State, holder: str, stop: threading.Event, lost: Callable[[], None]) -> None:

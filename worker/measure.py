@@ -47,11 +47,11 @@ async def outcomes(
     Raises:
         EngineError: the engine failed.
     """
-    found = np.zeros(len(examples))
+    values = np.zeros(len(examples))
     held = [at for at, example in enumerate(examples) if example.choices]
     free = [at for at, example in enumerate(examples) if not example.choices]
     if held:
-        found[held] = await chosen_right(
+        values[held] = await chosen_right(
             engine,
             [SteeredPrompt(examples[at].prompt, latents[at]) for at in held],
             [examples[at].label for at in held],
@@ -66,8 +66,8 @@ async def outcomes(
         )
         for place, at in enumerate(some):
             given = answers[place * each : (place + 1) * each]
-            found[at] = np.mean([agreement(answer, examples[at]) for answer in given])
-    return found
+            values[at] = np.mean([agreement(answer, examples[at]) for answer in given])
+    return values
 
 
 def agreement(answer: Generation, example: Example) -> float:
@@ -86,11 +86,11 @@ def agreement(answer: Generation, example: Example) -> float:
 
 def word_overlap(answer: str, remembered: str) -> float:
     """Return the F1 of the two bags of words, case and punctuation left out; without words, equality."""
-    found, wanted = _words(answer), _words(remembered)
-    if not found or not wanted:
+    said, wanted = _words(answer), _words(remembered)
+    if not said or not wanted:
         return float(answer.strip() == remembered.strip())
-    common = (found & wanted).total()
-    return 2 * common / (found.total() + wanted.total())
+    common = (said & wanted).total()
+    return 2 * common / (said.total() + wanted.total())
 
 
 def same_norms(latent: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -107,7 +107,7 @@ def by_group(examples: Sequence[Example], values: Sequence[float]) -> list[tuple
     for example, value in zip(examples, values, strict=True):
         named.setdefault(example.group, example.digest)
         groups.setdefault(example.group, []).append(float(value))
-    return [(named[group], float(np.mean(found))) for group, found in groups.items()]
+    return [(named[group], float(np.mean(values))) for group, values in groups.items()]
 
 
 def _decoding(example: Example, number: int, draw: int, each: int) -> Decoding:

@@ -227,8 +227,8 @@ def _replaced(row: Row, serving: Prior | None, new: Sequence[Row], judged: Seque
     serves = serving is not None and any(row.id == other.id for other in serving.rows)
     taking = [
         made
-        for made, found in zip(new, judged, strict=True)
-        if not serves or found.evidence.standing == "serves"
+        for made, judgement in zip(new, judged, strict=True)
+        if not serves or judgement.evidence.standing == "serves"
     ]
     return all(any(made.coverage.covers(centroid) for made in taking) for centroid in row.coverage.centroids)
 
@@ -242,11 +242,11 @@ def _finish(night: _Night, manifest: Mapping[str, Any]) -> None:
     settings, version = night.settings, str(manifest["version"])
     space = night.journal.record.space
     clusters = list(manifest["evidence"])
-    for found in clusters:
-        pairs = [(str(prompt), float(difference)) for prompt, difference in found["differences"]]
-        night.state.add_outcomes(space, TENANT, f"{version}/{found['row']}", pairs, "night")
-    standings = [str(found["standing"]) for found in clusters]
-    reason = "; ".join(_said(f"{version}/{found['row']}", found) for found in clusters)
+    for cluster in clusters:
+        pairs = [(str(prompt), float(difference)) for prompt, difference in cluster["differences"]]
+        night.state.add_outcomes(space, TENANT, f"{version}/{cluster['row']}", pairs, "night")
+    standings = [str(cluster["standing"]) for cluster in clusters]
+    reason = "; ".join(_said(f"{version}/{cluster['row']}", cluster) for cluster in clusters)
     if not night.registry.activate_unless_pinned(version):
         chosen = night.registry.active() or "no prior"
         reason += (
@@ -267,18 +267,20 @@ def _finish(night: _Night, manifest: Mapping[str, Any]) -> None:
         total=1,
         version=version,
         parent=manifest["parent"],
-        evidence={"clusters": [{k: v for k, v in found.items() if k != "differences"} for found in clusters]},
+        evidence={
+            "clusters": [{k: v for k, v in cluster.items() if k != "differences"} for cluster in clusters]
+        },
         message=reason,
     )
 
 
-def _said(row: str, found: Mapping[str, Any]) -> str:
+def _said(row: str, cluster: Mapping[str, Any]) -> str:
     """Return one cluster's evidence as a sentence."""
-    if not found["n"]:
+    if not cluster["n"]:
         return f"{row} is on trial: nothing could judge it yet"
     return (
-        f"{row} {_STANDINGS[found['standing']]}: {found['mean']:+.2f} on {found['n']} prompts,"
-        f" evidence {min(found['e_value'], 1e6):.3g} of {PROOF:g}"
+        f"{row} {_STANDINGS[cluster['standing']]}: {cluster['mean']:+.2f} on {cluster['n']} prompts,"
+        f" evidence {min(cluster['e_value'], 1e6):.3g} of {PROOF:g}"
     )
 
 
@@ -288,7 +290,7 @@ _STANDINGS = {"serves": "serves", "on trial": "is on trial", "retired": "is reti
 def _published(night: _Night) -> dict[str, Any] | None:
     """Return the manifest that this night has published before it crashed."""
     manifests = night.registry.versions()
-    return next((found for found in manifests if found.get(NIGHT) == night.journal.record.id), None)
+    return next((manifest for manifest in manifests if manifest.get(NIGHT) == night.journal.record.id), None)
 
 
 def _take_space(engine: Engine, settings: Settings) -> None:
@@ -309,9 +311,9 @@ def _active(night: _Night) -> tuple[Prior | None, Prior | None]:
     if prior is None:
         return None, None
     outcomes = night.state.outcomes(prior.space, TENANT)
-    found = {row: evidence.standing for row, evidence in standings(prior, outcomes).items()}
-    alive = prior.only([row for row, standing in found.items() if standing != "retired"])
-    return alive, alive.only([row for row, standing in found.items() if standing == "serves"])
+    standing_of = {row: evidence.standing for row, evidence in standings(prior, outcomes).items()}
+    alive = prior.only([row for row, standing in standing_of.items() if standing != "retired"])
+    return alive, alive.only([row for row, standing in standing_of.items() if standing == "serves"])
 
 
 def _count_attempt(night: _Night) -> None:

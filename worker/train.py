@@ -73,8 +73,8 @@ class LatentTable(nn.Module):
     def forward(self, keys: Tensor, clusters: Tensor) -> Tensor:
         """Return latents, (B, L, d), for keys, (B, d), of clusters, (B,)."""
         residual = self.up(torch.tanh(self.down(keys)))  # (B, L·d)
-        found: Tensor = self.latents[clusters] + residual.view(len(keys), self.length, -1)
-        return found
+        latents: Tensor = self.latents[clusters] + residual.view(len(keys), self.length, -1)
+        return latents
 
     def table(self, means: Tensor) -> Tensor:
         """Return what is published, (C, L, d): the latents for each cluster's mean key, (C, d)."""

@@ -90,7 +90,7 @@ class StateCatcher(GradientHost):
         Held to them, they are the only ones that there are.
         """
         size = 4 * self.model_runner.model_config.get_hidden_size()
-        found: list[list[float]] = []
+        logs: list[list[float]] = []
         for start in range(0, len(allowed), _ROWS_OF_LOGITS):
             some = allowed[start : start + _ROWS_OF_LOGITS]
             logits = self._key_logits(states[start * size : (start + len(some)) * size])
@@ -100,8 +100,8 @@ class StateCatcher(GradientHost):
             totals = logits.logsumexp(dim=1)
             for row, tokens in enumerate(some):
                 chosen = logits[row, list(tokens)]
-                found.append((chosen.log_softmax(dim=0) if held else chosen - totals[row]).tolist())
-        return found
+                logs.append((chosen.log_softmax(dim=0) if held else chosen - totals[row]).tolist())
+        return logs
 
     def _key_logits(self, states: bytes) -> torch.Tensor | None:
         """Return what the head reads from states, (n, V); None in workers that have no head."""
@@ -138,11 +138,11 @@ def rows_of_keys(
     """
     if len(request_ids) != len(rows):
         return None
-    found = [
+    states = [
         row.detach().to("cpu", torch.float32, copy=True) if id.startswith(KEY_REQUEST) and not more else None
         for id, more, row in zip(request_ids, unfinished, rows, strict=True)
     ]
-    return found if any(row is not None for row in found) else None
+    return states if any(row is not None for row in states) else None
 
 
 def _floats(values: torch.Tensor) -> bytes:

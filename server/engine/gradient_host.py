@@ -114,11 +114,11 @@ class GradientJobs:
     def _run(self, job: Job) -> dict[str, Any]:
         try:
             with torch.cuda.stream(self._stream):  # None changes nothing
-                found = perform(self._model, job["method"], self._arguments(job))
+                result = perform(self._model, job["method"], self._arguments(job))
         except Exception as error:
             # As text: an exception keeps the tensors of the frames it passed through.
             return {"error": [type(error).__name__, str(error)]}
-        arrays = found if isinstance(found, tuple) else (found,)
+        arrays = result if isinstance(result, tuple) else (result,)
         return {"arrays": [[list(array.shape), array.tobytes()] for array in arrays]}
 
     def _arguments(self, job: Job) -> tuple[Any, ...]:

@@ -276,8 +276,8 @@ def held_to(grammar: Any) -> str | None:
     if grammar is None:
         return None
     kinds = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
-    found = {kind: getattr(grammar, kind) for kind in kinds if getattr(grammar, kind) is not None}
-    return json.dumps(found, sort_keys=True)
+    named = {kind: getattr(grammar, kind) for kind in kinds if getattr(grammar, kind) is not None}
+    return json.dumps(named, sort_keys=True)
 
 
 def format_rules(grammar: Any, text: str) -> Mapping[str, Any]:

@@ -170,8 +170,8 @@ async def _gradient(engine: VLLMEngine) -> tuple[bool, float | None, str]:
     prompt = _prompts(engine)[0]
     (answer,) = await engine.generate([SteeredPrompt(prompt)], Decoding(max_tokens=_ANSWER_TOKENS))
     latent, label = engine.neutral_latent(), Label.of(answer.token_ids)
-    found = await engine.latent_gradient([SteeredPrompt(prompt, latent)], [label], [1.0])
-    gradient = found.gradient[0]  # (L, d)
+    result = await engine.latent_gradient([SteeredPrompt(prompt, latent)], [label], [1.0])
+    gradient = result.gradient[0]  # (L, d)
     if not bool(torch.isfinite(gradient).all()) or not bool(gradient.any()):
         return False, None, "the gradient is zero or not finite"
     step = _STEP * float(latent.norm())

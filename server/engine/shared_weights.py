@@ -100,19 +100,19 @@ def _view(
     source, begin, total = name, 0, shape[0]
     if name not in parameters:
         source, begin, total = _place(name, wanted, parameters)
-    found = parameters[source]
-    if found.is_inference():
+    parameter = parameters[source]
+    if parameter.is_inference():
         raise UnsupportedError(f"{source} was made in inference mode, where no gradient passes")
-    if not found.is_floating_point():
-        raise UnsupportedError(f"{source} is quantised to {found.dtype}")
-    fits = found.ndim == len(shape) and found.shape[1:] == shape[1:]
-    if not fits or found.shape[0] < total or (found.shape[0] > total and not may_be_padded):
+    if not parameter.is_floating_point():
+        raise UnsupportedError(f"{source} is quantised to {parameter.dtype}")
+    fits = parameter.ndim == len(shape) and parameter.shape[1:] == shape[1:]
+    if not fits or parameter.shape[0] < total or (parameter.shape[0] > total and not may_be_padded):
         raise UnsupportedError(
-            f"{source} is packed or sharded: its shape is {tuple(found.shape)}, "
+            f"{source} is packed or sharded: its shape is {tuple(parameter.shape)}, "
             f"and {(total, *shape[1:])} is needed"
         )
     # vLLM's parameters are of classes of its own, whose operations are not torch's.
-    return found.detach().as_subclass(torch.Tensor)[begin : begin + shape[0]]
+    return parameter.detach().as_subclass(torch.Tensor)[begin : begin + shape[0]]
 
 
 def _place(

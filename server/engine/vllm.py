@@ -303,11 +303,11 @@ class VLLMEngine:
             )
         drawn = next(answer for answer in answers if answer)
         count = len(places)
-        found = [
+        logs = [
             trie.log_probabilities(dict(zip(places, drawn[at : at + count], strict=True)))
             for at in range(0, len(drawn), count)
         ]
-        return torch.tensor(found).log_softmax(dim=1)
+        return torch.tensor(logs).log_softmax(dim=1)
 
     async def log_likelihood(self, prompts: Sequence[SteeredPrompt], labels: Sequence[Label]) -> torch.Tensor:
         """Return what each label is worth, (B,).
