@@ -60,6 +60,11 @@ class _Open:
     calls: int = 0
 
 
+EMPTY = 96 * 2**20
+"""Room for a new shard: Edge maps and fills some 70 MiB for it, and where there is less the process ends by a
+signal."""
+
+
 class Layout(Protocol):
     """What a shard holds, for whom it is only files."""
 
@@ -292,6 +297,7 @@ class EdgeFolder:
             logger.warning("%s is gone; the episodes in %s are used", pointer, copies[0])
             self._translated(lambda: write_json(pointer, {"shard": copies[0].name}))
             return copies[0]
+        self._room.demand("a new episode store", page=EMPTY, reserve=True)
         # Complete in a folder of its own, then renamed into place.
         new = self.path / f"new-{uuid.uuid4().hex}"
         self._translated(lambda: self._layout.create(new))

@@ -27,12 +27,13 @@ class FreeSpace:
         """`folder` need not be there yet. `least_mib` is the floor in MiB; 0: nothing is ever refused."""
         self._folder, self._least = folder, int(least_mib * MIB)
 
-    def demand(self, what: str, size: int = 0, *, reserve: bool = False) -> None:
+    def demand(self, what: str, size: int = 0, *, page: int = 0, reserve: bool = False) -> None:
         """Return if `what`, of `size` bytes, may be written.
 
         Args:
             what: For the message, such as `episodes`.
             size: Bytes that it takes, where they matter beside the floor.
+            page: Bytes that may be taken at once, whatever the size: a lower floor is none.
             reserve: Whether a quarter of the floor is enough: for what makes room, or what a running process
                 needs to go on.
 
@@ -42,6 +43,7 @@ class FreeSpace:
         least = self._least // _RESERVE if reserve else self._least
         if not least:
             return
+        least = max(least, page)
         free = self.free()
         if free < least + size:
             raise NoRoomError(

@@ -84,7 +84,7 @@ class NoneForDeletions(Disk):
 
     full = True
 
-    def demand(self, what: str, size: int = 0, *, reserve: bool = False) -> None:
+    def demand(self, what: str, size: int = 0, *, page: int = 0, reserve: bool = False) -> None:
         if self.full and what == "a deletion":
             raise NoRoomError(what)
 
@@ -145,7 +145,7 @@ class HeldUp(Disk):
         super().__init__()
         self.asked, self.answer = threading.Event(), threading.Event()
 
-    def demand(self, what: str, size: int = 0, *, reserve: bool = False) -> None:
+    def demand(self, what: str, size: int = 0, *, page: int = 0, reserve: bool = False) -> None:
         if "graph" in what:
             self.asked.set()
             self.answer.wait(30)
@@ -223,10 +223,10 @@ def test_a_prior_is_published_from_the_reserve_or_not_at_all(tmp_path: Path, sta
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MiB."""
+    """A file system of 140 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=140m", "tmpfs", str(folder)]
     if os.geteuid() or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root can mount a file system, with `mount`")
     yield folder
@@ -278,6 +278,41 @@ def test_a_process_that_fills_a_real_disk_lives_and_stores_again_later(small_dis
     held, later = map(int, counts.split())
     assert 0 < held < 1000
     assert later == held + 1
+
+
+OPENS = """
+import sys
+from pathlib import Path
+from memory.edge_store import EdgeStore
+from memory.episode import StoreUnavailableError
+from memory.free_space import FreeSpace
+
+folder = Path(sys.argv[1])
+store = EdgeStore(folder / "space-a", space="space-a", length=4, hidden_size=32, room=FreeSpace(folder, 24))
+try:
+    store.count()
+except StoreUnavailableError as error:
+    print(error)
+(folder / "ballast").unlink()
+print(store.count())
+store.close()
+"""
+
+
+def test_a_process_lives_on_a_disk_without_the_room_for_a_new_store(small_disk: Path) -> None:
+    with (small_disk / "ballast").open("wb") as file:
+        file.write(bytes(80 * MIB))
+    opener = subprocess.run(
+        [sys.executable, "-c", OPENS, str(small_disk)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert opener.returncode == 0, opener.stderr
+    refusal, held = opener.stdout.splitlines()
+    assert "a new episode store cannot be written" in refusal
+    assert held == "0"
 
 
 FILLS_THE_STATE = """
