@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cli import ask, demo, memory, night, priors, pull, serve, stats
+from cli import ask, demo, feedback, memory, night, priors, pull, serve, stats
 from cli.failure import INTERRUPTED, CommandError
 from cli.groups import OpenGroup
 from cli.screen import console, write
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("pull")(pull.pull)
 app.command("ask")(ask.ask)
+app.command("feedback")(feedback.feedback)
 app.command("night")(night.night)
 app.add_typer(priors.app, name="priors")
 app.command("stats")(stats.stats)

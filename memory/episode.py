@@ -40,6 +40,11 @@ class StoreUnavailableError(LatentMemoryError):
     """The store, or the server behind it, does not answer."""
 
 
+FEEDBACK = "feedback"
+"""Signal of an answer that somebody judged, which stands above all others."""
+GOOD = 0.5
+"""Feedback from which on an answer counts as right."""
+
 TENANT = "default"
 """Whose memory all of it is, until there are several."""
 
@@ -135,6 +140,16 @@ class Episode:
     """How often this prompt came to be remembered."""
     seen_at: datetime | None = None
     """When it last did; None: at `created_at`."""
+
+    @property
+    def feedback(self) -> float | None:
+        """What somebody said of the answer, in [0, 1]; None: nobody did."""
+        return self.signals.get(FEEDBACK)
+
+    @property
+    def retracted(self) -> bool:
+        """Whether somebody called the answer wrong: then it is neither recalled nor learned."""
+        return self.feedback is not None and self.feedback < GOOD
 
     @property
     def seen_last(self) -> datetime:

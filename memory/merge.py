@@ -28,7 +28,79 @@ def merged(before: Episode, after: Episode) -> Episode:
     * `created_at` is when the answer or the first latent that earned its place was found, so that a night
       counts what it can learn from, and not how often somebody asked.
     * Each is counted once, also when a write is repeated because nobody knew whether it had arrived.
+    * What somebody said of an answer stands above all of this, the later word above the earlier:
+
+          after        before       answers     what is kept
+          called good  any          the same    before, with the word
+          called good  any          differ      after; the latent has led elsewhere and is not recalled
+          called bad   any          the same    before, with the word; neither recalled nor learned
+          called bad   called bad   differ      after
+          called bad   others       differ      before: the word is about another answer
+          no word      called good  the same    before, with the latent of the rules above
+          no word      called good  differ      before
+          no word      called bad   the same    before
+          no word      called bad   differ      after
     """
+    if after.feedback is not None:
+        return _told(before, after)
+    if before.feedback is not None:
+        return _after_feedback(before, after)
+    return _found_again(before, after)
+
+
+def _told(before: Episode, after: Episode) -> Episode:
+    """Return what is kept of an episode once somebody has said something."""
+    if _same(before, after):
+        return replace(
+            before,
+            reward=after.reward,
+            signals=before.signals | after.signals,
+            latent_earned=before.latent_earned and not after.retracted,
+            created_at=before.created_at if after.retracted else after.created_at,
+            seen_at=before.seen_last,
+        )
+    if after.retracted and not before.retracted:
+        return before
+    return replace(
+        after,
+        latent=before.latent,
+        latent_earned=False,
+        start_lift=before.start_lift,
+        prior_version=before.prior_version,
+        choice_log_probabilities=after.choice_log_probabilities or before.choice_log_probabilities,
+        seen=before.seen,
+        seen_at=before.seen_last,
+    )
+
+
+def _after_feedback(before: Episode, after: Episode) -> Episode:
+    """Return what is kept of an episode of which somebody has said something, once its prompt came again."""
+    found = _found_again(before, after)
+    if before.retracted and not _same(before, after):
+        kept = after
+    elif before.retracted or not _same(before, after):
+        kept = before
+    else:
+        kept = replace(
+            before,
+            latent=found.latent,
+            latent_earned=found.latent_earned,
+            prior_version=found.prior_version,
+            start_lift=found.start_lift,
+        )
+    return replace(
+        kept,
+        choice_log_probabilities=found.choice_log_probabilities,
+        seen=found.seen,
+        seen_at=found.seen_at,
+    )
+
+
+def _same(one: Episode, other: Episode) -> bool:
+    return one.answer_text.strip() == other.answer_text.strip()
+
+
+def _found_again(before: Episode, after: Episode) -> Episode:
     better = after if _rank(after) > _rank(before) else before
     same_prior = before.prior_version == after.prior_version
     latent = before if same_prior and before.latent_earned and not after.latent_earned else after

@@ -1,6 +1,7 @@
 """What is kept of what people write: all of it, none, or all but what a pattern matches.
 
-Owns what an episode looks like with less in it. Knows nothing of stores, which ask before they write.
+Owns what an episode looks like with less in it, and what of a text may be written. Knows nothing of stores,
+which ask before they write.
 
     setting          texts and choices              tokens                        what a night learns
     full             kept                           kept                          all
@@ -52,6 +53,16 @@ class Redaction:
         if (prompt, answer, tuple(choices)) == (episode.prompt_text, episode.answer_text, episode.choices):
             return episode
         return _without_tokens(episode, prompt, answer, tuple(choices))
+
+    def text_of(self, text: str) -> str:
+        """Return a text as it may be written."""
+        if self.text == "off":
+            return ""
+        return text if self.pattern is None else self.pattern.sub(REPLACEMENT, text)
+
+    def keeps(self, *texts: str) -> bool:
+        """Return whether all of these may be written as they are, and so their tokens."""
+        return self.text != "off" and all(self.text_of(text) == text for text in texts)
 
 
 EVERYTHING = Redaction()

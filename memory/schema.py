@@ -131,9 +131,27 @@ traces = Table(
     Column("id", Text, nullable=False, unique=True),
     Column("content", JSON, nullable=False),
     Column("latent", LargeBinary),
+    # What was asked and answered, for feedback alone: nobody is shown it.
+    Column("prompt", Text, index=True),
+    Column("asked", JSON(none_as_null=True)),
+    Column("answer", JSON(none_as_null=True)),
     sqlite_autoincrement=True,
 )
 """What happened to past requests, in the order in which it was written: `server/steering/traces.py`."""
+
+feedback = Table(
+    "feedback",
+    tables,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("trace", Text, nullable=False, index=True),
+    Column("metric_name", Text, nullable=False),
+    Column("value", JSON, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""What people said of answers, kept for as long as the trace: `server/feedback.py`."""
 
 outcomes = Table(
     "outcomes",
@@ -153,7 +171,16 @@ outcomes = Table(
 
 Step = Callable[[Connection], Any]
 
-STEPS: tuple[Step, ...] = ()
+
+def _feedback(connection: Connection) -> None:
+    for column in ("prompt TEXT", "asked JSON", "answer JSON"):
+        connection.exec_driver_sql(f"ALTER TABLE traces ADD COLUMN {column}")
+    for index in traces.indexes:
+        index.create(connection)
+    feedback.create(connection)
+
+
+STEPS: tuple[Step, ...] = (_feedback,)
 """What makes a schema of version 1, 2, … into the next one. A new database is made from the tables above at
 once, so a change of them comes with a step that ends where they do."""
 

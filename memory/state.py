@@ -1,12 +1,13 @@
 """What gateway and worker write down beside episodes and priors.
 
-Owns the outcomes of answering with the rows of priors, the traces of requests, since when a schedule is
-followed, and where the state of a data folder is. Nights are
+Owns the outcomes of answering with the rows of priors, the traces of requests and what people said of their
+answers, since when a schedule is followed, and where the state of a data folder is. Nights are
 `memory/night.py`'s, labels of priors `memory/registry.py`'s: they ask the same database.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
@@ -17,12 +18,46 @@ from config.settings import Settings
 from memory.database import Database, sqlite_url
 from memory.episode import now
 from memory.free_space import UNLIMITED, FreeSpace
-from memory.schema import outcomes, schedules, traces
+from memory.schema import feedback, outcomes, schedules, traces
 from memory.takeover import take_over
 
 Source = Literal["night", "day"]
 
 FILE = "state.db"
+
+
+@dataclass(frozen=True)
+class NewTrace:
+    """A trace as it is written."""
+
+    id: str
+    content: dict[str, Any]
+    latent: bytes | None = None
+    prompt: str | None = None
+    """Id of the prompt's episode; None: nothing is kept of what was asked."""
+    asked: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class KeptExchange:
+    """What was asked and answered, as far as it is kept, in JSON values."""
+
+    prompt: str | None
+    """Id of the prompt's episode."""
+    asked: dict[str, Any] | None
+    answer: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What somebody said of an answer."""
+
+    id: str
+    trace: str
+    metric_name: str
+    value: bool | float | str
+    tags: dict[str, str] = field(default_factory=dict)
+    created_at: datetime = field(default_factory=now, compare=False)
 
 
 class State(Database):
@@ -130,23 +165,26 @@ class State(Database):
 
     def write_traces(
         self,
-        new: Iterable[tuple[str, dict[str, Any], bytes | None]],
+        new: Iterable[NewTrace],
         changes: Mapping[str, dict[str, Any]],
         keep: int,
+        answers: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
-        """Write traces of requests, change fields of others, and delete the oldest: all of it or nothing.
+        """Write traces of requests, change others, and delete the oldest with the feedback: all or nothing.
 
         Args:
-            new: Id, JSON values and latent of each new trace.
+            new: Traces.
             changes: New fields of traces that were written before; of others nothing comes.
             keep: Most traces that stay.
+            answers: What traces were answered, those that are new included; where nothing of what was asked
+                is kept, nothing comes of it.
 
         Raises:
             NoRoomError: the disk is too full.
             StateUnavailableError: the database does not answer.
         """
         self.room.demand("traces")
-        rows = [{"id": name, "content": content, "latent": latent} for name, content, latent in new]
+        rows = [vars(one) for one in new]
         with self.write() as connection:
             if rows:
                 connection.execute(insert(traces), rows)
@@ -155,8 +193,14 @@ class State(Database):
                 if content is not None:
                     changed = update(traces).filter_by(id=name).values(content=content | change)
                     connection.execute(changed)
-            last = select(func.max(traces.c.number)).scalar_subquery()
-            connection.execute(delete(traces).where(traces.c.number <= last - keep))
+            for name, answer in (answers or {}).items():
+                answered = traces.c.id == name, traces.c.prompt.is_not(None)
+                connection.execute(update(traces).where(*answered).values(answer=answer))
+            last = connection.scalar(select(func.max(traces.c.number))) or 0
+            old = traces.c.number <= last - keep
+            gone = select(traces.c.id).where(old)
+            connection.execute(delete(feedback).where(feedback.c.trace.in_(gone)))
+            connection.execute(delete(traces).where(old))
 
     def trace(self, trace_id: str, *, latent: bool) -> tuple[dict[str, Any], bytes | None] | None:
         """Return a trace's JSON values, with its latent on request; None when there is none of that id.
@@ -168,6 +212,68 @@ class State(Database):
         with self.read() as connection:
             row = connection.execute(select(*columns).filter_by(id=trace_id)).one_or_none()
         return None if row is None else (row[0], row[1])
+
+    def exchange(self, trace_id: str) -> KeptExchange | None:
+        """Return what a trace was asked and answered; None when there is none of that id.
+
+        Raises:
+            StateUnavailableError: the database does not answer.
+        """
+        columns = (traces.c.prompt, traces.c.asked, traces.c.answer)
+        with self.read() as connection:
+            row = connection.execute(select(*columns).filter_by(id=trace_id)).one_or_none()
+        return None if row is None else KeptExchange(*row)
+
+    def forget_exchanges(self, prompts: Collection[str] | None) -> None:
+        """Delete what was asked and answered under these ids of prompts, and what people said of it.
+
+        Args:
+            prompts: None: all that there are.
+
+        Raises:
+            NoRoomError: the disk is full.
+            StateUnavailableError: the database does not answer.
+        """
+        with self.write() as connection:
+            meant = traces.c.prompt.is_not(None) if prompts is None else traces.c.prompt.in_(prompts)
+            said = feedback.c.trace.in_(select(traces.c.id).where(meant))
+            connection.execute(delete(feedback) if prompts is None else delete(feedback).where(said))
+            connection.execute(update(traces).where(meant).values(prompt=None, asked=None, answer=None))
+
+    def add_feedback(self, said: Feedback) -> Feedback:
+        """Keep what somebody said, and return what is kept under its id: that, or what was there before.
+
+        Raises:
+            NoRoomError: the disk is too full.
+            StateUnavailableError: the database does not answer.
+        """
+        self.room.demand("feedback")
+        with self.write() as connection:
+            known = connection.execute(select(feedback).filter_by(id=said.id)).one_or_none()
+            if known is not None:
+                return _feedback_of(known)
+            connection.execute(insert(feedback).values(vars(said)))
+        return said
+
+    def feedback(self, feedback_id: str) -> Feedback | None:
+        """Return what is kept under an id.
+
+        Raises:
+            StateUnavailableError: the database does not answer.
+        """
+        with self.read() as connection:
+            row = connection.execute(select(feedback).filter_by(id=feedback_id)).one_or_none()
+        return None if row is None else _feedback_of(row)
+
+    def feedback_on(self, trace_id: str) -> list[Feedback]:
+        """Return what was said of the answer of a trace, oldest first.
+
+        Raises:
+            StateUnavailableError: the database does not answer.
+        """
+        query = select(feedback).filter_by(trace=trace_id).order_by(feedback.c.number)
+        with self.read() as connection:
+            return [_feedback_of(row) for row in connection.execute(query)]
 
     def outcomes(self, space: str, tenant: str) -> dict[str, list[float]]:
         """Return the differences that were noted of each row, in order of observation.
@@ -185,3 +291,7 @@ class State(Database):
             for row, difference in connection.execute(query):
                 differences[row].append(difference)
         return dict(differences)
+
+
+def _feedback_of(row: Any) -> Feedback:
+    return Feedback(row.id, row.trace, row.metric_name, row.value, row.tags, row.created_at)

@@ -17,7 +17,18 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from config.settings import Settings
-from server.api import archive, consolidations, docs, embeddings, health, memory, metrics, priors, traces
+from server.api import (
+    archive,
+    consolidations,
+    docs,
+    embeddings,
+    feedback,
+    health,
+    memory,
+    metrics,
+    priors,
+    traces,
+)
 from server.api.auth import Authentication
 from server.api.cors import cors_options
 from server.api.errors import install_on_gateway, response_of
@@ -72,7 +83,8 @@ def create_app(
     )
     app.state.readiness = readiness
     app.state.metrics, app.state.collector = registry, collector
-    for part in (health, metrics, docs, traces, memory, archive, priors, consolidations, embeddings):
+    ours = (health, metrics, docs, traces, feedback, memory, archive, priors, consolidations, embeddings)
+    for part in ours:
         app.include_router(part.router)
     _answer_head(app)
     install_on_gateway(app)

@@ -12,6 +12,7 @@ class GatewayError(Exception):
     ├── UnauthorizedError      401: no API key, or a wrong one
     ├── UnknownModelError      404: the model, or the effort after its colon, is not served
     ├── NotFoundError          404: no such trace, prior or night
+    ├── ConflictError          409: it says something else than what was said before
     ├── BodyTooLargeError      413
     └── UnavailableError       503
         ├── NotReadyError          the gateway is still starting, or has failed to
@@ -55,6 +56,13 @@ class NotFoundError(GatewayError):
 
     status = 404
     kind = "NotFoundError"
+
+
+class ConflictError(GatewayError):
+    """It says something else than what was said before."""
+
+    status = 409
+    kind = "ConflictError"
 
 
 class BodyTooLargeError(GatewayError):

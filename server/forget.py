@@ -1,6 +1,7 @@
 """Forgetting what is remembered, wherever it is.
 
-Owns that what waits to be written is forgotten with what is stored, and what is told of copies elsewhere.
+Owns that what waits to be written is forgotten with what is stored, and what was asked and answered with its
+episode, and what is told of copies elsewhere.
 Knows nothing of HTTP or of stores.
 """
 
@@ -48,7 +49,10 @@ async def forget(gateway: Gateway, where: Where) -> Forgotten:
     if not await gateway.remember.drain(DRAIN_S):
         waiting = gateway.remember.pending
         raise StoreUnavailableError(f"{waiting} episodes wait to be written, some maybe of these; ask again")
-    return await _forget(gateway, await gateway.statistics.call(lambda store: _meant(store, where)))
+    forgotten = await _forget(gateway, await gateway.statistics.call(lambda store: _meant(store, where)))
+    if where == Where(where.tenant):
+        await gateway.traces.forget(None)
+    return forgotten
 
 
 async def forget_one(gateway: Gateway, episode_id: str) -> Forgotten:
@@ -63,6 +67,7 @@ async def forget_one(gateway: Gateway, episode_id: str) -> Forgotten:
 
 
 async def _forget(gateway: Gateway, meant: dict[str, str]) -> Forgotten:
+    await gateway.traces.forget(meant)
     # One by one, for an answer to the same prompt may wait to be written again.
     deleted = [name for name in meant if await gateway.remember.delete(name)]
     if not deleted:

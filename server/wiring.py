@@ -23,6 +23,7 @@ from memory.atomic import sweep
 from memory.free_space import FreeSpace
 from memory.night import NightLog
 from memory.open import open_store
+from memory.redaction import Redaction
 from memory.registry import PriorRegistry
 from memory.signal import listen
 from memory.spaces import memory_id
@@ -85,7 +86,7 @@ async def open_gateway(
                 checks=await run_checks(engine),
             )
         )
-        install(app.state, engine, gateway.steering.steer)
+        install(app.state, engine, gateway.steering.steer, gateway.traces.answered)
         await _background(stack, _watch_engine(engine.llm, stop), "engine")
         yield gateway
 
@@ -128,7 +129,8 @@ async def assemble(
         prior = ActivePrior(priors, state, poll_s=settings.prior_poll_s, metrics=metrics)
         await prior.refresh()
         await _background(stack, prior.watch(), "prior")
-        traces = TraceLog(state, limit=settings.trace_limit)
+        redact = Redaction.of(settings.memory_text, settings.memory_redact)
+        traces = TraceLog(state, limit=settings.trace_limit, redact=redact)
         traces.start()
         stack.push_async_callback(traces.close)
         remember = Remember(store, limit=settings.remember_queue, metrics=metrics)

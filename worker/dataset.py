@@ -6,7 +6,8 @@ has not seen them. All of it is decided once, here, with everything in view; who
 
 Labels: where answers were held to choices, the model's own probabilities of the choices under no latent,
 calibrated over the cluster (batch calibration, arXiv 2309.17249); elsewhere the remembered answer, which
-is what most samples of the day agreed on. A verifier's word stands above both.
+is what most samples of the day agreed on. A verifier's word stands above both, and what people said of an
+answer above that: what they called wrong is not learned.
 """
 
 import logging
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from memory.episode import Array, Episode, prompt_digest
+from memory.episode import FEEDBACK, GOOD, Array, Episode, prompt_digest
 from memory.prior import CLUSTER_COSINE, Leanings, unit
 from memory.snapshot import read_snapshot
 from model.calibration import calibrated, choice_logits, label_of, leaning
@@ -71,7 +72,7 @@ class Example:
     answer: str
     """The likeliest answer as text."""
     known: bool
-    """Whether a verifier has called that answer right."""
+    """Whether somebody, else a verifier, has called that answer right."""
     seen_at: float
     """When the prompt last came, seconds since 1970."""
     weight: float
@@ -194,6 +195,8 @@ class _Found:
     """Hash of the prompt's tokens and of its choices."""
     key: Array
     """(d,), norm 1."""
+    told: bool
+    """Whether somebody has called its answer right."""
     reward: float
     seen_at: float
 
@@ -220,11 +223,14 @@ class _Reader:
                 episode.id,
                 hash((episode.prompt_token_ids, episode.choices)),
                 unit(episode.key[None])[0],
+                episode.feedback is not None,
                 episode.reward,
                 episode.seen_last.timestamp(),
             )
             for episode in self._checked()
-            if (episode.choices or episode.reward >= self._min_reward) and _fits(self._engine, episode)
+            if not episode.retracted
+            and (episode.choices or episode.reward >= self._min_reward)
+            and _fits(self._engine, episode)
         ]
 
     def examples(self, clusters: Mapping[str, int]) -> list[Example]:
@@ -266,7 +272,7 @@ def _example(engine: Engine, episode: Episode, cluster: int) -> Example:
         max_tokens=episode.max_tokens,
         label=Label.of(tokens, episode.choices if held else ()),
         answer=episode.answer_text,
-        known=episode.signals.get(VERIFIER, 0.0) >= 0.5,
+        known=episode.signals.get(FEEDBACK, episode.signals.get(VERIFIER, 0.0)) >= GOOD,
         seen_at=episode.seen_last.timestamp(),
         weight=episode.reward + max(episode.reward - episode.plain_reward, 0.0),
         cluster=cluster,
@@ -284,9 +290,12 @@ def _fits(engine: Engine, episode: Episode) -> bool:
 
 
 def _deduplicated(candidates: Sequence[_Found]) -> list[_Found]:
-    """Return one episode per prompt, oldest first: the one of the best reward, then the newest."""
+    """Return one episode per prompt, oldest first.
+
+    It is one that somebody called right, else the one of the best reward, then the newest.
+    """
     best: dict[int, _Found] = {}
-    for one in sorted(candidates, key=lambda one: (-one.reward, -one.seen_at, one.id)):
+    for one in sorted(candidates, key=lambda one: (not one.told, -one.reward, -one.seen_at, one.id)):
         best.setdefault(one.question, one)
     ranked = list(best.values())
     kept = [ranked[at] for at in first_of_alike(np.stack([one.key for one in ranked]), SAME_COSINE)]

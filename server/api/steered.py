@@ -22,6 +22,7 @@ from model.engine import Usage
 from server.api.auth import OPEN_PATHS
 from server.api.errors import response_of
 from server.api.options import BATCH, COMPLETIONS, MESSAGES, STEERED_PATHS, read_options, without_suffix
+from server.api.requests import REQUEST_ID
 from server.api.usage import Told, with_usage
 from server.errors import BodyTooLargeError, GatewayError
 from server.gateway import Readiness
@@ -96,6 +97,8 @@ class SteeredRoutes:
             scope, receive = _sized(scope, len(raw)), _replay(raw, receive)
         if call is None:
             return await self.app(scope, receive, send)
+        if call.options.effort != "none":
+            scope = _unnamed(scope)
         if path not in (COMPLETIONS, MESSAGES):
             send = with_usage(send, partial(_told, call))
         # Completions have no chat to steer, so that vLLM's hook does not get to see the call.
@@ -154,6 +157,11 @@ async def _read(scope: Scope, receive: Receive) -> bytes:
 def _sized(scope: Scope, length: int) -> Scope:
     headers = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"transfer-encoding")]
     return {**scope, "headers": [*headers, (b"content-length", str(length).encode())]}
+
+
+def _unnamed(scope: Scope) -> Scope:
+    """Return the scope without the client's request id, which vLLM would name the answer by."""
+    return {**scope, "headers": [(k, v) for k, v in scope["headers"] if k.lower() != REQUEST_ID.encode()]}
 
 
 def _replay(raw: bytes, receive: Receive) -> Receive:

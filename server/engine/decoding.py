@@ -1,11 +1,11 @@
 """Decoding options and answers, between our words and vLLM's.
 
-Owns both translations, and how an answer that was decoded already is given to vLLM's serving. Knows nothing
-of prompts.
+Owns both translations, how an answer that was decoded already is given to vLLM's serving, and how one that
+vLLM's serving decodes is read on the way. Knows nothing of prompts.
 """
 
 import copy
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,3 +100,22 @@ async def handed_over(answer: Generation, request_id: str) -> AsyncIterator[Any]
         renamed = copy.copy(output)
         renamed.request_id = request_id
         yield renamed
+
+
+async def overheard(
+    outputs: AsyncGenerator[Any, None], tell: Callable[[Generation], None]
+) -> AsyncGenerator[Any, None]:
+    """Yield the outputs of one answer, each the part that is new, and tell what it was once it has ended."""
+    texts: list[str] = []
+    tokens: list[int] = []
+    try:
+        async for output in outputs:
+            for part in output.outputs:
+                texts.append(part.text)
+                tokens.extend(part.token_ids)
+                if part.finish_reason in ("stop", "length", "repetition"):
+                    stopped = part.finish_reason == "stop"
+                    tell(Generation("".join(texts), tuple(tokens), "stop" if stopped else "length"))
+            yield output
+    finally:
+        await outputs.aclose()

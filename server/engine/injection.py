@@ -2,8 +2,9 @@
 
 Owns the hooks on vLLM's renderer of chats and on its engine. The first reads the request's `SteeringCall`,
 hands the rendered prompt to steering, and gives vLLM a prompt with the latent that came back; where an answer
-came back, the second gives vLLM's serving that in place of another decode. Knows nothing of how either is
-found or of HTTP. Requests without a call, such as those of `/tokenize`, pass through untouched.
+came back, the second gives vLLM's serving that in place of another decode, and any other it reads on its way.
+The id of an answer ends in its trace's, so that feedback finds it. Knows nothing of how latents and answers
+are found or of HTTP. Requests without a call, such as those of `/tokenize`, pass through untouched.
 """
 
 import json
@@ -11,39 +12,51 @@ from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from typing import Any
 
 from model.engine import Decoding
-from server.engine.decoding import Native, handed_over
+from server.engine.decoding import Native, handed_over, overheard
 from server.engine.vllm import VLLMEngine, cache_salt
-from server.steering.outcome import Outcome, reason_of
+from server.steering.outcome import Answer, Outcome, reason_of
 from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError
 from server.steering.request import SteeringCall, current_call
 
 Steer = Callable[[RenderedPrompt, Options, str], Awaitable[Outcome]]
 """Steering: (prompt, options, trace id) → outcome."""
 
+Tell = Callable[[str, Answer], None]
+"""Told (trace id, answer) of what was decoded for a client."""
+
 MOST_SCORED = 64
 """Choices; each costs a pass for every token that it has."""
 _ANSWER = "latent_answer"
 """Where a prompt carries its answer from one hook to the other."""
+_TRACE = "latent_trace"
+"""Where it carries the id of its trace, if the answer is still to be decoded."""
 _NOTES = frozenset({"$schema", "title", "description", "default", "examples"})
 """Keywords of a schema that allow and forbid nothing."""
 _LENGTH_FIELDS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
-def install(state: Any, engine: VLLMEngine, steer: Steer) -> None:
+def install(state: Any, engine: VLLMEngine, steer: Steer, answered: Tell = lambda *_: None) -> None:
     """Hook steering into the renderer of vLLM's app, and answers into its engine.
 
     Args:
         state: `app.state` of vLLM's app, initialised.
+        engine: What decodes.
+        steer: Asked about each request.
+        answered: Told of answers that steering did not give.
     """
     renderer = state.online_renderer
     preprocess_chat = renderer.preprocess_chat
     generate = engine.llm.generate
 
-    def answered(prompt: Any, params: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
-        answer = prompt.pop(_ANSWER, None) if isinstance(prompt, dict) else None
+    def decoded(prompt: Any, params: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
+        carried = prompt if isinstance(prompt, dict) else {}
+        answer, trace_id = carried.pop(_ANSWER, None), carried.pop(_TRACE, None)
         if answer is not None:
             return handed_over(answer, request_id)
-        return generate(prompt, params, request_id, *args, **kwargs)
+        outputs = generate(prompt, params, request_id, *args, **kwargs)
+        if trace_id is None or params.n != 1:  # of several answers nobody knows which one is meant
+            return outputs
+        return overheard(outputs, lambda found: answered(trace_id, Answer.of(found)))
 
     async def steered_chat(request: Any, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
         conversation, inputs = await preprocess_chat(request, messages, *args, **kwargs)
@@ -68,7 +81,7 @@ def install(state: Any, engine: VLLMEngine, steer: Steer) -> None:
             cache_salt.reset(salt)
 
     renderer.preprocess_chat = steered_chat
-    engine.llm.generate = answered
+    engine.llm.generate = decoded
 
 
 async def _steered_input(
@@ -89,16 +102,26 @@ async def _steered_input(
         prompt = rendered_prompt(engine, token_ids, plain.get("prompt"), question, native, asked)
         outcome = await steer(prompt, call.options, call.trace_id)
         call.outcome, call.traced = outcome, True
+        _name(request, call.trace_id)
         if outcome.answer is not None:
             return {**plain, _ANSWER: outcome.answer}
         if outcome.latent is None:
-            return plain
-        return engine.mixed_input(token_ids, outcome.latent, outcome.position, text=plain.get("prompt"))
+            return {**plain, _TRACE: call.trace_id}
+        mixed = engine.mixed_input(token_ids, outcome.latent, outcome.position, text=plain.get("prompt"))
+        return {**mixed, _TRACE: call.trace_id}
     except SteeringRejectedError as error:
         raise _rejected(str(error), error.param) from error
     except Exception as error:
         call.outcome = Outcome("plain", reason_of(error, call.trace_id))
     return plain
+
+
+def _name(request: Any, trace_id: str) -> None:
+    """Have the answer's id end in its trace's, unless the client has named the request itself."""
+    if "request_id" in request.model_fields_set:
+        return
+    prefix, _, _ = request.request_id.rpartition("_")  # `resp` of responses
+    request.request_id = f"{prefix}_{trace_id}" if prefix else trace_id
 
 
 def why_untouched(

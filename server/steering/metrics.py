@@ -102,6 +102,12 @@ class Metrics:
             ["result"],
             registry=registry,
         )
+        self.feedback = Counter(
+            "latentevolve_feedback_total",
+            "Feedback that was given: rating, comment, or demonstration.",
+            ["metric_name"],
+            registry=registry,
+        )
         self.swaps = Counter(
             "latentevolve_prior_swaps_total",
             "Changes of the active prior, by result: swapped, or failed when it could not be loaded.",
@@ -156,6 +162,7 @@ class Metrics:
             "hit_rate": recalls["hit"] / answered if answered else None,
             "dropped_writes": fates["dropped"],
             "refused_writes": fates["refused"],
+            "feedback": dict(_by_label(self.feedback, "metric_name")),
         }
 
 

@@ -1,7 +1,8 @@
 """What became of one request: what is served, what its headers say of that, and the trace that is kept.
 
 Owns the words: modes, reasons of errors, fields of headers and traces. Knows nothing of where traces are kept
-or how anything was found. No prompt and no answer is in a trace: those are in the episode, if there is one.
+or how anything was found. What a trace shows holds no prompt and no answer: those are in the episode, if
+there is one, and beside the trace for feedback, which is shown to nobody.
 """
 
 import logging
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 Mode = Literal["plain", "recall", "prior", "recall+prior", "calibrated", "voted", "refined"]
 """What really ran. `plain`: bare vLLM; of the last three the answer was found by searching."""
+SEARCHED: frozenset[Mode] = frozenset({"calibrated", "voted", "refined"})
+"""Modes whose answer is the one that is remembered, in other words at most."""
 Remembered = Literal["no", "pending", "stored", "failed", "dropped", "refused", "deleted"]
 
 HEADERS = ("mode", "reason", "effort", "prior", "episodes", "trace", "reward-before", "reward-after")
@@ -82,6 +85,62 @@ def reason_of(error: Exception, trace_id: str) -> str:
     return reason
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What an episode of a request says of its question."""
+
+    prompt: str
+    """Id of the prompt's episode."""
+    token_ids: tuple[int, ...]
+    text: str
+    choices: tuple[str, ...]
+    max_tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `of_json` reads."""
+        return {
+            "token_ids": list(self.token_ids),
+            "text": self.text,
+            "choices": list(self.choices),
+            "max_tokens": self.max_tokens,
+        }
+
+    @classmethod
+    def of_json(cls, prompt: str, values: Mapping[str, Any]) -> "Asked":
+        """Return what was asked under the id of a prompt."""
+        return cls(
+            prompt,
+            tuple(values["token_ids"]),
+            values["text"],
+            tuple(values["choices"]),
+            values["max_tokens"],
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client got, or what is remembered in place of that, for it says the same."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finished: bool
+    """Whether it ended by itself."""
+
+    @classmethod
+    def of(cls, generation: Generation) -> "Answer":
+        """Return a decoded answer."""
+        return cls(generation.token_ids, generation.text, generation.finish_reason == "stop")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `of_json` reads."""
+        return {"token_ids": list(self.token_ids), "text": self.text, "finished": self.finished}
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> "Answer":
+        """Return the answer."""
+        return cls(tuple(values["token_ids"]), values["text"], values["finished"])
+
+
 @dataclass(frozen=True, eq=False)
 class Trace:
     """One request's steering: its options, what was decided and measured, and its latent."""
@@ -104,9 +163,13 @@ class Trace:
     episode_id: str | None = None
     why_not_remembered: str | None = None
     created_at: datetime = field(default_factory=now)
+    asked: Asked | None = None
+    """For feedback; None where the request asked for nothing to be remembered."""
+    answer: Answer | None = None
+    """None where it is still to be decoded."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the latent's values."""
+        """Return all that is shown but the latent's values."""
         outcome, options, found = self.outcome, self.options, self.found
         latent = outcome.latent
         return {

@@ -78,6 +78,24 @@ class Remember:
         self._background.wake()
         return True
 
+    async def write(self, episode: Episode, timeout_s: float) -> Fate | None:
+        """Take an episode and return its fate; None where that took longer, and it still waits."""
+        fates: asyncio.Future[Fate] = asyncio.get_running_loop().create_future()
+
+        def settled(one: Episode, fate: Fate) -> None:
+            if one is episode and not fates.done():
+                fates.set_result(fate)
+
+        self._listeners.append(settled)
+        try:
+            self.submit(episode)
+            async with asyncio.timeout(timeout_s):
+                return await fates
+        except TimeoutError:
+            return None
+        finally:
+            self._listeners.remove(settled)
+
     async def delete(self, episode_id: str) -> bool:
         """Delete an episode, and what waits to be written of it; False when there is neither.
 

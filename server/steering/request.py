@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from config.settings import SearchName
-from memory.episode import Array, Episode, new_id, prompt_digest
+from memory.episode import TENANT, Array, Episode, new_id, prompt_digest, prompt_id
 from memory.prior import Prior
 from server.steering.metrics import Metrics
-from server.steering.outcome import Outcome, Trace
+from server.steering.outcome import Answer, Asked, Outcome, Trace
 from server.steering.priors import Comparison, Serving
 from server.steering.prompt import Options, RenderedPrompt, seed_of
 from server.steering.search.choose import Choice
@@ -161,4 +161,25 @@ class Request:
             remembered="pending" if why_not is None else "no",
             episode_id=self.episode.id if self.episode and why_not is None else None,
             why_not_remembered=why_not,
+            asked=self._asked(space),
+            answer=self._answered(outcome),
         )
+
+    def _asked(self, space: str) -> Asked | None:
+        prompt = self.prompt
+        if not self.options.store:
+            return None
+        return Asked(
+            prompt=prompt_id(space, TENANT, prompt.token_ids, prompt.held_to),
+            token_ids=prompt.token_ids,
+            text=prompt.text,
+            choices=prompt.scored_choices if self.chooses else prompt.decoding.choices or (),
+            max_tokens=prompt.decoding.max_tokens,
+        )
+
+    def _answered(self, outcome: Outcome) -> Answer | None:
+        if outcome.answer is None:
+            return None
+        if self.episode is not None and not self.explored:  # says the same as shortly as it is sure
+            return Answer(self.episode.answer_token_ids, self.episode.answer_text, finished=True)
+        return Answer.of(outcome.answer)

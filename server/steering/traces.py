@@ -1,7 +1,7 @@
 """Traces of past requests.
 
-Owns how many are kept, and the background writing into the state. Nothing here blocks the event loop, and no
-request fails for its trace. Knows nothing of what a trace says.
+Owns how many are kept, what of the texts behind them is, and the background writing into the state. Nothing
+here blocks the event loop, and no request fails for its trace. Knows nothing of what a trace says.
 """
 
 import asyncio
@@ -9,6 +9,8 @@ import json
 import logging
 import uuid
 from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,14 +18,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from memory.episode import Episode, LatentMemoryError
-from memory.state import State
+from memory.redaction import EVERYTHING, Redaction
+from memory.state import NewTrace, State
 from server.steering.background import Background
-from server.steering.outcome import Trace
+from server.steering.outcome import Answer, Asked, Trace
 from server.steering.remember import Fate
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 64
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What was asked and answered, as far as it is kept."""
+
+    asked: Asked | None
+    answer: Answer | None
 
 
 class TraceLog:
@@ -32,13 +43,15 @@ class TraceLog:
     Args:
         state: Where they are written.
         limit: Most traces in the state, of all gateways that share it, and most that wait to be written.
+        redact: What of texts may be written.
     """
 
-    def __init__(self, state: State, *, limit: int) -> None:
-        self._state, self._limit = state, limit
+    def __init__(self, state: State, *, limit: int, redact: Redaction = EVERYTHING) -> None:
+        self._state, self._limit, self._redact = state, limit, redact
         self._failing = False
         self._fresh: OrderedDict[str, Trace] = OrderedDict()
         self._changes: dict[str, dict[str, Any]] = {}
+        self._answers: dict[str, Answer] = {}
         self._background = Background("traces", self._write_some)
         self.lost = 0
         """Traces that could not be written."""
@@ -53,6 +66,15 @@ class TraceLog:
         while len(self._fresh) > self._limit:
             self._fresh.popitem(last=False)
             self.lost += 1
+        self._background.wake()
+
+    def answered(self, trace_id: str, answer: Answer) -> None:
+        """Take the answer that was decoded for a request whose trace was recorded, and return at once."""
+        if self._redact.text == "off":
+            return
+        self._answers[trace_id] = answer
+        while len(self._answers) > self._limit:
+            self._answers.pop(next(iter(self._answers)))
         self._background.wake()
 
     def settle(self, episode: Episode, fate: Fate) -> None:
@@ -100,6 +122,39 @@ class TraceLog:
             found["latent"]["values"] = values.tolist()
         return found
 
+    async def exchange(self, trace_id: str) -> Exchange | None:
+        """Return what a trace was asked and answered, as far as it is kept; None where there is no trace.
+
+        Raises:
+            StateUnavailableError: the state cannot be read.
+        """
+        # Taken first: they may be written while the state is read.
+        trace, answer = self._fresh.get(trace_id), self._answers.get(trace_id)
+        if trace is not None:
+            asked, answer = trace.asked, answer or trace.answer
+        else:
+            found = await asyncio.to_thread(self._state.exchange, trace_id)
+            if found is None:
+                return None
+            asked = Asked.of_json(found.prompt, found.asked) if found.prompt and found.asked else None
+            answer = answer or (Answer.of_json(found.answer) if found.answer else None)
+        return Exchange(
+            asked if asked and self._may_keep(asked) else None,
+            answer if answer and self._redact.keeps(answer.text) else None,
+        )
+
+    async def forget(self, prompts: Collection[str] | None) -> None:
+        """Keep nothing more of what was asked and answered under ids of prompts; None: of all.
+
+        Raises:
+            StateUnavailableError, NoRoomError: nothing is forgotten.
+        """
+        await self.drain()  # for what is being written would come after
+        for trace in self._fresh.values():
+            if trace.asked is not None and (prompts is None or trace.asked.prompt in prompts):
+                self._fresh[trace.id] = replace(trace, asked=None)
+        await asyncio.to_thread(self._state.forget_exchanges, prompts)
+
     async def drain(self, timeout_s: float = 5.0) -> bool:
         """Wait until everything is written; False when that took too long."""
         return await self._background.drain(timeout_s)
@@ -115,10 +170,15 @@ class TraceLog:
             for trace_id, change in self._changes.items()
             if trace_id not in self._fresh or any(trace.id == trace_id for trace in batch)
         }
-        if not (batch or changes):
+        answers = {
+            trace_id: answer
+            for trace_id, answer in self._answers.items()
+            if trace_id not in self._fresh or any(trace.id == trace_id for trace in batch)
+        }
+        if not (batch or changes or answers):
             return False
         try:
-            self.lost += await asyncio.to_thread(self._write, batch, changes)
+            self.lost += await asyncio.to_thread(self._write, batch, changes, answers)
             self._failing = False
         except LatentMemoryError as error:
             self.lost += len(batch)
@@ -133,10 +193,18 @@ class TraceLog:
         for trace_id, change in changes.items():
             if self._changes.get(trace_id) is change:
                 del self._changes[trace_id]
+        for trace_id, answer in answers.items():
+            if self._answers.get(trace_id) is answer:
+                del self._answers[trace_id]
         return True
 
-    def _write(self, batch: list[Trace], changes: dict[str, dict[str, Any]]) -> int:
-        """Write traces, and changes of others; return how many are none that can be written."""
+    def _may_keep(self, asked: Asked) -> bool:
+        return self._redact.keeps(asked.text, *asked.choices)
+
+    def _write(
+        self, batch: list[Trace], changes: dict[str, dict[str, Any]], answers: dict[str, Answer]
+    ) -> int:
+        """Write traces, and changes and answers of others; return how many are none that can be written."""
         new = []
         for trace in batch:
             content = trace.to_json() | changes.get(trace.id, {})
@@ -146,10 +214,26 @@ class TraceLog:
                 logger.error("trace %s is no JSON: %s", trace.id, error)
                 continue
             latent = trace.outcome.latent
-            new.append((trace.id, content, None if latent is None else save({"latent": latent.contiguous()})))
+            asked = trace.asked
+            new.append(
+                NewTrace(
+                    trace.id,
+                    content,
+                    latent=None if latent is None else save({"latent": latent.contiguous()}),
+                    prompt=asked.prompt if asked else None,
+                    asked=asked.to_json() if asked and self._may_keep(asked) else None,
+                )
+            )
+            if trace.answer is not None:
+                answers.setdefault(trace.id, trace.answer)
         here = {trace.id for trace in batch}
         others = {trace_id: change for trace_id, change in changes.items() if trace_id not in here}
-        self._state.write_traces(new, others, self._limit)
+        said = {
+            trace_id: answer.to_json()
+            for trace_id, answer in answers.items()
+            if self._redact.keeps(answer.text)
+        }
+        self._state.write_traces(new, others, self._limit, said)
         return len(batch) - len(new)
 
     def _read(self, trace_id: str, include_latent: bool) -> tuple[dict[str, Any] | None, torch.Tensor | None]:

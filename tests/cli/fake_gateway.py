@@ -82,6 +82,8 @@ class FakeGateway:
     """Evidence about rows of the active prior."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of chat completions."""
+    said: list[dict[str, Any]] = field(default_factory=list)
+    """Bodies of feedback."""
     remembered: dict[str, str] = field(default_factory=dict)
     """Questions at effort medium by the id of their episode; a night's labels are all of these."""
     label: str | None = None
@@ -128,6 +130,11 @@ class FakeGateway:
                 self.remembered[headers["x-latent-trace"]] = body["messages"][-1]["content"]
                 headers |= {"x-latent-reward-before": "0.4000", "x-latent-reward-after": "0.7000"}
             return StreamingResponse(self._chunks(body), media_type="text/event-stream", headers=headers)
+
+        @app.post("/v1/feedback")
+        async def feedback(request: Request) -> dict[str, Any]:
+            self.said.append(await request.json())
+            return {"feedback_id": EPISODE}
 
         @app.get("/v1/latent/traces/{trace_id}")
         def trace(trace_id: str) -> dict[str, Any]:

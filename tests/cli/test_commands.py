@@ -6,13 +6,20 @@ from collections.abc import Callable
 import pytest
 
 from tests.cli.conftest import Ran
-from tests.cli.fake_gateway import EVIDENCE, FakeGateway, record
+from tests.cli.fake_gateway import EPISODE, EVIDENCE, FakeGateway, record
 from tests.cli.ports import free_port
 from tests.cli.terminal import on_terminal
 
 Run = Callable[..., Ran]
 
-COMMANDS = [("ask", "Hello?"), ("night",), ("priors", "list"), ("priors", "show", "v1"), ("stats",)]
+COMMANDS = [
+    ("ask", "Hello?"),
+    ("night",),
+    ("priors", "list"),
+    ("priors", "show", "v1"),
+    ("stats",),
+    ("feedback", "chatcmpl-1", "--rating", "1"),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -49,6 +56,7 @@ def test_key_from_the_environment_is_used(
         ["nonsense"],
         ["ask", "--max-tokens", "0", "Hi"],
         ["priors", "show"],
+        ["feedback", "chatcmpl-1", "--rating", "2"],
         ["serve", "--port", "x"],
     ],
     ids=" ".join,
@@ -175,3 +183,14 @@ def test_stats_draw_the_distribution_of_rewards(run: Run, gateway: FakeGateway) 
     bars = {line.split()[0]: line.count("█") for line in out.splitlines() if "█" in line}
     assert set(bars) == {"0.5–0.6", "0.6–0.7", "0.7–0.8", "0.8–0.9"}
     assert bars["0.7–0.8"] == 3 * bars["0.6–0.7"]
+
+
+def test_feedback_says_one_thing_of_one_answer(run: Run, gateway: FakeGateway) -> None:
+    for option, value in (("rating", 0.0), ("demonstration", "It is 4."), ("comment", "not nice")):
+        ran = run("feedback", "chatcmpl-1", f"--{option}", str(value), "--json")
+        assert json.loads(ran.out) == {"feedback_id": EPISODE}
+        assert gateway.said[-1] == {"inference_id": "chatcmpl-1", "metric_name": option, "value": value}
+    for wrong in ([], ["--rating", "1", "--comment", "fine"]):
+        ran = run("feedback", "chatcmpl-1", *wrong)
+        assert (ran.code, "give one of" in ran.err) == (2, True)
+    assert len(gateway.said) == 3

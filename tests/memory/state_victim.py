@@ -19,7 +19,7 @@ from sqlalchemy import Engine, event
 
 from config.settings import Settings
 from memory.night import NightLog
-from memory.state import State
+from memory.state import NewTrace, State
 
 
 def latent(number: int) -> bytes:
@@ -70,7 +70,7 @@ def write(url: str, number: int, commit: int | None) -> None:
     while True:
         state.add_outcomes("space", "default", "v1/0", [(f"{number}a", 0.5), (f"{number}b", -0.5)], "day")
         say("outcomes", number)
-        state.write_traces([(f"trace-{number}", {"number": number}, latent(number))], {}, 1_000_000)
+        state.write_traces([NewTrace(f"trace-{number}", {"number": number}, latent(number))], {}, 1_000_000)
         say("trace", number)
         night = log.create(f"space-{number}", "api")
         say("night", number, night.id)

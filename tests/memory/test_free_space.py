@@ -320,7 +320,7 @@ import sys
 from pathlib import Path
 from memory.free_space import NoRoomError
 from memory.night import NightLog
-from memory.state import State
+from memory.state import NewTrace, State
 
 folder = Path(sys.argv[1])
 
@@ -332,7 +332,7 @@ log = NightLog(state)
 written = 0
 try:
     for _ in range(1000):
-        state.write_traces([(str(written), {}, bytes(1_000_000))], {}, 1000)
+        state.write_traces([NewTrace(str(written), {}, bytes(1_000_000))], {}, 1000)
         written += 1
 except NoRoomError as error:
     print(error)

@@ -6,20 +6,21 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy import Connection, insert, inspect, select, text, update
 
 import memory.database
 from config.settings import Settings
 from memory.database import StateUnavailableError, sqlite_url
 from memory.episode import LatentMemoryError, now
 from memory.free_space import NoRoomError
-from memory.schema import NewerStateError, migrate, outcomes, schema_version, version_of
-from memory.state import State
+from memory.schema import STEPS, VERSION, NewerStateError, migrate, outcomes, schema_version, version_of
+from memory.state import Feedback, KeptExchange, NewTrace, State
 from tests.memory.full_disk import Disk
 from tests.postgres_server import PostgresServer
 
@@ -114,13 +115,88 @@ def test_steps_bring_an_older_schema_up_to_date_once(state: State) -> None:
 
         return take
 
-    steps = (step("second"), step("third"))
+    steps = (*STEPS, step("second"), step("third"))
     for _ in range(2):
         with state.write() as connection:
             migrate(connection, steps)
     assert taken == ["second", "third"]
     with state.read() as connection:
-        assert version_of(connection) == 3
+        assert version_of(connection) == VERSION + 2
+
+
+def test_a_state_of_the_first_schema_becomes_what_a_new_one_is(state: State, state_url: str) -> None:
+    def layout() -> dict[str, set[str]]:
+        with state.read() as connection:
+            found = inspect(connection)
+            return {
+                table: {column["name"] for column in found.get_columns(table)}
+                | {f"index {index['name']}" for index in found.get_indexes(table)}
+                for table in found.get_table_names()
+            }
+
+    new = layout()
+    state.write_traces([NewTrace("old", {"mode": "plain"}, b"z")], {}, 10)
+    with state.write() as connection:
+        for statement in (
+            "DROP TABLE feedback",
+            "DROP INDEX ix_traces_prompt",
+            *(f"ALTER TABLE traces DROP COLUMN {column}" for column in ("prompt", "asked", "answer")),
+        ):
+            connection.execute(text(statement))
+        connection.execute(update(schema_version).values(version=1))
+    with State(state_url) as opened:
+        assert layout() == new
+        assert opened.trace("old", latent=True) == ({"mode": "plain"}, b"z")
+        assert opened.exchange("old") == KeptExchange(None, None, None)
+        said = Feedback("f", "old", "comment", "fine")
+        assert opened.add_feedback(said) == said
+
+
+def test_feedback_is_kept_once_under_its_id_in_the_order_it_came(state: State, state_url: str) -> None:
+    state.write_traces([NewTrace("a", {}), NewTrace("b", {})], {}, 10)
+    said = [Feedback("1", "a", "rating", True), Feedback("2", "a", "comment", "\u00e4", {"by": "me"})]
+    said += [Feedback("3", "b", "rating", 0.25)]
+    for one in said:
+        assert state.add_feedback(one) is one
+    with State(state_url) as other:
+        assert other.add_feedback(replace(said[0], value=False)) == said[0]
+        assert other.feedback_on("a") == said[:2]
+        assert other.feedback("3") == said[2]
+        assert other.feedback_on("a")[0].value is True
+        assert other.feedback("4") is None
+
+
+def test_what_was_said_goes_with_its_trace(state: State) -> None:
+    for name in "abc":
+        state.write_traces([NewTrace(name, {})], {}, 2)
+        state.add_feedback(Feedback(f"of {name}", name, "comment", "fine"))
+    state.write_traces([NewTrace("d", {})], {}, 2)
+    assert [len(state.feedback_on(name)) for name in "abc"] == [0, 0, 1]
+
+
+def test_what_was_asked_and_answered_lies_beside_the_trace_until_it_is_forgotten(state: State) -> None:
+    asked, answer = {"text": "Wie viele?"}, {"text": "zw\u00f6lf"}
+    new = [
+        NewTrace(name, {"mode": "plain"}, prompt=prompt, asked=asked) for name, prompt in ("ap", "bp", "cq")
+    ]
+    state.write_traces([*new, NewTrace("d", {})], {}, 10, {"a": answer})
+    state.write_traces([], {}, 10, {"c": answer, "d": answer})
+    assert state.exchange("a") == KeptExchange("p", asked, answer)
+    assert state.exchange("b") == KeptExchange("p", asked, None)
+    assert state.exchange("c") == KeptExchange("q", asked, answer)
+    assert state.exchange("d") == KeptExchange(None, None, None)
+    assert state.exchange("e") is None
+    assert state.trace("a", latent=False) == ({"mode": "plain"}, None)
+    for name in "acd":
+        state.add_feedback(Feedback(name, name, "comment", "fine"))
+    state.forget_exchanges(["p"])
+    state.write_traces([], {}, 10, {"b": answer})
+    nothing = KeptExchange(None, None, None)
+    assert [state.exchange(name) == nothing for name in "abc"] == [True, True, False]
+    assert [len(state.feedback_on(name)) for name in "acd"] == [0, 1, 1]
+    state.forget_exchanges(None)
+    assert state.exchange("c") == nothing
+    assert [len(state.feedback_on(name)) for name in "cd"] == [0, 0]
 
 
 def test_a_step_that_fails_changes_nothing(state: State) -> None:
@@ -129,9 +205,9 @@ def test_a_step_that_fails_changes_nothing(state: State) -> None:
         raise OSError(errno.ENOSPC, "no space left")
 
     with pytest.raises(OSError, match="no space"), state.write() as connection:
-        migrate(connection, (fail,))
+        migrate(connection, (*STEPS, fail))
     with state.read() as connection:
-        assert version_of(connection) == 1
+        assert version_of(connection) == VERSION
         assert not connection.dialect.has_table(connection, "half_made")
 
 
@@ -168,7 +244,9 @@ def test_connections_that_the_server_has_closed_are_made_anew(postgres: Postgres
 
 def test_a_trace_is_changed_and_only_so_many_are_kept(state: State) -> None:
     for number in range(5):
-        state.write_traces([(f"{number}", {"number": number, "fate": "pending"}, b"z" * number)], {}, 3)
+        state.write_traces(
+            [NewTrace(f"{number}", {"number": number, "fate": "pending"}, b"z" * number)], {}, 3
+        )
     state.write_traces([], {"3": {"fate": "stored"}, "0": {"fate": "stored"}}, 3)
     assert [state.trace(f"{number}", latent=False) for number in range(2)] == [None, None]
     assert state.trace("3", latent=True) == ({"number": 3, "fate": "stored"}, b"zzz")

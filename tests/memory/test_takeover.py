@@ -12,7 +12,7 @@ from config.settings import Settings
 from memory.night import NightLog
 from memory.registry import PriorRegistry
 from memory.schema import labels
-from memory.state import State
+from memory.state import NewTrace, State
 
 NIGHT = {
     "id": "0a1b",
@@ -129,7 +129,7 @@ def test_the_newest_traces_are_taken_over(folder: Path, state_url: str) -> None:
             ("4", None),
         ]
         new = "11111111-0000-4000-8000-000000000000"
-        state.write_traces([(new, {"id": new}, None)], {}, 3)
+        state.write_traces([NewTrace(new, {"id": new})], {}, 3)
         assert [state.trace(name, latent=False) is None for name in (*TRACES[2:], new)] == [
             True,
             False,

@@ -215,6 +215,52 @@ def test_a_verifiers_word_stands_above_the_models(tmp_path: Path) -> None:
     assert known.label == Label.of(engine.answer_tokens("bird"), CHOICES)
 
 
+def test_what_somebody_said_stands_above_a_verifier_and_what_was_called_wrong_is_not_learned(
+    tmp_path: Path,
+) -> None:
+    engine = ChoosingEngine()
+    beliefs = [[0.9, 0.04, 0.03, 0.03]] * 7 + [[0.1, 0.84, 0.03, 0.03]] * 7
+    shown, wrong, doubted, *others = choosing_episodes(engine, beliefs)
+    tokens = engine.answer_tokens("bird")
+    episodes = [
+        replace(
+            shown,
+            answer_text="bird",
+            answer_token_ids=tokens,
+            signals={"feedback": 1.0, "verifier": 0.0},
+            reward=1.0,
+        ),
+        replace(wrong, signals={"feedback": 0.0, "verifier": 1.0}, reward=0.0),
+        replace(doubted, signals={"feedback": 0.25}, reward=0.25),
+        *others,
+    ]
+    found = dataset(engine, episodes, tmp_path)
+    learned = {example.id: example for example in found.examples}
+    assert len(learned) == len(others) + 1
+    assert not {wrong.id, doubted.id} & learned.keys()
+    assert learned[shown.id].known
+    assert learned[shown.id].label == Label.of(tokens, CHOICES)
+
+
+def test_of_one_question_asked_twice_what_somebody_called_right_is_the_label(
+    engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    first, *others = scripted_episodes(engine, 30)
+    told = replace(
+        first,
+        id=prompt_id("space", "default", (1,)),
+        answer_text="shown",
+        answer_token_ids=engine.answer_tokens("shown"),
+        signals={"feedback": 0.75},
+        reward=0.75,
+        seen_at=first.seen_last,
+    )
+    found = dataset(engine, [replace(first, reward=1.0), told, *others], tmp_path)
+    assert [example.answer for example in found.examples if example.prompt == told.prompt_token_ids] == [
+        "shown"
+    ]
+
+
 def test_leanings_are_kept_for_the_days_that_follow(tmp_path: Path) -> None:
     engine = ChoosingEngine()
     beliefs = [[0.94, 0.02, 0.02, 0.02], [0.04, 0.9, 0.03, 0.03]] * 8

@@ -129,6 +129,7 @@ async def _served(root: Path, parts: Parts, ready: bool, values: dict[str, Any])
             send_night=parts.send_night or queued.append,
         ) as gateway:
             inner.state.steer = gateway.steering.steer
+            inner.state.answered = gateway.traces.answered
             yield gateway
 
     app = create_app(settings, opener=opener, registry=CollectorRegistry())

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from model.engine import Decoding, SteeredPrompt
 from model.scripted_engine import ScriptedEngine
-from server.steering.outcome import Outcome
+from server.steering.outcome import Answer, Outcome
 from server.steering.prompt import RenderedPrompt, SteeringRejectedError
 from server.steering.request import current_call
 
@@ -24,6 +24,8 @@ def inner_app(engine: ScriptedEngine) -> FastAPI:
     """Return an app whose answers tell what body it saw; `state.steer` is set once steering exists."""
     app = FastAPI()
     app.state.steer = None
+    app.state.answered = None
+    """Told (trace id, answer) of what was decoded here."""
     app.state.release = asyncio.Event()
     """Streams stop after their first chunk until this is set."""
     app.state.release.set()
@@ -70,7 +72,8 @@ def inner_app(engine: ScriptedEngine) -> FastAPI:
         text = texts[0]
         usage = _usage(request.url.path, text)
         if not body.get("stream"):
-            said = {"seen": body, "length": request.headers["content-length"], "text": text}
+            said = {"seen": body, "length": request.headers["content-length"], "text": text, "id": _id()}
+            said["named"] = request.headers.get("x-request-id")
             choices = [
                 {"index": i, "finish_reason": "stop", "message": {"role": "assistant", "content": each}}
                 for i, each in enumerate(texts)
@@ -122,8 +125,17 @@ async def _answered(engine: ScriptedEngine, app: FastAPI, body: dict[str, Any]) 
         call.outcome = await asyncio.create_task(app.state.steer(prompt, call.options, call.trace_id))
         call.traced = True
         latent, position = call.outcome.latent, call.outcome.position
+    if call is not None and call.outcome is not None and call.outcome.answer is not None:
+        return call.outcome.answer.text
     (generation,) = await engine.generate([SteeredPrompt(tokens, latent, position)], decoding)
+    if call is not None and call.traced:
+        app.state.answered(call.trace_id, Answer.of(generation))
     return generation.text
+
+
+def _id() -> str:
+    call = current_call.get()
+    return f"chatcmpl-{call.trace_id if call is not None and call.traced else '0123456789abcdef'}"
 
 
 def _refusal(status: int, message: str, kind: str, param: str | None) -> JSONResponse:

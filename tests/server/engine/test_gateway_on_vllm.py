@@ -13,6 +13,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from fastapi import FastAPI
+from openai import AsyncOpenAI
 from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
@@ -85,7 +86,7 @@ async def gateway(
             checks=[],
             send_night=logging.info,
         ) as parts:
-            install(launched.app.state, launched.engine, parts.steering.steer)
+            install(launched.app.state, launched.engine, parts.steering.steer, parts.traces.answered)
             yield parts
 
     async def alive() -> bool:
@@ -285,6 +286,77 @@ async def test_conversations_of_a_batch_are_steered_one_by_one(
         trace = (await gateway.get(f"/v1/latent/traces/{each['trace']}")).json()
         assert trace["mode"] == each["mode"], question
     assert answer.json()["usage"]["latent"]["generated_tokens"] > 0
+
+
+async def remembered(gateway: httpx.AsyncClient, inference_id: str) -> dict[str, Any]:
+    """Call an answer wrong, and return what is remembered of it."""
+    said = {"inference_id": inference_id, "metric_name": "rating", "value": False}
+    answer = await gateway.post("/v1/feedback", json=said)
+    assert answer.status_code == 200, answer.text
+    trace = (await gateway.get(f"/v1/latent/traces/{inference_id[-36:]}")).json()
+    found: dict[str, Any] = (await gateway.get(f"/v1/memory/episodes/{trace['episode_id']}")).json()
+    return found
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_id_of_every_answer_leads_feedback_to_what_the_client_got(
+    launched: Launched, gateway: httpx.AsyncClient, stream: bool
+) -> None:
+    client = AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=gateway)
+    model, kind = f"{name(launched)}:low", "streamed" if stream else "whole"
+    question = f"Name three rivers, {kind}."
+    named = {"X-Request-Id": "of-a-proxy"}
+    asked: Any = {"model": model, "messages": [{"role": "user", "content": question}], **LENGTH}
+    if stream:
+        chunks = [one async for one in await client.chat.completions.create(**asked, stream=True)]
+        (chat_id,) = {one.id for one in chunks}
+        text = "".join(one.choices[0].delta.content or "" for one in chunks if one.choices)
+    else:
+        completion = await client.chat.completions.create(**asked, extra_headers=named)
+        chat_id, text = completion.id, completion.choices[0].message.content or ""
+    episode = await remembered(gateway, chat_id)
+    assert (episode["answer_text"], len(episode["answer_token_ids"])) == (text, LENGTH["max_tokens"])
+    assert question in episode["prompt_text"]
+
+    said: Any = {"model": model, "input": f"Name a lake, {kind}.", "max_output_tokens": 4, "temperature": 0}
+    if stream:
+        events = [event async for event in await client.responses.create(**said, stream=True)]
+        response: Any = events[-1].response  # type: ignore[union-attr]
+    else:
+        response = await client.responses.create(**said)
+    episode = await remembered(gateway, response.id)
+    assert episode["answer_text"] == response.output_text
+    assert f"Name a lake, {kind}." in episode["prompt_text"]
+
+    message = await gateway.post(MESSAGES, json=asked | {"stream": stream}, headers=named)
+    trace_id = message.headers["x-latent-trace"]
+    assert f'"id":"chatcmpl-{trace_id}"' in message.text.replace('": "', '":"')
+    episode = await remembered(gateway, f"chatcmpl-{trace_id}")
+    assert len(episode["answer_token_ids"]) == LENGTH["max_tokens"]
+
+
+async def test_of_a_batch_each_conversation_has_a_trace_for_feedback(
+    launched: Launched, gateway: httpx.AsyncClient
+) -> None:
+    asked = ["Name an old town.", "Name a new town."]
+    body = {"messages": [[{"role": "user", "content": each}] for each in asked], **LENGTH}
+    answer = (await gateway.post(BATCH, json=body | {"model": f"{name(launched)}:low"})).json()
+    for question, choice in zip(asked, answer["choices"], strict=True):
+        episode = await remembered(gateway, choice["latent"]["trace"])
+        assert question in episode["prompt_text"]
+        assert episode["answer_text"] == choice["message"]["content"]
+
+
+async def test_a_client_that_names_its_request_keeps_the_name(
+    launched: Launched, gateway: httpx.AsyncClient
+) -> None:
+    body = {"model": name(launched), "messages": HELLO, "request_id": "mine", **LENGTH}
+    assert (await gateway.post(CHAT, json=body)).json()["id"] == "chatcmpl-mine"
+    several = await gateway.post(CHAT, json=body | {"n": 2, "temperature": 1})
+    said = {"inference_id": several.headers["x-latent-trace"], "metric_name": "rating", "value": False}
+    assert (await gateway.post("/v1/feedback", json=said)).status_code == 404
+    shown = said | {"metric_name": "demonstration", "value": "Rhine, Elbe, Oder"}
+    assert (await gateway.post("/v1/feedback", json=shown)).status_code == 200
 
 
 async def test_documentation_page_has_its_script_and_style(gateway: httpx.AsyncClient) -> None:

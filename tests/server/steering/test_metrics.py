@@ -26,6 +26,7 @@ def test_names_are_prefixed_and_stable() -> None:
         "latentevolve_prior_swaps",
         "latentevolve_active_prior",
         "latentevolve_prior_rows",
+        "latentevolve_feedback",
     }
 
 
@@ -55,9 +56,11 @@ def test_summary_tells_what_the_collectors_hold() -> None:
     for result in ("hit", "hit", "miss", "unavailable"):
         metrics.recalls.labels(result).inc()
     metrics.episodes.labels("dropped").inc(3)
+    metrics.feedback.labels("rating").inc()
     assert metrics.summary() == {
         "requests": {"total": 4, "steered": 2, "by_mode": {"plain": 2, "recall": 1, "refined": 1}},
         "hit_rate": 2 / 3,
         "dropped_writes": 3,
         "refused_writes": 0,
+        "feedback": {"rating": 1},
     }
