@@ -127,10 +127,10 @@ class Settings(BaseSettings):
     medium_votes: int = Field(8, ge=2, description="Sampled answers that vote at effort medium.")
     high_votes: int = Field(16, ge=2, description="Sampled answers that vote at effort high.")
     choice_calibration: float = Field(
-        0.7,
+        1.0,
         ge=0,
         le=1,
-        description="λ by which choices are calibrated at medium and high: 1 takes all for equally frequent.",
+        description="λ by which choices are calibrated at medium and high; 0: as the model says them.",
     )
     high_search: SearchName = Field(
         "evolution",

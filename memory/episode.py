@@ -120,7 +120,9 @@ class Episode:
     choices: tuple[str, ...] = ()
     """What a grammar held the answer to, when it was one of a few strings."""
     choice_log_probabilities: tuple[float, ...] = ()
-    """Of each choice under no latent; (): not measured."""
+    """Of each choice under no latent, said as a whole answer; (): not measured."""
+    held_log_probabilities: tuple[float, ...] = ()
+    """Of each choice under no latent, drawn by a grammar; (): not measured."""
     max_tokens: int | None = None
     """Most tokens that the request allowed an answer; None: not known."""
     tenant: str = TENANT
@@ -186,6 +188,7 @@ class Episode:
             "start_lift": self.start_lift,
             "choices": list(self.choices),
             "choice_log_probabilities": [float(value) for value in self.choice_log_probabilities],
+            "held_log_probabilities": [float(value) for value in self.held_log_probabilities],
             "max_tokens": self.max_tokens,
             "prompt_text": self.prompt_text,
             "answer_text": self.answer_text,

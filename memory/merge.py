@@ -68,6 +68,7 @@ def _told(before: Episode, after: Episode) -> Episode:
         start_lift=before.start_lift,
         prior_version=before.prior_version,
         choice_log_probabilities=after.choice_log_probabilities or before.choice_log_probabilities,
+        held_log_probabilities=after.held_log_probabilities or before.held_log_probabilities,
         seen=before.seen,
         seen_at=before.seen_last,
     )
@@ -91,6 +92,7 @@ def _after_feedback(before: Episode, after: Episode) -> Episode:
     return replace(
         kept,
         choice_log_probabilities=found.choice_log_probabilities,
+        held_log_probabilities=found.held_log_probabilities,
         seen=found.seen,
         seen_at=found.seen_at,
     )
@@ -113,6 +115,7 @@ def _found_again(before: Episode, after: Episode) -> Episode:
         better,
         id=after.id,
         choice_log_probabilities=after.choice_log_probabilities or before.choice_log_probabilities,
+        held_log_probabilities=after.held_log_probabilities or before.held_log_probabilities,
         latent=latent.latent,
         latent_earned=latent.latent_earned,
         prior_version=latent.prior_version,

@@ -24,12 +24,13 @@ REWARD = "reward"
 CREATED_AT = "created_at"
 EFFORT = "effort"
 SEARCH = "search"
-EARNED, START_LIFT, PRIOR_VERSION, CHOICES, CHOICE_LOGS = NEIGHBOUR_FIELDS = (
+EARNED, START_LIFT, PRIOR_VERSION, CHOICES, CHOICE_LOGS, HELD_LOGS = NEIGHBOUR_FIELDS = (
     "latent_earned",
     "start_lift",
     "prior_version",
     "choices",
     "choice_log_probabilities",
+    "held_log_probabilities",
 )
 REDACTED = "redacted"
 """There, and true, where no tokens are kept."""
@@ -105,7 +106,7 @@ def episode_of(episode_id: str, payload: Mapping[str, Any], key: ArrayLike, late
         fields[SEARCH] = fields.pop("refiner")
     fields["prompt_token_ids"] = tuple(fields["prompt_token_ids"])
     fields["answer_token_ids"] = tuple(fields["answer_token_ids"])
-    for name in (CHOICES, CHOICE_LOGS):
+    for name in (CHOICES, CHOICE_LOGS, HELD_LOGS):
         fields[name] = tuple(fields.get(name) or ())
     for name in (CREATED_AT, "seen_at"):  # the latter is not there before there was a count
         if fields.get(name) is not None:
@@ -128,6 +129,7 @@ def neighbour_of(episode_id: str, payload: Mapping[str, Any], similarity: float)
         payload.get(PRIOR_VERSION),
         tuple(payload.get(CHOICES) or ()),
         tuple(payload.get(CHOICE_LOGS) or ()),
+        tuple(payload.get(HELD_LOGS) or ()),
     )
 
 
@@ -176,9 +178,10 @@ def _check_fields(episode: Episode) -> None:
     for name in _TEXTS:
         if not _is_text(getattr(episode, name)):
             raise EpisodeRejectedError(f"{name} is no text that UTF-8 can hold")
-    logs = episode.choice_log_probabilities
-    if logs and not (len(logs) == len(episode.choices) and all(value <= 0 for value in logs)):
-        raise EpisodeRejectedError("choice_log_probabilities are not one log-probability for each choice")
+    for name in (CHOICE_LOGS, HELD_LOGS):
+        logs = getattr(episode, name)
+        if logs and not (len(logs) == len(episode.choices) and all(value <= 0 for value in logs)):
+            raise EpisodeRejectedError(f"{name} are not one log-probability for each choice")
     if episode.max_tokens is not None and episode.max_tokens < 1:
         raise EpisodeRejectedError(f"max_tokens is {episode.max_tokens}, expected 1 or more")
     if not episode.tenant:

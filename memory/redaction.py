@@ -76,6 +76,7 @@ def _without_tokens(episode: Episode, prompt: str, answer: str, choices: tuple[s
         answer_text=answer,
         choices=choices,
         choice_log_probabilities=episode.choice_log_probabilities if choices else (),
+        held_log_probabilities=episode.held_log_probabilities if choices else (),
         prompt_token_ids=(),
         answer_token_ids=(),
     )

@@ -34,6 +34,7 @@ class Neighbour:
     prior_version: str | None
     choices: tuple[str, ...] = ()
     choice_log_probabilities: tuple[float, ...] = ()
+    held_log_probabilities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

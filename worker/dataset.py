@@ -71,6 +71,8 @@ class Example:
     """What it should be answered, the likeliest first."""
     answer: str
     """The likeliest answer as text."""
+    held: tuple[float, ...]
+    """Log-probability of each choice under no latent, drawn by a grammar, as by day; (): not known."""
     known: bool
     """Whether somebody, else a verifier, has called that answer right."""
     seen_at: float
@@ -272,6 +274,7 @@ def _example(engine: Engine, episode: Episode, cluster: int) -> Example:
         max_tokens=episode.max_tokens,
         label=Label.of(tokens, episode.choices if held else ()),
         answer=episode.answer_text,
+        held=episode.held_log_probabilities if held else (),
         known=episode.signals.get(FEEDBACK, episode.signals.get(VERIFIER, 0.0)) >= GOOD,
         seen_at=episode.seen_last.timestamp(),
         weight=episode.reward + max(episode.reward - episode.plain_reward, 0.0),
@@ -335,8 +338,7 @@ async def _labelled(
         else:
             kept.append(example)
     for (cluster, choices), group in alike.items():
-        prompts = [SteeredPrompt(example.prompt) for example in group]
-        logits = await choice_logits(engine, prompts, choices, held=True)  # what a training can move
+        logits = await _held_logits(engine, group, choices)  # what a training can move
         leans = leaning(logits, calibration, _frequencies(group, choices))
         leanings.setdefault(cluster, {})[choices] = tuple(leans.tolist())
         for example, row in zip(group, calibrated(logits, leans), strict=True):
@@ -347,6 +349,16 @@ async def _labelled(
                 kept.append(replace(example, label=label, answer=choices[int(row.argmax())], weight=1.0))
     mean = math.fsum(example.weight for example in kept) / max(len(kept), 1)
     return [replace(example, weight=example.weight / mean) for example in kept], leanings
+
+
+async def _held_logits(
+    engine: Engine, examples: Sequence[Example], choices: tuple[str, ...]
+) -> NDArray[np.float64]:
+    """Return what each example's choices were by day, (n, choices); the engine is asked for others."""
+    unknown = [at for at, example in enumerate(examples) if not example.held]
+    prompts = [SteeredPrompt(examples[at].prompt) for at in unknown]
+    asked = iter(await choice_logits(engine, prompts, choices, held=True) if prompts else ())
+    return np.array([example.held or next(asked) for example in examples])
 
 
 def _frequencies(examples: Sequence[Example], choices: Sequence[str]) -> NDArray[np.float64]:

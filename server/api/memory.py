@@ -74,6 +74,7 @@ class EpisodeSummary(BaseModel):
     start_lift: float | None
     choices: list[str]
     choice_log_probabilities: list[float]
+    held_log_probabilities: list[float]
     max_tokens: int | None
     prompt_text: str
     answer_text: str

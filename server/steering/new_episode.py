@@ -71,6 +71,7 @@ def episode_of_choice(request: Request, key: Array, engine: Engine, choice: Choi
         latent_earned=False,
         choices=request.prompt.scored_choices,
         choice_log_probabilities=choice.log_probabilities,
+        held_log_probabilities=choice.held_log_probabilities,
         plain_reward=choice.plain_probability,
         search="none",
         **_asked(request, engine.space.id),

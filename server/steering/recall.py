@@ -15,7 +15,7 @@ from memory.store import REACH, EpisodeStore, Neighbour, Recalled, recall
 from model.space import LatentRejectedError, LatentSpace
 from server.steering.metrics import Metrics
 from server.steering.request import Request
-from server.steering.search.choose import LOOKED_AT
+from server.steering.search.choose import LOOKED_AT, Thought
 from server.steering.store_access import StoreAccess
 
 logger = logging.getLogger(__name__)
@@ -64,12 +64,12 @@ class Recall:
             self._metrics.similarity.observe(max(near.similarity for near in recalled))
         return recalled, neighbours
 
-    async def alike(self, request: Request, key: Array) -> list[tuple[float, ...]]:
+    async def alike(self, request: Request, key: Array) -> list[Thought]:
         """Return what the model thought of the same choices in requests like this, whose key is `key`, (d,).
 
-        Log-probabilities, one for each choice; none when the store does not answer.
+        None when the store does not answer.
         """
-        choices = request.prompt.scored_choices
+        prompt = request.prompt
         try:
             nearest = await self._store.call(
                 lambda store: store.near(key, tenant=TENANT, k=LOOKED_AT, floor=CLUSTER_COSINE)
@@ -77,11 +77,11 @@ class Recall:
         except StoreUnavailableError as error:
             self._miss(request, error)
             return []
-        own = prompt_id(self._space.id, TENANT, request.prompt.token_ids, request.prompt.held_to)
-        return [
-            near.choice_log_probabilities
+        own = prompt_id(self._space.id, TENANT, prompt.token_ids, prompt.held_to)
+        return [  # older episodes know one reading only
+            Thought(logs := near.choice_log_probabilities, near.held_log_probabilities or logs)
             for near in nearest
-            if near.choices == choices and near.choice_log_probabilities and near.id != own
+            if near.choices == prompt.scored_choices and near.choice_log_probabilities and near.id != own
         ]
 
     def _floor(self, request: Request, covered: bool) -> float:

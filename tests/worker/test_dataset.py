@@ -180,6 +180,28 @@ def test_labels_of_choices_undo_what_the_model_says_too_often(tmp_path: Path) ->
     assert {example.answer for example in raw.examples} == {"fruit"}
 
 
+def test_what_the_day_knows_of_choices_is_not_scored_again(tmp_path: Path) -> None:
+    engine = ChoosingEngine()
+    beliefs = np.random.default_rng(0).dirichlet([0.5] * 4, 30).tolist()
+    episodes = choosing_episodes(engine, beliefs)
+    expected = dataset(engine, episodes, tmp_path)
+    known = [
+        replace(one, held_log_probabilities=tuple(np.log(engine.believes[tuple(one.prompt_token_ids)])))
+        for one in episodes
+    ]
+    asked = len(engine.calls)
+    (tmp_path / "known").mkdir()
+    found = dataset(engine, known, tmp_path / "known")
+    assert len(engine.calls) == asked
+    labels = [[example.label.probabilities for example in one.examples] for one in (expected, found)]
+    assert [len(one) for one in labels] == [len(expected.examples)] * 2
+    for ours, theirs in zip(*labels, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    (tmp_path / "mixed").mkdir()
+    mixed = dataset(engine, [*known[:10], *episodes[10:]], tmp_path / "mixed")
+    assert [example.answer for example in mixed.examples] == [example.answer for example in expected.examples]
+
+
 def test_labels_sum_to_one_and_the_likeliest_comes_first(tmp_path: Path) -> None:
     engine = ChoosingEngine()
     rng = np.random.default_rng(0)

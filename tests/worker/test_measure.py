@@ -27,6 +27,7 @@ def example(answer: str, *, group: int = 0, digest: str = "d") -> Example:
         max_tokens=None,
         label=Label.of((1,)),
         answer=answer,
+        held=(),
         known=False,
         seen_at=0.0,
         weight=1.0,

@@ -4,8 +4,10 @@ Owns which requests are known to lean the same way, and the answer that comes of
 they are remembered.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +18,22 @@ from server.steering.prompt import RenderedPrompt
 
 LOOKED_AT = 64
 """Most requests of the same cluster that are looked at: they are taken to lean the same way."""
-UNKNOWN = 16
+UNKNOWN = 8
 """Requests without a lean that count beside the known ones: a few may all be right about the same choice."""
+EVEN = 40
+"""Requests beside the known ones to which each choice is right as often as any other."""
 MOST_PASSES = 128
-"""Tokens of all choices; where they are more, choices are scored by what a grammar would draw, in fewer
+"""Tokens of all choices; where they are more, choices are scored by what a grammar would draw alone, in fewer
 passes."""
+
+
+class Thought(NamedTuple):
+    """What the model thinks of a request's choices under no latent: two readings, which err differently."""
+
+    whole: Sequence[float]
+    """Log-probability of each as a whole answer."""
+    held: Sequence[float]
+    """Log-probability of each as a grammar draws it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +47,15 @@ class Choice:
     """Calibrated, of the one that the model would have chosen by itself."""
     log_probabilities: tuple[float, ...]
     """Of each choice, under no latent and not calibrated; (): not asked for."""
+    held_log_probabilities: tuple[float, ...]
+    """The same, as a grammar draws them."""
 
 
 async def choose(
     engine: Engine,
     prompt: RenderedPrompt,
     steered: SteeredPrompt,
-    known: Sequence[Sequence[float]],
+    known: Sequence[Thought],
     strength: float,
     *,
     remembered: bool,
@@ -53,7 +68,7 @@ async def choose(
         engine: Scores them.
         prompt: What was asked.
         steered: The same, with the latent that serves it, if one does.
-        known: Log-probabilities of the same choices under no latent, of requests like it.
+        known: What the model thought of the same choices in requests like it.
         strength: λ of the calibration.
         remembered: Whether what the model thinks by itself is asked for behind a latent, too.
 
@@ -63,33 +78,51 @@ async def choose(
     choices = prompt.scored_choices
     own = None
     if steered.latent is None or remembered:
-        passes = sum(len(engine.answer_tokens(choice)) for choice in choices)
-        plain = SteeredPrompt(prompt.token_ids)
-        own = await choice_logits(engine, [plain], choices, held=passes > MOST_PASSES)
+        own = await _thought(engine, SteeredPrompt(prompt.token_ids), choices)
     if steered.latent is None:
         assert own is not None
-        decisive = calibrated(own, _leaning(own, known, strength))[0]
+        decisive = calibrated(np.array([own.whole]), _leaning([own, *known], strength))[0]
     else:  # as the night has taught it, and measured
         decisive = np.exp(await choice_logits(engine, [steered], choices, held=True))[0]
     chosen = int(decisive.argmax())
-    by_itself = chosen if own is None else int(own[0].argmax())
+    by_itself = chosen if own is None else int(np.argmax(own.whole))
     return Choice(
         choices[chosen],
         float(decisive[chosen]),
         float(decisive[by_itself]),
-        () if own is None else tuple(own[0].tolist()),
+        () if own is None else tuple(own.whole),
+        () if own is None else tuple(own.held),
     )
 
 
-def _leaning(
-    own: NDArray[np.float64], known: Sequence[Sequence[float]], strength: float
-) -> NDArray[np.float64]:
-    """Return what the model leans to, (choices,), from a request, (1, choices), and those like it."""
-    count = own.shape[1]
-    rows = [own, np.full((UNKNOWN, count), -np.log(count))]
-    if known:
-        rows.append(np.asarray(known, dtype=np.float64))
-    return leaning(np.concatenate(rows), strength, np.full(count, 1 / count))
+async def _thought(engine: Engine, plain: SteeredPrompt, choices: tuple[str, ...]) -> Thought:
+    passes = sum(len(engine.answer_tokens(choice)) for choice in choices)
+    readings = await asyncio.gather(
+        *(
+            choice_logits(engine, [plain], choices, held=held)
+            for held in ((True,) if passes > MOST_PASSES else (False, True))
+        )
+    )
+    return Thought(readings[0][0].tolist(), readings[-1][0].tolist())
+
+
+def _leaning(thoughts: Sequence[Thought], strength: float) -> NDArray[np.float64]:
+    """Return what the model leans to, (choices,), from a request and those like it.
+
+    How often each choice is right is read off the requests of which both readings say the same once each has
+    lost its own lean: the readings lean differently, so that where they agree they are mostly right
+    (docs/log.md).
+    """
+    readings = [np.array([thought[at] for thought in thoughts]) for at in range(2)]  # (n, choices)
+    count = readings[0].shape[1]
+    even = np.full(count, 1 / count)
+    none = np.full((UNKNOWN, count), -np.log(count))
+    said = [
+        calibrated(reading, leaning(np.concatenate([reading, none]), strength, even)).argmax(axis=1)
+        for reading in readings
+    ]
+    agreed = np.bincount(said[0][said[0] == said[1]], minlength=count) + EVEN * even
+    return leaning(np.concatenate([readings[0], none]), strength, agreed / agreed.sum())
 
 
 async def say(engine: Engine, prompt: RenderedPrompt, steered: SteeredPrompt, text: str) -> Generation:

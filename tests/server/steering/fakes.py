@@ -100,6 +100,7 @@ class ListStore:
                 e.prior_version,
                 e.choices,
                 e.choice_log_probabilities,
+                e.held_log_probabilities,
             )
             for e in self.episodes
             if e.tenant == tenant

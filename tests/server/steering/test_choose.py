@@ -11,7 +11,7 @@ import torch
 
 from model.engine import EngineError, SteeredPrompt
 from model.scripted_engine import ScriptedEngine
-from server.steering.search.choose import choose
+from server.steering.search.choose import Thought, choose
 from tests.server.steering.conftest import MakeDay
 from tests.server.steering.fakes import rendered
 
@@ -41,24 +41,42 @@ class Leaning(ScriptedEngine):
 
 
 async def chosen(
-    engine: ScriptedEngine, known: Sequence[Sequence[float]], strength: float = 1.0, steered: bool = False
+    engine: ScriptedEngine,
+    known: Sequence[Sequence[float]],
+    strength: float = 1.0,
+    *,
+    held: Sequence[Sequence[float]] = (),
+    steered: bool = False,
 ) -> str:
     prompt = rendered(engine, choices=CHOICES)
     latent = engine.neutral_latent() if steered else None
     with_it = SteeredPrompt(prompt.token_ids, latent)
-    thought = np.log(known).tolist() if known else []
+    thought = [Thought(np.log(one), np.log(other)) for one, other in zip(known, held or known, strict=True)]
     return (await choose(engine, prompt, with_it, thought, strength, remembered=False)).text
+
+
+MIXED = [(0.3, 0.7), (0.02, 0.98)]
+"""A question like the one asked, and one to which the answer is no."""
 
 
 async def test_what_the_model_says_of_everything_is_taken_off() -> None:
     engine = Leaning({"": LEANS})
     assert await chosen(engine, []) == NO
-    assert await chosen(engine, [(0.1, 0.9)] * 30) == YES
-    assert await chosen(engine, [(0.1, 0.9)] * 30, strength=0.0) == NO
+    assert await chosen(engine, MIXED * 15) == YES
+    assert await chosen(engine, MIXED * 15, strength=0.0) == NO
 
 
 async def test_a_few_requests_that_may_all_be_right_change_little() -> None:
     assert await chosen(Leaning({"": LEANS}), [(0.1, 0.9)] * 2) == NO
+
+
+async def test_what_both_readings_say_of_most_requests_is_frequent_and_no_lean() -> None:
+    """No is right six times of seven: both readings say so, though one of them leans to yes."""
+    engine = Leaning({"": (0.5, 0.5)})
+    whole = [(0.45, 0.55)] * 30 + [(0.7, 0.3)] * 5
+    held = [(0.2, 0.8)] * 30 + [(0.9, 0.1)] * 5
+    assert await chosen(engine, whole, held=held) == NO
+    assert await chosen(engine, whole, held=[(0.5, 0.5)] * 35) == YES  # the other reading says nothing
 
 
 async def test_behind_a_latent_the_likeliest_is_answered_as_it_stands() -> None:
@@ -67,13 +85,13 @@ async def test_behind_a_latent_the_likeliest_is_answered_as_it_stands() -> None:
 
 
 async def test_choices_that_were_remembered_calibrate_the_next_ones(make_day: MakeDay) -> None:
-    day = await make_day(Leaning({"clear": (0.05, 0.95), "": LEANS}), low_recalls=False)
+    day = await make_day(Leaning({"clear": (0.02, 0.98), "": LEANS}), low_recalls=False)
     alone, _ = await day.ask(rendered(day.engine, "apples Which?", choices=CHOICES), "medium", store=False)
     assert (alone.mode, alone.reason, alone.answer.text) == ("calibrated", "choices", NO)
     for number in range(40):
-        await day.ask(rendered(day.engine, f"apples clear {number}?", choices=CHOICES), "medium")
+        like = "clear" if number % 2 else "dim"
+        await day.ask(rendered(day.engine, f"apples {like} {number}?", choices=CHOICES), "medium")
     assert await day.remember.drain()
-    assert {episode.answer_text for episode in day.store.episodes} == {NO}
     beside, trace = await day.ask(rendered(day.engine, "apples Which?", choices=CHOICES), "medium")
     assert beside.answer.text == YES
     assert trace["remembered"] == "pending"
@@ -108,7 +126,8 @@ async def test_explored_choices_are_remembered_with_what_the_model_thought(make_
     await day.steering.explorer.drain()
     assert await day.remember.drain()
     (episode,) = day.store.episodes
-    assert np.exp(episode.choice_log_probabilities) == pytest.approx(LEANS, abs=1e-5)
+    for reading in (episode.choice_log_probabilities, episode.held_log_probabilities):
+        assert np.exp(reading) == pytest.approx(LEANS, abs=1e-5)
     assert (episode.choices, episode.latent_earned) == (CHOICES, False)
     assert day.count("explorations_total", result="remembered") == 1
 
