@@ -126,11 +126,28 @@ class Database:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
             yield connection
 
+    def scrub(self) -> None:
+        """Have an SQLite file and its log hold no more what was deleted; PostgreSQL does that by its vacuum.
+
+        While others read, the log waits for a later call, or for the last one that closes the file.
+
+        Raises:
+            StateUnavailableError: the database does not answer.
+        """
+        if self._url.get_backend_name() != "sqlite":
+            return
+        with self._translated():
+            connection = self._engine.raw_connection()
+            try:
+                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                connection.close()
+
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, sqlite3.Error) as error:
             cause = getattr(error, "orig", None) or error
             full = getattr(cause, "sqlite_errorcode", None) in _NO_ROOM
             if full or getattr(cause, "sqlstate", None) == _DISK_FULL:
@@ -189,6 +206,8 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
+    # What was deleted is overwritten.
+    connection.execute("PRAGMA secure_delete=ON").close()
     # What was acknowledged survives a power failure, too.
     connection.execute("PRAGMA synchronous=FULL").close()
 

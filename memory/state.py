@@ -239,6 +239,7 @@ class State(Database):
             said = feedback.c.trace.in_(select(traces.c.id).where(meant))
             connection.execute(delete(feedback) if prompts is None else delete(feedback).where(said))
             connection.execute(update(traces).where(meant).values(prompt=None, asked=None, answer=None))
+        self.scrub()
 
     def add_feedback(self, said: Feedback) -> Feedback:
         """Keep what somebody said, and return what is kept under its id: that, or what was there before.

@@ -199,6 +199,25 @@ def test_what_was_asked_and_answered_lies_beside_the_trace_until_it_is_forgotten
     assert [len(state.feedback_on(name)) for name in "cd"] == [0, 0]
 
 
+@pytest.mark.parametrize("words", [1, 5_000])
+def test_what_was_forgotten_is_in_no_file_and_what_was_not_is(tmp_path: Path, words: int) -> None:
+    def holds(text: str) -> bool:
+        return any(text.encode() in file.read_bytes() for file in tmp_path.iterdir())
+
+    with State.in_folder(tmp_path) as state:
+        for name in ("forget", "keep"):
+            asked, answer = {"text": f"{name}-asked " * words}, {"text": f"{name}-answer " * words}
+            state.write_traces([NewTrace(name, {}, prompt=name, asked=asked)], {}, 10, {name: answer})
+            state.add_feedback(Feedback(name, name, "comment", f"{name}-comment " * words))
+        said = [f"{name}-{what}" for name in ("forget", "keep") for what in ("asked", "answer", "comment")]
+        assert all(map(holds, said))
+        state.forget_exchanges(["forget"])
+        assert [holds(text) for text in said] == [False] * 3 + [True] * 3
+        state.write_traces([], {}, 0)
+        state.forget_exchanges([])
+        assert not any(map(holds, said))
+
+
 def test_a_step_that_fails_changes_nothing(state: State) -> None:
     def fail(connection: Connection) -> None:
         connection.execute(text("CREATE TABLE half_made (id INTEGER)"))
