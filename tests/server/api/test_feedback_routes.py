@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -225,6 +225,33 @@ async def test_what_a_pattern_matches_is_not_kept_for_feedback_either(serve: Ser
     assert not any(b"secret seven" in content for content in files)
 
 
+async def test_an_answer_that_a_pattern_matches_cannot_be_rated_but_shown_what_it_should_have_been(
+    serve: Serve,
+) -> None:
+    served = await serve(memory_redact="(?s)^(?!user).+")  # prompts begin so, answers do not
+    answer = await served.chat()
+    assert refusal(await say(served, answer.json()["id"], "rating", False)) == (404, "inference_id")
+    assert (await say(served, answer.json()["id"], "demonstration", "4")).status_code == 200
+    [episode] = await episodes(served)
+    assert (episode.answer_text, episode.answer_token_ids) == ("[redacted]", ())
+
+
+async def test_what_exploring_found_is_not_what_the_client_got(serve: Serve) -> None:
+    served = await serve(memory_text="off")
+    answer = await served.chat(latent={"explore": True})
+    await served.gateway.steering.explorer.drain()
+    assert len(await episodes(served)) == 1
+    assert refusal(await say(served, answer.json()["id"], "rating", False)) == (404, "inference_id")
+
+
+async def test_forgetting_everything_forgets_what_was_asked_and_not_remembered(served: Served) -> None:
+    answer = await served.chat()
+    assert (await say(served, answer.json()["id"], "comment", "fine")).status_code == 200
+    await served.http.delete("/v1/memory/episodes", params={"all": True})
+    assert (await trace(served, answer))["feedback"] == []
+    assert refusal(await say(served, answer.json()["id"], "rating", True)) == (404, "inference_id")
+
+
 @pytest.mark.parametrize("everything", [False, True])
 async def test_what_was_forgotten_does_not_come_back_by_feedback(served: Served, everything: bool) -> None:
     answer = await served.chat()
@@ -244,7 +271,9 @@ async def test_feedback_is_counted(served: Served) -> None:
     said = {"feedback_id": str(uuid4())}
     for _ in range(2):
         await say(served, answer.json()["id"], "rating", True, **said)
-    await say(served, answer.json()["id"], "comment", "fine")
+    await asyncio.gather(
+        *(say(served, answer.json()["id"], "comment", "fine", feedback_id=str(UUID(int=1))) for _ in range(3))
+    )
     assert (await served.http.get("/v1/memory/stats")).json()["feedback"] == {"rating": 1, "comment": 1}
     metrics = (await served.http.get("/metrics")).text
     assert 'latentevolve_feedback_total{metric_name="rating"} 1.0' in metrics
