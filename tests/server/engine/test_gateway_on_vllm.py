@@ -335,6 +335,30 @@ async def test_the_id_of_every_answer_leads_feedback_to_what_the_client_got(
     assert len(episode["answer_token_ids"]) == LENGTH["max_tokens"]
 
 
+@pytest.mark.parametrize("effort", ["low", "medium"])
+async def test_of_choices_a_demonstration_is_one_and_a_rating_is_of_the_one_that_was_given(
+    launched: Launched, gateway: httpx.AsyncClient, effort: str
+) -> None:
+    content = f"Which is shorter, the Rhine or the Seine? ({effort})"
+    asked = {"model": f"{name(launched)}:{effort}", "messages": [{"role": "user", "content": content}]}
+    answer = await gateway.post(
+        CHAT, json=asked | LENGTH | {"structured_outputs": {"choice": ["Rhine", "Seine"]}}
+    )
+    chosen = answer.json()["choices"][0]["message"]["content"]
+    episode = await remembered(gateway, answer.json()["id"])
+    assert (episode["answer_text"], episode["choices"]) == (chosen, ["Rhine", "Seine"])
+    assert episode["signals"]["feedback"] == 0.0
+    said = {"inference_id": answer.json()["id"], "metric_name": "demonstration", "value": "Elbe"}
+    refused = await gateway.post("/v1/feedback", json=said)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "value")
+    other = next(choice for choice in episode["choices"] if choice != chosen)
+    assert (await gateway.post("/v1/feedback", json=said | {"value": other})).status_code == 200
+    shown = (await gateway.get(f"/v1/memory/episodes/{episode['id']}")).json()
+    assert (shown["answer_text"], shown["reward"]) == (other, 1.0)
+    assert shown["choice_log_probabilities"] == episode["choice_log_probabilities"]
+    assert bool(shown["choice_log_probabilities"]) == (effort == "medium")
+
+
 async def test_of_a_batch_each_conversation_has_a_trace_for_feedback(
     launched: Launched, gateway: httpx.AsyncClient
 ) -> None:
