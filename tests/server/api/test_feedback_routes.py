@@ -8,7 +8,8 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from memory.episode import Episode
+import server.feedback
+from memory.episode import Episode, StoreUnavailableError
 from tests.server.api.conftest import Serve, Served
 
 FEEDBACK, TRACES = "/v1/feedback", "/v1/latent/traces"
@@ -280,6 +281,25 @@ async def test_feedback_is_counted(served: Served) -> None:
     assert (await served.http.get("/v1/memory/stats")).json()["feedback"] == {"rating": 1, "comment": 1}
     metrics = (await served.http.get("/metrics")).text
     assert 'latentevolve_feedback_total{metric_name="rating"} 1.0' in metrics
+
+
+async def test_while_memory_is_away_nothing_is_kept_and_the_same_can_be_sent_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, said = await served.chat(), {"feedback_id": str(uuid4())}
+
+    def away(_: object) -> None:
+        raise StoreUnavailableError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.feedback, "WRITTEN_S", 0.05)
+        patch.setattr(served.gateway.store, "add", away)
+        refused = await say(served, answer.json()["id"], "rating", True, **said)
+        assert refused.status_code == 503
+        assert "same id" in refused.json()["error"]["message"]
+        assert (await trace(served, answer))["feedback"] == []
+    assert (await say(served, answer.json()["id"], "rating", True, **said)).status_code == 200
+    assert len(await episodes(served)) == len((await trace(served, answer))["feedback"]) == 1
 
 
 async def test_a_clients_request_id_does_not_name_the_answer(served: Served) -> None:

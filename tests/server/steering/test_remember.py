@@ -93,6 +93,23 @@ async def test_stored_is_said_only_after_the_write_returned(
     assert fates == [("0", "stored")]
 
 
+async def test_who_writes_one_episode_is_told_its_fate_and_not_that_of_others(
+    remember: Remember, store: ListStore
+) -> None:
+    remember.start()
+    remember.submit(episode(0))
+    assert await remember.write(episode(1), 30) == "stored"
+    assert [kept.prompt_text for kept in store.episodes] == ["0", "1"]
+    store.gate.clear()
+    assert await remember.write(episode(2), 0.01) is None
+    for number in range(remember.pending, 5):
+        remember.submit(episode(number))
+    assert await remember.write(episode(9), 30) == "dropped"
+    store.gate.set()
+    assert await remember.drain()
+    assert "2" in [kept.prompt_text for kept in store.episodes]
+
+
 async def test_full_queue_drops_and_counts(
     remember: Remember, store: ListStore, fates: Fates, metrics: CollectorRegistry
 ) -> None:
