@@ -8,7 +8,7 @@ answers, since when a schedule is followed, and where the state of a data folder
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
@@ -239,6 +239,21 @@ class State(Database):
             said = feedback.c.trace.in_(select(traces.c.id).where(meant))
             connection.execute(delete(feedback) if prompts is None else delete(feedback).where(said))
             connection.execute(update(traces).where(meant).values(prompt=None, asked=None, answer=None))
+        self.scrub()
+
+    def forget_exchanges_before(self, moment: datetime) -> None:
+        """Delete what was asked and answered before a moment, and what people said of it.
+
+        Raises:
+            NoRoomError: the disk is full.
+            StateUnavailableError: the database does not answer.
+        """
+        asked_at = traces.c.content["created_at"].as_string()  # all of one form, in UTC
+        old = traces.c.prompt.is_not(None), asked_at < moment.astimezone(UTC).isoformat()
+        with self.write() as connection:
+            said = feedback.c.trace.in_(select(traces.c.id).where(*old))
+            connection.execute(delete(feedback).where(said))
+            connection.execute(update(traces).where(*old).values(prompt=None, asked=None, answer=None))
         self.scrub()
 
     def add_feedback(self, said: Feedback) -> Feedback:

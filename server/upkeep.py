@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 from memory.episode import TENANT, LatentMemoryError, now
 from memory.retention import departing
@@ -31,6 +32,7 @@ class Upkeep:
         store: Of all episodes.
         max_days: Days after which an episode goes whose prompt did not come again; None: never.
         max_episodes: Most episodes; None: as many as there are.
+        forget_before: Forgets what was asked and answered before a moment, and is not remembered; blocks.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class Upkeep:
         *,
         max_days: float | None,
         max_episodes: int | None,
+        forget_before: Callable[[datetime], None] = lambda _: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._max_days, self._max_episodes = store, max_days, max_episodes
-        self._monotonic = monotonic
+        self._forget_before, self._monotonic = forget_before, monotonic
         self._expired_at = self._compacted_at = float("-inf")
         self.expired = 0
         """Episodes that went for their age, since the start."""
@@ -92,6 +95,8 @@ class Upkeep:
         return self._max_episodes is not None and self._store.count(tenant=TENANT) > self._max_episodes
 
     def _let_go(self) -> None:
+        if self._max_days is not None:
+            self._forget_before(now() - timedelta(days=self._max_days))
         found = departing(
             self._store.outlines(Where(TENANT)),
             at=now(),

@@ -135,7 +135,12 @@ async def assemble(
         stack.push_async_callback(traces.close)
         remember = Remember(store, limit=settings.remember_queue, metrics=metrics)
         remember.listen(traces.settle)
-        upkeep = Upkeep(store, max_days=settings.memory_max_days, max_episodes=settings.memory_max_episodes)
+        upkeep = Upkeep(
+            store,
+            max_days=settings.memory_max_days,
+            max_episodes=settings.memory_max_episodes,
+            forget_before=state.forget_exchanges_before,
+        )
         await _background(stack, upkeep.watch(), "upkeep")
         remember.start()
         stack.push_async_callback(remember.close, DRAIN_S)

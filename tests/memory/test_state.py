@@ -7,7 +7,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +197,20 @@ def test_what_was_asked_and_answered_lies_beside_the_trace_until_it_is_forgotten
     state.forget_exchanges(None)
     assert state.exchange("c") == nothing
     assert [len(state.feedback_on(name)) for name in "cd"] == [0, 0]
+
+
+def test_what_was_asked_before_a_moment_is_forgotten_and_what_was_later_is_not(state: State) -> None:
+    moment = datetime(2026, 11, 1, 12, tzinfo=UTC)
+    for hours in (-1, 0, 1):
+        created_at = (moment + timedelta(hours=hours, microseconds=hours)).isoformat()
+        new = NewTrace(f"{hours}", {"created_at": created_at}, prompt="p", asked={"text": "Wie viele?"})
+        state.write_traces([new], {}, 10)
+        state.add_feedback(Feedback(f"{hours}", f"{hours}", "comment", "fine"))
+    state.write_traces([NewTrace("taken over", {}, prompt="p", asked={})], {}, 10)
+    state.forget_exchanges_before(moment.astimezone(timezone(timedelta(hours=5))))
+    asked = [state.exchange(name) for name in ("-1", "0", "1")]
+    assert [one is not None and one.asked is not None for one in asked] == [False, True, True]
+    assert [len(state.feedback_on(name)) for name in ("-1", "0", "1")] == [0, 1, 1]
 
 
 @pytest.mark.parametrize("words", [1, 5_000])

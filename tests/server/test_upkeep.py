@@ -66,6 +66,18 @@ def test_age_is_looked_at_once_an_hour_and_files_once_a_day() -> None:
     assert (upkeep.expired, upkeep.evicted, list(store.days)) == (1, 0, ["id-0"])
 
 
+@pytest.mark.parametrize(("most", "looks"), [(None, 2), (0, 3)])
+def test_what_was_asked_so_long_ago_goes_with_old_episodes(most: int | None, looks: int) -> None:
+    clock, asked = Clock(), []
+    store = cast(EpisodeStore, Store([1]))
+    upkeep = Upkeep(store, max_days=30, max_episodes=most, forget_before=asked.append, monotonic=clock)
+    for _ in range(3):
+        upkeep.look()
+        clock.seconds += EXPIRE_EVERY_S / 2
+    assert len(asked) == looks
+    assert timedelta(days=30) < now() - asked[0] < timedelta(days=31)
+
+
 def test_too_many_are_found_at_every_look_and_nothing_is_read_while_there_are_not() -> None:
     store, clock = Store([1, 2, 3]), Clock()
     upkeep = of(store, clock, None, 3)
