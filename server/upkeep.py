@@ -95,8 +95,6 @@ class Upkeep:
         return self._max_episodes is not None and self._store.count(tenant=TENANT) > self._max_episodes
 
     def _let_go(self) -> None:
-        if self._max_days is not None:
-            self._forget_before(now() - timedelta(days=self._max_days))
         found = departing(
             self._store.outlines(Where(TENANT)),
             at=now(),
@@ -109,6 +107,8 @@ class Upkeep:
             logger.info(
                 "%d episodes go for their age, %d for want of room", len(found.expired), len(found.evicted)
             )
+        if self._max_days is not None:
+            self._forget_before(now() - timedelta(days=self._max_days))
 
     def _delete(self, names: list[str]) -> int:
         parts = [names[at : at + _AT_ONCE] for at in range(0, len(names), _AT_ONCE)]
