@@ -112,7 +112,7 @@ class SteeredRoutes:
         except asyncio.CancelledError:
             if status == 0:  # nobody waits for an answer any more
                 for each in call.conversations:
-                    self._count(CLIENT_LEFT, each, started)
+                    self._count(each.outcome or CLIENT_LEFT, each, started)
             raise
         finally:
             current_call.reset(token)

@@ -1,8 +1,8 @@
 """What steering spent and did, inside the body of an answer.
 
-Owns the rewriting of vLLM's bodies, whole and streamed. Only answers of refined requests and of steered
-batches are touched, and of those only what holds a `usage`; nothing of a stream is held back but a line
-that has not ended.
+Owns the rewriting of vLLM's bodies, whole and streamed. Only answers that were searched for and those of
+steered batches are touched, and of those only what holds a `usage`; nothing of a stream is held back but a
+line that has not ended.
 """
 
 import json

@@ -43,8 +43,8 @@ from server.engine.latent_rows import LatentRows, send_rows_alone
 
 T = TypeVar("T")
 
-BEHIND = 1
-"""Priority of what nobody waits for; requests have 0, and go before it."""
+BEHIND = 1_000_000
+"""Priority of what nobody waits for; requests have 0 unless they name another, and go before it."""
 
 cache_salt: ContextVar[str | None] = ContextVar("cache_salt", default=None)
 """Salt of the request being served: prompts with different salts share no prefix cache."""

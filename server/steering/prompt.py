@@ -112,8 +112,15 @@ class Options:
             store: Whether it may be remembered.
             chosen: What it chose itself: search, k, floor, steps, budget_tokens, deadline_s, prior, explore,
                 seed; None is no choice.
+
+        Raises:
+            SteeringRejectedError: what was chosen cannot be done here.
         """
         given = {name: value for name, value in chosen.items() if value is not None}
+        if given.get("search") == "gradient" and not settings.gradient_worker:
+            raise SteeringRejectedError(
+                "latent.search: 'gradient' needs the gradient worker, which is off here", "latent.search"
+            )
         search = given.get("search", settings.high_search if effort == "high" else "vote")
         floor = given.get("floor", settings.recall_floor)
         return cls(

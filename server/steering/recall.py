@@ -78,8 +78,8 @@ class Recall:
             self._miss(request, error)
             return []
         own = prompt_id(self._space.id, TENANT, prompt.token_ids, prompt.held_to)
-        return [  # older episodes know one reading only
-            Thought(logs := near.choice_log_probabilities, near.held_log_probabilities or logs)
+        return [
+            Thought(near.choice_log_probabilities, near.held_log_probabilities)
             for near in nearest
             if near.choices == prompt.scored_choices and near.choice_log_probabilities and near.id != own
         ]

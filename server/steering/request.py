@@ -133,10 +133,12 @@ class Request:
 
     def why_not_remembered(self, threshold: float) -> str | None:
         """Return why nothing of this request is remembered; None when its episode is."""
-        if self.choice is None and (self.result is None or self.result.plain is None):
+        if self.choice is None and self.result is None:
             return "nothing was searched for"
         if not self.options.store:
             return "the request asked for it not to be"
+        if self.result is not None and self.result.plain is None:
+            return "the search ended before all answers were there"
         if self.episode is None:
             return "no answer was finished in the form that was asked for, or no two agreed"
         if not self.episode.answer_text.strip():

@@ -22,9 +22,7 @@ _MAKERS: Mapping[str, Callable[[], Reward]] = {
     "confidence": Confidence,
     FORMAT: Format,
 }
-QUICK = tuple(_MAKERS)
-"""Signals that ask nobody, neither the model nor a service."""
-SIGNALS = (*QUICK, VERIFIER)
+SIGNALS = (*_MAKERS, VERIFIER)
 
 
 class RewardSettingsError(ValueError):

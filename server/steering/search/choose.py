@@ -32,8 +32,8 @@ class Thought(NamedTuple):
 
     whole: Sequence[float]
     """Log-probability of each as a whole answer."""
-    held: Sequence[float]
-    """Log-probability of each as a grammar draws it."""
+    held: Sequence[float] = ()
+    """Log-probability of each as a grammar draws it; (): there is one reading only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,14 +96,17 @@ async def choose(
 
 
 async def _thought(engine: Engine, plain: SteeredPrompt, choices: tuple[str, ...]) -> Thought:
-    passes = sum(len(engine.answer_tokens(choice)) for choice in choices)
-    readings = await asyncio.gather(
-        *(
-            choice_logits(engine, [plain], choices, held=held)
-            for held in ((True,) if passes > MOST_PASSES else (False, True))
-        )
-    )
-    return Thought(readings[0][0].tolist(), readings[-1][0].tolist())
+    if sum(len(engine.answer_tokens(choice)) for choice in choices) > MOST_PASSES:
+        return Thought((await choice_logits(engine, [plain], choices, held=True))[0].tolist())
+    try:
+        async with asyncio.TaskGroup() as readings:  # one batch of the engine's
+            whole, held = (
+                readings.create_task(choice_logits(engine, [plain], choices, held=held))
+                for held in (False, True)
+            )
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
+    return Thought(whole.result()[0].tolist(), held.result()[0].tolist())
 
 
 def _leaning(thoughts: Sequence[Thought], strength: float) -> NDArray[np.float64]:
@@ -111,18 +114,26 @@ def _leaning(thoughts: Sequence[Thought], strength: float) -> NDArray[np.float64
 
     How often each choice is right is read off the requests of which both readings say the same once each has
     lost its own lean: the readings lean differently, so that where they agree they are mostly right
-    (docs/log.md).
+    (docs/log.md). Requests with one reading tell of the lean only.
     """
-    readings = [np.array([thought[at] for thought in thoughts]) for at in range(2)]  # (n, choices)
-    count = readings[0].shape[1]
-    even = np.full(count, 1 / count)
-    none = np.full((UNKNOWN, count), -np.log(count))
-    said = [
-        calibrated(reading, leaning(np.concatenate([reading, none]), strength, even)).argmax(axis=1)
-        for reading in readings
-    ]
-    agreed = np.bincount(said[0][said[0] == said[1]], minlength=count) + EVEN * even
-    return leaning(np.concatenate([readings[0], none]), strength, agreed / agreed.sum())
+    whole = np.array([thought.whole for thought in thoughts])  # (n, choices)
+    even = np.full(whole.shape[1], 1 / whole.shape[1])
+    frequencies, twice = even, [thought for thought in thoughts if len(thought.held)]
+    if twice:
+        said = [
+            calibrated(reading, _leans(reading, strength, even)).argmax(axis=1)
+            for reading in (np.array([one.whole for one in twice]), np.array([one.held for one in twice]))
+        ]
+        agreed = np.bincount(said[0][said[0] == said[1]], minlength=len(even)) + EVEN * even
+        frequencies = agreed / agreed.sum()
+    return _leans(whole, strength, frequencies)
+
+
+def _leans(
+    reading: NDArray[np.float64], strength: float, frequencies: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    none = np.full((UNKNOWN, reading.shape[1]), -np.log(reading.shape[1]))
+    return leaning(np.concatenate([reading, none]), strength, frequencies)
 
 
 async def say(engine: Engine, prompt: RenderedPrompt, steered: SteeredPrompt, text: str) -> Generation:

@@ -29,7 +29,7 @@ from model.space import LatentRejectedError
 from server.steering.prompt import Options, RenderedPrompt, seed_of
 from server.steering.rewards.consistency import CONSISTENCY
 from server.steering.rewards.format import FORMAT, are_in_form
-from server.steering.rewards.scorer import QUICK, Scorer
+from server.steering.rewards.scorer import VERIFIER, Scorer
 from server.steering.search.budget import Budget, SessionEndedError
 from server.steering.search.result import Candidate, Search, SearchResult, Step, Stopped
 from server.steering.search.select import elect, shortest_of_the_surest
@@ -84,6 +84,7 @@ class Session:
         room = engine.max_model_len - len(prompt.token_ids) - len(start)
         self._length = min(prompt.decoding.max_tokens, options.answer_tokens, room)
         self._vote_tokens = min(options.vote_tokens, room)
+        self._by_votes = any(reward.name == CONSISTENCY for reward, _ in scorer.rewards)
         self._budget = Budget(options.budget_tokens, options.deadline_s)
         self._pool: list[Generation] = []
         self._opening: dict[bool, list[Generation]] = {True: [], False: []}
@@ -143,15 +144,16 @@ class Session:
         latents = [*greedy, *(side for side, _ in voters)]
         decodings = [*(self._greedy() for _ in greedy), *(decoding for _, decoding in voters)]
         ended: dict[int, Generation] = {}
+        voting = {*range(len(self._sides())), *range(len(greedy), len(latents))}
         try:
             answers = await self._generate(latents, decodings, finished=ended.__setitem__)
+            self._pool = [answer for at, answer in enumerate(answers) if at in voting]
+            for latent, answer in zip(latents, answers, strict=True):
+                self._opening[latent is None].append(answer)
+            opened = await self._score(answers, latents, refined=False)
         except SessionEndedError:
-            await self._make_do(latents, ended)
+            await self._make_do(latents, {at: ended[at] for at in sorted(voting & ended.keys())})
             raise
-        self._pool = [*answers[: len(self._sides())], *answers[len(greedy) :]]
-        for latent, answer in zip(latents, answers, strict=True):
-            self._opening[latent is None].append(answer)
-        opened = await self._score(answers, latents, refined=False)
         self._plain = self._best = opened[0]
         if len(greedy) == 2:
             self._start = opened[1]
@@ -162,14 +164,19 @@ class Session:
     async def _make_do(self, latents: Sequence[torch.Tensor | None], ended: Mapping[int, Generation]) -> None:
         """Let those answers vote that had ended by the deadline. They compare no sides, and teach nothing.
 
-        Nobody outside is asked for a score any more.
+        A verifier is not asked any more; where votes do not count, nothing tells which answer to give.
         """
-        self._pool = [ended[index] for index in sorted(ended)]
-        scores = await self._scorer.score(self._prompt, self._pool, self._pool, only=QUICK)
+        if not self._by_votes:
+            return
+        self._pool = list(ended.values())
+        scorer = Scorer(
+            [(reward, weight) for reward, weight in self._scorer.rewards if reward.name != VERIFIER]
+        )
+        scores = await scorer.score(self._prompt, self._pool, self._pool)
         in_form = await are_in_form(self._prompt, self._pool)
         self._candidates = [
-            Candidate(answer, scored, latents[index], refined=False, finished=kept and self._fits(answer))
-            for index, answer, scored, kept in zip(sorted(ended), self._pool, scores, in_form, strict=True)
+            Candidate(answer, scored, latents[at], refined=False, finished=kept and self._fits(answer))
+            for (at, answer), scored, kept in zip(ended.items(), scores, in_form, strict=True)
         ]
 
     def _sides(self) -> list[torch.Tensor | None]:
@@ -291,8 +298,7 @@ class Session:
             raise SessionEndedError("perfect")
 
     def _result(self, stopped: Stopped) -> SearchResult:
-        by_votes = any(reward.name == CONSISTENCY for reward, _ in self._scorer.rewards)
-        elected = elect(self._prompt, self._candidates, self._pool, by_votes=by_votes)
+        elected = elect(self._prompt, self._candidates, self._pool, by_votes=self._by_votes)
         return SearchResult(
             stopped=stopped,
             plain=self._plain,

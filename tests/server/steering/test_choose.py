@@ -79,6 +79,14 @@ async def test_what_both_readings_say_of_most_requests_is_frequent_and_no_lean()
     assert await chosen(engine, whole, held=[(0.5, 0.5)] * 35) == YES  # the other reading says nothing
 
 
+async def test_requests_of_one_reading_tell_of_the_lean_and_of_no_frequency() -> None:
+    engine = Leaning({"": (0.5, 0.5)})
+    prompt = rendered(engine, choices=CHOICES)
+    once = [Thought(np.log((0.45, 0.55)))] * 30 + [Thought(np.log((0.7, 0.3)))] * 5
+    chosen = await choose(engine, prompt, SteeredPrompt(prompt.token_ids), once, 1.0, remembered=False)
+    assert chosen.text == YES
+
+
 async def test_behind_a_latent_the_likeliest_is_answered_as_it_stands() -> None:
     engine = Leaning({"": (0.9, 0.1)}, steered=(0.4, 0.6))
     assert await chosen(engine, [(0.1, 0.9)] * 30, steered=True) == NO

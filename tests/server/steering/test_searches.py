@@ -24,6 +24,7 @@ from server.steering.search.session import PATIENCE, Session
 from server.steering.search.trust_region import RADIUS, project
 from server.steering.search.vote import Vote
 from tests.server.steering.fakes import GoodAnswers, options, rendered
+from tests.server.steering.fakes import answer as said
 
 SEARCHES = [Evolution(), Gradient()]
 both = pytest.mark.parametrize("search", SEARCHES)
@@ -469,3 +470,51 @@ async def test_sides_that_answer_alike_have_no_lift_on_average(
     mean = sum(lifts) / len(lifts)
     spread = (sum((lift - mean) ** 2 for lift in lifts) / len(lifts)) ** 0.5
     assert abs(mean) < 3 * spread / len(lifts) ** 0.5
+
+
+def slow_after(answers: dict[int, str]) -> Any:
+    """Return a `generate` that tells these answers, by their number, and never ends."""
+
+    async def generate(prompts: Any, decoding: Any, *, finished: Any = None) -> None:
+        for index, text in answers.items():
+            finished(index, said(text))
+        await asyncio.Event().wait()
+
+    return generate
+
+
+async def test_a_start_that_is_not_served_has_no_vote_at_the_deadline_either() -> None:
+    engine = hopeful()
+    engine.generate = slow_after({0: "7", 1: "8", 2: "8"})  # plain, the start, a voter
+    limits_ = limits(deadline_s=0.05)
+    result = await run(Evolution(), engine, Scorer.of("consistency=1"), rendered(engine), limits_)
+    assert (result.stopped, result.elected) == ("deadline", None)
+    served = await run(
+        Evolution(), engine, Scorer.of("consistency=1"), rendered(engine), limits_, served=True
+    )
+    assert served.elected is not None
+    assert served.elected.answer.text == "8"
+
+
+async def test_where_votes_do_not_count_a_deadline_elects_nothing() -> None:
+    engine = hopeful()
+    engine.generate = slow_after({0: "7", 2: "7"})
+    result = await run(Vote(), engine, Scorer.of("confidence=1"), rendered(engine), limits(deadline_s=0.05))
+    assert (result.stopped, result.elected) == ("deadline", None)
+
+
+async def test_answers_vote_where_the_deadline_comes_while_they_are_scored() -> None:
+    class Slow:
+        name = "verifier"
+
+        async def score(self, *_: object) -> list[float | None]:
+            await asyncio.Event().wait()
+            return []
+
+    engine = hopeful(answer=lambda prompt, latent, decoding: "5" if (decoding.seed or 0) % 4 else "6")
+    signals = [(Slow(), 0.5), *Scorer.of("consistency=0.3,format=0.2").rewards]
+    result = await run(Vote(), engine, Scorer(signals), rendered(engine), limits(steps=0, deadline_s=0.2))
+    assert (result.stopped, result.plain) == ("deadline", None)
+    assert result.elected is not None
+    assert result.elected.answer.text == "5"
+    assert result.elected.scored.signals.keys() == {"consistency"}  # format has nothing to say of it
