@@ -22,8 +22,13 @@ def test_usage_counts_the_prompt_without_its_latents(remembering: Gateway) -> No
 
 
 def test_embeddings_are_the_keys_by_which_memory_is_searched(remembering: Gateway) -> None:
-    newest = remembering.get("/v1/memory/episodes")["data"][0]
-    headline = next(one for one in HEADLINES if one in newest["prompt_text"])
+    episodes = remembering.get("/v1/memory/episodes?limit=100")["data"]  # others have asked other things
+    newest, headline = next(
+        (episode, one)
+        for episode in episodes
+        for one in HEADLINES
+        if TOPIC.format(one) in episode["prompt_text"]
+    )
     other = next(one for one in HEADLINES if one != headline)
     texts = [TOPIC.format(headline), TOPIC.format(other), "Write a poem about the sea."]
     answer = remembering.openai.embeddings.create(model=remembering.model, input=texts)
