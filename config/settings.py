@@ -146,7 +146,7 @@ class Settings(BaseSettings):
     search_max_tokens: int = Field(
         256,
         ge=1,
-        description="Longest answer decoded while refining; a smaller limit of the request holds.",
+        description="Longest answer that a search may give; a smaller limit of the request holds.",
     )
     rewards: str = Field(
         "consistency=0.7,confidence=0.1,format=0.2",

@@ -266,8 +266,13 @@ class EdgeFolder:
             raise
         logger.warning("episodes of an earlier build in %s are written anew; this happens once", old.folder)
         new = self.path / f"{FIRST}-{uuid.uuid4().hex}"
-        self._copy_points(old.shard, new)
-        self._translated(old.shard.close)
+        try:
+            self._copy_points(old.shard, new)
+        except Exception:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        finally:
+            self._translated(old.shard.close)
         shard = self._translated(lambda: edge.EdgeShard.load(str(new)))
         sync_tree(new)
         self._translated(lambda: write_json(self.path / POINTER, {"shard": new.name}))

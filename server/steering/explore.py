@@ -150,9 +150,7 @@ class Explorer:
 
     def submit(self, exploration: Exploration) -> bool:
         """Take an exploration and return at once; False where too many wait, or it was made lately."""
-        request = exploration.request
-        asked = request.prompt
-        prompt = prompt_id(self._engine.space.id, TENANT, asked.token_ids, asked.held_to)
+        request, prompt = exploration.request, self._prompt(exploration)
         if prompt in self._lately and not exploration.asked:
             return False
         if len(self._waiting) >= MAX_WAITING:
@@ -184,9 +182,11 @@ class Explorer:
         """Forget the exploration of a request that was refused after it had been taken."""
         for waiting in [one for one in self._waiting if one.request.trace_id == trace_id]:
             self._waiting.remove(waiting)
+            self._lately.pop(self._prompt(waiting), None)
         for task, exploration in self._running.items():
             if exploration.request.trace_id == trace_id:
                 self._withdrawn.add(exploration)
+                self._lately.pop(self._prompt(exploration), None)
                 task.cancel()
 
     async def drain(self) -> None:
@@ -253,9 +253,14 @@ class Explorer:
                 self._waiting.append(replace(exploration, tries=exploration.tries + 1))
             else:
                 self._metrics.explorations.labels("skipped").inc()
+                self._lately.pop(self._prompt(exploration), None)
                 self._not_remembered(exploration.request.trace_id, "clients came whenever it was explored")
         self._withdrawn.discard(exploration)
         self._next()
+
+    def _prompt(self, exploration: Exploration) -> str:
+        prompt = exploration.request.prompt
+        return prompt_id(self._engine.space.id, TENANT, prompt.token_ids, prompt.held_to)
 
     def _not_remembered(self, trace_id: str, why: str | None, **explored: Any) -> None:
         self._report(trace_id, {**explored, "remembered": "no", "why_not_remembered": why})
@@ -285,6 +290,7 @@ class Explorer:
             else:
                 logger.exception("trace %s: exploring failed", request.trace_id)
             self._metrics.explorations.labels("failed").inc()
+            self._lately.pop(self._prompt(exploration), None)
             self._not_remembered(request.trace_id, "exploring failed")
             return
         finally:

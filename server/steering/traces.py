@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from memory.database import StateUnavailableError
 from memory.episode import Episode, LatentMemoryError
 from memory.redaction import EVERYTHING, Redaction
 from memory.state import NewTrace, State
@@ -149,7 +150,8 @@ class TraceLog:
         Raises:
             StateUnavailableError, NoRoomError: nothing is forgotten.
         """
-        await self.drain()  # for what is being written would come after
+        if not await self.drain():  # what is being written would come after
+            raise StateUnavailableError("traces are still being written; ask again")
         for trace in self._fresh.values():
             if trace.asked is not None and (prompts is None or trace.asked.prompt in prompts):
                 self._fresh[trace.id] = replace(trace, asked=None)

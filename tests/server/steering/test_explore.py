@@ -431,3 +431,26 @@ async def test_no_tokens_for_exploring_means_none(make_day: MakeDay) -> None:
     await day.ask()
     await day.steering.explorer.drain()
     assert day.engine.calls == []
+
+
+async def test_a_prompt_whose_exploration_failed_or_was_withdrawn_is_explored_when_it_is_asked_again(
+    make_day: MakeDay,
+) -> None:
+    engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "5")
+    day = await make_day(engine, explore_share=1.0, rewards="consistency=1")
+    generate = day.engine.generate
+
+    async def dead(*_: Any, **named: Any) -> None:
+        raise EngineDeadError("gone")
+
+    day.engine.generate = dead
+    await day.ask()
+    await day.steering.explorer.drain()
+    day.engine.generate = generate
+    with day.steering.explorer.client():
+        _, trace = await day.ask()
+        day.steering.explorer.withdraw(trace["id"])
+        await day.ask()
+    await day.steering.explorer.drain()
+    assert await day.remember.drain()
+    assert len(day.store.episodes) == 1
