@@ -437,7 +437,7 @@ async def test_a_prompt_whose_exploration_failed_or_was_withdrawn_is_explored_wh
     make_day: MakeDay,
 ) -> None:
     engine = ScriptedEngine(answer=lambda prompt, latent, decoding: "5")
-    day = await make_day(engine, explore_share=1.0, rewards="consistency=1")
+    day = await make_day(engine, explore_share=1.0, explore_time_share=1.0, rewards="consistency=1")
     generate = day.engine.generate
 
     async def dead(*_: Any, **named: Any) -> None:
