@@ -23,7 +23,7 @@ from server.steering.measure import measure
 from server.steering.metrics import Metrics
 from server.steering.new_episode import episode_of
 from server.steering.priors import ActivePrior
-from server.steering.prompt import Options, seed_of
+from server.steering.prompt import Options, longest_answer, seed_of
 from server.steering.remember import Remember
 from server.steering.request import Request
 from server.steering.rewards.reward import Reward
@@ -372,7 +372,7 @@ class Explorer:
                     start.position,
                     comparisons,
                     given,
-                    max_tokens=min(request.prompt.decoding.max_tokens, options.answer_tokens, room),
+                    max_tokens=longest_answer(request.prompt, options, room),
                     seed=seed_of(request.prompt, options) + _OTHER_SEEDS,
                 )
             self._count(measured.generated_tokens)

@@ -20,7 +20,7 @@ from server.steering.metrics import Metrics
 from server.steering.new_episode import episode_of, episode_of_choice
 from server.steering.outcome import Outcome, reason_of
 from server.steering.priors import ActivePrior, Serving
-from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError
+from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError, no_gradient
 from server.steering.recall import Recall
 from server.steering.remember import Remember
 from server.steering.request import Request
@@ -153,10 +153,7 @@ class Steering:
 
     def _search_of(self, options: Options) -> Search:
         if options.search not in self._searches and "search" in options.given:
-            raise SteeringRejectedError(
-                f"latent.search: {options.search!r} needs the gradient worker, which is off here",
-                "latent.search",
-            )
+            raise no_gradient()  # it was there when the server started
         return self._searches.get(options.search, self._searches["evolution"])
 
     def _has_room(self, prompt: RenderedPrompt) -> bool:

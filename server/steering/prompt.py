@@ -31,6 +31,13 @@ class SteeringRejectedError(ValueError):
         self.param = param
 
 
+def no_gradient() -> SteeringRejectedError:
+    """Return the error of a request that asks for what only the gradient worker can do."""
+    return SteeringRejectedError(
+        "latent.search: 'gradient' needs the gradient worker, which is off here", "latent.search"
+    )
+
+
 @dataclass(frozen=True)
 class RenderedPrompt:
     """A request as vLLM rendered it."""
@@ -118,9 +125,7 @@ class Options:
         """
         given = {name: value for name, value in chosen.items() if value is not None}
         if given.get("search") == "gradient" and not settings.gradient_worker:
-            raise SteeringRejectedError(
-                "latent.search: 'gradient' needs the gradient worker, which is off here", "latent.search"
-            )
+            raise no_gradient()
         search = given.get("search", settings.high_search if effort == "high" else "vote")
         floor = given.get("floor", settings.recall_floor)
         return cls(
@@ -143,6 +148,11 @@ class Options:
             explore=given.get("explore", effort == "low" and random.random() < settings.explore_share),
             seed=given.get("seed"),
         )
+
+
+def longest_answer(prompt: RenderedPrompt, options: Options, room: int) -> int:
+    """Return the most tokens of an answer that a search may keep, of a context that has `room` left."""
+    return min(prompt.decoding.max_tokens, options.answer_tokens, room)
 
 
 def seed_of(prompt: RenderedPrompt, options: Options) -> int:

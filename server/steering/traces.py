@@ -167,16 +167,9 @@ class TraceLog:
 
     async def _write_some(self) -> bool:
         batch = [self._fresh[trace_id] for trace_id in list(self._fresh)[:_BATCH]]
-        changes = {
-            trace_id: change
-            for trace_id, change in self._changes.items()
-            if trace_id not in self._fresh or any(trace.id == trace_id for trace in batch)
-        }
-        answers = {
-            trace_id: answer
-            for trace_id, answer in self._answers.items()
-            if trace_id not in self._fresh or any(trace.id == trace_id for trace in batch)
-        }
+        later = self._fresh.keys() - {trace.id for trace in batch}  # their changes wait with them
+        changes = {name: change for name, change in self._changes.items() if name not in later}
+        answers = {name: answer for name, answer in self._answers.items() if name not in later}
         if not (batch or changes or answers):
             return False
         try:

@@ -233,6 +233,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def said_of(script: str, disk: Path, *, ballast_mib: int) -> list[str]:
+    """Return the lines of a script that ran on a disk with a `ballast`, which it deletes."""
+    (disk / "ballast").write_bytes(bytes(ballast_mib * MIB))
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(disk)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
+
+
 FILLS = """
 import sys
 from pathlib import Path
@@ -263,17 +277,8 @@ store.close()
 
 
 def test_a_process_that_fills_a_real_disk_lives_and_stores_again_later(small_disk: Path) -> None:
-    with (small_disk / "ballast").open("wb") as file:
-        file.write(bytes(16 * MIB))
-    filler = subprocess.run(
-        [sys.executable, "-c", FILLS, str(small_disk)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert filler.returncode == 0, filler.stderr
-    refusal, counts = filler.stdout.splitlines()
+    said = said_of(FILLS, small_disk, ballast_mib=16)
+    refusal, counts = said
     assert "1 episodes cannot be written" in refusal
     held, later = map(int, counts.split())
     assert 0 < held < 1000
@@ -300,17 +305,8 @@ store.close()
 
 
 def test_a_process_lives_on_a_disk_without_the_room_for_a_new_store(small_disk: Path) -> None:
-    with (small_disk / "ballast").open("wb") as file:
-        file.write(bytes(80 * MIB))
-    opener = subprocess.run(
-        [sys.executable, "-c", OPENS, str(small_disk)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert opener.returncode == 0, opener.stderr
-    refusal, held = opener.stdout.splitlines()
+    said = said_of(OPENS, small_disk, ballast_mib=80)
+    refusal, held = said
     assert "a new episode store cannot be written" in refusal
     assert held == "0"
 
@@ -347,17 +343,8 @@ with State.in_folder(folder) as again:
 
 
 def test_a_state_that_fills_a_real_disk_keeps_what_it_has_and_writes_again_later(small_disk: Path) -> None:
-    with (small_disk / "ballast").open("wb") as file:
-        file.write(bytes(16 * MIB))
-    filler = subprocess.run(
-        [sys.executable, "-c", FILLS_THE_STATE, str(small_disk)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert filler.returncode == 0, filler.stderr
-    refusal, counts, later, reopened = filler.stdout.splitlines()
+    said = said_of(FILLS_THE_STATE, small_disk, ballast_mib=16)
+    refusal, counts, later, reopened = said
     assert "is full; delete something there" in refusal
     written, found, nights = counts.split(maxsplit=2)
     assert 0 < int(written) < 1000

@@ -26,10 +26,10 @@ from model.engine import (
     UnsupportedError,
 )
 from model.space import LatentRejectedError
-from server.steering.prompt import Options, RenderedPrompt, seed_of
+from server.steering.prompt import Options, RenderedPrompt, longest_answer, seed_of
 from server.steering.rewards.consistency import CONSISTENCY
 from server.steering.rewards.format import FORMAT, are_in_form
-from server.steering.rewards.scorer import VERIFIER, Scorer
+from server.steering.rewards.scorer import VERIFIER, Scored, Scorer
 from server.steering.search.budget import Budget, SessionEndedError
 from server.steering.search.result import Candidate, Search, SearchResult, Step, Stopped
 from server.steering.search.select import elect, shortest_of_the_surest
@@ -82,7 +82,7 @@ class Session:
         self.start, self.options, self.seed = start, options, seed_of(prompt, options)
         self._position, self._served = position, served
         room = engine.max_model_len - len(prompt.token_ids) - len(start)
-        self._length = min(prompt.decoding.max_tokens, options.answer_tokens, room)
+        self._length = longest_answer(prompt, options, room)
         self._vote_tokens = min(options.vote_tokens, room)
         self._by_votes = any(reward.name == CONSISTENCY for reward, _ in scorer.rewards)
         self._budget = Budget(options.budget_tokens, options.deadline_s)
@@ -173,11 +173,7 @@ class Session:
             [(reward, weight) for reward, weight in self._scorer.rewards if reward.name != VERIFIER]
         )
         scores = await scorer.score(self._prompt, self._pool, self._pool)
-        in_form = await are_in_form(self._prompt, self._pool)
-        self._candidates = [
-            Candidate(answer, scored, latents[at], refined=False, finished=kept and self._fits(answer))
-            for (at, answer), scored, kept in zip(ended.items(), scores, in_form, strict=True)
-        ]
+        await self._try(self._pool, [latents[at] for at in ended], scores, refined=False)
 
     def _sides(self) -> list[torch.Tensor | None]:
         """Return the latents that vote, None for no latent."""
@@ -361,6 +357,17 @@ class Session:
             raise SessionEndedError("signal-lost")
         if self._signals is None:
             self._signals = frozenset(name for scored in scores for name in scored.signals)
+        return await self._try(answers, latents, scores, refined=refined)
+
+    async def _try(
+        self,
+        answers: Sequence[Generation],
+        latents: Sequence[torch.Tensor | None],
+        scores: Sequence[Scored],
+        *,
+        refined: bool,
+    ) -> list[Candidate]:
+        """Note answers that were scored, and which of them the request could be given."""
         if all(FORMAT in scored.signals for scored in scores):
             in_form = [scored.signals[FORMAT] == 1.0 for scored in scores]
         else:  # outside of the deadline: it would throw away scores that are there
