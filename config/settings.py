@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     # Latents
     latent_length: int = Field(16, ge=1, le=256, description="L, soft vectors per latent.")
     placement: Placement = Field(
-        "user_turn_end", description="Where latents stand: user_turn_end or after_header (ADR 0002)."
+        "user_turn_end", description="Where latents stand: user_turn_end or after_header."
     )
 
     # The day

@@ -16,8 +16,8 @@ from memory.evidence import Evidence, weigh
 
 DEFAULT_CENTROIDS = 24
 DEFAULT_FLOOR = 0.5
-"""Least cosine to a centroid at which a row speaks. Measured on SmolLM2-135M with centred keys (ADR 0001):
-prompts of different tasks reach a cosine of 0.41, of the same task at least 0.69."""
+"""Least cosine to a centroid at which a row speaks. Measured on SmolLM2-135M with centred keys
+(decisions/latents.md): prompts of different tasks reach a cosine of 0.41, of the same task at least 0.69."""
 
 CLUSTER_COSINE = DEFAULT_FLOOR
 """Chains of keys above this cosine are one cluster. Measured with centred keys, on Qwen2.5-Coder-0.5B
@@ -25,7 +25,8 @@ word problems are at 0.61 and more to each other, headlines at 0.90, one to the 
 (docs/log.md, 2026-11-24)."""
 
 DEFAULT_RECALL_FLOOR = 0.6
-"""Least cosine of a recalled episode where no prior that covers the request tells it (ADR 0013)."""
+"""Least cosine of a recalled episode where no prior that covers the request tells it
+(decisions/memory.md)."""
 
 RECALL_FLOOR = "recall_floor"
 """Field of a manifest: the floor that its night learned."""

@@ -202,11 +202,11 @@ class Engine(Protocol):
         ...
 
     def neutral_latent(self) -> torch.Tensor:
-        """Return the neutral start, (L, d): embeddings of the placement's neutral tokens (ADR 0002)."""
+        """Return the neutral start, (L, d): embeddings of the placement's neutral tokens."""
         ...
 
     async def keys(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return the retrieval keys of plain prompts, (B, d), centred and of norm 1 (ADR 0001).
+        """Return the retrieval keys of plain prompts, (B, d), centred and of norm 1.
 
         Raises:
             PromptTooLongError, PromptRejectedError, EngineDeadError.

@@ -1,4 +1,4 @@
-"""The gradient worker: a second copy of the model in a process of its own (ADR 0003).
+"""The gradient worker: a second copy of the model in a process of its own (decisions/engine.md).
 
 Owns the requests to that process, one at a time, and its restart. vLLM keeps its weights packed on a
 CPU, where no gradient passes, and a gradient computed inside the gateway would hold up serving. Knows

@@ -2,7 +2,7 @@
 
 Owns one attention function of transformers. Where there is a mask, transformers' own repeats keys and
 values for each query head first, so that every decoded token copies the whole KV cache several times over
-(ADR 0020 has the measurements). Knows nothing of models.
+(decisions/engine.md has the measurements). Knows nothing of models.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Retrieval keys out of hidden states (ADR 0001).
+"""Retrieval keys out of hidden states (decisions/latents.md).
 
 Owns the centring of final hidden states and the prompts that give the centre. Knows nothing of the
 engine that computes the states: each engine sends `KEY_PROBES` through its own key path.

@@ -1,8 +1,7 @@
 """Linear layers with weights laid out for oneDNN, for CPUs.
 
 Owns the copies of the weights, who multiplies with which, and which CPUs compute quicker in bfloat16. Knows
-nothing of what the layers are for. `docs/adr/0011-weights-packed-for-the-cpu.md` and
-`docs/adr/0020-bfloat16-where-the-cpu-has-tiles.md` have the measurements.
+nothing of what the layers are for. `docs/decisions/engine.md` has the measurements.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where latents stand in a rendered prompt, and which tokens they start from (ADR 0002).
+"""Where latents stand in a rendered prompt, and which tokens they start from (decisions/latents.md).
 
 Owns the search for a chat template's closing tokens, the index before which latents go, and the tokens of
 the neutral start. Knows a tokenizer only by its `apply_chat_template` and `encode`, and nothing of models.

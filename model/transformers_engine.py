@@ -106,7 +106,7 @@ class TransformersEngine:
         return self.model.position(token_ids)
 
     def neutral_latent(self) -> torch.Tensor:
-        """Return the neutral start, (L, d): embeddings of the placement's neutral tokens (ADR 0002)."""
+        """Return the neutral start, (L, d): embeddings of the placement's neutral tokens."""
         return self.model.neutral_latent()
 
     async def raw_states(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -114,7 +114,7 @@ class TransformersEngine:
         return await self._run(self.model.raw_states, prompts)
 
     async def keys(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return the retrieval keys of plain prompts, (B, d), centred and of norm 1 (ADR 0001)."""
+        """Return the retrieval keys of plain prompts, (B, d), centred and of norm 1."""
         return await self._run(self._keys, prompts)
 
     async def generate(

@@ -12,7 +12,7 @@ times and for comparing devices, not for what a night is worth. A part that cann
 and the others go on; each row is printed when it is known. Ends with 1 when something did not run.
 
 The night learns the labels of examples/topics.jsonl, as if a verifier had let only right answers into memory:
-it shows that training on the device works, not what the loop reaches without labels (README, "Measured").
+it shows that training on the device works, not what the loop reaches without labels (docs/results.md).
 """
 
 import argparse

@@ -27,7 +27,7 @@ ROOM = 3
 
 def open_engine(settings: Settings) -> Engine:
     """Load the settings' model: in bfloat16 on a GPU that has room for it, else on the CPU in what that is
-    quickest in (ADR 0020).
+    quickest in (decisions/engine.md).
 
     Raises:
         ModelUnavailableError: there is no such model.

@@ -27,7 +27,7 @@ SHOWN = 16
 
 FARTHER = 1.5
 """How many times as far from the centroids as unseen prompts of the cluster a latent may speak: 1 − cosine
-(ADR 0017)."""
+(decisions/nights.md)."""
 LEFT_OUT = 0.05
 """Share of the unseen prompts that may lie outside, rounded down: of few none."""
 _ROUNDING = 1e-5

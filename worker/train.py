@@ -40,7 +40,8 @@ Progress = Callable[[int, int, str], None]
 RANK = 32
 """Of the residual."""
 MOST_PASSES = 12
-"""Times that one training may see each example: a few dozen answers are soon learned by heart (ADR 0014)."""
+"""Times that one training may see each example: a few dozen answers are soon learned
+(decisions/nights.md)."""
 LOOK_EVERY = 10
 """Steps between two looks at what the weights are worth; of long trainings a tenth of the steps."""
 PATIENCE = 4
@@ -131,9 +132,10 @@ async def train(
     """Train on a fold's examples and return the latents that are kept.
 
     Every `LOOK_EVERY` steps greedy answers to some of these examples are compared with their labels, under
-    the latents that would be published. Those with the best outcome are kept, of equals the latest (ADR
-    0023). Training stops when looks have been clearly worse, by `CLEARLY` standard errors, for some time.
-    With `checkpoint`, goes on from there; the result is that of an uninterrupted run, but for rounding.
+    the latents that would be published. Those with the best outcome are kept, of equals the latest
+    (decisions/nights.md). Training stops when looks have been clearly worse, by `CLEARLY` standard errors,
+    for some time. With `checkpoint`, goes on from there; the result is that of an uninterrupted run, but for
+    rounding.
 
     Raises:
         TrainingDivergedError: gradients were not finite several steps in a row.

@@ -3,8 +3,9 @@
 Owns how they are drawn. Knows nothing of stores or of time.
 
 Keys fall into clusters, as those of real tasks do: the cosine of two keys of one cluster is between 0.63
-and 0.84 (word problems and topic classification in ADR 0001), that of different clusters about 0. Within a
-cluster they vary in every direction alike, which is harder for a graph of neighbours than real keys.
+and 0.84 (word problems and topic classification, docs/decisions/latents.md), that of different clusters
+about 0. Within a cluster they vary in every direction alike, which is harder for a graph of neighbours than
+real keys.
 """
 
 from collections.abc import Iterator

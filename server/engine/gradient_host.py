@@ -1,4 +1,4 @@
-"""The gradient worker inside vLLM's worker, on the worker's own weights (ADR 0003).
+"""The gradient worker inside vLLM's worker, on the worker's own weights (decisions/engine.md).
 
 Owns its thread and the jobs on it. Calls into a worker run inside the engine's loop and hold up every
 request, so they only submit a job or ask for its result. Called by `SharedGradientWorker` with

@@ -316,7 +316,7 @@ def engine_arguments(
         options += ["--kv-cache-memory-bytes", str(int(settings.kv_cache_gib * 2**30))]
         options += ["--block-size", str(_CPU_BLOCK_SIZE)]
         if not has_bfloat16:
-            options += ["--dtype", "float32"]  # bfloat16 in software is many times slower (ADR 0005)
+            options += ["--dtype", "float32"]  # bfloat16 in software is many times slower
     options += shlex.split(settings.vllm_args)
     options += ["--enable-prefix-caching", "--enable-prompt-embeds"]
     options += ["--worker-extension-cls", "server.engine.extension.StateCatcher"]

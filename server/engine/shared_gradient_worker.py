@@ -1,4 +1,4 @@
-"""The gradient worker inside vLLM's worker, seen from the gateway (ADR 0003).
+"""The gradient worker inside vLLM's worker, seen from the gateway (decisions/engine.md).
 
 Owns when the gradient worker can share vLLM's weights, and the waiting for its jobs. The worker's side is
 `GradientHost`. Knows nothing of what is computed.

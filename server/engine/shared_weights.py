@@ -1,4 +1,4 @@
-"""A transformers model on vLLM's own weights, without a copy of them (ADR 0003).
+"""A transformers model on vLLM's own weights, without a copy of them (decisions/engine.md).
 
 Owns how parameters of vLLM's model, some of them fused, are found again under the names of transformers.
 Knows nothing of vLLM's classes, of processes or of what is computed with the model.

@@ -139,7 +139,7 @@ class VLLMEngine:
         return self._placement.position(token_ids)
 
     def neutral_latent(self) -> torch.Tensor:
-        """Return the neutral start, (L, d): embeddings of the placement's neutral tokens (ADR 0002)."""
+        """Return the neutral start, (L, d): embeddings of the placement's neutral tokens."""
         return self._neutral.clone()
 
     async def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
@@ -239,7 +239,7 @@ class VLLMEngine:
         return torch.stack(await _all([one(prompt) for prompt in inputs]))
 
     async def keys(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return the retrieval keys of plain prompts, (B, d), centred and of norm 1 (ADR 0001)."""
+        """Return the retrieval keys of plain prompts, (B, d), centred and of norm 1."""
         return centred(await self.raw_states(prompts), self._centre)
 
     async def generate(

@@ -48,7 +48,7 @@ class Recall:
         """Return what is recalled for `key`, (d,), and all neighbours that were looked at, nearest first.
 
         Recalled are up to k episodes whose latent earned its place, and on top of the same prior where this
-        key is `covered` by one (ADR 0010); the others tell how steering went.
+        key is `covered` by one (decisions/memory.md); the others tell how steering went.
         """
         try:
             with request.stage("recall"):
@@ -124,6 +124,6 @@ def _base_is_known(episode: Episode, prior: Prior) -> bool:
 
     It does when it is the same version. Where it does not speak the base is neutral, and the latent counts
     whole, whatever it was found from. Elsewhere a latent that was found on top of an older prior, less what
-    the prior of now gives, would undo what the night has learned since (ADR 0010).
+    the prior of now gives, would undo what the night has learned since (decisions/memory.md).
     """
     return episode.prior_version == prior.version or not prior.covers(episode.key)

@@ -21,7 +21,8 @@ ALIKE = 0.1
 weights, one is said more surely than the other."""
 
 AS_SURE = 0.05
-"""Of answers that say the same, those are as good whose result is this close to the surest (ADR 0016)."""
+"""Of answers that say the same, those are as good whose result is this close to the surest
+(decisions/search.md)."""
 
 
 def elect(
@@ -59,7 +60,7 @@ def shortest_of_the_surest(
 
     What is remembered is what the night teaches: of two ways to the same result the shorter one costs less to
     serve, and ends more surely within what requests allow. But the shortest of all is often a guess that
-    happened to agree: it leaves out what leads to the result, and is less sure (ADR 0016).
+    happened to agree: it leaves out what leads to the result, and is less sure (decisions/search.md).
 
     Args:
         prompt: What was asked.
