@@ -52,13 +52,26 @@ class FreeSpace:
                 "LATENTEVOLVE_MIN_FREE_MIB"
             )
 
+    @property
+    def floor(self) -> int:
+        """Free bytes below which nothing more is written; 0: never looked at."""
+        return self._least
+
     def free(self) -> int:
         """Return the bytes that this process may still write."""
+        found = self._disk()
+        return found.f_bavail * found.f_frsize
+
+    def size(self) -> int:
+        """Return the bytes of the whole disk."""
+        found = self._disk()
+        return found.f_blocks * found.f_frsize
+
+    def _disk(self) -> os.statvfs_result:
         folder = self._folder.absolute()
         while not folder.exists():
             folder = folder.parent
-        found = os.statvfs(folder)
-        return found.f_bavail * found.f_frsize
+        return os.statvfs(folder)
 
 
 UNLIMITED = FreeSpace(Path("/"), 0)

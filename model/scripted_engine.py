@@ -37,6 +37,7 @@ from model.engine import (
     SteeredPrompt,
     UnsupportedError,
 )
+from model.engine_time import in_engine
 from model.keys import KEY_VERSION
 from model.placement import NEUTRAL_VERSION, Placement, PlacementKind
 from model.space import LatentSpace
@@ -255,7 +256,8 @@ class ScriptedEngine:
             if not all(0 <= token <= CLOSE for token in prompt.token_ids):
                 raise PromptRejectedError(f"tokens are 0 to {CLOSE}")
         self.calls.append(Call(method, tuple(p.token_ids for p in prompts), tuple(p.latent for p in prompts)))
-        await asyncio.sleep(self.delay_s)
+        with in_engine():
+            await asyncio.sleep(self.delay_s)
         if not self.alive:
             raise EngineDeadError("the scripted engine was ended")
 

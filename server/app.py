@@ -92,7 +92,7 @@ def create_app(
     # What is added later stands further outside.
     if settings.api_key:
         app.add_middleware(Authentication, api_key=settings.api_key)
-    app.add_middleware(RequestIds)
+    app.add_middleware(RequestIds, registry=registry)
     if cors := cors_options(settings.vllm_args):
         app.add_middleware(CORSMiddleware, **cors)
     return app

@@ -12,6 +12,7 @@ from typing import Protocol
 from fastapi import FastAPI
 
 from config.settings import Settings
+from memory.free_space import FreeSpace
 from memory.registry import PriorRegistry
 from memory.state import State
 from memory.store import EpisodeStore
@@ -78,6 +79,8 @@ class Gateway:
     traces: TraceLog
     steering: Steering
     nights: NightCoordinator
+    room: FreeSpace
+    """On the disk of the data folder."""
     metrics: Metrics
     checks: Sequence[Check]
 

@@ -163,6 +163,17 @@ class NightCoordinator:
         """Return the nights of every space, newest first."""
         return await asyncio.to_thread(self._log.list)
 
+    async def overdue(self) -> datetime | None:
+        """Return the scheduled time that no night was started for until now; None: there is none.
+
+        Raises:
+            StateUnavailableError, NoRoomError: the state cannot be read, or written.
+        """
+        if self._schedule is None:
+            return None
+        nights = [night for night in await self.list() if night.space == self._space]
+        return await asyncio.to_thread(self._schedule.due, nights, self._clock())
+
     async def get(self, night_id: str) -> NightRecord | None:
         """Return one night."""
         return await asyncio.to_thread(self._log.get, night_id)

@@ -190,6 +190,7 @@ async def assemble(
             traces=traces,
             steering=steering,
             nights=nights,
+            room=room,
             metrics=metrics,
             checks=tuple(checks),
         )

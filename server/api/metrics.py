@@ -6,43 +6,56 @@ server/steering/metrics.py. vLLM registers its own in the process's default regi
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import get_args
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from memory.episode import StoreUnavailableError
-from server.gateway import Readiness
+from memory.episode import LatentMemoryError, StoreUnavailableError
+from memory.night import NightRecord
+from memory.night import State as NightState
+from server.gateway import Gateway, Readiness
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["metrics"])
 
 
 class GatewayCollector(Collector):
-    """Reads the state of the gateway at each scrape, but for the episodes, which are counted before."""
+    """Reads the state of the gateway at each scrape, but for what blocks, which is asked for before."""
 
     def __init__(self, readiness: Readiness) -> None:
         self._readiness = readiness
         self._episodes: int | None = None
+        self._nights: Sequence[NightRecord] | None = None
+        self._overdue: datetime | None = None
 
-    async def count_episodes(self) -> None:
-        """Ask the store for what the next scrape shows; it shows nothing where it does not answer."""
+    async def look(self) -> None:
+        """Ask store and state for what the next scrape shows; it shows nothing of what does not answer."""
         gateway = self._readiness.gateway
-        self._episodes = None
-        if gateway is not None:
-            try:
-                self._episodes = await gateway.lookups.call(lambda store: store.count())
-            except StoreUnavailableError as error:
-                logger.warning("episodes are not counted: %s", error)
+        self._episodes = self._nights = self._overdue = None
+        if gateway is None:
+            return
+        try:
+            self._episodes = await gateway.lookups.call(lambda store: store.count())
+        except StoreUnavailableError as error:
+            logger.warning("episodes are not counted: %s", error)
+        try:
+            self._nights = [night for night in await gateway.nights.list() if night.space == gateway.space]
+            self._overdue = await gateway.nights.overdue()
+        except LatentMemoryError as error:
+            logger.warning("nights are not counted: %s", error)
 
     def describe(self) -> list[Metric]:
         """Return nothing: what is collected depends on whether the gateway runs."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the gauges."""
+        """Yield what there is."""
         gateway = self._readiness.gateway
         yield GaugeMetricFamily(
             "latentevolve_ready", "Whether the gateway has started.", value=float(gateway is not None)
@@ -58,6 +71,11 @@ class GatewayCollector(Collector):
             "latentevolve_pending_writes", "Episodes waiting to be stored.", value=gateway.remember.pending
         )
         yield GaugeMetricFamily(
+            "latentevolve_pending_explorations",
+            "Prompts waiting to be explored.",
+            value=gateway.steering.explorer.summary["waiting"],
+        )
+        yield CounterMetricFamily(
             "latentevolve_lost_traces",
             "Traces since the start that could not be written.",
             value=gateway.traces.lost,
@@ -66,11 +84,56 @@ class GatewayCollector(Collector):
             yield GaugeMetricFamily(
                 "latentevolve_stored_episodes", "Episodes in the served space.", value=self._episodes
             )
+        yield from _disk(gateway)
+        if self._nights is not None:
+            yield from _nights(self._nights)
+            yield GaugeMetricFamily(
+                "latentevolve_night_overdue_timestamp_seconds",
+                "The scheduled time that no night was started for until now; nothing where there is none.",
+                value=None if self._overdue is None else self._overdue.timestamp(),
+            )
+
+
+def _disk(gateway: Gateway) -> Iterator[Metric]:
+    try:
+        free, size = gateway.room.free(), gateway.room.size()
+    except OSError as error:
+        logger.warning("the disk's free space is not known: %s", error)
+        return
+    yield GaugeMetricFamily(
+        "latentevolve_data_free_bytes", "Free space on the disk of the data folder.", value=free
+    )
+    yield GaugeMetricFamily("latentevolve_data_size_bytes", "Size of that disk.", value=size)
+    yield GaugeMetricFamily(
+        "latentevolve_data_floor_bytes",
+        "Free space below which no episode is stored; 0: never looked at.",
+        value=gateway.room.floor,
+    )
+
+
+def _nights(nights: Sequence[NightRecord]) -> Iterator[Metric]:
+    """Yield how many nights of the served space there are in each state, and when the last of each ended."""
+    counts = Counter(night.state for night in nights)
+    by_state = GaugeMetricFamily(
+        "latentevolve_nights", "Nights of the served space on record, by state.", labels=["state"]
+    )
+    ended = GaugeMetricFamily(
+        "latentevolve_night_end_timestamp_seconds",
+        "When the last night that ended so has ended, by state.",
+        labels=["state"],
+    )
+    for state in get_args(NightState):
+        by_state.add_metric([state], counts[state])
+        ends = [night.finished_at for night in nights if night.state == state and night.finished_at]
+        if ends:
+            ended.add_metric([state], max(ends).timestamp())
+    yield by_state
+    yield ended
 
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Return every metric in Prometheus' text format."""
     registry: CollectorRegistry = request.app.state.metrics
-    await request.app.state.collector.count_episodes()
+    await request.app.state.collector.look()
     return Response(await asyncio.to_thread(generate_latest, registry), media_type=CONTENT_TYPE_LATEST)

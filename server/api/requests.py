@@ -1,15 +1,18 @@
 """The outermost layer of a request: its id, and what happens when it breaks.
 
-Owns the `x-request-id` header and the last resort for exceptions. Knows nothing of steering.
+Owns the `x-request-id` header, the count of answers by status, and the last resort for exceptions. Knows
+nothing of steering.
 """
 
 import logging
 import re
 import uuid
 
+from prometheus_client import CollectorRegistry, Counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.auth import OPEN_PATHS
 from server.api.errors import response_of
 from server.log import current_request_id
 
@@ -22,8 +25,14 @@ _ACCEPTABLE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 class RequestIds:
     """ASGI middleware that names each request and answers for exceptions that nobody caught."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, registry: CollectorRegistry) -> None:
         self.app = app
+        self._answers = Counter(
+            "latentevolve_responses_total",
+            "Answers of every route but those of health and metrics, by class of status: 2xx, 4xx, 5xx.",
+            ["status"],
+            registry=registry,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -36,6 +45,8 @@ class RequestIds:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                if scope["path"] not in OPEN_PATHS:
+                    self._answers.labels(f"{message['status'] // 100}xx").inc()
                 MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.engine import Usage
+from model.engine_time import EngineTime, engine_time
 from server.api.auth import OPEN_PATHS
 from server.api.errors import response_of
 from server.api.options import BATCH, COMPLETIONS, MESSAGES, STEERED_PATHS, read_options, without_suffix
@@ -103,9 +104,14 @@ class SteeredRoutes:
             send = with_usage(send, partial(_told, call))
         # Completions have no chat to steer, so that vLLM's hook does not get to see the call.
         token = current_call.set(None if path == COMPLETIONS else call)
+        clock = EngineTime()
+        timing = engine_time.set(clock)
         try:
             with gateway.steering.explorer.client():
                 await self.app(scope, _watched(receive, call), send)
+                if status < 400 and clock.used and not call.left:
+                    overhead_s = time.monotonic() - started - clock.seconds
+                    gateway.metrics.overhead.labels(call.options.effort).observe(max(0.0, overhead_s))
                 if status >= 400:  # vLLM has refused what the hook had taken
                     for each in call.conversations:
                         gateway.steering.explorer.withdraw(each.trace_id)
@@ -115,6 +121,7 @@ class SteeredRoutes:
                     self._count(each.outcome or CLIENT_LEFT, each, started)
             raise
         finally:
+            engine_time.reset(timing)
             current_call.reset(token)
 
     def _count(self, outcome: Outcome, call: SteeringCall | None, started: float) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.engine import Decoding, EngineError, Generation
+from model.engine_time import EngineTime
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,16 @@ async def handed_over(answer: Generation, request_id: str) -> AsyncIterator[Any]
         renamed = copy.copy(output)
         renamed.request_id = request_id
         yield renamed
+
+
+async def timed(outputs: AsyncGenerator[Any, None], clock: EngineTime) -> AsyncGenerator[Any, None]:
+    """Yield the outputs of one answer, and count the time from the first wait for them to their end."""
+    with clock.running():
+        try:
+            async for output in outputs:
+                yield output
+        finally:
+            await outputs.aclose()
 
 
 async def overheard(

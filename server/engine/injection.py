@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from typing import Any
 
 from model.engine import Decoding
-from server.engine.decoding import Native, handed_over, overheard
+from model.engine_time import engine_time
+from server.engine.decoding import Native, handed_over, overheard, timed
 from server.engine.vllm import VLLMEngine, cache_salt
 from server.steering.outcome import Answer, Outcome, reason_of
 from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError
@@ -54,6 +55,8 @@ def install(state: Any, engine: VLLMEngine, steer: Steer, answered: Tell = lambd
         if answer is not None:
             return handed_over(answer, request_id)
         outputs = generate(prompt, params, request_id, *args, **kwargs)
+        if (clock := engine_time.get()) is not None:
+            outputs = timed(outputs, clock)
         if trace_id is None or params.n != 1:  # of several answers nobody knows which one is meant
             return outputs
         return overheard(outputs, lambda found: answered(trace_id, Answer.of(found)))

@@ -32,6 +32,7 @@ from model.engine import (
     UnsupportedError,
     in_background,
 )
+from model.engine_time import in_engine
 from model.fingerprint import checkpoint_dtype, space_of
 from model.keys import KEY_PROBES, centre, centred
 from model.placement import Placement, render_chat
@@ -236,7 +237,8 @@ class VLLMEngine:
                 raise EngineError("the worker gave no hidden state of the request")
             return state
 
-        return torch.stack(await _all([one(prompt) for prompt in inputs]))
+        with in_engine():
+            return torch.stack(await _all([one(prompt) for prompt in inputs]))
 
     async def keys(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return the retrieval keys of plain prompts, (B, d), centred and of norm 1."""
@@ -266,9 +268,10 @@ class VLLMEngine:
                 finished(index, answer)
             return answer
 
-        return await _all(
-            [one(at, prompt, how) for at, (prompt, how) in enumerate(zip(inputs, each, strict=True))]
-        )
+        with in_engine():
+            return await _all(
+                [one(at, prompt, how) for at, (prompt, how) in enumerate(zip(inputs, each, strict=True))]
+            )
 
     async def choice_log_probabilities(
         self, prompts: Sequence[SteeredPrompt], choices: tuple[str, ...], *, held: bool
@@ -315,7 +318,10 @@ class VLLMEngine:
         Raises:
             UnsupportedError: the engine has no gradient worker.
         """
-        values: torch.Tensor = await self._gradient_worker().log_likelihood(self._checked(prompts), labels)
+        with in_engine():
+            values: torch.Tensor = await self._gradient_worker().log_likelihood(
+                self._checked(prompts), labels
+            )
         return values
 
     async def latent_gradient(
@@ -326,9 +332,10 @@ class VLLMEngine:
         Raises:
             UnsupportedError: as `log_likelihood`.
         """
-        gradient: LatentGradient = await self._gradient_worker().latent_gradient(
-            self._checked(prompts), labels, weights
-        )
+        with in_engine():
+            gradient: LatentGradient = await self._gradient_worker().latent_gradient(
+                self._checked(prompts), labels, weights
+            )
         return gradient
 
     async def close(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from memory.episode import TENANT, Array, LatentMemoryError, prompt_digest, prompt_id
 from model.engine import Engine, EngineError, Generation, in_background
+from model.engine_time import engine_time
 from model.space import LatentRejectedError
 from server.steering.measure import measure
 from server.steering.metrics import Metrics
@@ -267,6 +268,7 @@ class Explorer:
 
     async def _explore(self, exploration: Exploration) -> None:
         in_background.set(True)
+        engine_time.set(None)  # its request's clock, which may still run
         request, begun = exploration.request, time.monotonic()
         options = self._options(request)
         try:

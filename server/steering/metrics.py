@@ -32,9 +32,16 @@ class Metrics:
             registry=registry,
         )
         self.seconds = Histogram(
-            "latentevolve_seconds_to_headers",
-            "Seconds from a request's arrival to its answer's headers.",
+            "latentevolve_time_to_headers_seconds",
+            "Time from a request's arrival to its answer's headers.",
             ["mode"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.overhead = Histogram(
+            "latentevolve_overhead_seconds",
+            "Time of an answered request that was not the engine's, but that of the layers around it.",
+            ["effort"],
             buckets=_SECONDS,
             registry=registry,
         )

@@ -12,7 +12,8 @@ def test_names_are_prefixed_and_stable() -> None:
     Metrics(registry)
     assert {family.name for family in registry.collect()} == {
         "latentevolve_requests",
-        "latentevolve_seconds_to_headers",
+        "latentevolve_time_to_headers_seconds",
+        "latentevolve_overhead_seconds",
         "latentevolve_recalls",
         "latentevolve_recall_similarity",
         "latentevolve_stage_seconds",
