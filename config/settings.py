@@ -61,6 +61,7 @@ class Settings(BaseSettings):
         None,
         description="Bearer token that every route but those of health and metrics asks for; empty: none.",
     )
+    dashboard: bool = Field(True, description="Serve the dashboard at /dashboard.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe log record that is printed: DEBUG, INFO, WARNING or ERROR."
     )

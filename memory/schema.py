@@ -131,7 +131,7 @@ traces = Table(
     Column("id", Text, nullable=False, unique=True),
     Column("content", JSON, nullable=False),
     Column("latent", LargeBinary),
-    # What was asked and answered, for feedback alone: nobody is shown it.
+    # What was asked and answered, for feedback and for the list of recent requests.
     Column("prompt", Text, index=True),
     Column("asked", JSON(none_as_null=True)),
     Column("answer", JSON(none_as_null=True)),

@@ -25,6 +25,8 @@ Source = Literal["night", "day"]
 
 FILE = "state.db"
 
+_EXCHANGE = (traces.c.prompt, traces.c.asked, traces.c.answer)
+
 
 @dataclass(frozen=True)
 class NewTrace:
@@ -46,6 +48,17 @@ class KeptExchange:
     """Id of the prompt's episode."""
     asked: dict[str, Any] | None
     answer: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class RecentTrace:
+    """A trace in a list, with what of its exchange is kept and how people rated the answer last."""
+
+    number: int
+    """Grows from trace to trace."""
+    content: dict[str, Any]
+    exchange: KeptExchange
+    rating: float | None
 
 
 @dataclass(frozen=True)
@@ -213,15 +226,39 @@ class State(Database):
             row = connection.execute(select(*columns).filter_by(id=trace_id)).one_or_none()
         return None if row is None else (row[0], row[1])
 
+    def recent_traces(self, space: str, limit: int, before: int | None = None) -> list[RecentTrace]:
+        """Return up to `limit` traces of a space, newest first; with `before` those of lesser numbers.
+
+        Raises:
+            StateUnavailableError: the database does not answer.
+        """
+        query = select(traces.c.number, traces.c.id, traces.c.content, *_EXCHANGE)
+        query = query.where(traces.c.content["space"].as_string() == space)
+        if before is not None:
+            query = query.where(traces.c.number < before)
+        with self.read() as connection:
+            rows = connection.execute(query.order_by(traces.c.number.desc()).limit(limit)).all()
+            said = (
+                select(feedback.c.trace, feedback.c.value)
+                .where(feedback.c.metric_name == "rating", feedback.c.trace.in_([row.id for row in rows]))
+                .order_by(feedback.c.number)
+            )
+            ratings = {trace: float(value) for trace, value in connection.execute(said)}  # the last one stays
+        return [
+            RecentTrace(
+                row.number, row.content, KeptExchange(row.prompt, row.asked, row.answer), ratings.get(row.id)
+            )
+            for row in rows
+        ]
+
     def exchange(self, trace_id: str) -> KeptExchange | None:
         """Return what a trace was asked and answered; None when there is none of that id.
 
         Raises:
             StateUnavailableError: the database does not answer.
         """
-        columns = (traces.c.prompt, traces.c.asked, traces.c.answer)
         with self.read() as connection:
-            row = connection.execute(select(*columns).filter_by(id=trace_id)).one_or_none()
+            row = connection.execute(select(*_EXCHANGE).filter_by(id=trace_id)).one_or_none()
         return None if row is None else KeptExchange(*row)
 
     def forget_exchanges(self, prompts: Collection[str] | None) -> None:

@@ -20,6 +20,7 @@ from config.settings import Settings
 from server.api import (
     archive,
     consolidations,
+    dashboard,
     docs,
     embeddings,
     feedback,
@@ -86,6 +87,8 @@ def create_app(
     ours = (health, metrics, docs, traces, feedback, memory, archive, priors, consolidations, embeddings)
     for part in ours:
         app.include_router(part.router)
+    if settings.dashboard:
+        app.include_router(dashboard.router)
     _answer_head(app)
     install_on_gateway(app)
     app.router.default = SteeredRoutes(_Inner(readiness), readiness)

@@ -37,6 +37,8 @@ def test_installed_package_has_its_examples_and_programs(tmp_path: Path) -> None
     )
     assert found.stdout.split() == [str(installed / "examples"), "160", "24"]
     assert (installed / "server" / "engine" / "programs" / "lscpu").is_file()
+    for path in (ROOT / "server" / "dashboard").rglob("*.*"):
+        assert (installed / path.relative_to(ROOT)).is_file(), path
 
 
 def test_every_folder_of_the_project_that_is_imported_is_packaged() -> None:

@@ -12,7 +12,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.api.errors import response_of
 from server.errors import UnauthorizedError
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/health", "/ping"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/health", "/ping", "/dashboard"})
+OPEN_FOLDER = "/dashboard/"
+"""The dashboard's files, which hold no data."""
 
 
 class Authentication:
@@ -23,7 +25,7 @@ class Authentication:
         self._digest = _digest(api_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] in OPEN_PATHS:
+        if scope["type"] == "http" and _is_open(scope["path"]):
             return await self.app(scope, receive, send)
         if scope["type"] not in ("http", "websocket") or self._knows(Headers(scope=scope)):
             return await self.app(scope, receive, send)
@@ -37,6 +39,10 @@ class Authentication:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         # Digests have one length, so that the comparison's time tells nothing of the key's.
         return secrets.compare_digest(_digest(token), self._digest) and scheme.lower() == "bearer"
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
 
 
 def _digest(token: str) -> bytes:

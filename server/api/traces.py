@@ -1,15 +1,130 @@
-"""GET /v1/latent/traces/{id}: what steering did for one request."""
+"""Routes under /v1/latent: what steering did for one request, for the last ones, and over time."""
 
 import asyncio
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
 
+from memory.episode import TENANT, now
+from memory.timeline import Step, Timeline, Window, timeline
 from server.api.deps import GatewayDep
 from server.errors import NotFoundError
+from server.questions import Questions
+from server.steering.traces import ListedTrace
 
 router = APIRouter(prefix="/v1/latent", tags=["latent"])
+
+SHOWN = 500
+"""Most characters of a question or an answer in a list."""
+
+
+class TraceSummary(BaseModel):
+    """One request in a list."""
+
+    id: str
+    created_at: str
+    effort: str
+    mode: str
+    reason: str
+    prior_version: str | None
+    reward_before: float | None
+    reward_after: float | None
+    search_tokens: int = Field(description="Tokens that searching generated while the client waited.")
+    seconds: float | None = Field(description="From arrival until steering had decided.")
+    remembered: str
+    episode_id: str | None
+    question: str | None = Field(
+        description=f"The last user message, its first {SHOWN} characters; null: no text is kept."
+    )
+    answer: str | None = Field(description="The same of the answer.")
+    rating: float | None = Field(description="What was said of the answer last, from 0 to 1.")
+
+
+class TracePage(BaseModel):
+    """Some requests, newest first."""
+
+    object: str = "list"
+    data: list[TraceSummary]
+    has_more: bool
+    next_cursor: str | None = Field(description="`cursor` of the next page; null: there is none.")
+
+
+class StepRead(BaseModel):
+    """What happened in one step of time, or in all of them."""
+
+    requests: int
+    by_effort: dict[str, int]
+    by_mode: dict[str, int]
+    learned: int = Field(description="Requests that were answered in one pass with what was learned.")
+    steered: int = Field(description="Requests whose answer came of what was learned or searched for.")
+    searched: int = Field(description="Requests for which both rewards are known.")
+    reward_before: float | None = Field(description="Mean reward of their unsteered answers.")
+    reward_after: float | None = Field(description="Mean reward of the answers that were given instead.")
+    searches: int
+    tokens_per_search: float | None
+    measured: int = Field(description="Prompts on which rows of a prior were compared with going without.")
+    difference: float | None = Field(description="Mean difference of these outcomes, from -1 to 1.")
+    rated_steered: int
+    rating_steered: float | None = Field(description="Mean rating of steered answers.")
+    rated_plain: int
+    rating_plain: float | None
+    tokens_saved: float | None = Field(
+        description="Answers that came of what was learned in one pass, times the mean tokens of a search."
+    )
+
+
+class TimedStep(StepRead):
+    """What happened from a moment on."""
+
+    start: str
+
+
+class TimelineRead(BaseModel):
+    """What happened in a window of time."""
+
+    window: Window
+    step_s: float
+    total: StepRead
+    steps: list[TimedStep] = Field(description="Oldest first; the last one is not over.")
+
+
+@router.get("/timeline")
+async def timeline_of(gateway: GatewayDep, window: Window = "day") -> TimelineRead:
+    """Return requests, outcomes and ratings of the last hour, day, week or month, step by step."""
+    found: Timeline = await asyncio.to_thread(timeline, gateway.state, gateway.space, TENANT, window, now())
+    total = found.whole
+    per_search = total.search_tokens.value
+    return TimelineRead(
+        window=window,
+        step_s=found.step_s,
+        total=StepRead(**_step(total, per_search)),
+        steps=[
+            TimedStep(start=start.isoformat(), **_step(step, per_search))
+            for start, step in found.steps.items()
+        ],
+    )
+
+
+@router.get("/traces")
+async def traces(
+    gateway: GatewayDep,
+    limit: Annotated[int, Query(ge=1, le=100, description="Most traces of one page.")] = 20,
+    cursor: Annotated[
+        int | None, Query(ge=0, le=2**62, description="`next_cursor` of the page before.")
+    ] = None,
+) -> TracePage:
+    """Return the last requests, newest first, with their texts where these are kept."""
+    found = await gateway.traces.recent(gateway.space, limit + 1, cursor)
+    questions = Questions(gateway.engine)
+    page = found[:limit]
+    more = len(found) > limit
+    return TracePage(
+        data=[_summary(one, questions) for one in page],
+        has_more=more,
+        next_cursor=str(page[-1].number) if more else None,
+    )
 
 
 @router.get("/traces/{trace_id}")
@@ -36,3 +151,52 @@ async def trace(
         for one in said
     ]
     return found
+
+
+def _summary(one: ListedTrace, questions: Questions) -> TraceSummary:
+    content, asked, answer = one.content, one.exchange.asked, one.exchange.answer
+    return TraceSummary(
+        **{name: content[name] for name in _SAME},
+        search_tokens=content["usage"]["generated_tokens"],
+        seconds=content["timings_s"].get("total"),
+        question=questions.of(asked.text)[:SHOWN] if asked else None,
+        answer=answer.text.strip()[:SHOWN] if answer else None,
+        rating=one.rating,
+    )
+
+
+_SAME = (
+    "id",
+    "created_at",
+    "effort",
+    "mode",
+    "reason",
+    "prior_version",
+    "reward_before",
+    "reward_after",
+    "remembered",
+    "episode_id",
+)
+
+
+def _step(step: Step, per_search: float | None) -> dict[str, Any]:
+    requests = sum(step.by_mode.values())
+    return {
+        "requests": requests,
+        "by_effort": step.by_effort,
+        "by_mode": step.by_mode,
+        "learned": step.learned,
+        "steered": requests - step.by_mode.get("plain", 0),
+        "searched": step.before.n,
+        "reward_before": step.before.value,
+        "reward_after": step.after.value,
+        "searches": step.search_tokens.n,
+        "tokens_per_search": step.search_tokens.value,
+        "measured": step.difference.n,
+        "difference": step.difference.value,
+        "rated_steered": step.rated_steered.n,
+        "rating_steered": step.rated_steered.value,
+        "rated_plain": step.rated_plain.n,
+        "rating_plain": step.rated_plain.value,
+        "tokens_saved": None if per_search is None else step.learned * per_search,
+    }

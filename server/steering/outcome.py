@@ -2,7 +2,7 @@
 
 Owns the words: modes, reasons of errors, fields of headers and traces. Knows nothing of where traces are kept
 or how anything was found. What a trace shows holds no prompt and no answer: those are in the episode, if
-there is one, and beside the trace for feedback, which is shown to nobody.
+there is one, and beside the trace for feedback and for the list of recent requests.
 """
 
 import logging

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from memory.database import StateUnavailableError
 from memory.episode import Episode, LatentMemoryError
 from memory.redaction import EVERYTHING, Redaction
-from memory.state import NewTrace, State
+from memory.state import KeptExchange, NewTrace, State
 from server.steering.background import Background
 from server.steering.outcome import Answer, Asked, Trace
 from server.steering.remember import Fate
@@ -36,6 +36,18 @@ class Exchange:
 
     asked: Asked | None
     answer: Answer | None
+
+
+@dataclass(frozen=True)
+class ListedTrace:
+    """One trace of a list."""
+
+    number: int
+    """Grows from trace to trace."""
+    content: dict[str, Any]
+    exchange: Exchange
+    rating: float | None
+    """What was said of the answer last, in [0, 1]."""
 
 
 class TraceLog:
@@ -137,12 +149,35 @@ class TraceLog:
             found = await asyncio.to_thread(self._state.exchange, trace_id)
             if found is None:
                 return None
-            asked = Asked.of_json(found.prompt, found.asked) if found.prompt and found.asked else None
-            answer = answer or (Answer.of_json(found.answer) if found.answer else None)
-        return Exchange(
-            asked if asked and self._may_keep(asked) else None,
-            answer if answer and self._redact.keeps(answer.text) else None,
-        )
+            return self._exchange(found, answer)
+        return self._kept(asked, answer)
+
+    async def recent(self, space: str, limit: int, before: int | None = None) -> list[ListedTrace]:
+        """Return up to `limit` written traces of a space, newest first; with `before` of lesser numbers.
+
+        Raises:
+            StateUnavailableError: the state cannot be read.
+        """
+        found = await asyncio.to_thread(self._state.recent_traces, space, limit, before)
+        return [
+            ListedTrace(
+                one.number,
+                one.content | self._changes.get(one.content["id"], {}),
+                self._exchange(one.exchange, self._answers.get(one.content["id"])),
+                one.rating,
+            )
+            for one in found
+        ]
+
+    def _exchange(self, found: KeptExchange, answer: Answer | None) -> Exchange:
+        """Return a written exchange, with the answer that is not yet written, if any."""
+        asked = Asked.of_json(found.prompt, found.asked) if found.prompt and found.asked else None
+        return self._kept(asked, answer or (Answer.of_json(found.answer) if found.answer else None))
+
+    def _kept(self, asked: Asked | None, answer: Answer | None) -> Exchange:
+        if asked is None or not self._may_keep(asked):
+            return Exchange(None, None)
+        return Exchange(asked, answer if answer and self._redact.keeps(answer.text) else None)
 
     async def forget(self, prompts: Collection[str] | None) -> None:
         """Keep nothing more of what was asked and answered under ids of prompts; None: of all.

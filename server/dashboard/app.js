@@ -1,0 +1,101 @@
+// The page: who looks at it, which view, and in what light.
+import { hasKey, onRefused, setKey } from "./api.js";
+import { html, render, useEffect, useState } from "./lib.js";
+import { Overview } from "./overview.js";
+import { Traces } from "./traces.js";
+
+const VIEWS = [
+  ["overview", "Overview", Overview],
+  ["traces", "Traces", Traces],
+];
+const THEME = "latentevolve.theme";
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+const here = () => VIEWS.find(([name]) => name === location.hash.slice(1)) ?? VIEWS[0];
+
+function App() {
+  const [view, setView] = useState(here);
+  const [signIn, setSignIn] = useState(false);
+  const [session, setSession] = useState(0);
+  const [theme, setTheme] = useState(() => document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light"));
+  useEffect(() => {
+    onRefused(() => setSignIn(true));
+    const turn = () => setView(here());
+    const follow = () => document.documentElement.dataset.theme ?? setTheme(dark.matches ? "dark" : "light");
+    addEventListener("hashchange", turn);
+    dark.addEventListener("change", follow);
+    return () => {
+      removeEventListener("hashchange", turn);
+      dark.removeEventListener("change", follow);
+    };
+  }, []);
+  useEffect(() => {
+    document.title = `${view[1]} · LatentEvolve`;
+  }, [view]);
+  const light = () => {
+    const next = theme === "dark" ? "light" : "dark";
+    document.documentElement.dataset.theme = next;
+    localStorage.setItem(THEME, next);
+    setTheme(next);
+  };
+  const leave = () => {
+    setKey(null);
+    setSession(session + 1);
+  };
+  if (signIn) {
+    return html`<${SignIn}
+      done=${() => {
+        setSignIn(false);
+        setSession(session + 1);
+      }}
+    />`;
+  }
+  const [name, , View] = view;
+  return html`
+    <a class="skip" href="#main" onClick=${(event) => {
+      event.preventDefault();
+      document.getElementById("main").focus();
+    }}>Skip to content</a>
+    <nav aria-label="Views">
+      <a class="brand" href="#overview"><img src="dashboard/icon.svg" alt="" width="28" height="28" />LatentEvolve</a>
+      <ul>
+        ${VIEWS.map(
+          ([each, title]) => html`
+            <li><a href=${`#${each}`} aria-current=${each === name ? "page" : undefined}>${title}</a></li>
+          `,
+        )}
+      </ul>
+      <div class="end">
+        <button class="quiet" onClick=${light} aria-label=${`Use ${theme === "dark" ? "light" : "dark"} colours`}>
+          ${theme === "dark" ? "☀" : "☾"}<span class="word"> ${theme === "dark" ? "Light" : "Dark"}</span>
+        </button>
+        ${hasKey() && html`<button class="quiet" onClick=${leave}>Sign out</button>`}
+      </div>
+    </nav>
+    <main id="main" tabindex="-1"><${View} key=${`${name} ${session}`} theme=${theme} /></main>
+  `;
+}
+
+function SignIn({ done }) {
+  const [key, change] = useState("");
+  const submit = (event) => {
+    event.preventDefault();
+    setKey(key.trim());
+    done();
+  };
+  return html`
+    <main class="signin">
+      <form onSubmit=${submit}>
+        <img src="dashboard/icon.svg" alt="" width="48" height="48" />
+        <h1>Sign in</h1>
+        <p>${hasKey() ? "The server does not take this key." : "This server asks for its API key."}</p>
+        <label for="key">API key</label>
+        <input id="key" type="password" autocomplete="off" required value=${key} onInput=${(event) => change(event.target.value)} autofocus />
+        <button class="solid">Sign in</button>
+        <p class="hint">It is kept in this tab until you close it, and sent to this server alone.</p>
+      </form>
+    </main>
+  `;
+}
+
+render(html`<${App} />`, document.getElementById("app"));
