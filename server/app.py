@@ -1,7 +1,8 @@
 """The gateway's ASGI app.
 
-Owns the order of its layers, from the outside in: CORS, request ids, authentication, our own routes, and
-vLLM's app, with steering around it, for everything else. What the parts are is server/wiring.py's.
+Owns the order of its layers, from the outside in: CORS, request ids, authentication, the limit of bodies, our
+own routes, and vLLM's app, with steering around it, for everything else. What the parts are is
+server/wiring.py's.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from server.api import (
     traces,
 )
 from server.api.auth import Authentication
+from server.api.body_limit import BodyLimit
 from server.api.cors import cors_options
 from server.api.errors import install_on_gateway, response_of
 from server.api.requests import RequestIds
@@ -93,6 +95,7 @@ def create_app(
     install_on_gateway(app)
     app.router.default = SteeredRoutes(_Inner(readiness), readiness)
     # What is added later stands further outside.
+    app.add_middleware(BodyLimit)
     if settings.api_key:
         app.add_middleware(Authentication, api_key=settings.api_key)
     app.add_middleware(RequestIds, registry=registry)

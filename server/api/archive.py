@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
 from server.api.deps import GatewayDep
+from server.api.errors import refusals
 from server.archive import exported, imported
 
 router = APIRouter(prefix="/v1/memory", tags=["memory"])
@@ -25,7 +26,7 @@ class Imported(BaseModel):
     skipped: int = Field(description="There already, by id, and left as they are.")
 
 
-@router.get("/export", response_class=StreamingResponse, responses={200: {"content": _CONTENT}})
+@router.get("/export", response_class=StreamingResponse, responses={200: {"content": _CONTENT}, **refusals()})
 async def export_memory(gateway: GatewayDep, request: Request) -> Response:
     """Return all episodes as a tar; the last file in it is `end.json`, or it was cut off."""
     name = f"memory-{gateway.space}.tar"
@@ -35,7 +36,11 @@ async def export_memory(gateway: GatewayDep, request: Request) -> Response:
     return StreamingResponse(await exported(gateway), media_type=TAR, headers=headers)
 
 
-@router.post("/import", openapi_extra={"requestBody": {"content": _CONTENT, "required": True}})
+@router.post(
+    "/import",
+    openapi_extra={"requestBody": {"content": _CONTENT, "required": True}},
+    responses=refusals(409, 507),
+)
 async def import_memory(gateway: GatewayDep, request: Request) -> Imported:
     """Remember the episodes of an archive that are not there yet. Sent again, it goes on where it ended."""
     pieces = _received(request)

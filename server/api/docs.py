@@ -41,7 +41,7 @@ async def page(inner: InnerDep) -> HTMLResponse:
 @router.get("/openapi.json")
 async def schema(request: Request, inner: InnerDep) -> dict[str, Any]:
     """Return the OpenAPI schema of vLLM's routes and ours."""
-    ours: dict[str, Any] = request.app.openapi()
+    ours = _without_422(request.app.openapi())
     theirs: dict[str, Any] = await asyncio.to_thread(inner.openapi)  # a second or two of work, once
     schemas = [part.get("components", {}).get("schemas", {}) for part in (theirs, ours)]
     return {
@@ -49,3 +49,13 @@ async def schema(request: Request, inner: InnerDep) -> dict[str, Any]:
         "paths": {**theirs["paths"], **ours["paths"]},
         "components": {"schemas": {**schemas[0], **schemas[1]}},
     }
+
+
+def _without_422(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema without the status that FastAPI would refuse fields with; ours is 400."""
+    for path in schema["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema.get("components", {}).get("schemas", {}).pop(name, None)
+    return schema

@@ -16,6 +16,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from server.api.deps import GatewayDep
+from server.api.errors import refusals
 from server.api.options import without_suffix
 from server.errors import InvalidRequestError, UnknownModelError
 from server.keys import Prompt, keys_of
@@ -87,7 +88,7 @@ class EmbeddingResponse(BaseModel):
     usage: EmbeddingUsage
 
 
-@router.post("/embeddings")
+@router.post("/embeddings", responses=refusals(404))
 async def embeddings(gateway: GatewayDep, asked: EmbeddingRequest) -> EmbeddingResponse:
     """Return the keys under which requests like these are remembered and recalled, of norm 1."""
     model = without_suffix({"model": asked.model}, gateway.served())["model"]

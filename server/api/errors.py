@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
@@ -44,6 +45,42 @@ _KINDS = {
     409: "ConflictError",
     503: "ServiceUnavailableError",
 }
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    """The field of the request that it is about."""
+    code: int
+    """The status."""
+
+
+class ErrorResponse(BaseModel):
+    """An error in OpenAI's shape."""
+
+    error: ErrorDetail
+
+
+_MEANINGS = {
+    400: "The request asks for nothing that can be done; the error names the field.",
+    401: "No API key, or a wrong one.",
+    404: "There is no such thing.",
+    409: "It contradicts what there is.",
+    413: "The body is longer than the gateway reads.",
+    503: "The server is starting or ending, or something that the answer needs is away.",
+    507: "The disk is too full to write.",
+}
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what OpenAPI says of errors: those that every route has, and some more."""
+    return {
+        status: {"model": ErrorResponse, "description": _MEANINGS[status]}
+        for status in sorted({400, 401, 503, *statuses})
+    }
 
 
 class _Escaped(JSONResponse):

@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 from memory.episode import new_id
 from memory.state import Feedback
 from server.api.deps import GatewayDep
+from server.api.errors import refusals
 from server.errors import NotFoundError
 from server.feedback import Metric, take
 
@@ -82,7 +83,7 @@ class FeedbackResponse(BaseModel):
     feedback_id: str
 
 
-@router.post("/feedback")
+@router.post("/feedback", responses=refusals(404, 409, 507))
 async def feedback(gateway: GatewayDep, asked: FeedbackRequest) -> FeedbackResponse:
     """Take what somebody says of an answer: memory learns from it, and forgets what is called wrong.
 

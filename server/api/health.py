@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 
 from memory.episode import StoreUnavailableError
 from server.api.deps import ReadinessDep
@@ -19,13 +20,33 @@ logger = logging.getLogger(__name__)
 router = APIRouter(tags=["health"])
 
 
+class CheckRead(BaseModel):
+    """What one self-check at the start found."""
+
+    name: str
+    ok: bool
+    value: float | None
+    detail: str
+
+
+class ReadyRead(BaseModel):
+    """Whether the gateway can serve."""
+
+    ready: bool
+    engine: bool
+    memory: bool
+    checks: list[CheckRead]
+    steering: bool = Field(description="Whether every self-check passed; else answers are plain.")
+    failure: str | None = Field(None, description="Why it will never be there.")
+
+
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses={200: {"model": ReadyRead}, 503: {"model": ReadyRead}})
 async def readyz(readiness: ReadinessDep) -> JSONResponse:
     """The engine has answered a real token and still lives, and memory is open."""
     gateway = readiness.gateway

@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
@@ -12,6 +12,7 @@ from memory.episode import TENANT
 from memory.listing import Place
 from memory.store import Where
 from server.api.deps import GatewayDep
+from server.api.errors import refusals
 from server.errors import InvalidRequestError, NotFoundError
 from server.forget import Forgotten, forget, forget_one
 from server.search import like_episode, like_text
@@ -153,39 +154,101 @@ class Compacted(BaseModel):
     compacted: bool
 
 
+class SpaceStats(BaseModel):
+    """What is remembered in one space."""
+
+    episodes: int
+    seen: int = Field(description="How often their prompts came to be remembered.")
+    reward_mean: float | None
+    reward_histogram: list[int] = Field(description="Episodes by tenths of the reward.")
+    oldest: Stamp | None
+    newest: Stamp | None
+
+
+class RowEvidence(BaseModel):
+    """What is known of a row of the prior."""
+
+    n: int
+    mean: float = Field(description="Mean difference of outcomes, with the row less without.")
+    e_value: float = Field(description="For it; 20 lets it serve.")
+    e_against: float = Field(description="Against it; 20 retires it.")
+    standing: str
+
+
+class PriorStats(BaseModel):
+    """What serves."""
+
+    version: str | None
+    pinned: bool
+    rows: dict[str, RowEvidence]
+
+
+class RequestStats(BaseModel):
+    """Answers since the start."""
+
+    total: int
+    steered: int
+    by_mode: dict[str, int]
+
+
+class ExploringStats(BaseModel):
+    """What is explored."""
+
+    waiting: int
+    running: int
+    tokens_last_hour: int
+
+
+class MemoryStats(BaseModel):
+    """What is remembered, what serves, and what happened since the start."""
+
+    space: str
+    spaces: dict[str, SpaceStats]
+    prior: PriorStats
+    requests: RequestStats
+    hit_rate: float | None = Field(description="Of lookups, the share that recalled something.")
+    dropped_writes: int
+    refused_writes: int
+    feedback: dict[str, int]
+    exploring: ExploringStats
+    pending_writes: int
+    expired_episodes: int
+    evicted_episodes: int
+    lost_traces: int
+
+
 RETRAIN = (
     "what these priors learned stays in them: POST /v1/priors/none/activate takes them out of service, then "
     "POST /v1/priors/release and POST /v1/consolidations make one from what is left"
 )
 
 
-@router.get("/stats")
-async def stats(gateway: GatewayDep) -> dict[str, Any]:
+@router.get("/stats", responses=refusals())
+async def stats(gateway: GatewayDep) -> MemoryStats:
     """Return counts and rewards of the served space, the hit rate, and the evidence about rows."""
     found = await gateway.statistics.call(lambda store: store.stats())
-    return {
-        "space": gateway.space,
-        "spaces": {
-            gateway.space: {
-                "episodes": found.episodes,
-                "seen": found.seen,
-                "reward_mean": found.reward_mean,
-                "reward_histogram": list(found.reward_histogram),
-                "oldest": found.oldest.isoformat() if found.oldest else None,
-                "newest": found.newest.isoformat() if found.newest else None,
-            }
-        },
-        "prior": gateway.prior.summary(),
+    here = SpaceStats(
+        episodes=found.episodes,
+        seen=found.seen,
+        reward_mean=found.reward_mean,
+        reward_histogram=list(found.reward_histogram),
+        oldest=found.oldest.isoformat() if found.oldest else None,
+        newest=found.newest.isoformat() if found.newest else None,
+    )
+    return MemoryStats(
+        space=gateway.space,
+        spaces={gateway.space: here},
+        prior=PriorStats.model_validate(gateway.prior.summary()),
         **gateway.metrics.summary(),
-        "exploring": gateway.steering.explorer.summary,
-        "pending_writes": gateway.remember.pending,
-        "expired_episodes": gateway.upkeep.expired,
-        "evicted_episodes": gateway.upkeep.evicted,
-        "lost_traces": gateway.traces.lost,
-    }
+        exploring=ExploringStats(**gateway.steering.explorer.summary),
+        pending_writes=gateway.remember.pending,
+        expired_episodes=gateway.upkeep.expired,
+        evicted_episodes=gateway.upkeep.evicted,
+        lost_traces=gateway.traces.lost,
+    )
 
 
-@router.get("/episodes")
+@router.get("/episodes", responses=refusals())
 async def episodes(gateway: GatewayDep, asked: Annotated[Listing, Query()]) -> EpisodePage:
     """Return a page of episodes, newest first, without vectors and tokens.
 
@@ -200,7 +263,7 @@ async def episodes(gateway: GatewayDep, asked: Annotated[Listing, Query()]) -> E
     )
 
 
-@router.delete("/episodes")
+@router.delete("/episodes", responses=refusals(507))
 async def delete_episodes(gateway: GatewayDep, asked: Annotated[Forgetting, Query()]) -> Erasure:
     """Forget the episodes that a filter names, or all; those of requests that come later stay."""
     filtered = any(getattr(asked, name) is not None for name in Filter.model_fields)
@@ -209,7 +272,7 @@ async def delete_episodes(gateway: GatewayDep, asked: Annotated[Forgetting, Quer
     return _erasure(await forget(gateway, asked.where))
 
 
-@router.get("/episodes/{episode_id}")
+@router.get("/episodes/{episode_id}", responses=refusals(404))
 async def episode(gateway: GatewayDep, episode_id: str) -> EpisodeRead:
     """Return one episode without its vectors."""
     name = _name(episode_id)
@@ -219,7 +282,7 @@ async def episode(gateway: GatewayDep, episode_id: str) -> EpisodeRead:
     return EpisodeRead.model_validate(found.summary())
 
 
-@router.delete("/episodes/{episode_id}")
+@router.delete("/episodes/{episode_id}", responses=refusals(404, 507))
 async def delete_episode(gateway: GatewayDep, episode_id: str) -> Erasure:
     """Forget one episode: it is recalled no more, and later nights do not see it."""
     name = _name(episode_id)
@@ -229,7 +292,7 @@ async def delete_episode(gateway: GatewayDep, episode_id: str) -> Erasure:
     return _erasure(forgotten)
 
 
-@router.post("/compact")
+@router.post("/compact", responses=refusals(507))
 async def compact(gateway: GatewayDep) -> Compacted:
     """Write the store's files anew, without what was deleted, now instead of within a day."""
     return Compacted(compacted=await asyncio.to_thread(gateway.upkeep.compact))
@@ -245,7 +308,7 @@ def _erasure(forgotten: Forgotten) -> Erasure:
     )
 
 
-@router.post("/search")
+@router.post("/search", responses=refusals(404))
 async def search(gateway: GatewayDep, asked: Search) -> FoundList:
     """Return the episodes most like a text, or like an episode, whatever their latents are worth."""
     if asked.text is not None and asked.id is None:

@@ -25,14 +25,12 @@ from server.api.errors import response_of
 from server.api.options import BATCH, COMPLETIONS, MESSAGES, STEERED_PATHS, read_options, without_suffix
 from server.api.requests import REQUEST_ID
 from server.api.usage import Told, with_usage
-from server.errors import BodyTooLargeError, GatewayError
+from server.errors import GatewayError
 from server.gateway import Readiness
 from server.steering.outcome import HEADERS as TOLD
 from server.steering.outcome import Outcome
 from server.steering.prompt import SteeringRejectedError
 from server.steering.request import SteeringCall, current_call
-
-MAX_BODY_BYTES = 64 * 2**20
 
 REJECTED = Outcome(mode="plain", reason="rejected")
 FAILED = Outcome(mode="plain", reason="failed")
@@ -81,7 +79,7 @@ class SteeredRoutes:
             send = _with_headers(send, describe)
         try:
             gateway = self._readiness.require()
-            raw = await _read(scope, receive) if _is_json(scope) else None
+            raw = await _read(receive) if _is_json(scope) else None
             body = rewritten = None if raw is None else _object(raw)
             if body is not None and path in STEERED_PATHS:
                 options, rewritten = read_options(body, path, gateway.settings, gateway.served())
@@ -144,19 +142,13 @@ def _object(raw: bytes) -> dict[str, Any] | None:
     return parsed if isinstance(parsed, dict) else None
 
 
-async def _read(scope: Scope, receive: Receive) -> bytes:
-    too_large = BodyTooLargeError(f"the body is longer than {MAX_BODY_BYTES} bytes", "body")
-    announced = Headers(scope=scope).get("content-length", "")
-    if announced.isascii() and announced.isdigit() and int(announced[:20]) > MAX_BODY_BYTES:
-        raise too_large
+async def _read(receive: Receive) -> bytes:
     chunks = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunks += message.get("body", b"")
-        if len(chunks) > MAX_BODY_BYTES:
-            raise too_large
         if not message.get("more_body", False):
             return bytes(chunks)
 

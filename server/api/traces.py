@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from memory.episode import TENANT, now
 from memory.timeline import Step, Timeline, Window, timeline
 from server.api.deps import GatewayDep
+from server.api.errors import refusals
 from server.errors import NotFoundError
 from server.questions import Questions
 from server.steering.traces import ListedTrace
@@ -127,7 +128,94 @@ async def traces(
     )
 
 
-@router.get("/traces/{trace_id}")
+class TraceOptions(BaseModel):
+    """Every option as it was used, the server's setting where the request named none."""
+
+    search: str | None
+    k: int
+    floor: float | None
+    steps: int
+    budget_tokens: int | None
+    deadline_s: float
+    prior: str | None
+    store: bool
+    explore: bool
+    seed: int | None
+
+
+class TracedEpisode(BaseModel):
+    """A recalled episode."""
+
+    id: str
+    similarity: float
+
+
+class TracedStep(BaseModel):
+    """One step of a search."""
+
+    step: int
+    rewards: list[float]
+    best: float
+
+
+class TracedUsage(BaseModel):
+    """Tokens that searching took."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    forward_tokens: int
+
+
+class TracedLatent(BaseModel):
+    """What stood in front of the answer."""
+
+    shape: list[int]
+    norm: float
+    values: list[list[float]] | None = Field(None, description="With `include=latent`.")
+
+
+class TracedFeedback(BaseModel):
+    """What somebody said of the answer."""
+
+    id: str
+    metric_name: str
+    value: bool | float | str
+    tags: dict[str, str]
+    created_at: str
+
+
+class TraceRead(BaseModel):
+    """What steering did for one request."""
+
+    id: str
+    created_at: str
+    space: str
+    effort: str
+    effort_source: str
+    options: TraceOptions
+    mode: str
+    reason: str
+    prior_version: str | None
+    episodes: list[TracedEpisode]
+    reward_before: float | None
+    reward_after: float | None
+    signals: dict[str, float]
+    signals_before: dict[str, float]
+    signals_unavailable: list[str]
+    steps: list[TracedStep]
+    stopped: str | None
+    usage: TracedUsage
+    timings_s: dict[str, float] = Field(description="Seconds by stage, and in all.")
+    remembered: str
+    episode_id: str | None
+    why_not_remembered: str | None
+    position: int | None
+    latent: TracedLatent | None
+    feedback: list[TracedFeedback]
+
+
+# The model documents and does not filter: traces that earlier builds wrote may lack fields.
+@router.get("/traces/{trace_id}", response_model=None, responses={200: {"model": TraceRead}, **refusals(404)})
 async def trace(
     gateway: GatewayDep, trace_id: str, include: Literal["latent"] | None = None
 ) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import random
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from urllib.parse import quote
 
 import httpx
@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 
 from memory.episode import StoreUnavailableError
 from memory.state import State
+from server.api import body_limit
 from tests.server.api.conftest import CHAT, Serve, Served
 
 JSON = {"content-type": "application/json"}
@@ -83,6 +84,26 @@ def anthropic(answer: httpx.Response) -> str:
     assert body["type"] == "error"
     assert body["error"]["message"]
     return str(body["error"]["type"])
+
+
+@pytest.mark.parametrize("path", ["/v1/feedback", "/v1/memory/search", "/v1/embeddings", "/tokenize"])
+@pytest.mark.parametrize("announced", [True, False])
+async def test_no_route_reads_a_body_without_end(
+    served: Served, monkeypatch: pytest.MonkeyPatch, path: str, announced: bool
+) -> None:
+    monkeypatch.setattr(body_limit, "MAX_BODY_BYTES", 1000)
+    sent = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(100):
+            sent += 1
+            yield b" " * 100
+
+    headers = {"content-type": "application/json"} | ({"content-length": "10000"} if announced else {})
+    answer = await served.http.post(path, content=body(), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (413, "body")
+    assert sent <= 12
 
 
 @pytest.mark.parametrize("path", [MESSAGES, f"{MESSAGES}/count_tokens"])

@@ -1,0 +1,54 @@
+"""How much of a body is read.
+
+Owns the limit, for every route that reads bodies whole. Knows nothing of what is in them.
+"""
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.errors import response_of
+from server.errors import BodyTooLargeError
+
+MAX_BODY_BYTES = 64 * 2**20
+
+STREAMED_PATHS = frozenset({"/v1/memory/import"})
+"""Routes that hold no more than a part of a body."""
+
+
+class BodyLimit:
+    """ASGI middleware that ends the reading of bodies that are too long."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in STREAMED_PATHS:
+            await self.app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        known = int(announced[:20]) if announced.isascii() and announced.isdigit() else 0
+        error = BodyTooLargeError(f"the body is longer than {MAX_BODY_BYTES} bytes", "body")
+        length, exceeded = 0, False
+
+        async def bounded() -> Message:
+            nonlocal length, exceeded
+            exceeded = exceeded or known > MAX_BODY_BYTES
+            message = {} if exceeded else await receive()
+            length += len(message.get("body", b""))
+            exceeded = exceeded or length > MAX_BODY_BYTES
+            if exceeded:
+                raise error
+            return message
+
+        answered = False
+
+        async def corrected(message: Message) -> None:
+            nonlocal answered
+            if exceeded and not answered and message["type"] == "http.response.start":
+                answered = message["status"] != error.status
+                if answered:  # a framework took it for a body that it cannot parse
+                    await response_of(error, scope["path"])(scope, receive, send)
+            if not answered:
+                await send(message)
+
+        await self.app(scope, bounded, corrected)
