@@ -91,7 +91,7 @@ class TimelineRead(BaseModel):
     steps: list[TimedStep] = Field(description="Oldest first; the last one is not over.")
 
 
-@router.get("/timeline")
+@router.get("/timeline", responses=refusals())
 async def timeline_of(gateway: GatewayDep, window: Window = "day") -> TimelineRead:
     """Return requests, outcomes and ratings of the last hour, day, week or month, step by step."""
     found: Timeline = await asyncio.to_thread(timeline, gateway.state, gateway.space, TENANT, window, now())
@@ -108,7 +108,7 @@ async def timeline_of(gateway: GatewayDep, window: Window = "day") -> TimelineRe
     )
 
 
-@router.get("/traces")
+@router.get("/traces", responses=refusals())
 async def traces(
     gateway: GatewayDep,
     limit: Annotated[int, Query(ge=1, le=100, description="Most traces of one page.")] = 20,
