@@ -9,16 +9,20 @@ import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from qdrant_client import QdrantClient
 from safetensors.numpy import load
 
 from memory import archive
-from memory.archive import ArchiveError, Memory, OtherSpaceError, Taken, Taking, archive_of
+from memory.archive import END, ArchiveError, Memory, OtherSpaceError, Taken, Taking, archive_of
 from memory.edge_store import EdgeStore
 from memory.episode import Episode, StoreUnavailableError
 from memory.free_space import UNLIMITED, FreeSpace, NoRoomError
@@ -146,6 +150,50 @@ def test_a_memory_comes_back_bit_for_bit_and_adds_up(
         assert one.summary() == other.summary()
         assert np.allclose(one.key, other.key, atol=1e-6)
         assert one.latent.tobytes() == other.latent.tobytes()
+
+
+FINITE = st.floats(-10, 10, width=16)
+EPISODES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "latent": arrays(np.float32, (LENGTH, HIDDEN), elements=FINITE),
+            "reward": st.floats(0, 1),
+            "signals": st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), st.floats(0, 1)),
+            "prompt_text": st.text(st.characters(codec="utf-8")),
+            "answer_text": st.text(st.characters(codec="utf-8")),
+            "prompt_token_ids": st.lists(st.integers(0, 2**31 - 1), max_size=9).map(tuple),
+            "choices": st.lists(st.text(st.characters(codec="utf-8")), max_size=3).map(tuple),
+            "start_lift": st.none() | st.floats(-1, 1),
+            "max_tokens": st.none() | st.integers(1, 10**6),
+            "latent_earned": st.booleans(),
+        }
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fields=EPISODES, cuts=st.lists(st.integers(1, 5000), min_size=1, max_size=9), share=st.floats(0, 1))
+def test_whatever_is_remembered_comes_back_however_it_arrives(
+    make_episode: Make, fields: list[dict[str, Any]], cuts: list[int], share: float
+) -> None:
+    def empty() -> QdrantStore:
+        return QdrantStore(QdrantClient(":memory:"), space=SPACE, length=LENGTH, hidden_size=HIDDEN)
+
+    with closing(empty()) as first, closing(empty()) as second:
+        first.add([make_episode(**each) for each in fields])
+        stream = b"".join(archive_of(first, MEMORY))
+        taking, sizes, at = Taking(second, MEMORY), cycle(cuts), 0
+        end = int(share * stream.index(END.encode()))
+        while at < end:  # a connection that breaks
+            size = min(next(sizes), end - at)
+            taking.feed(stream[at : at + size])
+            at += size
+        with pytest.raises(ArchiveError):
+            taking.finish()
+        there = second.count()
+        assert taken(second, stream, cuts[0]) == Taken(len(fields), len(fields) - there, there)
+        assert same(b"".join(archive_of(second, MEMORY)), stream, second)
 
 
 def test_an_empty_memory_is_an_archive_too(another: Callable[[], EpisodeStore]) -> None:

@@ -2,32 +2,27 @@
 
 from datetime import UTC, datetime, timedelta
 
-import numpy as np
-import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from memory.retention import KEPT, departing
 from memory.store import Outline
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
+AGES = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=60)
+"""Days since each prompt came first, and last; the later of both is the first."""
 
 
-def outlines(seed: int) -> list[Outline]:
-    rng = np.random.default_rng(seed)
-    made = []
-    for number in range(int(rng.integers(0, 60))):
-        created = AT - timedelta(days=float(rng.integers(0, 20)))
-        seen = created + timedelta(days=float(rng.integers(0, 20))) if rng.random() < 0.5 else created
-        made.append(Outline(f"id-{number:02d}", 0.5, False, 1, min(seen, AT), created))
-    return made
+def outline(number: int, ages: tuple[int, int]) -> Outline:
+    created, seen = AT - timedelta(days=max(ages)), AT - timedelta(days=min(ages))
+    return Outline(f"id-{number:02d}", 0.5, False, 1, seen, created)
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("max_days", [None, 0.5, 7, 100])
-@pytest.mark.parametrize("max_episodes", [None, 1, 10, 50])
+@given(ages=AGES, max_days=st.none() | st.floats(0.1, 50), max_episodes=st.none() | st.integers(1, 70))
 def test_old_ones_go_and_of_too_many_those_that_were_not_seen_for_longest(
-    seed: int, max_days: float | None, max_episodes: int | None
+    ages: list[tuple[int, int]], max_days: float | None, max_episodes: int | None
 ) -> None:
-    there = outlines(seed)
+    there = [outline(number, each) for number, each in enumerate(ages)]
     going = departing(there, at=AT, max_days=max_days, max_episodes=max_episodes)
     gone = {*going.expired, *going.evicted}
     assert len(gone) == len(going.expired) + len(going.evicted)
