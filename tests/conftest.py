@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from config.settings import DEFAULT_MODEL
@@ -48,6 +49,11 @@ if os.access(MEMORY, os.W_OK):
     room = os.statvfs(MEMORY)
     if room.f_bavail * room.f_frsize >= 8 << 30 and not room.f_flag & os.ST_NOEXEC:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
+
+
+# The same examples everywhere, however slow the machine; nothing is written into the sources' folder.
+hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_configure() -> None:

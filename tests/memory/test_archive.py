@@ -172,7 +172,7 @@ EPISODES = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fields=EPISODES, cuts=st.lists(st.integers(1, 5000), min_size=1, max_size=9), share=st.floats(0, 1))
 def test_whatever_is_remembered_comes_back_however_it_arrives(
     make_episode: Make, fields: list[dict[str, Any]], cuts: list[int], share: float

@@ -70,7 +70,7 @@ def test_every_answer_is_one_that_the_schema_knows(
     for operation in operations:
 
         @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=20, suppress_health_check=list(HealthCheck))
         def answers(case: schemathesis.Case) -> None:
             case.call_and_validate(timeout=10, excluded_checks=BY_VALUE)
 
