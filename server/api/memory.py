@@ -1,12 +1,13 @@
 """Routes under /v1/memory: counting, listing, searching, reading and forgetting what is remembered."""
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from memory.episode import TENANT
 from memory.listing import Place
@@ -26,7 +27,13 @@ def _dated(time: datetime) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-Time = Annotated[datetime, AfterValidator(_dated)]
+def _written(time: str) -> str:
+    if not re.match(r"\d{4}-", time):  # a number would be taken for seconds, and 15 deletes everything
+        raise ValueError("ISO 8601, such as 2026-03-01 or 2026-03-01T12:00:00Z")
+    return time
+
+
+Time = Annotated[datetime, BeforeValidator(_written), AfterValidator(_dated)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Stamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 

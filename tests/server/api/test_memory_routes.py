@@ -92,6 +92,7 @@ async def test_filters_choose_what_is_listed_and_what_is_forgotten(served: Serve
         ("rewardmax=0.3", "rewardmax"),
         ("reward_max=nan", "reward_max"),
         ("since=yesterday", "since"),
+        ("since=15", "since"),
         ("until=0001-01-01", "until"),
     ],
 )
