@@ -172,6 +172,13 @@ class EdgeStore:
         for records in self._pages(_filter(where), 256, with_vector=False, with_payload=fields):
             yield from (outline_of(str(record.id), record.payload) for record in records)
 
+    def outlines_of(self, episode_ids: Sequence[str]) -> list[Outline]:
+        """Return that of those of the episodes that there are, in any order."""
+        ids = [i for i in episode_ids if is_id(i)]
+        fields = edge.PayloadSelector.Include(list(OUTLINE_FIELDS))
+        found = self._folder.call(lambda s: s.retrieve(ids, fields, False)) if ids else []
+        return [outline_of(str(record.id), record.payload) for record in found]
+
     def page(self, where: Where, *, limit: int, after: Place | None = None) -> Page:
         """Return up to `limit` episodes without vectors, newest first, and where the next page begins."""
 

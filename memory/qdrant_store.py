@@ -147,7 +147,7 @@ class QdrantStore:
 
     def fetch(self, episode_ids: Sequence[str]) -> list[Episode]:
         """Return those of the episodes that there are, vectors included, in any order."""
-        return [_episode(point) for point in self._retrieve(episode_ids, full=True)]
+        return [_episode(point) for point in self._retrieve(episode_ids, payload=True, vectors=True)]
 
     def scroll(self, *, tenant: str | None = None, batch: int = 256) -> Iterator[Episode]:
         """Yield all episodes, oldest first within a batch, vectors included."""
@@ -160,6 +160,11 @@ class QdrantStore:
         fields = list(OUTLINE_FIELDS)
         for records in self._pages(_filter(where), 1024, with_vectors=False, with_payload=fields):
             yield from (outline_of(str(record.id), record.payload or {}) for record in records)
+
+    def outlines_of(self, episode_ids: Sequence[str]) -> list[Outline]:
+        """Return that of those of the episodes that there are, in any order."""
+        found = self._retrieve(episode_ids, payload=list(OUTLINE_FIELDS), vectors=False)
+        return [outline_of(str(record.id), record.payload or {}) for record in found]
 
     def page(self, where: Where, *, limit: int, after: Place | None = None) -> Page:
         """Return up to `limit` episodes without vectors, newest first, and where the next page begins."""
@@ -175,7 +180,8 @@ class QdrantStore:
 
     def delete(self, episode_ids: Sequence[str]) -> int:
         """Delete episodes and return how many there were."""
-        found = [str(point.id) for point in self._retrieve(list(dict.fromkeys(episode_ids)), full=False)]
+        wanted = list(dict.fromkeys(episode_ids))
+        found = [str(point.id) for point in self._retrieve(wanted, payload=False, vectors=False)]
         if found:
             self._call(lambda c: c.delete(self._name, models.PointIdsList(points=list(found)), wait=True))
         return len(found)
@@ -241,11 +247,13 @@ class QdrantStore:
             },
         )
 
-    def _retrieve(self, episode_ids: Sequence[str], *, full: bool) -> Sequence[Any]:
+    def _retrieve(
+        self, episode_ids: Sequence[str], *, payload: bool | list[str], vectors: bool
+    ) -> Sequence[Any]:
         ids = [i for i in episode_ids if is_id(i)]
         if not ids:
             return []
-        return self._call(lambda c: c.retrieve(self._name, ids, with_payload=full, with_vectors=full))
+        return self._call(lambda c: c.retrieve(self._name, ids, with_payload=payload, with_vectors=vectors))
 
     def _pages(
         self, where: models.Filter | None, batch: int, *, with_vectors: bool, with_payload: bool | list[str]

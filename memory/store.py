@@ -122,6 +122,10 @@ class EpisodeStore(Protocol):
         """Yield what there is of each episode beside its vectors, tokens and texts, in any order."""
         ...
 
+    def outlines_of(self, episode_ids: Sequence[str]) -> list[Outline]:
+        """Return that of those of the episodes that there are, in any order."""
+        ...
+
     def page(self, where: Where, *, limit: int, after: Place | None = None) -> Page:
         """Return up to `limit` episodes without vectors, newest first, and where the next page begins.
 

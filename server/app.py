@@ -26,6 +26,7 @@ from server.api import (
     embeddings,
     feedback,
     health,
+    landscape,
     memory,
     metrics,
     priors,
@@ -86,7 +87,19 @@ def create_app(
     )
     app.state.readiness = readiness
     app.state.metrics, app.state.collector = registry, collector
-    ours = (health, metrics, docs, traces, feedback, memory, archive, priors, consolidations, embeddings)
+    ours = (
+        health,
+        metrics,
+        docs,
+        traces,
+        feedback,
+        memory,
+        landscape,
+        archive,
+        priors,
+        consolidations,
+        embeddings,
+    )
     for part in ours:
         app.include_router(part.router)
     if settings.dashboard:

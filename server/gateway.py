@@ -18,6 +18,7 @@ from memory.state import State
 from memory.store import EpisodeStore
 from model.engine import Engine
 from server.errors import NotReadyError
+from server.landscape import Landscape
 from server.nights import NightCoordinator
 from server.steering.metrics import Metrics
 from server.steering.pipeline import Steering
@@ -76,6 +77,8 @@ class Gateway:
     prior: ActivePrior
     remember: Remember
     upkeep: Upkeep
+    landscape: Landscape
+    """The memory as a map, for people."""
     traces: TraceLog
     steering: Steering
     nights: NightCoordinator

@@ -32,6 +32,7 @@ from memory.store import EpisodeStore
 from model.engine import Engine
 from model.pull import resolve_model
 from server.gateway import Check, Gateway
+from server.landscape import Landscape
 from server.nights import NightCoordinator
 from server.schedule import Schedule
 from server.steering.metrics import Metrics
@@ -150,6 +151,8 @@ async def assemble(
         stack.callback(lookups.close)
         statistics = StoreAccess(store, timeout_s=STATS_TIMEOUT_S)
         stack.callback(statistics.close)
+        landscape = Landscape(statistics, prior)
+        stack.push_async_callback(landscape.close)
         for check in checks:
             if not check.ok:
                 steering.disable(check.name)
@@ -187,6 +190,7 @@ async def assemble(
             prior=prior,
             remember=remember,
             upkeep=upkeep,
+            landscape=landscape,
             traces=traces,
             steering=steering,
             nights=nights,

@@ -263,6 +263,11 @@ def test_outlines_tell_what_the_episodes_do(store: EpisodeStore, make: Make) -> 
         assert (one.seen_last, one.held_to_choices) == (episode.seen_last, bool(episode.choices))
     assert not found
     assert len(list(store.outlines())) == 3
+    some = [episodes[0].id, stranger.id]
+    told = [one for one in store.outlines() if one.id in some]
+    assert sorted(store.outlines_of([*some, new_id(), "no id"]), key=str) == sorted(told, key=str)
+    assert len(told) == 2
+    assert store.outlines_of([]) == []
 
 
 def listed(store: EpisodeStore, where: Where, limit: int) -> list[Summary]:
