@@ -150,11 +150,15 @@ def unreachable(url: str, *, late: bool) -> CommandError:
 def refused(status: int, error: dict[str, Any]) -> GatewayError:
     """Return the error for an answer with an error status."""
     code = error.get("code")
-    if status in (401, 403):
+    if status == 401:
         return GatewayError(
             status, "the gateway refused the key", str(code), "give it with --api-key or LATENTEVOLVE_API_KEY"
         )
     message = str(error.get("message") or f"the gateway answered with status {status}")
+    if status == 403:
+        return GatewayError(
+            status, message, str(code), "give another API key with --api-key or LATENTEVOLVE_API_KEY"
+        )
     return GatewayError(status, message, None if code is None else str(code))
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cli import ask, demo, feedback, memory, night, priors, pull, serve, stats
+from cli import ask, demo, feedback, keys, memory, night, priors, pull, serve, stats
 from cli.failure import INTERRUPTED, CommandError
 from cli.groups import OpenGroup
 from cli.screen import console, write
@@ -32,6 +32,7 @@ app.command("night")(night.night)
 app.add_typer(priors.app, name="priors")
 app.command("stats")(stats.stats)
 app.add_typer(memory.app, name="memory")
+app.add_typer(keys.app, name="keys")
 app.command("demo")(demo.demo)
 
 

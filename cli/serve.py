@@ -161,20 +161,34 @@ class Watch:
                 self._ready()
 
     def _ready(self) -> None:
-        facts = ready_facts(self._settings, self._url, self._readiness.steering)
+        keys = asks_for_keys(self._settings)
+        facts = ready_facts(self._settings, self._url, self._readiness.steering, keys)
         self._board.box("LatentEvolve is ready", list(facts.items()))
         self._board.event("ready", **facts)
 
 
-def ready_facts(settings: Settings, url: str, steering: bool) -> dict[str, Any]:
-    """Return what the box shows."""
+def asks_for_keys(settings: Settings) -> bool:
+    """Return whether the gateway asks for an API key."""
+    if settings.api_key:
+        return True
+    from memory.api_keys import ApiKeys
+    from memory.state import State
+
+    with State.open(settings) as state:
+        return ApiKeys(state).exist()
+
+
+def ready_facts(settings: Settings, url: str, steering: bool, keys: bool) -> dict[str, Any]:
+    """Return what the box shows; `keys` says whether the gateway asks for an API key."""
     name = settings.served_model_name or settings.model
-    key = " -H 'Authorization: Bearer '$LATENTEVOLVE_API_KEY" if settings.api_key else ""
+    key = " -H 'Authorization: Bearer '$LATENTEVOLVE_API_KEY" if keys else ""
+    nobody = "whoever reaches it" if settings.open_without_key else "this machine only"
     body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     return {
         "url": f"{url}/v1",
         "model": name,
         "effort": settings.default_effort if steering else "none (a self-check failed: see above)",
+        "answers": "API keys" if keys else f"{nobody}: there is no API key (`latentevolve keys create`)",
         "data": str(Path(settings.data_dir).resolve()),
         "try": f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
         "stop": "Ctrl-C",

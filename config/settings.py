@@ -59,7 +59,11 @@ class Settings(BaseSettings):
     )
     api_key: str | None = Field(
         None,
-        description="Bearer token that every route but those of health and metrics asks for; empty: none.",
+        description="The operator's API key, which may do everything; `latentevolve keys` makes others.",
+    )
+    open_without_key: bool = Field(
+        False,
+        description="Answer other machines too while there is no API key.",
     )
     dashboard: bool = Field(True, description="Serve the dashboard at /dashboard.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(

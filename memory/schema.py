@@ -169,6 +169,21 @@ outcomes = Table(
 )
 """How answering a prompt with a row of a prior compared with answering without: `memory/state.py`."""
 
+api_keys = Table(
+    "api_keys",
+    tables,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("rate_limit", Text),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("revoked_at", UtcTime),
+    Column("hash", Text, nullable=False),
+)
+"""Who may ask for what: `memory/api_keys.py`."""
+
 Step = Callable[[Connection], Any]
 
 
@@ -180,7 +195,11 @@ def _feedback(connection: Connection) -> None:
     feedback.create(connection)
 
 
-STEPS: tuple[Step, ...] = (_feedback,)
+def _api_keys(connection: Connection) -> None:
+    api_keys.create(connection)
+
+
+STEPS: tuple[Step, ...] = (_feedback, _api_keys)
 """What makes a schema of version 1, 2, … into the next one. A new database is made from the tables above at
 once, so a change of them comes with a step that ends where they do."""
 

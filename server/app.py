@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from config.settings import Settings
 from server.api import (
+    api_keys,
     archive,
     consolidations,
     dashboard,
@@ -32,7 +33,7 @@ from server.api import (
     priors,
     traces,
 )
-from server.api.auth import Authentication
+from server.api.auth import Authentication, access_of
 from server.api.body_limit import BodyLimit
 from server.api.cors import cors_options
 from server.api.errors import install_on_gateway, response_of
@@ -99,6 +100,7 @@ def create_app(
         priors,
         consolidations,
         embeddings,
+        api_keys,
     )
     for part in ours:
         app.include_router(part.router)
@@ -109,8 +111,7 @@ def create_app(
     app.router.default = SteeredRoutes(_Inner(readiness), readiness)
     # What is added later stands further outside.
     app.add_middleware(BodyLimit)
-    if settings.api_key:
-        app.add_middleware(Authentication, api_key=settings.api_key)
+    app.add_middleware(Authentication, readiness=readiness, settings=settings)
     app.add_middleware(RequestIds, registry=registry)
     if cors := cors_options(settings.vllm_args):
         app.add_middleware(CORSMiddleware, **cors)
@@ -156,6 +157,7 @@ class _Inner:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             inner = self._readiness.require().inner
+            access_of(scope)
         except NotReadyError as error:
             if scope["type"] == "websocket":
                 await receive()

@@ -10,10 +10,12 @@ class GatewayError(Exception):
     GatewayError
     ├── InvalidRequestError    400: what was asked for is nothing that can be done
     ├── UnauthorizedError      401: no API key, or a wrong one
+    ├── ForbiddenError         403: an API key that may not do this
     ├── UnknownModelError      404: the model, or the effort after its colon, is not served
     ├── NotFoundError          404: no such trace, prior or night
     ├── ConflictError          409: it says something else than what was said before
     ├── BodyTooLargeError      413
+    ├── TooManyRequestsError   429: the API key's rate limit
     └── UnavailableError       503
         ├── NotReadyError          the gateway is still starting, or has failed to
         └── QueueUnreachableError  the broker of the nights does not answer
@@ -44,6 +46,13 @@ class UnauthorizedError(GatewayError):
     kind = "AuthenticationError"
 
 
+class ForbiddenError(GatewayError):
+    """An API key that may not do this, or a machine that may not without one."""
+
+    status = 403
+    kind = "PermissionDeniedError"
+
+
 class UnknownModelError(GatewayError):
     """The model, or the effort after its colon, is not served."""
 
@@ -70,6 +79,17 @@ class BodyTooLargeError(GatewayError):
 
     status = 413
     kind = "RequestEntityTooLargeError"
+
+
+class TooManyRequestsError(GatewayError):
+    """An API key has made more requests than its rate limit lets it."""
+
+    status = 429
+    kind = "RateLimitError"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class UnavailableError(GatewayError):

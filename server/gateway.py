@@ -17,6 +17,7 @@ from memory.registry import PriorRegistry
 from memory.state import State
 from memory.store import EpisodeStore
 from model.engine import Engine
+from server.access import Doorman
 from server.errors import NotReadyError
 from server.landscape import Landscape
 from server.nights import NightCoordinator
@@ -67,7 +68,8 @@ class Gateway:
     """Names that vLLM answers to, adapters included."""
     engine_answers: Callable[[], Awaitable[bool]]
     state: State
-    """Nights, traces, evidence and labels."""
+    """Nights, traces, evidence, labels and API keys."""
+    doorman: Doorman
     store: EpisodeStore
     lookups: StoreAccess
     """The store as routes ask it, apart from requests that recall."""

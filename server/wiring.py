@@ -19,6 +19,7 @@ from config import folder_queue
 from config.cron import Cron
 from config.queue import NightQueue
 from config.settings import Settings
+from memory.api_keys import ApiKeys
 from memory.atomic import sweep
 from memory.free_space import FreeSpace
 from memory.night import NightLog
@@ -31,6 +32,7 @@ from memory.state import State
 from memory.store import EpisodeStore
 from model.engine import Engine
 from model.pull import resolve_model
+from server.access import Doorman
 from server.gateway import Check, Gateway
 from server.landscape import Landscape
 from server.nights import NightCoordinator
@@ -125,6 +127,8 @@ async def assemble(
         stack.push_async_callback(asyncio.to_thread, state.close)
         store: EpisodeStore = await asyncio.to_thread(open_store, settings, space, *engine.space.shape)
         stack.push_async_callback(asyncio.to_thread, store.close)
+        doorman = Doorman(ApiKeys(state, room), settings)
+        stack.push_async_callback(doorman.close)
         metrics = Metrics(registry)
         priors = PriorRegistry(data / "priors", space, state)
         prior = ActivePrior(priors, state, poll_s=settings.prior_poll_s, metrics=metrics)
@@ -174,6 +178,13 @@ async def assemble(
         await _background(stack, nights.watch(), "nights")
         if settings.broker_url and settings.broker_url.startswith("redis"):
             await _background(stack, listen(settings.broker_url, space, prior.poke), "signal")
+        if not await doorman.asks_for_keys():
+            logger.warning(
+                "there is no API key: %s; `latentevolve keys create` makes one",
+                "whoever reaches this server may do everything"
+                if settings.open_without_key
+                else "only this machine is answered",
+            )
         logger.info("ready: space %s, steering %s", space, "off" if steering.disabled else "on")
         yield Gateway(
             settings=settings,
@@ -183,6 +194,7 @@ async def assemble(
             served=served,
             engine_answers=engine_answers,
             state=state,
+            doorman=doorman,
             store=store,
             lookups=lookups,
             statistics=statistics,

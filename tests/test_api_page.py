@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from server.api.auth import OPEN_PATHS
 from server.api.errors import ANTHROPIC_PATHS
 from server.api.options import REASONING_EFFORTS, STEERED_PATHS, LatentObject
+from server.api.scopes import PUBLIC
 from server.api.steered import HEADERS
 from server.steering.search.result import Stopped
 
@@ -59,8 +59,8 @@ def test_every_early_end_is_listed() -> None:
 
 
 def test_every_open_route_is_listed() -> None:
-    section = PAGE.split("## The key")[1].split("\n## ")[0]
-    assert set(re.findall(r"`(/\w+)`", section)) == OPEN_PATHS
+    section = PAGE.split("## API keys")[1].split("\n## ")[0]
+    assert set(re.findall(r"`(/\w+)`", section)) == PUBLIC
 
 
 def test_every_option_and_effort_is_listed() -> None:

@@ -1,49 +1,113 @@
-"""Bearer authentication.
+"""Who may ask: API keys, scopes and rate limits, before any route sees a request.
 
-Owns which routes are open. Everything else, vLLM's routes included, asks for the key.
+Owns how a token is sent and how refusals are said. What each route asks for is `server/api/scopes.py`'s, who
+has what `server/access.py`'s.
 """
 
-import hashlib
-import secrets
+import ipaddress
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from config.loopback import is_loopback
+from config.settings import Settings
+from memory.episode import LatentMemoryError
+from server.access import NOBODY, OPERATOR, Access, Doorman, digest_of
 from server.api.errors import response_of
-from server.errors import UnauthorizedError
+from server.api.scopes import rule_of
+from server.errors import ForbiddenError, GatewayError, NotReadyError, UnauthorizedError
+from server.gateway import Readiness
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/health", "/ping", "/dashboard"})
-OPEN_FOLDER = "/dashboard/"
-"""The dashboard's files, which hold no data."""
+ACCESS = "latentevolve.access"
+"""Where a request's scope holds who asks; not there while the gateway is not."""
 
 
 class Authentication:
-    """ASGI middleware that lets requests pass that bear the key."""
+    """ASGI middleware that lets requests pass that may."""
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
+    def __init__(self, app: ASGIApp, readiness: Readiness, settings: Settings) -> None:
         self.app = app
-        self._digest = _digest(api_key)
+        self._readiness = readiness
+        self._open = settings.open_without_key
+        self._operator = digest_of(settings.api_key) if settings.api_key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _is_open(scope["path"]):
+        if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
-        if scope["type"] not in ("http", "websocket") or self._knows(Headers(scope=scope)):
+        rule = rule_of(scope.get("method", "WEBSOCKET"), scope["path"])
+        if rule is None:
+            scope[ACCESS] = NOBODY
             return await self.app(scope, receive, send)
-        if scope["type"] == "websocket":
-            await receive()
-            return await send({"type": "websocket.close", "code": 1008, "reason": "unauthorized"})
-        error = UnauthorizedError("send the server's API key as `Authorization: Bearer KEY`")
-        return await response_of(error, scope["path"])(scope, receive, send)
+        try:
+            access = await self._access(scope)
+            if access is not None:
+                scope[ACCESS] = access
+                access.demand(rule.scope, everybody=rule.everybody)
+        except (GatewayError, LatentMemoryError) as error:
+            if scope["type"] == "websocket":
+                await receive()
+                return await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:120]})
+            return await response_of(error, scope["path"])(scope, receive, send)
+        return await self.app(scope, receive, send)
 
-    def _knows(self, headers: Headers) -> bool:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        # Digests have one length, so that the comparison's time tells nothing of the key's.
-        return secrets.compare_digest(_digest(token), self._digest) and scheme.lower() == "bearer"
+    async def _access(self, scope: Scope) -> Access | None:
+        """Return who asks; None: nobody can be told before the gateway is there, which answers nothing.
+
+        Raises:
+            GatewayError, LatentMemoryError: it may not.
+        """
+        headers = Headers(scope=scope)
+        token = _token(headers)
+        gateway = self._readiness.gateway
+        if gateway is None:
+            if self._operator is not None and token is None:
+                raise UnauthorizedError("send an API key as `Authorization: Bearer KEY`")
+            return None
+        doorman: Doorman = gateway.doorman
+        access = await doorman.admit(token)
+        if access is OPERATOR and not self._open and not await doorman.asks_for_keys():
+            _check_is_here(scope, headers)
+        await doorman.count(access)
+        return access
 
 
-def _is_open(path: str) -> bool:
-    return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
+def access_of(scope: Scope) -> Access:
+    """Return who asks.
+
+    Raises:
+        NotReadyError: the request came before anybody could tell.
+    """
+    access: Access | None = scope.get(ACCESS)
+    if access is None:
+        raise NotReadyError("the server has started this moment; ask again")
+    return access
 
 
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.strip().encode()).digest()
+def _token(headers: Headers) -> str | None:
+    """Return what is sent as a key: OpenAI's way, else Anthropic's."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return headers.get("x-api-key") or None
+
+
+def _check_is_here(scope: Scope, headers: Headers) -> None:
+    """Raise ForbiddenError unless this machine asks itself, by a name of its own.
+
+    A page of a browser may reach this machine under any name that its owner lets point here.
+    """
+    client = scope.get("client")
+    host = headers.get("host")
+    if (client is None or _is_here(client[0])) and (host is None or is_loopback(f"http://{host}")):
+        return
+    raise ForbiddenError(
+        "this server has no API key, so it answers its own machine only, as localhost: make a key there with "
+        "`latentevolve keys create`, or set LATENTEVOLVE_API_KEY"
+    )
+
+
+def _is_here(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:  # a socket of this machine
+        return not address

@@ -1,12 +1,14 @@
 """What routes ask for.
 
-Owns how a route gets at the running gateway.
+Owns how a route gets at the running gateway, and at who asks.
 """
 
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from server.access import Access
+from server.api.auth import access_of
 from server.gateway import Gateway, Readiness
 
 
@@ -16,10 +18,18 @@ async def _readiness(request: Request) -> Readiness:
     return readiness
 
 
+async def _access(request: Request) -> Access:
+    return access_of(request.scope)
+
+
 async def _gateway(request: Request) -> Gateway:
-    return (await _readiness(request)).require()
+    gateway = (await _readiness(request)).require()
+    access_of(request.scope)
+    return gateway
 
 
 ReadinessDep = Annotated[Readiness, Depends(_readiness)]
+AccessDep = Annotated[Access, Depends(_access)]
+"""Who asks."""
 GatewayDep = Annotated[Gateway, Depends(_gateway)]
 """The running gateway; a 503 that says why when there is none."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from memory.api_keys import ApiKeyRejectedError, UnknownApiKeyError
 from memory.archive import ArchiveError, OtherSpaceError
 from memory.database import StateUnavailableError
 from memory.episode import LatentMemoryError, StoreUnavailableError
@@ -29,7 +30,7 @@ from model.engine import (
     PromptTooLongError,
     UnsupportedError,
 )
-from server.errors import GatewayError
+from server.errors import GatewayError, TooManyRequestsError, UnauthorizedError
 from server.log import current_request_id
 from server.steering.prompt import SteeringRejectedError
 
@@ -67,9 +68,11 @@ class ErrorResponse(BaseModel):
 _MEANINGS = {
     400: "The request asks for nothing that can be done; the error names the field.",
     401: "No API key, or a wrong one.",
+    403: "The API key may not do this; the error names the scope.",
     404: "There is no such thing.",
     409: "It contradicts what there is.",
     413: "The body is longer than the gateway reads.",
+    429: "The API key has made too many requests lately; `Retry-After` says when to come again.",
     503: "The server is starting or ending, or something that the answer needs is away.",
     507: "The disk is too full to write.",
 }
@@ -79,7 +82,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return what OpenAPI says of errors: those that every route has, and some more."""
     return {
         status: {"model": ErrorResponse, "description": _MEANINGS[status]}
-        for status in sorted({400, 401, 503, *statuses})
+        for status in sorted({400, 401, 403, 429, 503, *statuses})
     }
 
 
@@ -115,8 +118,7 @@ def response_of(error: Exception, path: str) -> JSONResponse:
 def _fault(error: Exception) -> _Fault:
     match error:
         case GatewayError():
-            headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
-            return _Fault(error.status, str(error), error.param, error.kind, headers)
+            return _Fault(error.status, str(error), error.param, error.kind, _headers(error))
         case SteeringRejectedError():
             return _Fault(400, str(error), error.param)
         case PromptTooLongError() | PromptRejectedError():
@@ -125,6 +127,10 @@ def _fault(error: Exception) -> _Fault:
             return _Fault(400, str(error), "latent.search")
         case EngineDeadError():
             return _Fault(503, "the engine is gone; see the server's log")
+        case ApiKeyRejectedError():
+            return _Fault(400, str(error), error.param)
+        case UnknownApiKeyError():
+            return _Fault(404, str(error), "key_id")
         case OtherSpaceError():
             return _Fault(409, str(error), "space")
         case ArchiveError():
@@ -150,6 +156,15 @@ def _fault(error: Exception) -> _Fault:
     request_id = current_request_id.get()
     logger.error("unforeseen error in request %s", request_id, exc_info=error)
     return _Fault(500, f"internal error; the server's log has it under request id {request_id}")
+
+
+def _headers(error: GatewayError) -> dict[str, str] | None:
+    match error:
+        case UnauthorizedError():
+            return {"www-authenticate": "Bearer"}
+        case TooManyRequestsError():
+            return {"retry-after": str(error.retry_after_s)}
+    return None
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:

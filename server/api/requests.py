@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, Counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.auth import OPEN_PATHS
 from server.api.errors import response_of
+from server.api.scopes import is_public
 from server.log import current_request_id
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class RequestIds:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                if scope["path"] not in OPEN_PATHS:
+                if not is_public(scope["path"]):
                     self._answers.labels(f"{message['status'] // 100}xx").inc()
                 MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)

@@ -20,10 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.engine import Usage
 from model.engine_time import EngineTime, engine_time
-from server.api.auth import OPEN_PATHS
 from server.api.errors import response_of
 from server.api.options import BATCH, COMPLETIONS, MESSAGES, STEERED_PATHS, read_options, without_suffix
 from server.api.requests import REQUEST_ID
+from server.api.scopes import is_public
 from server.api.usage import Told, with_usage
 from server.errors import GatewayError
 from server.gateway import Readiness
@@ -59,7 +59,7 @@ class SteeredRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # No route that is open to everybody reads a body: nobody without the key makes us hold one.
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or scope["method"] != "POST" or is_public(scope["path"]):
             return await self.app(scope, receive, send)
         path, started = scope["path"], time.monotonic()
         call: SteeringCall | None = None

@@ -81,12 +81,12 @@ def test_schedule_that_is_none_is_wrong_usage(run: Run, monkeypatch: pytest.Monk
 
 
 def test_box_says_when_steering_is_off() -> None:
-    facts = ready_facts(Settings(), "http://127.0.0.1:8000", steering=False)
+    facts = ready_facts(Settings(), "http://127.0.0.1:8000", steering=False, keys=False)
     assert "self-check failed" in facts["effort"]
 
 
 def test_key_is_not_shown_in_the_box() -> None:
-    facts = ready_facts(Settings(api_key="secret"), "http://127.0.0.1:8000", steering=True)
+    facts = ready_facts(Settings(), "http://127.0.0.1:8000", steering=True, keys=True)
     assert "secret" not in str(facts)
     assert "$LATENTEVOLVE_API_KEY" in facts["try"]
 

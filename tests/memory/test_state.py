@@ -138,6 +138,7 @@ def test_a_state_of_the_first_schema_becomes_what_a_new_one_is(state: State, sta
     state.write_traces([NewTrace("old", {"mode": "plain"}, b"z")], {}, 10)
     with state.write() as connection:
         for statement in (
+            "DROP TABLE api_keys",
             "DROP TABLE feedback",
             "DROP INDEX ix_traces_prompt",
             *(f"ALTER TABLE traces DROP COLUMN {column}" for column in ("prompt", "asked", "answer")),

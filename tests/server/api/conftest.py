@@ -136,7 +136,7 @@ async def _served(root: Path, parts: Parts, ready: bool, values: dict[str, Any])
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=30) as http,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as http,
     ):
         if ready:
             await app.state.readiness.settled()

@@ -16,7 +16,7 @@ from tests.server.api.inner import MODEL
 
 def client_of(served: Served) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(
-        base_url="http://gateway/v1", api_key="none", http_client=served.http, max_retries=0
+        base_url="http://localhost/v1", api_key="none", http_client=served.http, max_retries=0
     )
 
 

@@ -13,7 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from memory.night import NightLog
-from server.api.auth import OPEN_PATHS
+from server.api.scopes import PUBLIC
 from tests.server.api.conftest import Serve, Served
 
 API_PAGE = Path(__file__).parents[3] / "docs" / "api.md"
@@ -103,7 +103,7 @@ async def test_overhead_is_of_answers_alone(served: Served) -> None:
 
 
 async def test_answers_are_counted_by_class_of_status_but_for_probes(served: Served) -> None:
-    for path in (*OPEN_PATHS, "/v1/models", "/v1/priors", "/v1/latent/traces/none"):
+    for path in (*PUBLIC, "/v1/models", "/v1/priors", "/v1/latent/traces/none"):
         await served.http.get(path)
     await served.chat(**{"break": "before"})
     families = await scraped(served)

@@ -15,7 +15,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.server.api.conftest import Parts, _served
 
-OURS = ["memory", "latent", "feedback", "embeddings", "health"]
+OURS = ["memory", "latent", "feedback", "embeddings", "health", "keys"]
+OPERATOR = {"authorization": "Bearer s3cret"}
 ARCHIVE = "/v1/memory/import"
 """Takes no JSON: tests/memory/test_archive.py has what is sent there."""
 BY_VALUE = (positive_data_acceptance,)
@@ -31,7 +32,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     async def run() -> None:
         found["loop"] = asyncio.get_running_loop()
-        async with _served(root, Parts(), True, {}) as served:
+        async with _served(root, Parts(), True, {"api_key": "s3cret"}) as served:
+            served.http.headers |= OPERATOR
             config = uvicorn.Config(served.app, port=0, lifespan="off", log_level="warning")
             server = uvicorn.Server(config)
             serving = asyncio.create_task(server.serve())
@@ -54,7 +56,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def described(url: str) -> schemathesis.BaseSchema:
-    return schemathesis.openapi.from_url(f"{url}/openapi.json")
+    return schemathesis.openapi.from_url(f"{url}/openapi.json", headers=OPERATOR)
 
 
 @pytest.mark.parametrize("mode", GenerationMode)
@@ -72,7 +74,7 @@ def test_every_answer_is_one_that_the_schema_knows(
         @given(case=operation.as_strategy(generation_mode=mode))
         @settings(max_examples=20, suppress_health_check=list(HealthCheck))
         def answers(case: schemathesis.Case) -> None:
-            case.call_and_validate(timeout=10, excluded_checks=BY_VALUE)
+            case.call_and_validate(headers=OPERATOR, timeout=10, excluded_checks=BY_VALUE)
 
         # Of some requests nothing can be wrong: a name in a path may be any text.
         with suppress(Unsatisfiable) if mode.is_negative else nullcontext():

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from server.api.auth import OPEN_PATHS
+from server.api.scopes import PUBLIC
 from tests.server.api.conftest import CHAT, CheckFound, Parts, Serve, Served
 from tests.server.api.inner import MODEL
 
@@ -299,7 +299,7 @@ async def test_batch_of_one_kind_reads_as_one_answer_and_bare_ones_stay_bare(ser
     assert (refused.status_code, refused.headers["x-latent-reason"]) == (400, "rejected")
 
 
-@pytest.mark.parametrize("path", sorted(OPEN_PATHS))
+@pytest.mark.parametrize("path", sorted(PUBLIC))
 async def test_nobody_without_the_key_can_make_us_read_a_body(serve: Serve, path: str) -> None:
     served = await serve(api_key="s3cret")
     chunks = [b" " * 1000] * 10

@@ -19,7 +19,7 @@ LATENT = {"prompt_tokens": 30, "generated_tokens": 4, "forward_tokens": 99}
 
 @pytest.fixture
 def client(served: Served) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url="http://gateway/v1", api_key="none", http_client=served.http, max_retries=0)
+    return AsyncOpenAI(base_url="http://localhost/v1", api_key="none", http_client=served.http, max_retries=0)
 
 
 def ask() -> Any:

@@ -40,5 +40,5 @@ async def launched(settings: Settings) -> AsyncIterator[Launched]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def http(launched: Launched) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=launched.app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
         yield client

@@ -101,7 +101,7 @@ async def gateway(
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client,
     ):
         await app.state.readiness.settled()
         yield client
@@ -302,7 +302,7 @@ async def remembered(gateway: httpx.AsyncClient, inference_id: str) -> dict[str,
 async def test_the_id_of_every_answer_leads_feedback_to_what_the_client_got(
     launched: Launched, gateway: httpx.AsyncClient, stream: bool
 ) -> None:
-    client = AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=gateway)
+    client = AsyncOpenAI(base_url="http://localhost/v1", api_key="none", http_client=gateway)
     model, kind = f"{name(launched)}:low", "streamed" if stream else "whole"
     question = f"Name three rivers, {kind}."
     named = {"X-Request-Id": "of-a-proxy"}
