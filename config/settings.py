@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from config.cron import Cron
@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="LATENTEVOLVE_",
         env_ignore_empty=True,
+        populate_by_name=True,
         env_file=".env",
         env_file_encoding="utf-8",
         extra="ignore",
@@ -68,6 +69,13 @@ class Settings(BaseSettings):
     dashboard: bool = Field(True, description="Serve the dashboard at /dashboard.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe log record that is printed: DEBUG, INFO, WARNING or ERROR."
+    )
+
+    otlp_endpoint: str | None = Field(
+        None,
+        validation_alias=AliasChoices("LATENTEVOLVE_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        description="Base URL of an OpenTelemetry collector that takes spans over HTTP, such as "
+        "http://127.0.0.1:4318; also by the standard OTEL_EXPORTER_OTLP_ENDPOINT. Empty or `none`: no spans.",
     )
 
     # Model and engine
@@ -301,11 +309,18 @@ class Settings(BaseSettings):
                 raise ValueError(f"no regular expression: {error}") from error
         return value
 
-    @field_validator("memory_url", "broker_url", "state_url")
+    @field_validator("memory_url", "broker_url", "state_url", "otlp_endpoint")
     @classmethod
     def _none_is_none(cls, value: str | None) -> str | None:
         # An empty variable counts as not set and leaves the word to .env; this one does not.
         return None if value == "none" else value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _otlp_endpoint_is_http(cls, value: str | None) -> str | None:
+        if value and value.partition("://")[0] not in ("http", "https"):
+            raise ValueError("not an http:// or https:// URL: spans go by OTLP over HTTP, not gRPC")
+        return value
 
     @field_validator("state_url")
     @classmethod

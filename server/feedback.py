@@ -16,6 +16,7 @@ from server.errors import ConflictError, InvalidRequestError, NotFoundError, Una
 from server.gateway import Gateway
 from server.keys import keys_of
 from server.steering.outcome import SEARCHED, Answer, Asked
+from server.tracing import evaluated
 
 Metric = Literal["rating", "comment", "demonstration"]
 
@@ -53,6 +54,8 @@ async def take(gateway: Gateway, said: Feedback) -> Feedback:
         known = await asyncio.to_thread(gateway.state.add_feedback, kept)
         if known is kept:
             gateway.metrics.feedback.labels(said.metric_name).inc()
+            if said.metric_name == "rating":
+                evaluated("rating", float(said.value), latentevolve__trace_id=said.trace)
     if known != kept:
         raise ConflictError(f"{said.id} was given to other feedback before", "feedback_id")
     return known

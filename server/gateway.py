@@ -27,6 +27,7 @@ from server.steering.priors import ActivePrior
 from server.steering.remember import Remember
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
+from server.tracing import Tracing
 from server.upkeep import Upkeep
 
 
@@ -87,6 +88,7 @@ class Gateway:
     room: FreeSpace
     """On the disk of the data folder."""
     metrics: Metrics
+    tracing: Tracing
     checks: Sequence[Check]
 
 

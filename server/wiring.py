@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from opentelemetry.sdk.trace.export import SpanExporter
 from prometheus_client import CollectorRegistry
 
 from config import folder_queue
@@ -43,6 +44,7 @@ from server.steering.priors import ActivePrior
 from server.steering.remember import Remember
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
+from server.tracing import Tracing
 from server.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -105,6 +107,7 @@ async def assemble(
     engine_answers: Callable[[], Coroutine[Any, Any, bool]],
     checks: Sequence[Check],
     send_night: Callable[[str], None] | None = None,
+    spans: SpanExporter | None = None,
 ) -> AsyncIterator[Gateway]:
     """Build everything around an engine and the app that serves it; tests bring a scripted engine.
 
@@ -115,6 +118,7 @@ async def assemble(
         engine_answers: Whether the engine is alive.
         checks: Results of the self-checks; a failed one turns steering off.
         send_night: Queues a night; None: through the queue of the settings.
+        spans: Takes spans; None: who the settings name, if anybody.
     """
     known_as = await asyncio.to_thread(memory_id, settings, engine.space.own_id, (engine.space.earlier_id,))
     engine.space = replace(engine.space, known_as=known_as)
@@ -122,6 +126,8 @@ async def assemble(
     data = settings.data_dir
     await asyncio.to_thread(_sweep, data, space)
     async with AsyncExitStack() as stack:
+        tracing = Tracing.of(settings) if spans is None else Tracing(spans)
+        stack.push_async_callback(asyncio.to_thread, tracing.close)
         room = FreeSpace(data, settings.min_free_mib)
         state = await asyncio.to_thread(State.open, settings)
         stack.push_async_callback(asyncio.to_thread, state.close)
@@ -208,6 +214,7 @@ async def assemble(
             nights=nights,
             room=room,
             metrics=metrics,
+            tracing=tracing,
             checks=tuple(checks),
         )
 

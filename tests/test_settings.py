@@ -50,6 +50,15 @@ def test_none_overrules_what_the_file_says(tmp_path: Path) -> None:
     assert (settings.memory_url, settings.broker_url, settings.state_url) == (None, None, None)
 
 
+def test_collector_is_named_by_the_standard_variable_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    assert Settings(_env_file=None).otlp_endpoint is None
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    assert Settings(_env_file=None).otlp_endpoint == "http://collector:4318"
+    monkeypatch.setenv("LATENTEVOLVE_OTLP_ENDPOINT", "none")
+    assert Settings(_env_file=None).otlp_endpoint is None, "ours goes before"
+
+
 @pytest.mark.parametrize(
     ("host", "url"),
     [
@@ -82,6 +91,7 @@ def test_url_is_how_this_machine_reaches_the_gateway(host: str, url: str) -> Non
         ("verifier_url", "http://xn--a/"),
         ("state_url", "mysql://host/state"),
         ("state_url", "state.db"),
+        ("otlp_endpoint", "collector:4317"),
         ("night_cron", "at 3"),
         ("night_cron", "99 * * * *"),
     ],

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -84,7 +84,7 @@ class FeedbackResponse(BaseModel):
 
 
 @router.post("/feedback", responses=refusals(404, 409, 507))
-async def feedback(gateway: GatewayDep, asked: FeedbackRequest) -> FeedbackResponse:
+async def feedback(gateway: GatewayDep, request: Request, asked: FeedbackRequest) -> FeedbackResponse:
     """Take what somebody says of an answer: memory learns from it, and forgets what is called wrong.
 
     400: a value that the metric does not have, or a demonstration that its request did not allow. 404: there
@@ -97,7 +97,8 @@ async def feedback(gateway: GatewayDep, asked: FeedbackRequest) -> FeedbackRespo
         value=asked.value,
         tags=asked.tags,
     )
-    return FeedbackResponse(feedback_id=(await take(gateway, said)).id)
+    with gateway.tracing.request("feedback", request.headers, {"gen_ai.response.id": asked.inference_id}):
+        return FeedbackResponse(feedback_id=(await take(gateway, said)).id)
 
 
 def _trace(inference_id: str) -> str:

@@ -11,9 +11,11 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
+from opentelemetry.trace import INVALID_SPAN, Span
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,11 +28,12 @@ from server.api.requests import REQUEST_ID
 from server.api.scopes import is_public
 from server.api.usage import Told, with_usage
 from server.errors import GatewayError
-from server.gateway import Readiness
+from server.gateway import Gateway, Readiness
 from server.steering.outcome import HEADERS as TOLD
 from server.steering.outcome import Outcome
 from server.steering.prompt import SteeringRejectedError
 from server.steering.request import SteeringCall, current_call
+from server.tracing import described, evaluated, failed
 
 REJECTED = Outcome(mode="plain", reason="rejected")
 FAILED = Outcome(mode="plain", reason="failed")
@@ -45,6 +48,10 @@ MIXED = "mixed"
 """In a header, where the conversations of a batch differ."""
 
 
+NOT_TOLD: Span = INVALID_SPAN
+"""Where nobody takes spans."""
+_LONGEST_NAME = 128
+"""Of a model, on a span: a client may have written anything there."""
 _PREFIX = "x-latent-"
 HEADERS = tuple(_PREFIX + name for name in TOLD)
 """What an answer may say of its steering."""
@@ -64,7 +71,7 @@ class SteeredRoutes:
         path, started = scope["path"], time.monotonic()
         call: SteeringCall | None = None
 
-        status = 0
+        status, told = 0, NOT_TOLD
 
         def describe(found: int) -> dict[str, str]:
             nonlocal status
@@ -73,7 +80,12 @@ class SteeredRoutes:
                 outcome = _outcome(found, each, path)
                 said.append(_described(outcome, each))
                 self._count(outcome, each, started)
-            return _common(said)
+                if outcome.reward_after is not None:
+                    evaluated("reward", outcome.reward_after, latentevolve__before=outcome.reward_before)
+            common = _common(said)
+            if told.is_recording():
+                _tell(told, found, common)
+            return common
 
         if path in STEERED_PATHS:
             send = _with_headers(send, describe)
@@ -105,7 +117,7 @@ class SteeredRoutes:
         clock = EngineTime()
         timing = engine_time.set(clock)
         try:
-            with gateway.steering.explorer.client():
+            with _spanned(gateway, scope, rewritten) as told, gateway.steering.explorer.client():
                 await self.app(scope, _watched(receive, call), send)
                 if status < 400 and clock.used and not call.left:
                     overhead_s = time.monotonic() - started - clock.seconds
@@ -126,6 +138,35 @@ class SteeredRoutes:
         if self._readiness.gateway is not None:
             effort = call.options.effort if call is not None else "none"
             self._readiness.gateway.metrics.count(effort, outcome, time.monotonic() - started)
+
+
+def _spanned(gateway: Gateway, scope: Scope, body: Mapping[str, Any] | None) -> AbstractContextManager[Span]:
+    """Return the span of a request, by the conventions for generative models."""
+    if not gateway.tracing.on:
+        return nullcontext(NOT_TOLD)
+    body = body or {}
+    operation = "text_completion" if scope["path"] == COMPLETIONS else "chat"
+    model = body.get("model") or gateway.settings.served_model_name or gateway.settings.model
+    attributes = {
+        "gen_ai.operation.name": operation,
+        "gen_ai.provider.name": "vllm",
+        "gen_ai.request.model": f"{model}"[:_LONGEST_NAME],
+        "http.request.method": scope["method"],
+        "url.path": scope["path"],
+    }
+    name = f"{operation} {attributes['gen_ai.request.model']}"
+    return gateway.tracing.request(name, Headers(scope=scope), attributes | described(body))
+
+
+def _tell(told: Span, status: int, said: Mapping[str, str]) -> None:
+    """Say on the span of a request what its answer's headers do."""
+    told.set_attribute("http.response.status_code", status)
+    if status >= 500:
+        failed(told, f"{status}")
+    names = {"trace": "trace_id", "reward-before": None, "reward-after": None}
+    for name, value in said.items():
+        if attribute := names.get(name, name):
+            told.set_attribute(f"latentevolve.{attribute}", value)
 
 
 def _is_json(scope: Scope) -> bool:

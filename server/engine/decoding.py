@@ -9,8 +9,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Any
 
+from opentelemetry.trace import Span
+
 from model.engine import Decoding, EngineError, Generation
 from model.engine_time import EngineTime
+from server.tracing import used
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,30 @@ async def handed_over(answer: Generation, request_id: str) -> AsyncIterator[Any]
         yield renamed
 
 
-async def timed(outputs: AsyncGenerator[Any, None], clock: EngineTime) -> AsyncGenerator[Any, None]:
-    """Yield the outputs of one answer, and count the time from the first wait for them to their end."""
+async def watched(
+    outputs: AsyncGenerator[Any, None], clock: EngineTime, *spans: Span
+) -> AsyncGenerator[Any, None]:
+    """Yield the outputs of one answer, and count the time from the first wait for them to their end.
+
+    Spans are told of it; the first is its own, and ended with it.
+    """
+    told = [span for span in spans if span.is_recording()]
+    read = written = 0
+    reasons: list[str] = []
     with clock.running():
         try:
             async for output in outputs:
+                if told:
+                    read = len(output.prompt_token_ids or ())
+                    written += sum(len(part.token_ids) for part in output.outputs)
+                    reasons += [str(part.finish_reason) for part in output.outputs if part.finish_reason]
                 yield output
         finally:
+            for span in told:
+                used(span, read, written)
+                span.set_attribute("gen_ai.response.finish_reasons", reasons)
+            for span in spans[:1]:
+                span.end()
             await outputs.aclose()
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from model.engine import Decoding
 from model.engine_time import engine_time
-from server.engine.decoding import Native, handed_over, overheard, timed
-from server.engine.vllm import VLLMEngine, cache_salt
+from server.engine.decoding import Native, handed_over, overheard, watched
+from server.engine.vllm import OWN_REQUEST, VLLMEngine, cache_salt
 from server.steering.outcome import Answer, Outcome, reason_of
 from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError
 from server.steering.request import SteeringCall, current_call
+from server.tracing import begin, current, headers_of, used
 
 Steer = Callable[[RenderedPrompt, Options, str], Awaitable[Outcome]]
 """Steering: (prompt, options, trace id) → outcome."""
@@ -50,13 +51,19 @@ def install(state: Any, engine: VLLMEngine, steer: Steer, answered: Tell = lambd
     generate = engine.llm.generate
 
     def decoded(prompt: Any, params: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
+        if request_id.startswith(OWN_REQUEST):
+            return generate(prompt, params, request_id, *args, **kwargs)
         carried = prompt if isinstance(prompt, dict) else {}
         answer, trace_id = carried.pop(_ANSWER, None), carried.pop(_TRACE, None)
         if answer is not None:
+            used(current(), len(carried["prompt_token_ids"]), len(answer.token_ids))
             return handed_over(answer, request_id)
+        decoding = begin("decode")
+        if (headers := headers_of(decoding)) is not None:
+            kwargs["trace_headers"] = headers
         outputs = generate(prompt, params, request_id, *args, **kwargs)
         if (clock := engine_time.get()) is not None:
-            outputs = timed(outputs, clock)
+            outputs = watched(outputs, clock, decoding, current())
         if trace_id is None or params.n != 1:  # of several answers nobody knows which one is meant
             return outputs
         return overheard(outputs, lambda found: answered(trace_id, Answer.of(found)))

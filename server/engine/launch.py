@@ -27,6 +27,7 @@ from server.engine.guard import close_client_embeds, hide_placeholders
 from server.engine.process import start_engine, stop_engine
 from server.engine.shared_gradient_worker import SharedGradientWorker, why_not_shared
 from server.engine.vllm import VLLMEngine
+from server.tracing import traces_endpoint
 from server.vllm_args import split
 
 logger = logging.getLogger(__name__)
@@ -190,6 +191,8 @@ def prepare_environment(settings: Settings, model_path: str) -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": settings.log_level,
     }
+    if traces_endpoint(settings) is not None:
+        defaults["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = "http/protobuf"  # as ours
     if Path(model_path).is_dir():
         defaults["HF_HUB_OFFLINE"] = "1"
     for name, value in defaults.items():
@@ -306,6 +309,8 @@ def engine_arguments(
         "--tool-call-parser", "hermes",
         "--scheduling-policy", "priority",
     ]  # fmt: skip
+    if (endpoint := traces_endpoint(settings)) is not None:
+        options += ["--otlp-traces-endpoint", endpoint]  # its spans become children of ours
     if max_model_len:
         options += ["--max-model-len", str(max_model_len)]
     if settings.enforce_eager:

@@ -41,11 +41,15 @@ from server.engine.decoding import generation_of, reasoning_of, sampling_params
 from server.engine.errors import translated
 from server.engine.extension import KEY_REQUEST
 from server.engine.latent_rows import LatentRows, send_rows_alone
+from server.tracing import headers_of
 
 T = TypeVar("T")
 
 BEHIND = 1_000_000
 """Priority of what nobody waits for; requests have 0 unless they name another, and go before it."""
+
+OWN_REQUEST = "latent."
+"""How ids of what is decoded here begin, in place of what vLLM's serving decodes."""
 
 cache_salt: ContextVar[str | None] = ContextVar("cache_salt", default=None)
 """Salt of the request being served: prompts with different salts share no prefix cache."""
@@ -226,7 +230,7 @@ class VLLMEngine:
             # Not `generate`, which takes no other output than tokens.
             with translated():
                 request_id = f"{KEY_REQUEST}{uuid.uuid4().hex}"
-                queue = await self.llm.add_request(request_id, prompt, params, **self._priority())
+                queue = await self.llm.add_request(request_id, prompt, params, **self._beside())
                 try:
                     output = await queue.get()
                 except asyncio.CancelledError:
@@ -261,7 +265,7 @@ class VLLMEngine:
 
         async def one(index: int, prompt: Any, how: Decoding) -> Generation:
             room = self.max_model_len - len(prompt["prompt_token_ids"])
-            request_id = f"latent.{uuid.uuid4().hex}"
+            request_id = f"{OWN_REQUEST}{uuid.uuid4().hex}"
             params = sampling_params(how, room)
             answer = generation_of(await self._outputs(prompt, params, request_id, **reasoning_of(how)))
             if finished is not None:
@@ -356,19 +360,23 @@ class VLLMEngine:
             for prompt in prompts
         ]
 
-    def _priority(self) -> dict[str, int]:
-        """Return what puts work that nobody waits for behind all other; vLLM knows it by one policy only."""
+    def _beside(self) -> dict[str, Any]:
+        """Return what else vLLM is told of a request: whose child its span is, and how soon it is due.
+
+        Work that nobody waits for goes behind all other; vLLM knows that by one policy only.
+        """
+        beside: dict[str, Any] = {}
+        if (headers := headers_of()) is not None:
+            beside["trace_headers"] = headers
         if in_background.get() and self.llm.vllm_config.scheduler_config.policy == "priority":
-            return {"priority": BEHIND}
-        return {}
+            beside["priority"] = BEHIND
+        return beside
 
     async def _outputs(self, prompt: Any, params: Any, request_id: str, **beside: Any) -> list[Any]:
         with translated():
             return [
                 output
-                async for output in self.llm.generate(
-                    prompt, params, request_id, **beside, **self._priority()
-                )
+                async for output in self.llm.generate(prompt, params, request_id, **beside, **self._beside())
             ]
 
 

@@ -33,6 +33,7 @@ from server.steering.search.result import SearchResult
 from server.steering.search.session import Session
 from server.steering.search.vote import Vote
 from server.steering.start import Start
+from server.tracing import evaluated, span
 
 logger = logging.getLogger(__name__)
 
@@ -267,6 +268,10 @@ class Explorer:
         self._report(trace_id, {**explored, "remembered": "no", "why_not_remembered": why})
 
     async def _explore(self, exploration: Exploration) -> None:
+        with span("explore", latentevolve__trace_id=exploration.request.trace_id):
+            await self._explored(exploration)
+
+    async def _explored(self, exploration: Exploration) -> None:
         in_background.set(True)
         engine_time.set(None)  # its request's clock, which may still run
         request, begun = exploration.request, time.monotonic()
@@ -385,5 +390,7 @@ class Explorer:
             )
             self._metrics.measurements.labels("failed").inc()
             return {}
+        for name, difference in measured.differences.items():
+            evaluated("row", difference, latentevolve__row=name)
         self._metrics.measurements.labels("measured" if measured.differences else "no-label").inc()
         return dict(measured.differences)

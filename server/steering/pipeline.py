@@ -35,6 +35,7 @@ from server.steering.search.vote import Vote
 from server.steering.start import Start, Starts
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
+from server.tracing import current
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +184,13 @@ class Steering:
         try:
             with request.stage("search"):
                 result = await session.run(search)
+                current().set_attributes(
+                    {
+                        "latentevolve.search": search.name,
+                        "latentevolve.stopped": result.stopped,
+                        "latentevolve.generated_tokens": result.usage.generated_tokens,
+                    }
+                )
         except UnsupportedError as error:
             if search.name == "gradient":
                 self._searches.pop("gradient", None)

@@ -20,6 +20,7 @@ from server.steering.priors import Comparison, Serving
 from server.steering.prompt import Options, RenderedPrompt, seed_of
 from server.steering.search.choose import Choice
 from server.steering.search.result import SearchResult
+from server.tracing import span
 
 
 @dataclass
@@ -107,7 +108,8 @@ class Request:
         """Time a stage, also one that fails."""
         begun = time.perf_counter()
         try:
-            yield
+            with span(name):
+                yield
         finally:
             self.timings_s[name] = time.perf_counter() - begun
             self.metrics.stage_seconds.labels(name).observe(self.timings_s[name])

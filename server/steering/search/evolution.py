@@ -12,6 +12,7 @@ import torch
 
 from server.steering.search.session import Session
 from server.steering.search.trust_region import RADIUS, project
+from server.tracing import span
 
 NOISE = 0.5
 """Measured on SmolLM2-135M from the neutral start (newlines, L = 16, 6 prompts, 6 candidates each): at 0.1 no
@@ -42,7 +43,8 @@ class Evolution:
             half *= distance / half.flatten(1).norm(dim=1)[:, None, None]
             noise = torch.cat([half, -half])  # (P, L, d)
             latents = [project(centre + offset, start, self._radius) for offset in noise]
-            rewards = await session.candidates(latents)
+            with span("step", latentevolve__step=step):
+                rewards = await session.candidates(latents)
             session.end_step(step, rewards)
             direction = torch.einsum("p,pld->ld", rank_weights(rewards), noise)
             norm = float(direction.norm())

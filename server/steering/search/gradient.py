@@ -11,6 +11,7 @@ import torch
 
 from server.steering.search.session import Rollouts, Session
 from server.steering.search.trust_region import RADIUS, project
+from server.tracing import span
 
 
 class Gradient:
@@ -32,24 +33,25 @@ class Gradient:
         climb = Adam(self._rate * float(latent.square().mean().sqrt()))
         sampled: Rollouts | None = None
         for step in range(1, steps + 1):
-            if sampled is None or not sampled.answers:
-                # One answer is kept for judging the step's own update, which would be wasted otherwise.
-                sampled = await session.rollouts(latent, session.affordable(population + 1, least=3) - 1)
-            (answers, rewards), sampled = sampled, None
-            told = [
-                (answer, weight / len(answers))
-                for answer, weight in zip(answers, advantages(rewards), strict=True)
-                if weight and answer.token_ids
-            ]
-            if told:
-                gradient = await session.gradient(latent, told)
-                latent = project(latent + climb.step(gradient), session.start, self._radius)
-                # The next step's rollouts are decoded with the answer that judges this one: decoding
-                # waits for the model's weights, so that one batch costs hardly more than one answer.
-                following = session.affordable(population + 2) - 2 if step < steps else 0
-                following = following if following > 1 else 0
-                judged, sampled = await session.candidate_and_rollouts(latent, following)
-                rewards = [*rewards, judged]
+            with span("step", latentevolve__step=step):
+                if sampled is None or not sampled.answers:
+                    # One answer is kept for judging the step's own update, which would be wasted otherwise.
+                    sampled = await session.rollouts(latent, session.affordable(population + 1, least=3) - 1)
+                (answers, rewards), sampled = sampled, None
+                told = [
+                    (answer, weight / len(answers))
+                    for answer, weight in zip(answers, advantages(rewards), strict=True)
+                    if weight and answer.token_ids
+                ]
+                if told:
+                    gradient = await session.gradient(latent, told)
+                    latent = project(latent + climb.step(gradient), session.start, self._radius)
+                    # The next step's rollouts are decoded with the answer that judges this one: decoding
+                    # waits for the model's weights, so that one batch costs hardly more than one answer.
+                    following = session.affordable(population + 2) - 2 if step < steps else 0
+                    following = following if following > 1 else 0
+                    judged, sampled = await session.candidate_and_rollouts(latent, following)
+                    rewards = [*rewards, judged]
             session.end_step(step, rewards)
 
 

@@ -33,6 +33,7 @@ from server.steering.rewards.scorer import VERIFIER, Scored, Scorer
 from server.steering.search.budget import Budget, SessionEndedError
 from server.steering.search.result import Candidate, Search, SearchResult, Step, Stopped
 from server.steering.search.select import elect, shortest_of_the_surest
+from server.tracing import span
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,8 @@ class Session:
         """
         stopped: Stopped = "steps"
         try:
-            await self._open()
+            with span("votes"):
+                await self._open()
             await search.run(self)
         except SessionEndedError as ended:
             stopped = ended.reason

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from opentelemetry.sdk.trace.export import SpanExporter
 from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
@@ -59,6 +60,7 @@ class Parts:
     checks: list[CheckFound] = field(default_factory=lambda: [CheckFound()])
     send_night: Callable[[str], None] | None = None
     broken: Exception | None = None
+    spans: SpanExporter | None = None
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     """Parts open once this is set."""
 
@@ -127,6 +129,7 @@ async def _served(root: Path, parts: Parts, ready: bool, values: dict[str, Any])
             engine_answers=alive,
             checks=parts.checks,
             send_night=parts.send_night or queued.append,
+            spans=parts.spans,
         ) as gateway:
             inner.state.steer = gateway.steering.steer
             inner.state.answered = gateway.traces.answered

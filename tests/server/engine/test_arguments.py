@@ -92,6 +92,17 @@ def test_clients_see_the_served_name() -> None:
     assert value(named, "--served-model-name") == "mine"
 
 
+def test_vllm_sends_its_spans_where_ours_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--otlp-traces-endpoint" not in arguments()
+    url = "http://127.0.0.1:4318"
+    assert value(arguments(otlp_endpoint=f"{url}/"), "--otlp-traces-endpoint") == f"{url}/v1/traces"
+    monkeypatch.setattr(os, "environ", {})
+    prepare_environment(Settings(_env_file=None), "org/model")
+    assert "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" not in os.environ
+    prepare_environment(Settings(_env_file=None, otlp_endpoint=url), "org/model")
+    assert os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+
+
 def test_operators_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"VLLM_CPU_NUM_OF_RESERVED_CPU": "1"})
     prepare_environment(Settings(_env_file=None), "org/model")

@@ -70,7 +70,7 @@ async def gateway(
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the whole gateway, which stands in front of the app that `http` asks directly."""
     renderer = launched.app.state.online_renderer
-    unhooked = renderer.preprocess_chat
+    unhooked = renderer.preprocess_chat, launched.engine.llm.generate
 
     @asynccontextmanager
     async def opener(
@@ -105,7 +105,7 @@ async def gateway(
     ):
         await app.state.readiness.settled()
         yield client
-    renderer.preprocess_chat = unhooked
+    renderer.preprocess_chat, launched.engine.llm.generate = unhooked
 
 
 def name(launched: Launched) -> str:

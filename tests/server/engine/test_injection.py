@@ -1,9 +1,11 @@
 """Steered requests through vLLM's own app, with a steering that always injects."""
 
+import asyncio
 import base64
 import io
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,13 +15,16 @@ import httpx
 import pytest
 import pytest_asyncio
 import torch
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from model.engine import SteeredPrompt
+from model.engine_time import EngineTime, engine_time
 from server.engine.injection import install
 from server.engine.launch import Launched
 from server.steering.outcome import Outcome
 from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError
 from server.steering.request import SteeringCall, current_call
+from server.tracing import Tracing
 from tests.server.steering.fakes import options as options_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
@@ -47,10 +52,10 @@ async def steering(launched: Launched) -> AsyncIterator[Injecting]:
     noise = torch.randn(engine.space.shape, generator=torch.Generator().manual_seed(5))
     neutral = engine.neutral_latent()
     steering = Injecting(neutral + noise / noise.norm() * neutral.norm() * 2)
-    unhooked = renderer.preprocess_chat
+    unhooked = renderer.preprocess_chat, launched.engine.llm.generate
     install(launched.app.state, engine, steering.steer)
     yield steering
-    renderer.preprocess_chat = unhooked
+    renderer.preprocess_chat, launched.engine.llm.generate = unhooked
 
 
 @contextmanager
@@ -180,6 +185,47 @@ async def test_streamed_answer_equals_the_whole_one_and_counts_real_tokens(
     pieces = [e["choices"][0]["delta"].get("content") or "" for e in events if e["choices"]]
     assert "".join(pieces) == text_of(whole)
     assert events[-1]["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_decoding_is_a_span_whose_child_the_engines_is_and_its_time_is_the_engines(
+    launched: Launched,
+    http: httpx.AsyncClient,
+    steering: Injecting,
+    monkeypatch: pytest.MonkeyPatch,
+    stream: bool,
+) -> None:
+    exporter, told = InMemorySpanExporter(), []
+    add_request = launched.engine.llm.add_request
+
+    async def told_whose(*args: Any, trace_headers: Any = None, **kwargs: Any) -> Any:
+        told.append(trace_headers)
+        return await add_request(*args, **kwargs)  # this engine makes no spans
+
+    monkeypatch.setattr(launched.engine.llm, "add_request", told_whose)
+    tracing, clock = Tracing(exporter), EngineTime()
+    token, begun = engine_time.set(clock), time.monotonic()
+    try:
+        with called(), tracing.request("chat", {}, {}) as request:
+            await launched.engine.keys([launched.engine.render([{"role": "user", "content": "Hello."}])])
+            await http.post(CHAT, json=body(launched, stream=stream))
+    finally:
+        engine_time.reset(token)
+    elapsed = time.monotonic() - begun
+    assert tracing.flush()
+    decode, chat = exporter.get_finished_spans()
+    assert (decode.name, chat.name) == ("decode", "chat")
+    assert decode.context is not None
+    assert request.get_span_context() == chat.context == decode.parent
+    for one in (decode, chat):
+        assert one.attributes is not None
+        assert one.attributes["gen_ai.usage.output_tokens"] == 24
+        assert one.attributes["gen_ai.response.finish_reasons"] == ("length",)
+    parents = [headers["traceparent"].split("-")[2] for headers in told]
+    assert parents == [f"{one.context.span_id:016x}" for one in (chat, decode) if one.context]
+    assert clock.used
+    assert 0 < clock.seconds <= elapsed
+    await asyncio.to_thread(tracing.close)
 
 
 async def test_responses_are_steered_too(

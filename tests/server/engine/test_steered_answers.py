@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
 async def gateway(launched: Launched, settings: Settings, tmp_path: Path) -> AsyncIterator[Gateway]:
     """Everything around the engine, with an empty memory that takes what it is given."""
     renderer = launched.app.state.online_renderer
-    unhooked = renderer.preprocess_chat
+    unhooked = renderer.preprocess_chat, launched.engine.llm.generate
 
     async def alive() -> bool:
         return True
@@ -60,7 +60,7 @@ async def gateway(launched: Launched, settings: Settings, tmp_path: Path) -> Asy
     ) as gateway:
         install(launched.app.state, launched.engine, gateway.steering.steer, gateway.traces.answered)
         yield gateway
-        renderer.preprocess_chat = unhooked
+        renderer.preprocess_chat, launched.engine.llm.generate = unhooked
 
 
 @pytest.mark.parametrize("choice", ["required", NAMED])
