@@ -21,6 +21,7 @@ from server.access import Doorman
 from server.errors import NotReadyError
 from server.landscape import Landscape
 from server.nights import NightCoordinator
+from server.questions import Questions
 from server.steering.metrics import Metrics
 from server.steering.pipeline import Steering
 from server.steering.priors import ActivePrior
@@ -82,6 +83,7 @@ class Gateway:
     upkeep: Upkeep
     landscape: Landscape
     """The memory as a map, for people."""
+    questions: Questions
     traces: TraceLog
     steering: Steering
     nights: NightCoordinator

@@ -37,6 +37,7 @@ from server.access import Doorman
 from server.gateway import Check, Gateway
 from server.landscape import Landscape
 from server.nights import NightCoordinator
+from server.questions import Questions
 from server.schedule import Schedule
 from server.steering.metrics import Metrics
 from server.steering.pipeline import Steering
@@ -209,6 +210,7 @@ async def assemble(
             remember=remember,
             upkeep=upkeep,
             landscape=landscape,
+            questions=Questions(engine),
             traces=traces,
             steering=steering,
             nights=nights,

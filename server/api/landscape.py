@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field
 from memory.episode import TENANT
 from memory.evidence import Standing
 from server.api.deps import GatewayDep
+from server.api.errors import refusals
 from server.landscape import Kind, View
-from server.questions import Questions
 
 router = APIRouter(prefix="/v1/memory", tags=["memory"])
 
@@ -85,7 +85,7 @@ class ClustersRead(Landscape):
     others: list[RowEvidence] = Field(description="Rows of the prior for what is remembered no more.")
 
 
-@router.get("/map")
+@router.get("/map", responses=refusals())
 async def map_of(gateway: GatewayDep) -> MapRead:
     """Return where each of up to 1,500 episodes is on a map, and what it is worth.
 
@@ -109,7 +109,7 @@ async def map_of(gateway: GatewayDep) -> MapRead:
     )
 
 
-@router.get("/clusters")
+@router.get("/clusters", responses=refusals())
 async def clusters(gateway: GatewayDep) -> ClustersRead:
     """Return what kinds of request are remembered, and what is known of answering each."""
     view = await gateway.landscape.look(TENANT)
@@ -120,7 +120,7 @@ async def clusters(gateway: GatewayDep) -> ClustersRead:
     listed = kinds[:MOST_KINDS]
     ids = [name for _, kind in listed for name in kind.typical]
     episodes = await gateway.lookups.call(lambda store: store.fetch(ids))
-    questions = Questions(gateway.engine)
+    questions = gateway.questions
     said = {one.id: questions.of(one.prompt_text)[:SHOWN] or None for one in episodes}
     drawn = len(drawing.places) if drawing else 0
     return ClustersRead(

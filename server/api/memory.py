@@ -10,12 +10,13 @@ from fastapi import APIRouter, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from memory.episode import TENANT
-from memory.listing import Place
+from memory.listing import Place, Summary
 from memory.store import Where
 from server.api.deps import GatewayDep
 from server.api.errors import refusals
 from server.errors import InvalidRequestError, NotFoundError
 from server.forget import Forgotten, forget, forget_one
+from server.gateway import Gateway
 from server.search import like_episode, like_text
 
 router = APIRouter(prefix="/v1/memory", tags=["memory"])
@@ -85,6 +86,7 @@ class EpisodeSummary(BaseModel):
     held_log_probabilities: list[float]
     max_tokens: int | None
     prompt_text: str
+    question: str = Field(description="The last user message of the prompt; empty: no text is kept.")
     answer_text: str
     effort: str
     search: str
@@ -264,7 +266,7 @@ async def episodes(gateway: GatewayDep, asked: Annotated[Listing, Query()]) -> E
     after = None if asked.cursor is None else _place(asked.cursor)
     page = await gateway.lookups.call(lambda store: store.page(asked.where, limit=asked.limit, after=after))
     return EpisodePage(
-        data=[EpisodeSummary.model_validate(one) for one in page.episodes],
+        data=[EpisodeSummary.model_validate(_said(gateway, one)) for one in page.episodes],
         has_more=page.next is not None,
         next_cursor=page.next.cursor if page.next else None,
     )
@@ -286,7 +288,7 @@ async def episode(gateway: GatewayDep, episode_id: str) -> EpisodeRead:
     found = await gateway.lookups.call(lambda store: store.get(name))
     if found is None:
         raise _unknown(name)
-    return EpisodeRead.model_validate(found.summary())
+    return EpisodeRead.model_validate(_said(gateway, found.summary()))
 
 
 @router.delete("/episodes/{episode_id}", responses=refusals(404, 507))
@@ -326,10 +328,17 @@ async def search(gateway: GatewayDep, asked: Search) -> FoundList:
         raise InvalidRequestError("give a text, or else the id of an episode", "text")
     return FoundList(
         data=[
-            Found(similarity=one.similarity, episode=EpisodeSummary.model_validate(one.episode.summary()))
+            Found(
+                similarity=one.similarity,
+                episode=EpisodeSummary.model_validate(_said(gateway, one.episode.summary())),
+            )
             for one in found
         ]
     )
+
+
+def _said(gateway: Gateway, summary: Summary) -> Summary:
+    return summary | {"question": gateway.questions.of(summary["prompt_text"])}
 
 
 def _place(cursor: str) -> Place:

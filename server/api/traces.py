@@ -118,7 +118,7 @@ async def traces(
 ) -> TracePage:
     """Return the last requests, newest first, with their texts where these are kept."""
     found = await gateway.traces.recent(gateway.space, limit + 1, cursor)
-    questions = Questions(gateway.engine)
+    questions = gateway.questions
     page = found[:limit]
     more = len(found) > limit
     return TracePage(

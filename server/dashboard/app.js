@@ -1,11 +1,19 @@
 // The page: who looks at it, which view, and in what light.
 import { hasKey, onRefused, setKey } from "./api.js";
+import { Clusters } from "./clusters.js";
 import { html, render, useEffect, useState } from "./lib.js";
+import { Memory } from "./memory.js";
+import { Nights } from "./nights.js";
 import { Overview } from "./overview.js";
+import { Priors } from "./priors.js";
 import { Traces } from "./traces.js";
 
 const VIEWS = [
   ["overview", "Overview", Overview],
+  ["memory", "Memory", Memory],
+  ["kinds", "Kinds of request", Clusters],
+  ["nights", "Nights", Nights],
+  ["priors", "Priors", Priors],
   ["traces", "Traces", Traces],
 ];
 const THEME = "latentevolve.theme";

@@ -1,7 +1,7 @@
 // Is it getting better?
 import { useData } from "./api.js";
 import { TimeChart } from "./charts.js";
-import { html, useMemo, useState } from "./lib.js";
+import { html, useEffect, useMemo, useState } from "./lib.js";
 import { Badge, Card, Choice, Empty, Tile, Trouble } from "./ui.js";
 import { ago, count, odds, several, share, signed } from "./words.js";
 
@@ -20,10 +20,16 @@ const EFFORTS = [
 const EVERY_MS = 5000;
 
 export function Overview({ theme }) {
-  const [window, setWindow] = useState("day");
+  const [chosen, setWindow] = useState(null);
+  const [shortest, setShortest] = useState(0);
+  const window = chosen ?? WINDOWS[shortest][0];
   const timeline = useData(`v1/latent/timeline?window=${window}`, EVERY_MS);
   const stats = useData("v1/memory/stats", EVERY_MS);
   const { data } = timeline;
+  useEffect(() => {
+    // Until somebody chooses: the shortest window in which something happened.
+    if (!chosen && data?.window === window && !data.total.requests && shortest < WINDOWS.length - 1) setShortest(shortest + 1);
+  }, [data]);
   return html`
     <header class="head">
       <h1>Overview</h1>
@@ -121,6 +127,11 @@ function Tiles({ stats, total, window }) {
         name="Exploring"
         value=${exploring.running ? "Now" : exploring.waiting ? "Soon" : "Idle"}
         detail=${`${count(exploring.waiting)} waiting, ${count(exploring.tokens_last_hour)} tokens in the last hour`}
+      />
+      <${Tile}
+        name="People like steered answers"
+        value=${total.rated_steered ? share(total.rating_steered) : "–"}
+        detail=${total.rated_plain ? `plain ones ${share(total.rating_plain)}` : `${several(total.rated_steered, "rating")}, none of plain ones`}
       />
     </div>
   `;

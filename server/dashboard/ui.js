@@ -110,7 +110,7 @@ export function Asking({ label, question, children, act, kind = "", yes = label 
 }
 
 /** A button that acts at once. */
-export function Acting({ act, children, ...rest }) {
+export function Acting({ act, children, disabled = false, ...rest }) {
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState(null);
   const go = async () => {
@@ -123,7 +123,7 @@ export function Acting({ act, children, ...rest }) {
     }
     setBusy(false);
   };
-  return html`<button disabled=${busy} onClick=${go} ...${rest}>${children}</button><${Trouble} error=${error} />`;
+  return html`<button ...${rest} disabled=${busy || disabled} onClick=${go}>${children}</button><${Trouble} error=${error} />`;
 }
 
 export const Thumb = ({ down = false }) => html`
