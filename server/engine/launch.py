@@ -192,7 +192,10 @@ def prepare_environment(settings: Settings, model_path: str) -> None:
         "VLLM_LOGGING_LEVEL": settings.log_level,
     }
     if traces_endpoint(settings) is not None:
-        defaults["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = "http/protobuf"  # as ours
+        defaults |= {
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+            "OTEL_SERVICE_NAME": "latentevolve",
+        }
     if Path(model_path).is_dir():
         defaults["HF_HUB_OFFLINE"] = "1"
     for name, value in defaults.items():

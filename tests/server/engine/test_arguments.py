@@ -101,6 +101,7 @@ def test_vllm_sends_its_spans_where_ours_go(monkeypatch: pytest.MonkeyPatch) -> 
     assert "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" not in os.environ
     prepare_environment(Settings(_env_file=None, otlp_endpoint=url), "org/model")
     assert os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    assert os.environ["OTEL_SERVICE_NAME"] == "latentevolve"
 
 
 def test_operators_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
