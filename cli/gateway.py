@@ -4,6 +4,7 @@ Owns requests to the gateway's own routes and the translation of everything that
 there into a message with a next step. Knows nothing of what the answers mean.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -53,6 +54,37 @@ class Gateway:
         """Delete what is at `path` and return the JSON object that comes back; {} when nothing does."""
         named = {} if timeout_s is None else {"timeout": timeout_s}
         return self._call("DELETE", path, params=params, **named)
+
+    def put(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Put `body` and return the JSON object that comes back."""
+        return self._call("PUT", path, json=body)
+
+    def events(self, path: str) -> Iterator[dict[str, Any]]:
+        """Yield the JSON objects of server-sent events, until they end.
+
+        Raises:
+            CommandError: the gateway does not answer, refuses, or breaks off.
+        """
+        data: list[str] = []
+        for line in self._lines(path):
+            name, _, value = line.partition(":")
+            if name == "data":
+                data.append(value.removeprefix(" "))
+            elif not line and data:
+                yield json.loads("\n".join(data))
+                data = []
+
+    def _lines(self, path: str) -> Iterator[str]:
+        # Pings come every 15 seconds.
+        timeout = httpx.Timeout(60.0, connect=5.0)
+        try:
+            with self._client.stream("GET", path, timeout=timeout) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise refused(response.status_code, error_body(response))
+                yield from response.iter_lines()
+        except httpx.HTTPError as error:
+            raise unreachable(self.url, late=isinstance(error, httpx.ReadTimeout)) from error
 
     def download(self, path: str) -> Iterator[bytes]:
         """Yield the pieces of what is at `path`, however long that takes."""

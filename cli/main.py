@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cli import ask, demo, feedback, keys, memory, night, priors, pull, serve, stats
+from cli import ask, demo, feedback, keys, memory, night, priors, pull, schedule, serve, stats
 from cli.failure import INTERRUPTED, CommandError
 from cli.groups import OpenGroup
 from cli.screen import console, write
@@ -28,7 +28,8 @@ app.command("serve")(serve.serve)
 app.command("pull")(pull.pull)
 app.command("ask")(ask.ask)
 app.command("feedback")(feedback.feedback)
-app.command("night")(night.night)
+app.add_typer(night.app, name="night")
+app.command("schedule")(schedule.schedule)
 app.add_typer(priors.app, name="priors")
 app.command("stats")(stats.stats)
 app.add_typer(memory.app, name="memory")

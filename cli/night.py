@@ -1,6 +1,6 @@
-"""`latentevolve night`: runs a consolidation now and shows what the evidence says.
+"""`latentevolve night`: runs a consolidation now and shows what the evidence says; lists and cancels them.
 
-Owns starting and following a night over HTTP. The night itself belongs to the worker: what ends
+Owns starting, following and ending a night over HTTP. The night itself belongs to the worker: what ends
 here is the watching.
 """
 
@@ -18,13 +18,24 @@ from cli.progress import PhaseProgress
 from cli.screen import Screen
 from config.settings import START_NIGHT_TIMEOUT_S
 
-ENDED = {"promoted", "on trial", "refused", "skipped", "failed"}
-EXIT_CODES = {"promoted": 0, "on trial": 0, "skipped": 0, "refused": REFUSED, "failed": FAILED}
+ENDED = {"promoted", "on trial", "refused", "skipped", "failed", "cancelled"}
+EXIT_CODES = {
+    "promoted": 0,
+    "on trial": 0,
+    "skipped": 0,
+    "refused": REFUSED,
+    "failed": FAILED,
+    "cancelled": FAILED,
+}
 QUIET_S = 30.0
 """A night that waits in the queue for so long probably has no worker."""
 
+app = typer.Typer(invoke_without_command=True)
 
+
+@app.callback()
 def night(
+    context: typer.Context,
     follow: Annotated[
         str | None, typer.Option("--follow", help="Follow this night instead of starting one.", metavar="ID")
     ] = None,
@@ -34,6 +45,8 @@ def night(
     as_json: Json = False,
 ) -> None:
     """Consolidate the remembered episodes. Exit code 3: what it learned is worse than what is served."""
+    if context.invoked_subcommand is not None:
+        return
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         record = gateway.get(f"/v1/consolidations/{follow}") if follow else start_night(gateway)
@@ -42,6 +55,60 @@ def night(
     screen.document(record)
     show_night(screen, record)
     raise typer.Exit(EXIT_CODES.get(str(record["state"]), 0))
+
+
+@app.command("list")
+def list_nights(
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Most nights that are shown.")] = 20,
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """List nights, the newest first."""
+    screen = Screen(as_json)
+    with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
+        records = gateway.get("/v1/consolidations")["consolidations"]
+    screen.document({"consolidations": records[:limit]})
+    if not records:
+        screen.line("no nights yet: `latentevolve night` runs one")
+        return
+    rows = [
+        (
+            record["id"],
+            str(record.get("created_at") or "–")[:19],
+            record["trigger"],
+            record["state"] if record["state"] in ENDED else f"{record['state']}: {record['phase']}",
+            record["episodes"],
+            record.get("version") or "–",
+            str(record.get("error") or record.get("message") or "").replace("\n", " ")[:60],
+        )
+        for record in records[:limit]
+    ]
+    screen.table(("night", "asked for", "by", "state", "episodes", "version", "says"), rows)
+    if len(records) > limit:
+        screen.line(f"{len(records) - limit} older ones: --limit {len(records)}")
+
+
+@app.command("cancel")
+def cancel(
+    night_id: Annotated[
+        str | None, typer.Argument(help="Left out: the one that is queued or running.", metavar="[ID]")
+    ] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """End a night that is queued or running: nothing is published, and its worker stops within seconds."""
+    screen = Screen(as_json)
+    with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
+        meant = night_id or _running(gateway)
+        if meant is None:
+            raise CommandError(
+                "no night is queued or running", "`latentevolve night list` shows those that ended"
+            )
+        record = gateway.post(f"/v1/consolidations/{meant}/cancel")
+    screen.document(record)
+    screen.line(f"night {record['id']} is cancelled", "green")
 
 
 def start_night(gateway: Gateway) -> dict[str, Any]:
@@ -65,22 +132,23 @@ def follow_night(
     gateway: Gateway,
     record: dict[str, Any],
     on_change: Callable[[dict[str, Any]], None],
-    every_s: float = 0.5,
+    again_after_s: float = 0.5,
 ) -> dict[str, Any]:
-    """Poll a night until it has ended, telling `on_change` each record, and return the last one."""
+    """Watch a night until it has ended, telling `on_change` each record, and return the last one."""
     failures = 0
-    while True:
-        on_change(record)
-        if record["state"] in ENDED:
-            return record
-        time.sleep(every_s)
+    on_change(record)
+    while record["state"] not in ENDED:
         try:
-            record = gateway.get(f"/v1/consolidations/{record['id']}")
-            failures = 0
+            for news in gateway.events(f"/v1/consolidations/{record['id']}/events"):
+                record, failures = news, 0
+                on_change(record)
         except CommandError:
             failures += 1
             if failures >= 10:  # training takes all cores: one late answer means nothing
                 raise
+        if record["state"] not in ENDED:
+            time.sleep(again_after_s)
+    return record
 
 
 class NightProgress:
@@ -129,6 +197,8 @@ def show_night(screen: Screen, record: dict[str, Any]) -> None:
             screen.line(f"refused: {version} is proven worse than what is served", "bold yellow")
         case "skipped":
             screen.line("skipped: nothing was trained", "yellow")
+        case "cancelled":
+            screen.line("cancelled: nothing was published", "yellow")
         case "failed":
             screen.line(f"failed: {record.get('error') or 'no reason given'}", "bold red")
             screen.line("→ see DATA_DIR/logs/worker.log; a failed night can be started again")

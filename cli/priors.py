@@ -1,6 +1,6 @@
-"""`latentevolve priors`: lists versions, shows one, makes one active, lets nights choose again.
+"""`latentevolve priors`: lists, shows and compares versions, makes one active, goes back, lets nights choose.
 
-Owns the four subcommands; the registry belongs to the gateway.
+Owns the subcommands; the registry belongs to the gateway.
 """
 
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.evidence import show_evidence
+from cli.evidence import percent, proof, show_evidence
 from cli.failure import CommandError
 from cli.gateway import Gateway, GatewayError
 from cli.options import ApiKey, Json, Url, load_settings
 from cli.screen import Screen
 
-app = typer.Typer(help="List, show and activate versions of the latent prior.", no_args_is_help=True)
+app = typer.Typer(help="List, show, compare and activate versions of the latent prior.", no_args_is_help=True)
 
 PINNED = "what is active stays so until `latentevolve priors release`, whatever nights find"
 
@@ -40,11 +40,12 @@ def list_versions(url: Url = None, api_key: ApiKey = None, as_json: Json = False
             entry.get("parent") or "–",
             str(entry.get("created_at") or "–")[:19],
             entry.get("episodes", "–"),
+            ", ".join(entry.get("labels") or ()) or "–",
             ", ".join(str(found["standing"]) for found in entry.get("evidence") or ()) or "–",
         )
         for entry in body["versions"]
     ]
-    screen.table(("", "version", "parent", "created", "episodes", "its night said"), rows)
+    screen.table(("", "version", "parent", "created", "episodes", "labels", "its night said"), rows)
     if body["active"] is None:
         screen.line("none is active")
     if body.get("pinned"):
@@ -58,9 +59,19 @@ def show(version: Version, url: Url = None, api_key: ApiKey = None, as_json: Jso
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         manifest = _known(gateway, version, lambda: gateway.get(f"/v1/priors/{version}"))
     screen.document(manifest)
-    for name, value in flat(manifest).items():
+    lineage = [str(one["version"]) for one in manifest.get("lineage") or ()]
+    for name, value in flat({**manifest, "lineage": " ← ".join(lineage) or version}).items():
         screen.line(f"{name:<24} {value}")
     show_evidence(screen, manifest.get("evidence") or (), version)
+    now = manifest.get("evidence_now") or {}
+    if now:
+        rows = [
+            (row, f"{found['n']} prompts", f"{found['mean']:+.2f}", proof(found), found["standing"])
+            for row, found in now.items()
+        ]
+        screen.table(
+            ("row", "judged by", "difference", "evidence", "stands"), rows, title="By now, night and day"
+        )
 
 
 @app.command("activate")
@@ -82,6 +93,60 @@ def activate(
     screen.line(PINNED)
 
 
+@app.command("rollback")
+def rollback(url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> None:
+    """Make active what was active before, until `priors release`; again: what was before that."""
+    screen = Screen(as_json)
+    with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
+        body = gateway.post("/v1/priors/rollback")
+    screen.document(body)
+    screen.line(f"active: {body.get('active') or 'none'}", "green")
+    screen.line(PINNED)
+
+
+@app.command("compare")
+def compare(
+    a: Annotated[str, typer.Argument(help="Such as v2.", metavar="A")],
+    b: Annotated[str, typer.Argument(help="Such as v3.", metavar="B")],
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: Json = False,
+) -> None:
+    """Show two versions side by side, cluster by cluster, with what is known of their rows by now."""
+    screen = Screen(as_json)
+    with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
+        body = _known(gateway, f"{a} or {b}", lambda: gateway.get("/v1/priors/compare", a=a, b=b))
+    screen.document(body)
+    rows = [
+        (
+            match["a"] or "–",
+            match["b"] or "–",
+            "same row" if match["same"] else _number(match["key_cosine"]),
+            percent(match["a_covered"]),
+            percent(match["b_covered"]),
+            _number(match["latent_cosine"]),
+            _number(match["latent_distance"]),
+            _standing(match["a_evidence"]),
+            _standing(match["b_evidence"]),
+        )
+        for match in body["clusters"]
+    ]
+    screen.table(
+        (
+            a,
+            b,
+            "keys' cosine",
+            f"of {a} covered",
+            f"of {b} covered",
+            "latents' cosine",
+            "distance",
+            f"{a} by now",
+            f"{b} by now",
+        ),
+        rows,
+    )
+
+
 @app.command("release")
 def release(url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> None:
     """Let nights choose again what is active, after `priors activate`."""
@@ -92,11 +157,19 @@ def release(url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> N
     screen.line(f"active: {body.get('active') or 'none'}, until a night makes another one", "green")
 
 
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _standing(found: dict[str, Any] | None) -> str:
+    return f"{found['standing']}, {found['mean']:+.2f} on {found['n']}" if found else "–"
+
+
 def flat(manifest: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Return a manifest as dotted names and short values; what is learned and long lists left out."""
     found: dict[str, str] = {}
     for name, value in manifest.items():
-        if isinstance(value, dict) and not (not prefix and name == "learned"):
+        if isinstance(value, dict) and not (not prefix and name in ("learned", "evidence_now")):
             found |= flat(value, f"{prefix}{name}.")
         elif isinstance(value, list):
             found[prefix + name] = f"{len(value)} entries"

@@ -1,13 +1,13 @@
 """The times that cron's five fields name, in UTC.
 
-Owns the look back from a moment to the last of them. UTC has no daylight saving, so no day has an hour twice
-or lacks one. The fields are read by Celery: where days of the month and of the week are both given, a day
+Owns the looks back from a moment to the last of them, and ahead to the next. UTC has no daylight saving, so
+no day has an hour twice or lacks one. The fields are read by Celery: where days of the month and of the week are both given, a day
 must be both.
 """
 
 from datetime import UTC, date, datetime, time, timedelta
 
-LOOK_BACK_DAYS = 8 * 366 + 1
+LOOK_DAYS = 8 * 366 + 1
 """29 February may be eight years away."""
 
 
@@ -33,18 +33,28 @@ class Cron:
     def last(self, moment: datetime) -> datetime | None:
         """Return the last time named that is not after `moment`, in UTC; None: there was none for years."""
         moment = moment.astimezone(UTC)
-        for days in range(LOOK_BACK_DAYS):
-            day = moment.date() - timedelta(days=days)
-            if self._names(day):
-                times = [
-                    (hour, minute)
-                    for hour in self._fields.hour
-                    for minute in self._fields.minute
-                    if days or (hour, minute) <= (moment.hour, moment.minute)
-                ]
-                if times:
-                    return datetime.combine(day, time(*max(times)), UTC)
+        for days in range(LOOK_DAYS):
+            times = [at for at in self._times(moment.date() - timedelta(days=days)) if at <= moment]
+            if times:
+                return max(times)
         return None
+
+    def next(self, moment: datetime) -> datetime | None:
+        """Return the first time named that is after `moment`, in UTC; None: there will be none for years."""
+        moment = moment.astimezone(UTC)
+        for days in range(LOOK_DAYS):
+            times = [at for at in self._times(moment.date() + timedelta(days=days)) if at > moment]
+            if times:
+                return min(times)
+        return None
+
+    def _times(self, day: date) -> list[datetime]:
+        if not self._names(day):
+            return []
+        fields = self._fields
+        return [
+            datetime.combine(day, time(hour, minute), UTC) for hour in fields.hour for minute in fields.minute
+        ]
 
     def _names(self, day: date) -> bool:
         fields = self._fields

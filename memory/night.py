@@ -15,11 +15,11 @@ from memory.database import Database
 from memory.episode import LatentMemoryError, new_id, now
 from memory.schema import nights
 
-Trigger = Literal["api", "cli", "schedule", "episodes"]
-State = Literal["queued", "running", "promoted", "on trial", "refused", "skipped", "failed"]
+Trigger = Literal["api", "cli", "schedule", "episodes", "erasure"]
+State = Literal["queued", "running", "promoted", "on trial", "refused", "skipped", "failed", "cancelled"]
 Phase = Literal["snapshot", "load", "dataset", "train", "evidence", "publish"]
 
-ENDED: frozenset[State] = frozenset({"promoted", "on trial", "refused", "skipped", "failed"})
+ENDED: frozenset[State] = frozenset({"promoted", "on trial", "refused", "skipped", "failed", "cancelled"})
 """States that a night stays in. A running one may be run again, for its worker may have died."""
 
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*")
@@ -153,6 +153,28 @@ class NightLog:
             _check_change(before, record)
             written = _timed(record)
             connection.execute(update(nights).filter_by(id=record.id).values(_values(written)))
+        return written
+
+    def cancel(self, night_id: str) -> NightRecord:
+        """End a night that is queued or running, and return its record; its worker stops when it sees that.
+
+        Raises:
+            UnknownNightError: there is no night of that id.
+            NightStateError: it has ended, or is publishing already.
+            StateUnavailableError, NoRoomError: it cannot be written.
+        """
+        with self._state.write() as connection:
+            night = _get(connection, night_id)
+            if night is None:
+                raise UnknownNightError(f"there is no night {night_id!r}")
+            if night.phase == "publish" and not night.ended:
+                raise NightStateError(
+                    f"night {night.id} is publishing what it has learned, and ends by itself"
+                )
+            cancelled = replace(night, state="cancelled", message=f"cancelled in phase {night.phase}")
+            _check_change(night, cancelled)
+            written = _timed(cancelled)
+            connection.execute(update(nights).filter_by(id=night.id).values(_values(written)))
         return written
 
     def list(self) -> list[NightRecord]:

@@ -4,7 +4,8 @@ Owns the values of one published version. Knows nothing of training (`worker/`),
 (`memory/registry.py`), and of evidence only that it says which rows serve (`memory/evidence.py`).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
@@ -176,6 +177,11 @@ def learned_of(manifest: Mapping[str, Any]) -> Mapping[str, frozenset[str]]:
         row if "/" in row else f"{version}/{row}": frozenset(digests)
         for row, digests in manifest.get("learned", {}).items()
     }
+
+
+def lines_digest(lines: Iterable[str]) -> str:
+    """Return SHA-256 of some lines, as `LC_ALL=C sort | sha256sum` has it."""
+    return hashlib.sha256("".join(f"{line}\n" for line in sorted(lines)).encode()).hexdigest()
 
 
 def standings(prior: Prior, outcomes: Mapping[str, Sequence[float]]) -> dict[str, Evidence]:

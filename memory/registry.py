@@ -1,10 +1,11 @@
 """Published priors of one space, and which of them is active.
 
-Owns the layout `root/<space>/vN/{prior.safetensors,manifest.json}`, and in the state which version is active
-and which number was given last. Knows nothing of how priors are trained, judged or served.
+Owns the layout `root/<space>/vN/{prior.safetensors,manifest.json}`, and in the state which version is active,
+which were before, and which number was given last. Knows nothing of how priors are trained, judged or served.
 
 RegistryError
 ├── UnknownVersionError   there is no such version
+├── NothingBeforeError    nothing is known to have been active before
 ├── CorruptPriorError     files that are missing, changed, or do not fit together
 └── WrongSpaceError       a prior of another space
 """
@@ -14,9 +15,10 @@ import json
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +31,7 @@ from memory.database import Database
 from memory.episode import LatentMemoryError, now
 from memory.free_space import UNLIMITED, FreeSpace
 from memory.prior import DEFAULT_FLOOR, Coverage, Prior, Row, learned_of
-from memory.schema import labels
+from memory.schema import activations, labels
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +50,28 @@ class UnknownVersionError(RegistryError):
     """There is no such version."""
 
 
+class NothingBeforeError(RegistryError):
+    """Nothing is known to have been active before what is."""
+
+
 class CorruptPriorError(RegistryError):
     """Files of a prior that are missing, changed, or do not fit together."""
 
 
 class WrongSpaceError(RegistryError):
     """A prior of another space."""
+
+
+Cause = Literal["night", "operator", "rollback", "earlier build"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """That a version became the active one; None: that no prior was."""
+
+    version: str | None
+    cause: Cause
+    at: datetime
 
 
 class PriorRegistry:
@@ -200,12 +218,23 @@ class PriorRegistry:
         with self._state.read() as connection:
             return self._label(connection)[1]
 
+    def activations(self, limit: int = 20) -> list[Activation]:
+        """Return what was active, newest first; what earlier builds activated is not among it.
+
+        Raises:
+            StateUnavailableError: the state cannot be read.
+        """
+        columns = (activations.c.version, activations.c.cause, activations.c.at)
+        query = select(*columns).filter_by(space=self.space).order_by(activations.c.number.desc())
+        with self._state.read() as connection:
+            return [Activation(*row) for row in connection.execute(query.limit(limit))]
+
     def activate(self, version: str | None, *, pinned: bool = False) -> None:
         """Make a version the active one, None for no prior; it must load without error.
 
         Args:
             version: such as v3.
-            pinned: whether it stays until it is activated without.
+            pinned: whether an operator has chosen it: it stays until it is released.
 
         Raises:
             UnknownVersionError, CorruptPriorError, WrongSpaceError: then the active one stays.
@@ -214,7 +243,30 @@ class PriorRegistry:
         if version is not None:
             self.load(version)
         with self._state.write() as connection:
-            self._point(connection, version, pinned)
+            self._point(connection, version, pinned, "operator" if pinned else "night")
+
+    def roll_back(self) -> str | None:
+        """Make active, and pin, what was active before, and return it; asked again, what was before that.
+
+        Raises:
+            NothingBeforeError: nothing was, as far as is known.
+            UnknownVersionError, CorruptPriorError, WrongSpaceError: it cannot be served any more.
+            StateUnavailableError, NoRoomError: the state cannot be written.
+        """
+        with self._state.write() as connection:
+            top = self._top(connection)
+            if top.before is None:
+                raise NothingBeforeError(
+                    f"nothing is known to have been active before {top.version or 'no prior'};"
+                    " activate a version"
+                )
+            below = connection.execute(select(activations).filter_by(number=top.before)).one()
+            if below.version is not None:
+                self.load(below.version)
+            self._push(connection, below.version, "rollback", below.before)
+            self._set(connection, active=below.version, pinned=True, activated_at=now())
+        version: str | None = below.version
+        return version
 
     def activate_unless_pinned(self, version: str) -> bool:
         """Make a version the active one unless another one is pinned, and return whether it is active now.
@@ -229,7 +281,7 @@ class PriorRegistry:
             if active == version:
                 return True
             if not pinned:
-                self._point(connection, version, False)
+                self._point(connection, version, False, "night")
             return not pinned
 
     def release(self) -> None:
@@ -239,8 +291,7 @@ class PriorRegistry:
             StateUnavailableError, NoRoomError: the state cannot be written.
         """
         with self._state.write() as connection:
-            active, _ = self._label(connection)
-            self._point(connection, active, False)
+            self._set(connection, pinned=False)
 
     def _label(self, connection: Connection) -> tuple[str | None, bool]:
         """Return which version is active, and whether it is pinned."""
@@ -248,8 +299,25 @@ class PriorRegistry:
         label = rows.one_or_none()
         return (None, False) if label is None else (label.active, label.pinned)
 
-    def _point(self, connection: Connection, version: str | None, pinned: bool) -> None:
+    def _point(self, connection: Connection, version: str | None, pinned: bool, cause: Cause) -> None:
+        top = self._top(connection)
+        if top.version != version:
+            self._push(connection, version, cause, top.number)
         self._set(connection, active=version, pinned=pinned, activated_at=now())
+
+    def _top(self, connection: Connection) -> Any:
+        """Return the activation of what is active; what an earlier build made so is noted first."""
+        query = select(activations).filter_by(space=self.space).order_by(activations.c.number.desc()).limit(1)
+        top = connection.execute(query).one_or_none()
+        active, _ = self._label(connection)
+        if top is None or top.version != active:
+            self._push(connection, active, "earlier build", None if top is None else top.number)
+            top = connection.execute(query).one()
+        return top
+
+    def _push(self, connection: Connection, version: str | None, cause: Cause, before: int | None) -> None:
+        values = {"space": self.space, "version": version, "cause": cause, "at": now(), "before": before}
+        connection.execute(insert(activations).values(values))
 
     def _next_number(self) -> int:
         """Return a number that no version has, nor had: not even one whose folder was deleted."""

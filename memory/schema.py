@@ -121,8 +121,35 @@ schedules = Table(
     Column("space", Text, primary_key=True),
     Column("cron", Text, nullable=False),
     Column("since", UtcTime, nullable=False),
+    # What an operator has chosen instead of the settings.
+    Column("chosen_cron", Text),
+    Column("chosen_episodes", Integer),
 )
-"""From which moment on a space's schedule is followed: `server/schedule.py`."""
+"""A space's schedule, and from which moment on it is followed: `server/schedule.py`."""
+
+activations = Table(
+    "activations",
+    tables,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("space", Text, nullable=False, index=True),
+    Column("version", Text),
+    Column("cause", Text, nullable=False),
+    Column("at", UtcTime, nullable=False),
+    # Number of the activation that a rollback goes to.
+    Column("before", Integer),
+    sqlite_autoincrement=True,
+)
+"""Which priors of a space were active, one after the other: `memory/registry.py`."""
+
+erased_rows = Table(
+    "erased_rows",
+    tables,
+    Column("space", Text, primary_key=True),
+    Column("prior_row", Text, primary_key=True),
+    Column("active", Boolean, nullable=False),
+    Column("erased_at", UtcTime, nullable=False),
+)
+"""Rows of priors that learned from what was erased, no later night's to carry on: `memory/state.py`."""
 
 traces = Table(
     "traces",
@@ -199,7 +226,14 @@ def _api_keys(connection: Connection) -> None:
     api_keys.create(connection)
 
 
-STEPS: tuple[Step, ...] = (_feedback, _api_keys)
+def _operation(connection: Connection) -> None:
+    for column in ("chosen_cron TEXT", "chosen_episodes INTEGER"):
+        connection.exec_driver_sql(f"ALTER TABLE schedules ADD COLUMN {column}")
+    for table in (activations, erased_rows):
+        table.create(connection)
+
+
+STEPS: tuple[Step, ...] = (_feedback, _api_keys, _operation)
 """What makes a schema of version 1, 2, … into the next one. A new database is made from the tables above at
 once, so a change of them comes with a step that ends where they do."""
 

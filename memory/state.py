@@ -1,7 +1,8 @@
 """What gateway and worker write down beside episodes and priors.
 
 Owns the outcomes of answering with the rows of priors, the traces of requests and what people said of their
-answers, since when a schedule is followed, and where the state of a data folder is. Nights are
+answers, the schedule that an operator has chosen, since when one is followed, which rows of priors learned
+from what was erased, and where the state of a data folder is. Nights are
 `memory/night.py`'s, labels of priors `memory/registry.py`'s: they ask the same database.
 """
 
@@ -18,7 +19,7 @@ from config.settings import Settings
 from memory.database import Database, sqlite_url
 from memory.episode import now
 from memory.free_space import UNLIMITED, FreeSpace
-from memory.schema import feedback, outcomes, schedules, traces
+from memory.schema import erased_rows, feedback, outcomes, schedules, traces
 from memory.takeover import take_over
 
 Source = Literal["night", "day"]
@@ -71,6 +72,27 @@ class Feedback:
     value: bool | float | str
     tags: dict[str, str] = field(default_factory=dict)
     created_at: datetime = field(default_factory=now, compare=False)
+
+
+@dataclass(frozen=True)
+class ChosenSchedule:
+    """What an operator has chosen instead of the settings; None: nothing."""
+
+    cron: str | None = None
+    """Cron's five fields, or `never`."""
+    episodes: int | None = None
+    """New episodes that start a night; 0: never."""
+
+
+@dataclass(frozen=True)
+class ErasedRow:
+    """A row of priors that learned from what was erased."""
+
+    row: str
+    active: bool
+    """Whether it was in the active version then."""
+    erased_at: datetime
+    """When something of it was erased first."""
 
 
 class State(Database):
@@ -175,6 +197,57 @@ class State(Database):
                 changed = update(schedules).filter_by(space=space).values(cron=cron, since=moment)
                 connection.execute(changed)
         return moment
+
+    def chosen_schedule(self, space: str) -> ChosenSchedule:
+        """Return what an operator has chosen instead of the settings.
+
+        Raises:
+            StateUnavailableError: the database does not answer.
+        """
+        query = select(schedules.c.chosen_cron, schedules.c.chosen_episodes).filter_by(space=space)
+        with self.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return ChosenSchedule() if row is None else ChosenSchedule(*row)
+
+    def choose_schedule(self, space: str, chosen: ChosenSchedule, moment: datetime) -> None:
+        """Keep what an operator has chosen, in the place of what was.
+
+        Raises:
+            StateUnavailableError, NoRoomError: the state cannot be written.
+        """
+        values = {"chosen_cron": chosen.cron, "chosen_episodes": chosen.episodes}
+        with self.write() as connection:
+            if not connection.execute(update(schedules).filter_by(space=space).values(values)).rowcount:
+                nothing_yet = {"space": space, "cron": "never", "since": moment}
+                connection.execute(insert(schedules).values(nothing_yet | values))
+
+    def note_erasure(self, space: str, rows: Mapping[str, bool]) -> None:
+        """Note rows of priors that learned from what was erased, and whether they are active; once each.
+
+        Raises:
+            StateUnavailableError, NoRoomError: the state cannot be written.
+        """
+        known = select(erased_rows.c.prior_row).filter_by(space=space)
+        with self.write() as connection:
+            noted = set(connection.scalars(known))
+            new = [
+                {"space": space, "prior_row": row, "active": active, "erased_at": now()}
+                for row, active in rows.items()
+                if row not in noted
+            ]
+            if new:
+                connection.execute(insert(erased_rows), new)
+
+    def erased_rows(self, space: str) -> list[ErasedRow]:
+        """Return the rows of priors that learned from what was erased, the first erased first.
+
+        Raises:
+            StateUnavailableError: the database does not answer.
+        """
+        columns = (erased_rows.c.prior_row, erased_rows.c.active, erased_rows.c.erased_at)
+        query = select(*columns).filter_by(space=space).order_by(erased_rows.c.erased_at)
+        with self.read() as connection:
+            return [ErasedRow(*row) for row in connection.execute(query)]
 
     def write_traces(
         self,

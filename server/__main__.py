@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 
 import uvicorn
+from sse_starlette.sse import AppStatus
 
 from config.settings import Settings
 from server.app import create_app
@@ -43,6 +44,7 @@ class _Server(uvicorn.Server):
         if not self.should_exit:
             logger.info("%s: finishing requests in flight", signal.Signals(number).name)
         self.should_exit = True
+        AppStatus.should_exit = True  # streams of events end; of themselves they would hold up the end
 
 
 def main() -> int:

@@ -31,6 +31,7 @@ from server.api import (
     memory,
     metrics,
     priors,
+    schedule,
     traces,
 )
 from server.api.auth import Authentication, access_of
@@ -99,6 +100,7 @@ def create_app(
         archive,
         priors,
         consolidations,
+        schedule,
         embeddings,
         api_keys,
     )

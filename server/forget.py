@@ -75,6 +75,8 @@ async def _forget(gateway: Gateway, meant: dict[str, str]) -> Forgotten:
     gateway.upkeep.forgotten += len(deleted)
     digests = {meant[name] for name in deleted}
     priors, night = await asyncio.to_thread(_elsewhere, gateway, digests)
+    rows = {row: one.active for one in sorted(priors, key=lambda one: one.active) for row in one.rows}
+    await gateway.nights.erased(rows)
     return Forgotten(len(deleted), priors, night)
 
 

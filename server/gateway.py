@@ -21,6 +21,7 @@ from server.access import Doorman
 from server.errors import NotReadyError
 from server.landscape import Landscape
 from server.nights import NightCoordinator
+from server.priors import Priors
 from server.questions import Questions
 from server.steering.metrics import Metrics
 from server.steering.pipeline import Steering
@@ -78,6 +79,7 @@ class Gateway:
     statistics: StoreAccess
     """The store as statistics ask it: they read all episodes, and hold up no probe."""
     registry: PriorRegistry
+    priors: Priors
     prior: ActivePrior
     remember: Remember
     upkeep: Upkeep

@@ -1,7 +1,7 @@
 """Starting nights.
 
 Owns what the gateway does for a night: the record that keeps it the only one, the snapshot it works on,
-the message in the queue, and the triggers by the clock and by number of new episodes. Knows nothing of how a
+the message in the queue, and that those that are due (`server/schedule.py`) begin. Knows nothing of how a
 night trains; its worker keeps the record from then on.
 """
 
@@ -10,20 +10,21 @@ import heapq
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from memory.episode import Episode, LatentMemoryError, now
 from memory.free_space import UNLIMITED, FreeSpace
-from memory.night import NightError, NightLog, NightRecord, NightRunningError, Trigger
+from memory.night import NightError, NightLog, NightRecord, NightRunningError, NightStateError, Trigger
 from memory.snapshot import MAX_EPISODES, write_snapshot
+from memory.state import ChosenSchedule
 from memory.store import EpisodeStore
 from server.errors import QueueUnreachableError
-from server.schedule import Schedule
+from server.schedule import Outlook, Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,6 @@ AGAIN_AFTER_S = 60.0
 """A queued night whose record does not change for so long is handed to the queue again, should it be lost."""
 AGAIN_AFTER_MOST_S = 600.0
 """The same, when that has failed some times."""
-RETRY_AFTER = timedelta(minutes=10)
-"""Of a night by episode count that failed; those by hand and by schedule are not held up."""
 SEND_TIMEOUT_S = 10.0
 PAGE = 128
 """Episodes of a snapshot that are in memory at a time."""
@@ -48,10 +47,9 @@ class NightCoordinator:
         send: Queues the night of an id; blocks; raises when the broker does not answer.
         waiting: Returns how many messages no worker has taken; blocks and raises as `send` does.
         snapshots: Folder of the snapshots.
-        schedule: When nights are due by the clock; None: never.
+        schedule: Which nights are due by themselves.
         min_episodes: Fewest episodes a night can work with.
         min_reward: Least reward of an episode that goes into a snapshot.
-        every: New episodes that start a night; 0: never.
         room: Asked before a snapshot is written.
         pause_s: Shortest pause between two looks at what is due.
         look_s: Longest pause between two looks.
@@ -67,11 +65,10 @@ class NightCoordinator:
         log: NightLog,
         snapshots: Path,
         send: Callable[[str], None],
+        schedule: Schedule,
         waiting: Callable[[], int] = lambda: 0,
-        schedule: Schedule | None = None,
         min_episodes: int,
         min_reward: float,
-        every: int,
         room: FreeSpace = UNLIMITED,
         pause_s: float = 5.0,
         look_s: float = 60.0,
@@ -80,10 +77,10 @@ class NightCoordinator:
     ) -> None:
         self._space, self._store, self._log, self._snapshots = space, store, log, snapshots
         self._send, self._waiting, self._schedule = send, waiting, schedule
-        self._every, self._room = every, room
+        self._room = room
         self._min_episodes, self._min_reward = min_episodes, min_reward
         self._pause_s, self._look_s, self._clock, self._monotonic = pause_s, look_s, clock, monotonic
-        self._remembered = asyncio.Event()
+        self._poked = asyncio.Event()
         # A broker that hangs holds up this thread alone.
         self._queue_thread = ThreadPoolExecutor(1, "night-queue")
         self._in_hand: str | None = None
@@ -107,6 +104,9 @@ class NightCoordinator:
         record = await asyncio.to_thread(self._log.create, self._space, trigger)
         try:
             return await self._hand_over(record)
+        except NightStateError:  # cancelled meanwhile
+            await asyncio.to_thread(self._drop_snapshot, record.id)
+            return await asyncio.to_thread(self._log.get, record.id) or record
         except QueueUnreachableError as error:
             await self._fail(record, f"the queue is unreachable: {_reason(error)}")
             raise
@@ -123,7 +123,7 @@ class NightCoordinator:
             await asyncio.to_thread(self._sweep)
         said = ""
         while True:
-            self._remembered.clear()
+            self._poked.clear()
             try:
                 await self.look()
                 said = ""
@@ -135,7 +135,7 @@ class NightCoordinator:
                     logger.warning("no look at what nights are due: %s", said, exc_info=True)
             await asyncio.sleep(self._pause_s)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._remembered.wait(), self._look_s)
+                await asyncio.wait_for(self._poked.wait(), self._look_s)
 
     async def look(self) -> None:
         """Start the night that is due, if any, unless one is open; hand that one to the queue if it is lost.
@@ -157,7 +157,51 @@ class NightCoordinator:
     def remembered(self, _: Episode, fate: str) -> None:
         """Note that an episode is new. A listener for `Remember`."""
         if fate == "stored":
-            self._remembered.set()
+            self._poked.set()
+
+    async def outlook(self) -> Outlook:
+        """Return what is planned, and what has become of it.
+
+        Raises:
+            LatentMemoryError: memory or records cannot be read.
+        """
+        return await asyncio.to_thread(lambda: self._schedule.outlook(self._nights(), self._clock()))
+
+    async def choose_schedule(self, chosen: ChosenSchedule) -> None:
+        """Let what an operator has chosen hold, on every gateway within a minute; nothing: the settings.
+
+        Raises:
+            StateUnavailableError, NoRoomError: the state cannot be written.
+        """
+        await asyncio.to_thread(self._schedule.choose, chosen, self._clock())
+        self._poked.set()
+
+    async def erased(self, rows: Mapping[str, bool]) -> None:
+        """Let later nights do without rows that learned from what was erased; one is due if any is active.
+
+        Args:
+            rows: whether each is in the active version, by its id.
+
+        Raises:
+            StateUnavailableError, NoRoomError: the state cannot be written.
+        """
+        if rows:
+            await asyncio.to_thread(self._schedule.note_erasure, rows)
+            self._poked.set()
+
+    async def cancel(self, night_id: str) -> NightRecord:
+        """End a night that is queued or running, and return its record; its worker stops within seconds.
+
+        Raises:
+            UnknownNightError: there is no night of that id.
+            NightStateError: it has ended, or is publishing already.
+            StateUnavailableError, NoRoomError: it cannot be written.
+        """
+        record = await asyncio.to_thread(self._log.cancel, night_id)
+        logger.info("night %s is %s", record.id, record.message)
+        await asyncio.to_thread(self._drop_snapshot, record.id)
+        self._poked.set()  # another one may be due
+        return record
 
     async def list(self) -> list[NightRecord]:
         """Return the nights of every space, newest first."""
@@ -182,6 +226,9 @@ class NightCoordinator:
         """Hand over a night that no client waits for: it stays queued, and what fails is tried again."""
         try:
             await self._hand_over(record)
+        except NightStateError:  # cancelled meanwhile
+            message = ""
+            await asyncio.to_thread(self._drop_snapshot, record.id)
         except Exception as error:
             self._again_s = min(2 * self._again_s, AGAIN_AFTER_MOST_S)
             message = (
@@ -270,26 +317,12 @@ class NightCoordinator:
 
     def _create_due(self) -> NightRecord | None:
         """Write the record of the night that is due, if any."""
-        moment = self._clock()
-        nights = [night for night in self._log.list() if night.space == self._space]
-        if self._schedule is not None:
-            due = self._schedule.due(nights, moment)
-            if due is not None:
-                return self._log.create(self._space, "schedule", due)
-        if self._every and self._enough_new(nights, moment):
-            return self._log.create(self._space, "episodes")
-        return None
+        due = self._schedule.due(self._nights(), self._clock())
+        return self._log.create(self._space, due[0].trigger, due[0].scheduled_for) if due else None
 
-    def _enough_new(self, nights: Sequence[NightRecord], moment: datetime) -> bool:
-        nights = [night for night in nights if night.created_at <= moment]  # the clock may have been ahead
-        if nights and nights[0].state == "failed":
-            ended = nights[0].finished_at or nights[0].created_at
-            if timedelta() <= moment - ended < RETRY_AFTER:
-                return False
-        # What a failed night was to consolidate is still new.
-        last = next((night for night in nights if _consolidated(night)), None)
-        since = last.created_at if last is not None else datetime.fromtimestamp(0, UTC)
-        return self._store.count(since=since) >= self._every
+    def _nights(self) -> Sequence[NightRecord]:
+        """Return the nights of the space, newest first."""
+        return [night for night in self._log.list() if night.space == self._space]
 
     def _prepare(self, record: NightRecord) -> NightRecord:
         """Write the snapshot, or nothing when that is not worth it."""
@@ -320,7 +353,8 @@ class NightCoordinator:
     async def _fail(self, record: NightRecord, error: str) -> None:
         logger.error("night %s failed: %s", record.id, error)
         latest = await asyncio.to_thread(self._log.get, record.id) or record  # its snapshot may be counted
-        await asyncio.to_thread(self._log.update, replace(latest, state="failed", error=error))
+        with suppress(NightStateError):  # cancelled meanwhile
+            await asyncio.to_thread(self._log.update, replace(latest, state="failed", error=error))
         await asyncio.to_thread(self._drop_snapshot, record.id)
 
     def _sweep(self) -> None:
@@ -333,13 +367,6 @@ class NightCoordinator:
     def _drop_snapshot(self, night_id: str) -> None:
         """Delete what no worker will read; a worker deletes those of the nights that it ends."""
         shutil.rmtree(self._snapshots / night_id, ignore_errors=True)
-
-
-def _consolidated(night: NightRecord) -> bool:
-    """Whether the episodes before this night are not new any more."""
-    if night.state == "skipped":
-        return night.trigger == "episodes"  # counted and found too poor: not again at once
-    return night.state != "failed"
 
 
 def _reason(error: Exception) -> str:

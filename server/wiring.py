@@ -17,7 +17,6 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from prometheus_client import CollectorRegistry
 
 from config import folder_queue
-from config.cron import Cron
 from config.queue import NightQueue
 from config.settings import Settings
 from memory.api_keys import ApiKeys
@@ -37,8 +36,9 @@ from server.access import Doorman
 from server.gateway import Check, Gateway
 from server.landscape import Landscape
 from server.nights import NightCoordinator
+from server.priors import Priors
 from server.questions import Questions
-from server.schedule import Schedule
+from server.schedule import Plan, Schedule
 from server.steering.metrics import Metrics
 from server.steering.pipeline import Steering
 from server.steering.priors import ActivePrior
@@ -176,10 +176,14 @@ async def assemble(
             room=room,
             send=send_night or queue.send,
             waiting=queue.waiting,
-            schedule=_schedule(settings, space, state),
+            schedule=Schedule(
+                Plan(settings.night_cron, settings.night_episodes),
+                space,
+                state,
+                lambda since: store.count(since=since),
+            ),
             min_episodes=settings.night_min_episodes,
             min_reward=settings.night_min_reward,
-            every=settings.night_episodes,
         )
         remember.listen(nights.remembered)
         await _background(stack, nights.watch(), "nights")
@@ -206,6 +210,7 @@ async def assemble(
             lookups=lookups,
             statistics=statistics,
             registry=priors,
+            priors=Priors(priors, state),
             prior=prior,
             remember=remember,
             upkeep=upkeep,
@@ -249,12 +254,6 @@ class _Server:
     def should_exit(self, wanted: bool) -> None:
         if wanted:
             self._stop()
-
-
-def _schedule(settings: Settings, space: str, state: State) -> Schedule | None:
-    if settings.night_cron == "never":
-        return None
-    return Schedule(Cron(settings.night_cron), space, state)
 
 
 async def _answers(llm: Any) -> bool:

@@ -61,6 +61,22 @@ class Journal:
             if due or done >= total:
                 self._try_to_write(done=done, total=total, message=message)
 
+    def look(self) -> None:
+        """See whether somebody else has ended this night; a state that cannot be read says nothing.
+
+        Raises:
+            NightOverruledError: somebody else has ended or taken this night.
+        """
+        with self._lock:
+            if not self._record.ended:
+                try:
+                    known = self._log.get(self._record.id)
+                except LatentMemoryError as error:
+                    logger.warning("night %s cannot be looked at: %s", self._record.id, error)
+                else:
+                    self._overruled = self._overruled or known is None or known.ended
+            self._check()
+
     def overrule(self) -> None:
         """Write nothing any more: another worker has taken this night. May be called from any thread."""
         self._overruled = True

@@ -4,6 +4,7 @@ Owns the night's part of `manifest.json`: data, training, evidence. Version, spa
 registry's.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +12,7 @@ from typing import Any
 
 from config.settings import Settings
 from memory.night import NightRecord
-from memory.prior import RECALL_FLOOR, Prior, Row
+from memory.prior import RECALL_FLOOR, Prior, Row, lines_digest
 from worker.dataset import Dataset, Fold
 from worker.judge import Judged
 from worker.train import Recipe, Trained
@@ -58,6 +59,7 @@ def manifest_of(
         },
         "episodes": dataset.episodes,
         "left_out": dataset.left_out,
+        "digests": digests_of(dataset),
         "labels": [[e.id, e.answer if e.choices else None] for e in dataset.examples],
         "learned": {
             **learned,
@@ -83,6 +85,18 @@ def manifest_of(
         "seed": settings.night_seed,
         "settings": asdict(Recipe.of(settings, len(examples))),
         "code_version": code_version(),
+    }
+
+
+def digests_of(dataset: Dataset) -> dict[str, str]:
+    """Return SHA-256 of the sorted ids of the episodes, and of what is known of each.
+
+    That is a line of JSON: its id, its prompt's digest, its cluster and its answer.
+    """
+    rows = sorted([e.id, e.digest, e.cluster, e.answer] for e in dataset.examples)
+    return {
+        "episodes_sha256": lines_digest(e.id for e in dataset.examples),
+        "dataset_sha256": lines_digest(json.dumps(row, ensure_ascii=True) for row in rows),
     }
 
 

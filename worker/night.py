@@ -10,7 +10,9 @@ checkpoints, a published one is not published twice.
 import asyncio
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +51,10 @@ logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
 """A night that kills its worker, by memory say, is not tried for ever."""
+LOOK_S = 1.0
+"""How often a night looks whether it has been ended, whatever it is doing."""
+GIVE_WAY_S = 120.0
+"""How long a night that was ended may hold up a later one until it has stopped."""
 
 
 async def run_night(
@@ -78,7 +84,9 @@ async def _run(night_id: str, settings: Settings, state: State, engine_factory: 
         night.clear()
         return record
     try:
-        with night_lock(state, record.space, night_id, journal.overrule), journal.heartbeat():
+        with ExitStack() as held:
+            await _take_lock(held, night)
+            held.enter_context(journal.heartbeat())
             await _attempt(night)
     except NightBusyError as error:
         if error.holder != night_id:
@@ -86,7 +94,30 @@ async def _run(night_id: str, settings: Settings, state: State, engine_factory: 
             night.clear()
     except NightOverruledError as error:
         logger.warning("night %s stops: %s", night_id, error)
+        known = log.get(night_id)
+        if known is None or known.ended:  # else another worker is at it
+            night.clear()
     return log.get(night_id) or journal.record
+
+
+async def _take_lock(held: ExitStack, night: "_Night") -> None:
+    """Take the lock of the space, to be given back with `held`; a night that has ended gets time to let go.
+
+    Raises:
+        NightBusyError: another night holds it, or another worker this one.
+        NightOverruledError: this night was ended meanwhile.
+    """
+    record, deadline = night.journal.record, time.monotonic() + GIVE_WAY_S
+    while True:
+        try:
+            held.enter_context(night_lock(night.state, record.space, record.id, night.journal.overrule))
+            return
+        except NightBusyError as error:
+            holder = night.log.get(error.holder)
+            if holder is None or not holder.ended or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(LOOK_S)
+        night.journal.look()
 
 
 @dataclass(frozen=True)
@@ -129,14 +160,11 @@ async def _attempt(night: _Night) -> None:
     journal = night.journal
     try:
         _count_attempt(night)
-        await _consolidate(night)
+        await _unless_overruled(journal, _consolidate(night))
     except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
         night.log.forget_attempts(journal.record.id)  # it was stopped on purpose, and goes on later
         raise
     except NightOverruledError:
-        known = night.log.get(journal.record.id)
-        if known is None or known.ended:  # else another worker is at it
-            night.clear()
         raise
     except TooFewEpisodesError as error:
         journal.change(state="skipped", message=str(error))
@@ -150,6 +178,36 @@ async def _attempt(night: _Night) -> None:
             error=f"unexpected {type(error).__name__} in phase {journal.record.phase}: {error}",
         )
     night.clear()
+
+
+async def _unless_overruled(journal: Journal, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work; stop it, whatever it waits for, once somebody else has ended or taken the night.
+
+    Raises:
+        NightOverruledError: that is so.
+    """
+    stopped = asyncio.timeout(None)
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                await asyncio.to_thread(journal.look)
+            except NightOverruledError:
+                stopped.reschedule(0)
+                return
+
+    try:
+        async with stopped:
+            watching = asyncio.create_task(watch())
+            try:
+                await work
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if not stopped.expired():
+            raise
+        journal.look()
 
 
 async def _consolidate(night: _Night) -> None:
@@ -300,7 +358,10 @@ def _take_space(engine: Engine, settings: Settings) -> None:
 
 
 def _active(night: _Night) -> tuple[Prior | None, Prior | None]:
-    """Return what of the active prior is not retired, and what of that serves."""
+    """Return what of the active prior is not retired, and what of that serves.
+
+    Rows that learned from what was erased since are none of either, so that no later version has them.
+    """
     registry = night.registry
     try:
         version = registry.active()
@@ -312,6 +373,8 @@ def _active(night: _Night) -> tuple[Prior | None, Prior | None]:
         return None, None
     outcomes = night.state.outcomes(prior.space, TENANT)
     standing_of = {row: evidence.standing for row, evidence in standings(prior, outcomes).items()}
+    erased = {one.row for one in night.state.erased_rows(prior.space)}
+    standing_of = {row: standing for row, standing in standing_of.items() if row not in erased}
     alive = prior.only([row for row, standing in standing_of.items() if standing != "retired"])
     return alive, alive.only([row for row, standing in standing_of.items() if standing == "serves"])
 

@@ -45,7 +45,7 @@ def labels_of(
     manifest = gateway.get(f"/v1/priors/{version}") if version else {}
     known = {str(reply.trace.get("episode_id")): item for reply, item in zip(day.replies, items, strict=True)}
     return labels_right(
-        manifest.get("labels", ()),
+        manifest.get("episode_labels", ()),
         known,
         lambda episode: str(gateway.get(f"/v1/memory/episodes/{episode}")["answer_text"]),
         lambda text, item: scorer.correct(text, item.answer),

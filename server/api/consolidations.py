@@ -1,15 +1,26 @@
-"""POST and GET /v1/consolidations: starting nights and watching them."""
+"""Routes under /v1/consolidations: starting nights, watching them, and ending them early."""
 
-from typing import Any, Literal
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict
+from fastapi import APIRouter, Header, Response
+from pydantic import BaseModel, ConfigDict, Field
+from sse_starlette import EventSourceResponse, ServerSentEvent
 
+from memory.episode import LatentMemoryError
+from memory.night import NightRecord, Phase, State, Trigger
 from server.api.deps import GatewayDep
+from server.api.errors import refusals
 from server.errors import NotFoundError
+from server.gateway import Gateway
 
 router = APIRouter(prefix="/v1/consolidations", tags=["consolidations"])
+
+LOOK_S = 0.5
+"""Between two looks at a night whose events are watched."""
 
 
 class StartNight(BaseModel):
@@ -20,22 +31,126 @@ class StartNight(BaseModel):
     trigger: Literal["api", "cli", "schedule"] = "api"
 
 
-@router.post("", status_code=202)
-async def start(gateway: GatewayDep, body: StartNight | None = None) -> dict[str, Any]:
+class Consolidation(BaseModel):
+    """The record of a night. Times are in UTC."""
+
+    id: str
+    space: str
+    trigger: Trigger
+    created_at: datetime
+    updated_at: datetime = Field(description="Last sign of life of whoever works on it.")
+    scheduled_for: datetime | None = Field(description="The time of the schedule that it was started for.")
+    state: State
+    phase: Phase
+    done: int = Field(description="Steps of the phase that are done.")
+    total: int = Field(description="Steps of the phase; 0: not known.")
+    message: str
+    episodes: int = Field(description="Episodes of its snapshot.")
+    version: str | None = Field(description="The prior that it published.")
+    parent: str | None = Field(description="The prior that was active when it began.")
+    evidence: dict[str, Any] | None = Field(description="`clusters`: what it found of each new row.")
+    error: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, record: NightRecord) -> "Consolidation":
+        """Return a record as routes show it."""
+        return cls(**vars(record))
+
+
+class ConsolidationList(BaseModel):
+    """Every night, newest first."""
+
+    consolidations: list[Consolidation]
+
+
+@router.post(
+    "",
+    status_code=202,
+    responses=refusals(409, 507),
+)
+async def start(gateway: GatewayDep, body: StartNight | None = None) -> Consolidation:
     """Queue a night and return its record; `skipped` when there is too little to consolidate."""
-    record = await gateway.nights.start((body or StartNight()).trigger)
-    return record.to_json()
+    return Consolidation.of(await gateway.nights.start((body or StartNight()).trigger))
 
 
-@router.get("")
-async def nights(gateway: GatewayDep) -> dict[str, Any]:
+@router.get("", responses=refusals())
+async def nights(gateway: GatewayDep) -> ConsolidationList:
     """Return every night, newest first."""
-    return {"consolidations": [record.to_json() for record in await gateway.nights.list()]}
+    return ConsolidationList(consolidations=[Consolidation.of(one) for one in await gateway.nights.list()])
 
 
-@router.get("/{night_id}")
-async def night(gateway: GatewayDep, night_id: str) -> dict[str, Any]:
+@router.get("/{night_id}", responses=refusals(404))
+async def night(gateway: GatewayDep, night_id: str) -> Consolidation:
     """Return one night's record, which its worker keeps up to date."""
+    return Consolidation.of(await _record(gateway, night_id))
+
+
+@router.post(
+    "/{night_id}/cancel",
+    responses=refusals(404, 409, 507),
+)
+async def cancel(gateway: GatewayDep, night_id: str) -> Consolidation:
+    """End a night that is queued or running; its worker stops within seconds, and nothing is published."""
+    record = await _record(gateway, night_id)
+    return Consolidation.of(await gateway.nights.cancel(record.id))
+
+
+@router.get(
+    "/{night_id}/events",
+    response_class=EventSourceResponse,
+    responses={
+        **refusals(404),
+        200: {
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "description": "`progress` whenever the record changes, the present one first, and `end` with "
+            "the last one; the data of each is the record as JSON.",
+        },
+        204: {"description": "`Last-Event-ID` is that of the `end`: there is nothing more to wait for."},
+    },
+)
+async def events(
+    gateway: GatewayDep, night_id: str, last_event_id: Annotated[str | None, Header()] = None
+) -> Response:
+    """Watch a night as server-sent events, until it ends."""
+    record = await _record(gateway, night_id)
+    if record.ended and last_event_id == _event_id(record):
+        return Response(status_code=204)  # so that browsers do not connect again
+    return EventSourceResponse(watched(gateway, record))
+
+
+async def watched(gateway: Gateway, record: NightRecord) -> AsyncIterator[ServerSentEvent]:
+    """Yield a night's record whenever it changes, first as it is, at last as it ended.
+
+    The record in the state is looked at, so it does not matter whose worker writes it, and through which
+    gateway it is watched. While the state does not answer, nothing comes.
+    """
+    told: dict[str, Any] | None = None
+    while True:
+        # A sign of life is no news.
+        news = {name: value for name, value in vars(record).items() if name != "updated_at"}
+        if news != told:
+            told = news
+            yield ServerSentEvent(
+                Consolidation.of(record).model_dump_json(),
+                event="end" if record.ended else "progress",
+                id=_event_id(record),
+            )
+        if record.ended:
+            return
+        await asyncio.sleep(LOOK_S)
+        try:
+            record = await gateway.nights.get(record.id) or record
+        except LatentMemoryError:
+            continue
+
+
+def _event_id(record: NightRecord) -> str:
+    return record.updated_at.isoformat()
+
+
+async def _record(gateway: Gateway, night_id: str) -> NightRecord:
     try:
         name = str(UUID(night_id))  # ids name files, so nothing else gets through
     except ValueError:
@@ -43,4 +158,4 @@ async def night(gateway: GatewayDep, night_id: str) -> dict[str, Any]:
     record = await gateway.nights.get(name)
     if record is None:
         raise NotFoundError(f"no consolidation {name}", "night_id")
-    return record.to_json()
+    return record

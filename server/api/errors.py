@@ -21,7 +21,7 @@ from memory.archive import ArchiveError, OtherSpaceError
 from memory.database import StateUnavailableError
 from memory.episode import LatentMemoryError, StoreUnavailableError
 from memory.free_space import NoRoomError
-from memory.night import NightRunningError
+from memory.night import NightRunningError, NightStateError, UnknownNightError
 from memory.registry import RegistryError
 from model.engine import (
     EngineDeadError,
@@ -143,6 +143,10 @@ def _fault(error: Exception) -> _Fault:
             return _Fault(503, f"the state does not answer: {error}")
         case NightRunningError():
             return _Fault(409, f"{error}; one night at a time")
+        case NightStateError():
+            return _Fault(409, str(error), "night_id")
+        case UnknownNightError():
+            return _Fault(404, str(error), "night_id")
         case RegistryError():
             return _Fault(409, str(error), "version")
         case RequestValidationError():

@@ -75,6 +75,9 @@ class FakeGateway:
     nights: list[dict[str, Any]] = field(default_factory=list)
     """Records that successive looks at a night see; the last one stays."""
     night_error: int | None = None
+    cut: bool = False
+    """Whether streams of events break off after one."""
+    chosen: dict[str, Any] = field(default_factory=lambda: {"cron": None, "episodes": None})
     active: str | None = "v1"
     pinned: bool = False
     versions: list[str] = field(default_factory=lambda: ["v1", "v2"])
@@ -181,8 +184,46 @@ class FakeGateway:
             return {
                 "active": self.active,
                 "pinned": self.pinned,
-                "versions": [manifest(version) for version in self.versions],
+                "versions": [
+                    manifest(version) | ({"labels": ["serving"]} if version == self.active else {})
+                    for version in self.versions
+                ],
             }
+
+        @app.get("/v1/priors/compare")
+        def compare(a: str, b: str) -> Any:
+            if not {a, b} <= set(self.versions):
+                return error(404, "no prior", "a")
+            return {
+                "a": a,
+                "b": b,
+                "rows": {"both": [], "only_a": [f"{a}/0"], "only_b": [f"{b}/0", f"{b}/1"]},
+                "clusters": [
+                    {
+                        "a": f"{a}/0",
+                        "b": f"{b}/0",
+                        "same": False,
+                        "key_cosine": 0.91,
+                        "a_covered": 1.0,
+                        "b_covered": 0.75,
+                        "latent_cosine": 0.42,
+                        "latent_distance": 1.1,
+                        "a_evidence": dict(SERVING),
+                        "b_evidence": None,
+                    },
+                    {"a": None, "b": f"{b}/1", "same": False, "a_evidence": None, "b_evidence": None}
+                    | dict.fromkeys(
+                        ("key_cosine", "a_covered", "b_covered", "latent_cosine", "latent_distance")
+                    ),
+                ],
+            }
+
+        @app.post("/v1/priors/rollback")
+        def rollback() -> Any:
+            if self.active is None:
+                return error(409, "nothing is known to have been active before no prior", "version")
+            self.active, self.pinned = None, True
+            return {"active": None, "pinned": True}
 
         @app.post("/v1/priors/release")
         def release() -> dict[str, Any]:
@@ -194,7 +235,12 @@ class FakeGateway:
             if version not in self.versions:
                 return error(404, f"no prior {version}", "version")
             labels = [[episode, self.label] for episode in self.remembered]
-            return {**manifest(version), "settings": {"steps": 25}, "labels": labels}
+            known = {
+                "lineage": [{"version": name} for name in (version, "v0")],
+                "trained_on": {"dataset_sha256": "5eed"},
+                "evidence_now": {f"{version}/0": dict(SERVING) | {"n": 31}},
+            }
+            return {**manifest(version), "settings": {"steps": 25}, "episode_labels": labels, **known}
 
         @app.post("/v1/priors/{version}/activate")
         def activate(version: str) -> Any:
@@ -214,11 +260,70 @@ class FakeGateway:
         def nights() -> dict[str, Any]:
             return {"consolidations": [self._night()]}
 
+        @app.get("/v1/consolidations/{night_id}/events")
+        def events(night_id: str) -> StreamingResponse:
+            return StreamingResponse(self._events(), media_type="text/event-stream")
+
+        @app.post("/v1/consolidations/{night_id}/cancel")
+        def cancel(night_id: str) -> Any:
+            (open_,) = self.nights
+            if open_["state"] not in ("queued", "running"):
+                return error(409, f"night {night_id} has ended as {open_['state']}", "night_id")
+            self.nights = [record("cancelled", id=night_id)]
+            return self.nights[0]
+
+        @app.get("/v1/schedule")
+        def schedule() -> dict[str, Any]:
+            return self._schedule()
+
+        @app.put("/v1/schedule")
+        async def change_schedule(request: Request) -> Any:
+            body = await request.json()
+            if body["cron"] == "at noon":
+                return error(400, "cron: neither five fields nor never", "cron")
+            self.chosen = body
+            return self._schedule()
+
+        @app.delete("/v1/schedule")
+        def reset_schedule() -> dict[str, Any]:
+            self.chosen = {"cron": None, "episodes": None}
+            return self._schedule()
+
         @app.get("/v1/consolidations/{night_id}")
         def night(night_id: str) -> Any:
             return self._night() if self.nights else error(404, f"no consolidation {night_id}")
 
         return app
+
+    def _events(self) -> Iterator[str]:
+        while True:
+            time.sleep(0.15)  # bars are drawn ten times a second
+            night = self._night()
+            yield f": a ping\r\n\r\nid: 1\r\nevent: progress\r\ndata: {json.dumps(night)}\r\n\r\n"
+            if self.cut or night["state"] not in ("queued", "running"):
+                return
+
+    def _schedule(self) -> dict[str, Any]:
+        settings = {"cron": "0 3 * * *", "episodes": 200}
+        chosen = {name: value for name, value in self.chosen.items() if value is not None}
+        return {
+            **settings,
+            **chosen,
+            "chosen": self.chosen,
+            "settings": settings,
+            "min_episodes": 16,
+            "new_episodes": 7,
+            "next_run": "2031-01-02T03:00:00Z",
+            "due": [],
+            "erasure": {"trigger": "erasure", "at": "2031-01-01T13:00:00Z"},
+            "running": None,
+            "last_run": {
+                "id": EPISODE,
+                "trigger": "schedule",
+                "state": "promoted",
+                "finished_at": "2031-01-01T03:01:00Z",
+            },
+        }
 
     def _night(self) -> dict[str, Any]:
         return self.nights.pop(0) if len(self.nights) > 1 else self.nights[0]

@@ -15,7 +15,12 @@ Run = Callable[..., Ran]
 COMMANDS = [
     ("ask", "Hello?"),
     ("night",),
+    ("night", "list"),
+    ("night", "cancel"),
+    ("schedule",),
     ("priors", "list"),
+    ("priors", "compare", "v1", "v2"),
+    ("priors", "rollback"),
     ("priors", "show", "v1"),
     ("stats",),
     ("feedback", "chatcmpl-1", "--rating", "1"),
@@ -128,7 +133,7 @@ def test_versions_are_listed_with_the_active_one_marked(run: Run, gateway: FakeG
     lines = run("priors", "list").out.splitlines()
     assert lines[1].startswith("*  v1")
     assert lines[2].startswith("   v2")
-    assert lines[1].endswith("serves, on trial")
+    assert lines[1].endswith("serving  serves, on trial")
     assert lines[2].endswith("serves")
 
 
@@ -142,6 +147,9 @@ def test_version_is_shown_with_the_evidence_of_its_night(run: Run, gateway: Fake
     assert "settings.steps" in out
     assert "v1/0" in out
     assert "28 prompts" in out
+    assert "v1 ← v0" in out
+    assert "trained_on.dataset_sha256" in out
+    assert "31 prompts" in out, "by now"
 
 
 def test_activate_switches_and_none_switches_off(run: Run, gateway: FakeGateway) -> None:
@@ -161,6 +169,25 @@ def test_what_is_activated_stays_until_it_is_released(run: Run, gateway: FakeGat
     assert "pinned" not in run("stats").out
     gateway.versions, gateway.active, gateway.pinned = [], None, True
     assert "until `latentevolve priors release`" in run("priors", "list").out
+
+
+def test_a_rollback_says_what_is_active_and_that_it_stays(run: Run, gateway: FakeGateway) -> None:
+    out = run("priors", "rollback").out
+    assert "active: none" in out
+    assert "until `latentevolve priors release`" in out
+    nothing = run("priors", "rollback")
+    assert nothing.code == 1
+    assert "nothing is known to have been active before" in nothing.err
+
+
+def test_two_versions_are_shown_side_by_side(run: Run, gateway: FakeGateway) -> None:
+    lines = run("priors", "compare", "v1", "v2").out.splitlines()
+    assert lines[1].split("  ")[:3] == ["v1/0", "v2/0", "0.910"]
+    for shown in ("100 %", "75 %", "0.420", "serves, +0.31 on 28"):
+        assert shown in lines[1]
+    assert lines[2].startswith("–     v2/1")
+    unknown = run("priors", "compare", "v1", "v9")
+    assert (unknown.code, "v1, v2" in unknown.err) == (1, True)
 
 
 @pytest.mark.parametrize("command", ["show", "activate"])

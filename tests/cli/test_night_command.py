@@ -131,3 +131,39 @@ def test_interrupt_ends_the_watching_and_says_that_the_night_goes_on(gateway: Fa
     assert "the night itself goes on" in seen
     assert f"--follow {record('running')['id']}" in seen
     assert command.process.returncode == 130
+
+
+def test_a_stream_that_breaks_off_is_taken_up_again(run: Run, gateway: FakeGateway) -> None:
+    gateway.cut = True
+    gateway.nights = [*TRAINING, record("promoted", version="v3", evidence=EVIDENCE)]
+    ran = run("night")
+    assert ran.code == 0
+    assert "train 7/8" in ran.out
+    assert "promoted: v3" in ran.out
+
+
+def test_nights_are_listed(run: Run, gateway: FakeGateway) -> None:
+    gateway.nights = [record("running", phase="train", created_at="2031-01-01T03:00:00Z", message="loss 2")]
+    lines = run("night", "list").out.splitlines()
+    assert lines[1].split("  ")[:2] == [record("running")["id"], "2031-01-01T03:00:00"]
+    assert "running: train" in lines[1]
+    assert json.loads(run("night", "list", "--json").out) == {"consolidations": gateway.nights}
+
+
+def test_the_open_night_is_cancelled_or_the_one_that_is_named(run: Run, gateway: FakeGateway) -> None:
+    gateway.nights = [record("running", phase="train")]
+    assert f"night {record('running')['id']} is cancelled" in run("night", "cancel").out
+    nothing = run("night", "cancel")
+    assert nothing.code == 1
+    assert "no night is queued or running" in nothing.err
+    assert "latentevolve night list" in nothing.err
+    ended = run("night", "cancel", record("running")["id"])
+    assert ended.code == 1
+    assert "has ended as cancelled" in ended.err
+
+
+def test_a_night_that_is_cancelled_meanwhile_is_one(run: Run, gateway: FakeGateway) -> None:
+    gateway.nights = [*TRAINING, record("cancelled", message="cancelled in phase train")]
+    ran = run("night")
+    assert ran.code == 1
+    assert "cancelled: nothing was published" in ran.out

@@ -35,6 +35,20 @@ def test_last_time_before_a_moment(fields: str, moment: str, last: str) -> None:
     assert Cron(fields).last(at(moment)) == at(last)
 
 
+@pytest.mark.parametrize(
+    ("fields", "moment", "following"),
+    [
+        ("0 3 * * *", "2026-11-27 02:59:59", "2026-11-27 03:00"),
+        ("0 3 * * *", "2026-11-27 03:00", "2026-11-28 03:00"),
+        ("*/20 * * * *", "2026-12-31 23:45", "2027-01-01 00:00"),
+        ("0 3 * * 0", "2026-11-27 12:00", "2026-11-29 03:00"),
+        ("0 3 29 2 *", "2096-03-01 00:00", "2104-02-29 03:00"),  # 2100 has none
+    ],
+)
+def test_next_time_after_a_moment(fields: str, moment: str, following: str) -> None:
+    assert Cron(fields).next(at(moment)) == at(following)
+
+
 @pytest.fixture(params=["Europe/Berlin", "America/New_York", "Pacific/Auckland"])
 def local_time(request: pytest.FixtureRequest) -> Iterator[None]:
     """A machine whose local time has daylight saving."""

@@ -127,6 +127,33 @@ def test_nights_are_listed_newest_first(log: NightLog) -> None:
     assert log.list() == made[::-1]
 
 
+@pytest.mark.parametrize("change", [{}, {"state": "running", "phase": "train", "done": 3, "total": 60}])
+def test_a_night_that_is_cancelled_has_ended_and_makes_room(log: NightLog, change: dict[str, Any]) -> None:
+    night = log.update(replace(log.create("space-a", "api"), **change))
+    cancelled = log.cancel(night.id)
+    assert (cancelled.state, cancelled.ended) == ("cancelled", True)
+    assert cancelled.finished_at is not None
+    assert cancelled.message == f"cancelled in phase {night.phase}"
+    assert log.get(night.id) == cancelled
+    with pytest.raises(NightStateError):
+        log.update(replace(night, done=4))
+    with pytest.raises(NightStateError, match="has ended as cancelled"):
+        log.cancel(night.id)
+    assert log.create("space-a", "api").state == "queued"
+
+
+def test_a_night_that_is_publishing_cannot_be_cancelled(log: NightLog) -> None:
+    night = log.update(replace(log.create("space-a", "api"), state="running", phase="publish"))
+    with pytest.raises(NightStateError, match="is publishing"):
+        log.cancel(night.id)
+    assert log.get(night.id) == night
+    log.update(replace(night, state="promoted", version="v1"))
+    with pytest.raises(NightStateError, match="has ended as promoted"):
+        log.cancel(night.id)
+    with pytest.raises(UnknownNightError):
+        log.cancel("nobody")
+
+
 def test_unknown_nights(log: NightLog) -> None:
     for night_id in ("nobody", "../escape", "", ".", "a/b", "a\0b", "caf\udce9"):
         assert log.get(night_id) is None

@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from sqlalchemy import update
 
 import memory.registry
 from memory.prior import Row
 from memory.registry import (
     CorruptPriorError,
+    NothingBeforeError,
     PriorRegistry,
     RegistryError,
     UnknownVersionError,
     WrongSpaceError,
 )
+from memory.schema import labels
 from memory.state import State
 from tests.tables import row
 
@@ -307,3 +310,65 @@ def test_every_error_is_a_registry_error() -> None:
     for error in (UnknownVersionError, CorruptPriorError, WrongSpaceError):
         assert issubclass(error, RegistryError)
     assert issubclass(RegistryError, memory.registry.LatentMemoryError)
+
+
+def test_a_rollback_goes_to_what_was_active_before_and_again_further_back(
+    registry: PriorRegistry, tmp_path: Path, state_url: str
+) -> None:
+    first, second, third = (publish(registry, seed) for seed in range(3))
+    registry.activate_unless_pinned(first)
+    registry.activate_unless_pinned(second)
+    registry.activate(third, pinned=True)
+    registry.activate(third, pinned=True)
+    registry.release()
+    with State(state_url) as other_state:
+        other_process = PriorRegistry(tmp_path, "space-a", other_state)
+        assert other_process.roll_back() == second
+        assert (registry.active(), registry.pinned()) == (second, True)
+        assert not registry.activate_unless_pinned(third), "a night leaves it so"
+    assert registry.roll_back() == first
+    assert registry.roll_back() is None
+    with pytest.raises(NothingBeforeError, match="before no prior"):
+        registry.roll_back()
+    registry.activate(third)
+    assert registry.roll_back() is None, "what was active before, not what lies below that"
+    found = [(one.version, one.cause) for one in registry.activations(5)]
+    assert found == [
+        (None, "rollback"),
+        (third, "night"),
+        (None, "rollback"),
+        (first, "rollback"),
+        (second, "rollback"),
+    ]
+
+
+def test_a_version_that_cannot_be_served_any_more_is_not_rolled_back_to(registry: PriorRegistry) -> None:
+    first, second = publish(registry), publish(registry, 1)
+    registry.activate(first)
+    registry.activate(second)
+    shutil.rmtree(registry.root / first)
+    with pytest.raises(UnknownVersionError):
+        registry.roll_back()
+    assert (registry.active(), registry.pinned()) == (second, False)
+
+
+def test_what_an_earlier_build_made_active_is_rolled_back_to_but_not_beyond(
+    registry: PriorRegistry, state: State
+) -> None:
+    first, second = publish(registry), publish(registry, 1)
+    with state.write() as connection:
+        connection.execute(update(labels).values(active=first))
+    with pytest.raises(NothingBeforeError):
+        registry.roll_back()
+    registry.activate(second)
+    assert registry.roll_back() == first
+    with pytest.raises(NothingBeforeError):
+        registry.roll_back()
+
+
+def test_spaces_have_activations_of_their_own(registry: PriorRegistry, tmp_path: Path, state: State) -> None:
+    other = PriorRegistry(tmp_path, "space-b", state)
+    registry.activate(publish(registry))
+    with pytest.raises(NothingBeforeError):
+        other.roll_back()
+    assert other.activations() == []

@@ -20,7 +20,7 @@ from memory.database import StateUnavailableError, sqlite_url
 from memory.episode import LatentMemoryError, now
 from memory.free_space import NoRoomError
 from memory.schema import STEPS, VERSION, NewerStateError, migrate, outcomes, schema_version, version_of
-from memory.state import Feedback, KeptExchange, NewTrace, State
+from memory.state import ChosenSchedule, Feedback, KeptExchange, NewTrace, State
 from tests.memory.full_disk import Disk
 from tests.postgres_server import PostgresServer
 
@@ -140,6 +140,10 @@ def test_a_state_of_the_first_schema_becomes_what_a_new_one_is(state: State, sta
         for statement in (
             "DROP TABLE api_keys",
             "DROP TABLE feedback",
+            "DROP TABLE activations",
+            "DROP TABLE erased_rows",
+            "ALTER TABLE schedules DROP COLUMN chosen_cron",
+            "ALTER TABLE schedules DROP COLUMN chosen_episodes",
             "DROP INDEX ix_traces_prompt",
             *(f"ALTER TABLE traces DROP COLUMN {column}" for column in ("prompt", "asked", "answer")),
         ):
@@ -295,6 +299,29 @@ def test_a_schedule_is_followed_since_it_was_first_seen(state: State, state_url:
         assert other.follow("another", "0 3 * * *", later) == later
         assert other.follow("space", "0 5 * * *", later) == later, "another schedule"
         assert other.follow("space", "0 5 * * *", first) == first, "the clock was ahead"
+
+
+def test_what_an_operator_chose_is_kept_beside_what_is_followed(state: State, state_url: str) -> None:
+    first, later = datetime(2026, 11, 26, 12, tzinfo=UTC), datetime(2026, 11, 27, 3, tzinfo=UTC)
+    assert state.chosen_schedule("space") == ChosenSchedule()
+    state.choose_schedule("space", ChosenSchedule("0 5 * * *", 0), first)
+    with State(state_url) as other:
+        assert other.chosen_schedule("space") == ChosenSchedule("0 5 * * *", 0)
+        assert other.chosen_schedule("another") == ChosenSchedule()
+        assert other.follow("space", "0 5 * * *", first) == first
+    state.choose_schedule("space", ChosenSchedule(None, 7), later)
+    assert state.chosen_schedule("space") == ChosenSchedule(None, 7)
+    assert state.follow("space", "0 5 * * *", later) == first, "it was followed all the time"
+
+
+def test_a_row_is_noted_as_erased_once_when_it_first_was(state: State) -> None:
+    state.note_erasure("space", {"v1/0": True, "v1/1": False})
+    noted = state.erased_rows("space")
+    assert [(one.row, one.active) for one in noted] == [("v1/0", True), ("v1/1", False)]
+    state.note_erasure("space", {"v1/0": False, "v2/0": True})
+    assert state.erased_rows("space")[:2] == noted
+    assert [one.row for one in state.erased_rows("space")] == ["v1/0", "v1/1", "v2/0"]
+    assert state.erased_rows("another") == []
 
 
 def test_a_database_that_others_lock_is_an_error_of_the_memory(

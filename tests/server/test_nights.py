@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config.cron import Cron
 from memory.episode import Episode, StoreUnavailableError
-from memory.night import NightLog, NightRunningError
+from memory.night import NightLog, NightRunningError, NightStateError
 from memory.snapshot import read_snapshot
-from memory.state import State
+from memory.state import ChosenSchedule, State
 from memory.store import Outline
 from server.errors import QueueUnreachableError
-from server.nights import AGAIN_AFTER_MOST_S, AGAIN_AFTER_S, RETRY_AFTER, STALE_AFTER_S, NightCoordinator
-from server.schedule import Schedule
+from server.nights import AGAIN_AFTER_MOST_S, AGAIN_AFTER_S, STALE_AFTER_S, NightCoordinator
+from server.schedule import ERASURE_AFTER, NEVER, RETRY_AFTER, Plan, Schedule
 from tests.records import overwrite
 
 SPACE = "space-a"
@@ -30,7 +29,8 @@ SPACE = "space-a"
 class ListedStore:
     """As much of an episode store as nights ask for."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: State) -> None:
+        self.state = state
         self.episodes: list[Episode] = []
         self.away = False
         self.scrolled = 0
@@ -110,8 +110,8 @@ class Broker:
 
 
 @pytest.fixture
-def store() -> ListedStore:
-    return ListedStore()
+def store(state: State) -> ListedStore:
+    return ListedStore(state)
 
 
 @pytest.fixture
@@ -120,7 +120,12 @@ def log(state: State) -> NightLog:
 
 
 def coordinator(
-    store: ListedStore, log: NightLog, root: Path, kind: Any = NightCoordinator, **changes: Any
+    store: ListedStore,
+    log: NightLog,
+    root: Path,
+    kind: Any = NightCoordinator,
+    every: int = 0,
+    **changes: Any,
 ) -> Any:
     values: dict[str, Any] = {
         "space": SPACE,
@@ -130,7 +135,7 @@ def coordinator(
         "send": lambda _: None,
         "min_episodes": 4,
         "min_reward": 0.5,
-        "every": 0,
+        "schedule": Schedule(Plan(NEVER, every), SPACE, store.state, lambda since: store.count(since=since)),
         "pause_s": 0.01,
         "look_s": 0.05,
     }
@@ -174,7 +179,7 @@ async def test_an_episode_that_is_deleted_meanwhile_is_left_out(
         def fetch(self, episode_ids: Sequence[str]) -> list[Episode]:
             return super().fetch(episode_ids)[1:]
 
-    forgetful = Forgetful()
+    forgetful = Forgetful(store.state)
     forgetful.add(6)
     night = await coordinator(forgetful, log, tmp_path).start("api")
     assert (night.state, night.episodes) == ("queued", 5)
@@ -378,7 +383,7 @@ async def test_what_a_failed_night_should_have_consolidated_starts_another_one_l
     nights.remembered(store.episodes[-1], "stored")
     await asyncio.sleep(0.1)
     assert len(log.list()) == 1
-    monkeypatch.setattr("server.nights.RETRY_AFTER", timedelta())
+    monkeypatch.setattr("server.schedule.RETRY_AFTER", timedelta())
     nights.remembered(store.episodes[-1], "stored")
     assert await asyncio.wait_for(queued.get(), 10)
     watching.cancel()
@@ -457,7 +462,7 @@ class Scheduled:
             self.root,
             send=self.broker.send,
             waiting=self.broker.waiting,
-            schedule=Schedule(Cron("0 3 * * *"), SPACE, self.state),
+            schedule=Schedule(Plan("0 3 * * *", 0), SPACE, self.state),
             clock=lambda: self.moment,
             monotonic=self.time,
         )
@@ -699,3 +704,80 @@ async def test_a_broker_that_hangs_holds_up_no_other_work(
     finally:
         released.set()
     assert {night.state for night in log.list()} == {"failed"}
+
+
+async def test_a_queued_night_that_is_cancelled_ends_at_once_and_makes_room(
+    store: ListedStore, log: NightLog, tmp_path: Path
+) -> None:
+    store.add(5)
+    nights = coordinator(store, log, tmp_path)
+    night = await nights.start("api")
+    assert (await nights.cancel(night.id)).state == "cancelled"
+    assert list((tmp_path / "snapshots").iterdir()) == []
+    assert (await nights.start("api")).state == "queued"
+    with pytest.raises(NightStateError):
+        await nights.cancel(night.id)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_a_night_that_is_cancelled_while_its_snapshot_is_written_leaves_none(
+    store: ListedStore, log: NightLog, tmp_path: Path, asked: bool
+) -> None:
+    class Slow(ListedStore):
+        def fetch(self, episode_ids: Sequence[str]) -> list[Episode]:
+            running = log.running(SPACE)
+            if running is not None:
+                log.cancel(running.id)
+            return super().fetch(episode_ids)
+
+    slow, sent = Slow(store.state), list[str]()
+    slow.add(6)
+    nights = coordinator(slow, log, tmp_path, every=5, send=sent.append)
+    if asked:
+        assert (await nights.start("api")).state == "cancelled"
+    else:
+        await nights.look()
+    assert [night.state for night in log.list()] == ["cancelled"]
+    assert (list((tmp_path / "snapshots").iterdir()), sent) == ([], [])
+
+
+async def test_a_night_by_episodes_that_was_cancelled_does_not_begin_again_by_itself(
+    store: ListedStore, log: NightLog, tmp_path: Path
+) -> None:
+    store.add(5)
+    nights = coordinator(store, log, tmp_path, every=5)
+    await nights.look()
+    [night] = log.list()
+    await nights.cancel(night.id)
+    await nights.look()
+    assert len(log.list()) == 1
+    store.add(5)
+    await nights.look()
+    assert [one.state for one in log.list()] == ["queued", "cancelled"]
+
+
+async def test_a_schedule_that_is_changed_takes_hold_without_a_restart(
+    store: ListedStore, log: NightLog, tmp_path: Path
+) -> None:
+    store.add(5)
+    nights, elsewhere = (coordinator(store, log, tmp_path) for _ in range(2))
+    await nights.look()
+    assert log.list() == []
+    await elsewhere.choose_schedule(ChosenSchedule(episodes=5))
+    assert (await nights.outlook()).plan == Plan(NEVER, 5)
+    await nights.look()
+    assert [night.trigger for night in log.list()] == ["episodes"]
+
+
+async def test_an_erasure_starts_a_night_by_itself(store: ListedStore, log: NightLog, tmp_path: Path) -> None:
+    store.add(5)
+    moment = datetime.now(UTC) + ERASURE_AFTER
+    nights = coordinator(store, log, tmp_path, clock=lambda: moment + timedelta(minutes=1))
+    await nights.look()
+    await nights.erased({})
+    await nights.look()
+    assert log.list() == []
+    await nights.erased({"v1/0": True})
+    await nights.look()
+    await nights.look()
+    assert [night.trigger for night in log.list()] == ["erasure"]

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from config.cron import Cron
+from memory.episode import now
 from memory.night import NightRecord
-from memory.state import State
-from server.schedule import Schedule
+from memory.state import ChosenSchedule, State
+from server.schedule import ERASURE_AFTER, ERASURE_TRIES, Due, Plan, Schedule
 
 
 def at(text: str) -> datetime:
@@ -30,8 +31,9 @@ class Installation:
     def look(self, moment: str) -> datetime | None:
         """Ask whether a night is due, start it when one is, and return what it was started for."""
         if self.schedule is None:
-            self.schedule = Schedule(Cron(self.cron), "space", self.state)
-        due = self.schedule.due(self.nights, at(moment))
+            self.schedule = Schedule(Plan(self.cron, 0), "space", self.state)
+        found = self.schedule.due(self.nights, at(moment))
+        due = found[0].scheduled_for if found else None
         if due is not None:
             created = at(moment)
             night = NightRecord(str(len(self.nights)), "space", "schedule", created, created, due)
@@ -127,9 +129,85 @@ def test_a_clock_that_was_behind_at_the_start_costs_one_night_at_most(state: Sta
 
 
 def test_gateways_that_begin_at_once_follow_from_one_moment(installation: Installation) -> None:
-    other = Schedule(Cron(installation.cron), "space", installation.state)
-    assert other.due([], at("2026-11-26 12:01")) is None
-    elsewhere = Schedule(Cron(installation.cron), "another", installation.state)
-    assert elsewhere.due([], at("2026-11-27 12:00")) is None, "another space has missed nothing"
+    other = Schedule(Plan(installation.cron, 0), "space", installation.state)
+    assert other.due([], at("2026-11-26 12:01")) == ()
+    elsewhere = Schedule(Plan(installation.cron, 0), "another", installation.state)
+    assert elsewhere.due([], at("2026-11-27 12:00")) == (), "another space has missed nothing"
     installation.restart()
     assert installation.look("2026-11-27 03:00") == at("2026-11-27 03:00")
+
+
+def test_what_an_operator_chose_holds_above_the_setting_on_every_gateway(installation: Installation) -> None:
+    other = Schedule(Plan("0 3 * * *", 200), "space", installation.state)
+    assert other.plan() == Plan("0 3 * * *", 200)
+    assert installation.schedule is not None
+    installation.schedule.choose(ChosenSchedule("0  5 * * *", 7), at("2026-11-26 13:00"))
+    assert other.plan() == Plan("0  5 * * *", 7)
+    assert installation.look("2026-11-27 04:00") is None
+    assert installation.look("2026-11-27 05:00") == at("2026-11-27 05:00")
+    installation.schedule.choose(ChosenSchedule(), at("2026-11-27 06:00"))
+    assert other.plan() == Plan("0 3 * * *", 200)
+    assert installation.look("2026-11-27 07:00") is None, "of a schedule that did not hold nothing was missed"
+    assert installation.look("2026-11-28 03:00") == at("2026-11-28 03:00")
+
+
+def test_what_is_named_while_there_are_to_be_no_nights_is_not_missed(installation: Installation) -> None:
+    assert installation.schedule is not None
+    installation.schedule.choose(ChosenSchedule("never"), at("2026-11-26 13:00"))
+    assert installation.look("2026-11-27 04:00") is None
+    installation.schedule.choose(ChosenSchedule(), at("2026-11-27 05:00"))
+    assert installation.look("2026-11-27 06:00") is None
+    assert installation.look("2026-11-28 03:00") == at("2026-11-28 03:00")
+
+
+def night(number: int, created_at: datetime, state: Any = "promoted", trigger: Any = "api") -> NightRecord:
+    return NightRecord(
+        str(number), "space", trigger, created_at, created_at, state=state, finished_at=created_at
+    )
+
+
+def test_an_erasure_that_the_active_prior_learned_from_makes_one_night_due(state: State) -> None:
+    schedule = Schedule(Plan("never", 0), "space", state)
+    schedule.note_erasure({"v1/0": False})
+    assert schedule.due([], now() + timedelta(days=1)) == (), "nobody is served by that"
+    schedule.note_erasure({"v2/0": True, "v2/1": True})
+    erased_at = state.erased_rows("space")[1].erased_at
+    before = night(0, erased_at - timedelta(minutes=1))
+    at_hand = erased_at + ERASURE_AFTER
+    expected = Due("erasure", at_hand)
+    assert schedule.due([before], at_hand - timedelta(seconds=1)) == (), "what comes soon goes with it"
+    assert schedule.outlook([before], erased_at).erasure == expected
+    assert schedule.due([before], at_hand) == (expected,)
+    assert Schedule(Plan("never", 0), "another", state).due([], at_hand) == ()
+    later = now() + timedelta(days=1)
+    for end in ("promoted", "on trial", "refused", "skipped", "cancelled", "queued", "running"):
+        made = night(1, now() + timedelta(minutes=1), end)
+        assert schedule.due([made, before], later) == (), end
+    failed = [
+        night(number, now() + timedelta(minutes=number), "failed", "erasure")
+        for number in range(ERASURE_TRIES, 0, -1)
+    ]
+    assert schedule.due([*failed[1:], before], later) == (expected,), "tried again"
+    assert schedule.due([*failed[1:], before], failed[1].created_at + timedelta(minutes=9)) == (), (
+        "not at once"
+    )
+    assert schedule.due([*failed, before], later) == (), "not for ever"
+
+
+def test_the_outlook_says_what_is_planned_and_what_came_of_the_last_night(installation: Installation) -> None:
+    counted: list[datetime] = []
+    schedule = Schedule(
+        Plan("0 3 * * *", 5), "space", installation.state, lambda since: counted.append(since) or 5
+    )
+    schedule.choose(ChosenSchedule(episodes=6), at("2026-11-26 13:00"))
+    ended, open_ = night(1, at("2026-11-27 03:00")), night(2, at("2026-11-27 04:00"), "running")
+    found = schedule.outlook([open_, ended], at("2026-11-27 04:30"))
+    assert (found.plan, found.settings) == (Plan("0 3 * * *", 6), Plan("0 3 * * *", 5))
+    assert found.chosen == ChosenSchedule(None, 6)
+    assert found.next_run == at("2026-11-28 03:00")
+    assert (found.running, found.last, found.new_episodes) == (open_, ended, 5)
+    assert [one.trigger for one in found.due] == ["schedule"]
+    assert set(counted) == {open_.created_at}
+    schedule.choose(ChosenSchedule("never"), at("2026-11-27 05:00"))
+    assert schedule.outlook([], at("2026-11-27 05:00")).next_run is None
+    assert schedule.due([ended], at("2026-11-27 05:00")) == (Due("episodes", at("2026-11-27 05:00")),)

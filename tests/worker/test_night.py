@@ -1,6 +1,7 @@
 """Whole nights on the scripted engine."""
 
 import asyncio
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -477,3 +478,124 @@ def test_phases_are_seen_from_outside(place: Place, engine: ScriptedEngine) -> N
         ("answers", "running", "train"),
         ("answers", "running", "evidence"),
     }
+
+
+class Stuck(ScriptedEngine):
+    """Hangs in its first gradient until it is cancelled."""
+
+    def __init__(self, reached: Callable[[], None]) -> None:
+        super().__init__()
+        self._reached = reached
+
+    async def latent_gradient(self, *arguments: Any, **named: Any) -> LatentGradient:
+        self._reached()
+        await asyncio.Event().wait()
+        raise AssertionError("it was cancelled")
+
+
+@pytest.mark.parametrize("kind", ["stuck", "busy"])
+def test_a_night_that_is_cancelled_stops_whatever_it_is_doing_and_leaves_nothing(
+    place: Place, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(nights, "LOOK_S", 0.01)
+    record = place.queue(scripted_episodes(engine))
+    cancelled: list[NightRecord] = []
+
+    class Busy(ScriptedEngine):
+        async def latent_gradient(self, *arguments: Any, **named: Any) -> LatentGradient:
+            if (place.settings.data_dir / "nights" / record.id).is_dir() and not cancelled:
+                cancelled.append(place.log.cancel(record.id))
+            return await super().latent_gradient(*arguments, **named)
+
+    def factory(_: Settings) -> ScriptedEngine:
+        return Stuck(lambda: cancelled.append(place.log.cancel(record.id))) if kind == "stuck" else Busy()
+
+    ended = run(place, record, factory)
+    assert [ended] == cancelled
+    assert (ended.state, ended.phase, ended.version) == ("cancelled", "train", None)
+    assert place.registry.versions() == []
+    for folder in ("snapshots", "nights"):
+        assert list((place.settings.data_dir / folder).glob("*")) == []
+    later = run(place, place.queue(scripted_episodes(engine)))
+    assert later.state == "promoted"
+
+
+def test_a_night_that_is_cancelled_while_it_waits_in_the_queue_never_begins(
+    place: Place, engine: ScriptedEngine
+) -> None:
+    record = place.queue(scripted_episodes(engine))
+    place.log.cancel(record.id)
+    assert run(place, record, lambda _: pytest.fail("it began")).state == "cancelled"
+    assert list((place.settings.data_dir / "snapshots").iterdir()) == []
+
+
+def test_a_night_waits_for_one_that_was_cancelled_to_let_go(
+    place: Place, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nights, "LOOK_S", 0.01)
+    first = place.queue(scripted_episodes(engine))
+    with night_lock(place.state, place.space, first.id, lost):
+        place.log.cancel(first.id)
+        second = place.queue(scripted_episodes(engine))
+        looked = threading.Event()
+        look = nights.Journal.look
+        monkeypatch.setattr(nights.Journal, "look", lambda journal: (looked.set(), look(journal))[1])
+        ended: list[NightRecord] = []
+        later = threading.Thread(target=lambda: ended.append(run(place, second)))
+        later.start()
+        assert looked.wait(60), "it waits"
+        assert ended == []
+    later.join(60)
+    assert [one.state for one in ended] == ["promoted"]
+
+
+def test_a_night_that_waits_for_a_cancelled_one_can_be_cancelled_too(
+    place: Place, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nights, "LOOK_S", 0.01)
+    first = place.queue(scripted_episodes(engine))
+    with night_lock(place.state, place.space, first.id, lost):
+        place.log.cancel(first.id)
+        second = place.queue(scripted_episodes(engine))
+        look = nights.Journal.look
+
+        def cancelling(journal: Any) -> None:
+            place.log.cancel(second.id)
+            look(journal)
+
+        monkeypatch.setattr(nights.Journal, "look", cancelling)
+        assert run(place, second).state == "cancelled"
+    assert list((place.settings.data_dir / "snapshots").glob(second.id)) == []
+
+
+def test_a_row_that_learned_from_what_was_erased_is_in_no_later_version(
+    place: Place, engine: ScriptedEngine
+) -> None:
+    episodes = scripted_episodes(engine)
+    run(place, place.queue(episodes))
+    place.state.note_erasure(place.space, {"v1/0": True})
+    left = [episode for episode in episodes if "sums" not in episode.prompt_text]
+    run(place, place.queue(left))
+    prior = place.registry.load("v2")
+    names = {row.id for row in prior.rows}
+    assert "v1/0" not in names
+    assert {"v1/1", "v1/2"} <= names, "others go on"
+    assert "v1/0" not in {row.baseline for row in prior.rows}
+    assert "v1/0" not in prior.learned
+
+
+def test_the_manifest_names_what_was_learned_by_digest(place: Place, engine: ScriptedEngine) -> None:
+    def digests(episodes: Any, version: str) -> dict[str, str]:
+        run(place, place.queue(episodes))
+        return dict(place.registry.load(version).manifest["digests"])
+
+    episodes = scripted_episodes(engine)
+    first = digests(episodes, "v1")
+    assert digests(episodes[::-1], "v2") == first, "the order does not matter"
+    lines = "".join(f"{name}\n" for name in sorted(episode.id for episode in episodes))
+    assert first["episodes_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+    told = f"{POOR}7"
+    other = [replace(episodes[0], answer_text=told, answer_token_ids=(*told.encode(), CLOSE)), *episodes[1:]]
+    changed = digests(other, "v3")
+    assert changed["episodes_sha256"] == first["episodes_sha256"]
+    assert changed["dataset_sha256"] != first["dataset_sha256"]

@@ -209,7 +209,7 @@ async def test_prior_is_activated_and_rolled_back(served: Served) -> None:
     listed = (await served.http.get("/v1/priors")).json()
     assert {entry["version"] for entry in listed["versions"]} == {first, second}
     assert all(entry["episodes"] == 2 for entry in listed["versions"])
-    long = {"labels", "learned", "trainings"}
+    long = {"episode_labels", "learned", "trainings"}
     assert not any(long & entry.keys() for entry in listed["versions"])
     for version in (first, second, first):
         answer = await served.http.post(f"/v1/priors/{version}/activate")
@@ -219,7 +219,7 @@ async def test_prior_is_activated_and_rolled_back(served: Served) -> None:
         assert current.version == version
         assert (await served.chat()).headers["x-latent-prior"] == version
     whole = (await served.http.get(f"/v1/priors/{first}")).json()
-    assert whole["labels"] == [["a", "yes"], ["b", None]]
+    assert whole["episode_labels"] == [["a", "yes"], ["b", None]]
     answer = await served.http.post("/v1/priors/none/activate")
     assert answer.json() == {"active": None, "pinned": True}
     assert (await served.chat()).headers["x-latent-prior"] == "none"

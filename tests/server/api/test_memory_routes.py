@@ -193,6 +193,9 @@ async def test_what_is_forgotten_is_told_with_the_priors_that_were_trained_on_it
         {"version": "v2", "rows": ["v1/0"], "active": True},
     ]
     assert "/v1/consolidations" in answer["next"]
+    planned = (await served.http.get("/v1/schedule")).json()["erasure"]
+    assert planned["trigger"] == "erasure"
+    assert {one.row: one.active for one in served.gateway.state.erased_rows(space.id)} == {"v1/0": True}
     answer = (await served.http.delete("/v1/memory/episodes?all=true")).json()
     assert answer["deleted"] == 3
     assert [(one["version"], one["rows"]) for one in answer["priors"]] == [("v2", ["v2/0"]), ("v3", ["v3/0"])]
