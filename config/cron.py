@@ -1,8 +1,8 @@
 """The times that cron's five fields name, in UTC.
 
 Owns the looks back from a moment to the last of them, and ahead to the next. UTC has no daylight saving, so
-no day has an hour twice or lacks one. The fields are read by Celery: where days of the month and of the week are both given, a day
-must be both.
+no day has an hour twice or lacks one. The fields are read by Celery: where days of the month and of the week
+are both given, a day must be both.
 """
 
 from datetime import UTC, date, datetime, time, timedelta

@@ -213,10 +213,7 @@ class NightCoordinator:
         Raises:
             StateUnavailableError, NoRoomError: the state cannot be read, or written.
         """
-        if self._schedule is None:
-            return None
-        nights = [night for night in await self.list() if night.space == self._space]
-        return await asyncio.to_thread(self._schedule.due, nights, self._clock())
+        return await asyncio.to_thread(lambda: self._schedule.missed(self._nights(), self._clock()))
 
     async def get(self, night_id: str) -> NightRecord | None:
         """Return one night."""

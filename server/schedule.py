@@ -135,6 +135,14 @@ class Schedule:
             found.append(Due("episodes", moment))
         return tuple(found)
 
+    def missed(self, nights: Sequence[NightRecord], moment: datetime) -> datetime | None:
+        """Return the last time that cron has named, if no night was for it.
+
+        Raises:
+            StateUnavailableError, NoRoomError: the state cannot be read or written.
+        """
+        return self._missed(self.plan().cron, nights, moment)
+
     def outlook(self, nights: Sequence[NightRecord], moment: datetime) -> Outlook:
         """Return what is planned, for people. Arguments and errors are those of `due`."""
         chosen = self._state.chosen_schedule(self._space)
@@ -158,7 +166,6 @@ class Schedule:
         )
 
     def _missed(self, cron: str, nights: Sequence[NightRecord], moment: datetime) -> datetime | None:
-        """Return the last time that cron has named, if no night was for it."""
         since = self._since(cron, moment)
         last = None if cron == NEVER else self._fields(cron).last(moment)
         if last is None or last <= since:

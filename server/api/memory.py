@@ -227,8 +227,9 @@ class MemoryStats(BaseModel):
 
 
 RETRAIN = (
-    "a night without these rows is due within an hour, if one is active (GET /v1/schedule); to be rid of them at once: POST /v1/priors/none/activate takes them out of service, then "
-    "POST /v1/priors/release and POST /v1/consolidations make one from what is left"
+    "a night without these rows is due within an hour, if one is active (GET /v1/schedule); at once, POST "
+    "/v1/priors/none/activate takes them out of service, then POST /v1/priors/release and POST "
+    "/v1/consolidations make one from what is left"
 )
 
 

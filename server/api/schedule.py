@@ -40,7 +40,7 @@ class ScheduleChoice(BaseModel):
         None, description="Cron's five fields, in UTC, or `never`."
     )
     episodes: int | None = Field(
-        None, ge=0, le=2**31 - 1, description="New episodes that start a night; 0: never."
+        None, strict=True, ge=0, le=2**31 - 1, description="New episodes that start a night; 0: never."
     )
 
 

@@ -15,7 +15,17 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.server.api.conftest import Parts, _served
 
-OURS = ["memory", "latent", "feedback", "embeddings", "health", "keys"]
+OURS = [
+    "memory",
+    "latent",
+    "feedback",
+    "embeddings",
+    "health",
+    "keys",
+    "priors",
+    "consolidations",
+    "schedule",
+]
 OPERATOR = {"authorization": "Bearer s3cret"}
 ARCHIVE = "/v1/memory/import"
 """Takes no JSON: tests/memory/test_archive.py has what is sent there."""
