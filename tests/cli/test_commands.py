@@ -16,7 +16,6 @@ COMMANDS = [
     ("ask", "Hello?"),
     ("night",),
     ("night", "list"),
-    ("night", "cancel"),
     ("schedule",),
     ("priors", "list"),
     ("priors", "compare", "v1", "v2"),
