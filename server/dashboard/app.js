@@ -1,6 +1,7 @@
 // The page: who looks at it, which view, and in what light.
-import { hasKey, onRefused, setKey } from "./api.js";
+import { api, hasKey, onRefused, setKey } from "./api.js";
 import { Clusters } from "./clusters.js";
+import { Keys } from "./keys.js";
 import { html, render, useEffect, useState } from "./lib.js";
 import { Memory } from "./memory.js";
 import { Nights } from "./nights.js";
@@ -15,6 +16,7 @@ const VIEWS = [
   ["nights", "Nights", Nights],
   ["priors", "Priors", Priors],
   ["traces", "Traces", Traces],
+  ["keys", "Keys", Keys],
 ];
 const THEME = "latentevolve.theme";
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -25,6 +27,7 @@ function App() {
   const [view, setView] = useState(here);
   const [signIn, setSignIn] = useState(false);
   const [session, setSession] = useState(0);
+  const [admin, setAdmin] = useState(false);
   const [theme, setTheme] = useState(() => document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light"));
   useEffect(() => {
     onRefused(() => setSignIn(true));
@@ -40,6 +43,12 @@ function App() {
   useEffect(() => {
     document.title = `${view[1]} · LatentEvolve`;
   }, [view]);
+  useEffect(() => {
+    api("v1/keys").then(
+      () => setAdmin(true),
+      () => setAdmin(false),
+    );
+  }, [session]);
   const light = () => {
     const next = theme === "dark" ? "light" : "dark";
     document.documentElement.dataset.theme = next;
@@ -67,7 +76,7 @@ function App() {
     <nav aria-label="Views">
       <a class="brand" href="#overview"><img src="dashboard/icon.svg" alt="" width="28" height="28" />LatentEvolve</a>
       <ul>
-        ${VIEWS.map(
+        ${VIEWS.filter(([each]) => admin || each !== "keys").map(
           ([each, title]) => html`
             <li><a href=${`#${each}`} aria-current=${each === name ? "page" : undefined}>${title}</a></li>
           `,

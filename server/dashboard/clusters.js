@@ -2,7 +2,7 @@
 import { useData } from "./api.js";
 import { Episode } from "./episode.js";
 import { html, useEffect, useState } from "./lib.js";
-import { Badge, Card, Empty, Trouble } from "./ui.js";
+import { Badge, Card, Empty, Meter, Trouble } from "./ui.js";
 import { odds, several, share, signed, STANDINGS } from "./words.js";
 
 const EVERY_MS = 15000;
@@ -86,7 +86,5 @@ function Proof({ row }) {
   const part = (value) => Math.max(0, Math.min(1, Math.log(value) / Math.log(PROOF)));
   const [good, harm] = [part(row.e_value), part(row.e_against)];
   const [kind, full] = good >= harm ? ["good", good] : ["bad", harm];
-  return html`
-    <div class=${`proof ${kind}`} aria-hidden="true"><span style=${{ width: `${100 * full}%` }}></span></div>
-  `;
+  return html`<${Meter} name=${`Proof that it ${kind === "good" ? "helps" : "harms"}`} value=${full} kind=${`thin ${kind}`} />`;
 }

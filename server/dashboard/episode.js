@@ -1,7 +1,7 @@
 // One remembered episode: what was asked and answered, how it is known to be good, and forgetting it.
 import { api, useData } from "./api.js";
 import { html, useState } from "./lib.js";
-import { Asking, Badge, Dialog, Trouble } from "./ui.js";
+import { Asking, Badge, Dialog, Meter, Trouble } from "./ui.js";
 import { several, share, time } from "./words.js";
 
 const FOUND_BY = { none: "exploring or scored choices", vote: "a vote", evolution: "evolution", gradient: "gradients" };
@@ -72,7 +72,7 @@ export function Episode({ id, onClose, show, changed }) {
 const Bar = ({ name, value, strong }) => html`
   <div class=${`bar-line ${strong ? "strong" : ""}`}>
     <span>${name}</span>
-    <meter min="0" max="1" value=${value} aria-label=${name}></meter>
+    <${Meter} name=${name} value=${value} />
     <span class="number">${value.toFixed(2)}</span>
   </div>
 `;

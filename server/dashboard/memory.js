@@ -8,7 +8,7 @@ import { ago, count, several } from "./words.js";
 const EVERY_MS = 10000;
 const DRAWING_MS = 1500;
 const NEAR_PX = 14;
-const LABELS = 7;
+const LABEL_PX = 100; // width of the map for each kind that is named on it
 const MARGIN = 24;
 const LABEL = 24;
 
@@ -195,7 +195,7 @@ function label(pen, points, kinds, place, width, colour) {
   pen.textBaseline = "middle";
   const largest = kinds.filter((kind) => kind.episodes > 1 && kind.typical[0]?.question);
   largest.sort((a, b) => b.episodes - a.episodes);
-  for (const kind of largest.slice(0, LABELS)) {
+  for (const kind of largest.slice(0, Math.max(3, Math.min(8, Math.floor(width / LABEL_PX))))) {
     const members = points.filter((point) => point.cluster === kind.number).map(place);
     if (!members.length) continue;
     const words = shortened(kind.typical[0].question);

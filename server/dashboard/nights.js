@@ -1,7 +1,7 @@
 // Nights: the one that runs, those that were, what each found, and when the next one comes.
 import { api, stream, useData } from "./api.js";
 import { html, useEffect, useState } from "./lib.js";
-import { Acting, Asking, Badge, Card, Dialog, Empty, Trouble } from "./ui.js";
+import { Acting, Asking, Badge, Card, Dialog, Empty, Meter, Trouble } from "./ui.js";
 import { ago, odds, seconds, several, STANDINGS, time } from "./words.js";
 
 const EVERY_MS = 10000;
@@ -223,7 +223,7 @@ function Schedule({ stamp }) {
         ${data.due.length > 0 ? " One is due, and starts as soon as none is open." : ""}
       </p>
       ${data.episodes > 0 &&
-      html`<meter min="0" max=${data.episodes} value=${data.new_episodes} aria-label="New answers, of those that start a night"></meter>`}
+      html`<${Meter} name="New answers, of those that start a night" value=${data.new_episodes} whole=${data.episodes} />`}
       ${data.erasure && html`<p class="hint">A night without what was forgotten is due from ${time(data.erasure.at)} on.</p>`}
       ${open &&
       html`<${Change}

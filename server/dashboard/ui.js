@@ -126,6 +126,13 @@ export function Acting({ act, children, disabled = false, ...rest }) {
   return html`<button ...${rest} disabled=${busy || disabled} onClick=${go}>${children}</button><${Trouble} error=${error} />`;
 }
 
+/** How much of a whole there is. */
+export const Meter = ({ name, value, whole = 1, kind = "" }) => html`
+  <div class=${`meter ${kind}`} role="meter" aria-label=${name} aria-valuemin="0" aria-valuemax=${whole} aria-valuenow=${value}>
+    <span style=${{ width: `${Math.max(0, Math.min(100, (100 * value) / whole))}%` }}></span>
+  </div>
+`;
+
 export const Thumb = ({ down = false }) => html`
   <svg class=${down ? "down" : ""} viewBox="0 0 24 24" width="20" height="20" aria-hidden="true">
     <path
