@@ -48,7 +48,8 @@ async function ask(path, { method = "GET", body, signal, accept } = {}) {
   } catch {
     // not one of ours: the status has to do
   }
-  if (response.status === 401) refused();
+  // Not of a key that was given up meanwhile.
+  if (response.status === 401 && key === sessionStorage.getItem(KEY)) refused();
   throw new ApiError(response.status, message);
 }
 
