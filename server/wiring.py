@@ -26,7 +26,7 @@ from memory.night import NightLog
 from memory.open import open_store
 from memory.redaction import Redaction
 from memory.registry import PriorRegistry
-from memory.signal import listen
+from memory.signal import announce, listen
 from memory.spaces import memory_id
 from memory.state import State
 from memory.store import EpisodeStore
@@ -138,7 +138,16 @@ async def assemble(
         stack.push_async_callback(doorman.close)
         metrics = Metrics(registry)
         priors = PriorRegistry(data / "priors", space, state)
-        prior = ActivePrior(priors, state, poll_s=settings.prior_poll_s, metrics=metrics)
+        redis_url = (
+            settings.broker_url if settings.broker_url and settings.broker_url.startswith("redis") else None
+        )
+        prior = ActivePrior(
+            priors,
+            state,
+            poll_s=settings.prior_poll_s,
+            metrics=metrics,
+            tell=partial(announce, redis_url, space) if redis_url else None,
+        )
         await prior.refresh()
         await _background(stack, prior.watch(), "prior")
         redact = Redaction.of(settings.memory_text, settings.memory_redact)
@@ -187,8 +196,8 @@ async def assemble(
         )
         remember.listen(nights.remembered)
         await _background(stack, nights.watch(), "nights")
-        if settings.broker_url and settings.broker_url.startswith("redis"):
-            await _background(stack, listen(settings.broker_url, space, prior.poke), "signal")
+        if redis_url:
+            await _background(stack, listen(redis_url, space, prior.poke), "signal")
         if not await doorman.asks_for_keys():
             logger.warning(
                 "there is no API key: %s; `latentevolve keys create` makes one",

@@ -9,7 +9,7 @@ in here, too. Knows nothing of how priors are trained or announced, or of how ou
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -90,14 +90,22 @@ class ActivePrior:
         registry: Versions of this engine's space.
         state: Outcomes of answering with their rows.
         poll_s: How often both are read.
+        tell: Tells other gateways to look, for what serves here has changed; blocks, in a thread.
         kept: Versions that stay loaded for requests that pin them.
     """
 
     def __init__(
-        self, registry: PriorRegistry, state: State, *, poll_s: float, metrics: Metrics, kept: int = 4
+        self,
+        registry: PriorRegistry,
+        state: State,
+        *,
+        poll_s: float,
+        metrics: Metrics,
+        kept: int = 4,
+        tell: Callable[[], object] | None = None,
     ) -> None:
         self._registry, self._state = registry, state
-        self._poll_s, self._metrics, self._kept = poll_s, metrics, kept
+        self._poll_s, self._metrics, self._kept, self._tell_others = poll_s, metrics, kept, tell
         self._serving: Serving | None = None
         self._seen: tuple[object, ...] | None = None
         """What the state said when this came to serve."""
@@ -170,6 +178,8 @@ class ActivePrior:
                 logger.info("prior %s serves, after %s", version, before and before.prior.version)
                 self._metrics.swaps.labels("swapped").inc()
                 self._metrics.show_active_prior(version)
+                if self._tell_others is not None:  # who was told looks too, and finds nothing new
+                    asyncio.get_running_loop().run_in_executor(None, self._tell_others)
             return changed
 
     def _look(self, whole: Prior | None) -> tuple[object, ...] | None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,19 @@ async def test_pointer_is_followed_forward_back_and_to_none(
         current = priors.current()
         assert (current.version if current else None) == version
         assert not await priors.refresh()
+
+
+async def test_whoever_sees_a_change_tells_others_once(
+    registry: PriorRegistry, state: State, collectors: CollectorRegistry
+) -> None:
+    told = threading.Semaphore(0)
+    priors = ActivePrior(registry, state, poll_s=0.05, metrics=Metrics(collectors), tell=told.release)
+    for pinned in (True, False):
+        registry.activate(publish(registry), pinned=pinned)
+        await priors.refresh()
+        assert await asyncio.to_thread(told.acquire, timeout=30)
+        assert not await priors.refresh()
+    assert not told.acquire(blocking=False)
 
 
 async def test_snapshot_survives_a_swap(registry: PriorRegistry, priors: ActivePrior) -> None:
