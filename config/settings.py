@@ -180,7 +180,7 @@ class Settings(BaseSettings):
         0.5, ge=0, le=1, description="Least reward of an answer that is remembered."
     )
     remember_queue: int = Field(
-        1024, ge=1, description="Episodes waiting to be written; more are dropped and counted."
+        1024, ge=1, description="Episodes of a tenant waiting to be written; more are dropped and counted."
     )
     explore_share: float = Field(
         1.0,
@@ -211,7 +211,9 @@ class Settings(BaseSettings):
         ge=0,
         description="Longest rollout that votes, when that is more than the answer may have.",
     )
-    trace_limit: int = Field(10_000, ge=1, description="Traces that are kept; older ones are deleted.")
+    trace_limit: int = Field(
+        10_000, ge=1, description="Traces of a tenant that are kept; older ones are deleted."
+    )
 
     # Memory
     memory_url: str | None = Field(
@@ -241,7 +243,7 @@ class Settings(BaseSettings):
     memory_max_episodes: int | None = Field(
         None,
         ge=1,
-        description="Most episodes; of more, those go whose prompts came longest ago. Empty: no limit.",
+        description="Most episodes of a tenant; of more, those go that came longest ago. Empty: any number.",
     )
 
     # The night

@@ -46,12 +46,39 @@ GOOD = 0.5
 """Feedback from which on an answer counts as right."""
 
 TENANT = "default"
-"""Whose memory all of it is, until there are several."""
+"""Whose memory it is where nobody says."""
 
 
-def new_id() -> str:
-    """Return a fresh identifier of an episode, trace or run."""
-    return str(uuid.uuid4())
+def new_id(tenant: str = TENANT) -> str:
+    """Return a fresh identifier of a tenant's episode, of a trace or of a run."""
+    return own_id(tenant, uuid.uuid4())
+
+
+def own_id(tenant: str, name: uuid.UUID) -> str:
+    """Return the identifier of a tenant's own that stands for `name`.
+
+    That of the default tenant is the name itself. Those of others are of version 8, and their last half is a
+    digest of the first one and the tenant: so nobody can give something of theirs the id of another's, by an
+    archive say, whatever they know of it.
+    """
+    if tenant == TENANT:
+        return str(name)
+    head = bytearray(name.bytes[:8])
+    head[6] = 0x80 | head[6] & 0x0F
+    tail = bytearray(hashlib.sha256(bytes(head) + tenant.encode()).digest()[:8])
+    tail[0] = 0x80 | tail[0] & 0x3F
+    return str(uuid.UUID(bytes=bytes(head + tail)))
+
+
+def is_own_id(tenant: str, name: str) -> bool:
+    """Return whether an identifier may be one of a tenant's, and so none of another's."""
+    try:
+        parsed = uuid.UUID(name)
+    except ValueError:
+        return False
+    if tenant == TENANT:
+        return parsed.version != 8
+    return own_id(tenant, parsed) == str(parsed)
 
 
 _PROMPTS = uuid.UUID("3c4b1b0e-6d0d-5d7a-9a53-0f7f4d6f2f11")
@@ -70,7 +97,7 @@ def prompt_id(space: str, tenant: str, prompt_token_ids: Sequence[int], held_to:
         held_to: The grammar that holds the answer, as text; None: none.
     """
     named = [space, tenant, [int(token) for token in prompt_token_ids], held_to]
-    return str(uuid.uuid5(_PROMPTS, json.dumps(named)))
+    return own_id(tenant, uuid.uuid5(_PROMPTS, json.dumps(named)))
 
 
 def prompt_digest(token_ids: Sequence[int]) -> str:

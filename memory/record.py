@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from memory.episode import Array, Episode, EpisodeRejectedError
+from memory.episode import Array, Episode, EpisodeRejectedError, is_own_id
 from memory.listing import Summary
 from memory.store import Neighbour, Outline
 
@@ -50,6 +50,8 @@ def check_batch(episodes: Sequence[Episode], *, space: str, length: int, hidden_
     """Raise EpisodeRejectedError, naming the field, unless every episode may be stored."""
     for episode in episodes:
         _check_space(episode, space)
+        if not is_own_id(episode.tenant, episode.id):
+            raise EpisodeRejectedError(f"id is {episode.id!r}, which is none of tenant {episode.tenant!r}")
         for name in (KEY, LATENT):
             if not isinstance(getattr(episode, name), np.ndarray):
                 raise EpisodeRejectedError(f"{name} is no numpy array")

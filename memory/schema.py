@@ -16,6 +16,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Double,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -28,7 +29,7 @@ from sqlalchemy import (
     update,
 )
 
-from memory.episode import LatentMemoryError
+from memory.episode import TENANT, LatentMemoryError
 
 
 class NewerStateError(LatentMemoryError):
@@ -156,12 +157,14 @@ traces = Table(
     tables,
     Column("number", Integer, primary_key=True, autoincrement=True),
     Column("id", Text, nullable=False, unique=True),
+    Column("tenant", Text, nullable=False, server_default=TENANT),
     Column("content", JSON, nullable=False),
     Column("latent", LargeBinary),
     # What was asked and answered, for feedback and for the list of recent requests.
     Column("prompt", Text, index=True),
     Column("asked", JSON(none_as_null=True)),
     Column("answer", JSON(none_as_null=True)),
+    Index("ix_traces_tenant_number", "tenant", "number"),
     sqlite_autoincrement=True,
 )
 """What happened to past requests, in the order in which it was written: `server/steering/traces.py`."""
@@ -217,8 +220,7 @@ Step = Callable[[Connection], Any]
 def _feedback(connection: Connection) -> None:
     for column in ("prompt TEXT", "asked JSON", "answer JSON"):
         connection.exec_driver_sql(f"ALTER TABLE traces ADD COLUMN {column}")
-    for index in traces.indexes:
-        index.create(connection)
+    connection.exec_driver_sql("CREATE INDEX ix_traces_prompt ON traces (prompt)")
     feedback.create(connection)
 
 
@@ -233,7 +235,12 @@ def _operation(connection: Connection) -> None:
         table.create(connection)
 
 
-STEPS: tuple[Step, ...] = (_feedback, _api_keys, _operation)
+def _tenants(connection: Connection) -> None:
+    connection.exec_driver_sql(f"ALTER TABLE traces ADD COLUMN tenant TEXT DEFAULT '{TENANT}' NOT NULL")
+    connection.exec_driver_sql("CREATE INDEX ix_traces_tenant_number ON traces (tenant, number)")
+
+
+STEPS: tuple[Step, ...] = (_feedback, _api_keys, _operation, _tenants)
 """What makes a schema of version 1, 2, … into the next one. A new database is made from the tables above at
 once, so a change of them comes with a step that ends where they do."""
 

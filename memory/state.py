@@ -17,7 +17,7 @@ from sqlalchemy import delete, func, insert, null, select, update
 
 from config.settings import Settings
 from memory.database import Database, sqlite_url
-from memory.episode import now
+from memory.episode import TENANT, now
 from memory.free_space import UNLIMITED, FreeSpace
 from memory.schema import erased_rows, feedback, outcomes, schedules, traces
 from memory.takeover import take_over
@@ -39,6 +39,8 @@ class NewTrace:
     prompt: str | None = None
     """Id of the prompt's episode; None: nothing is kept of what was asked."""
     asked: dict[str, Any] | None = None
+    tenant: str = TENANT
+    """Whose request it was."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Feedback:
     value: bool | float | str
     tags: dict[str, str] = field(default_factory=dict)
     created_at: datetime = field(default_factory=now, compare=False)
+    tenant: str = TENANT
 
 
 @dataclass(frozen=True)
@@ -261,7 +264,7 @@ class State(Database):
         Args:
             new: Traces.
             changes: New fields of traces that were written before; of others nothing comes.
-            keep: Most traces that stay.
+            keep: Most traces of a tenant that stay.
             answers: What traces were answered, those that are new included; where nothing of what was asked
                 is kept, nothing comes of it.
 
@@ -282,31 +285,39 @@ class State(Database):
             for name, answer in (answers or {}).items():
                 answered = traces.c.id == name, traces.c.prompt.is_not(None)
                 connection.execute(update(traces).where(*answered).values(answer=answer))
-            last = connection.scalar(select(func.max(traces.c.number))) or 0
-            old = traces.c.number <= last - keep
-            gone = select(traces.c.id).where(old)
-            connection.execute(delete(feedback).where(feedback.c.trace.in_(gone)))
-            connection.execute(delete(traces).where(old))
+            for tenant in {row["tenant"] for row in rows}:
+                own = select(traces.c.number).filter_by(tenant=tenant).order_by(traces.c.number.desc())
+                first = connection.scalar(own.offset(keep).limit(1))
+                if first is None:
+                    continue
+                old = traces.c.tenant == tenant, traces.c.number <= first
+                gone = select(traces.c.id).where(*old)
+                connection.execute(delete(feedback).where(feedback.c.trace.in_(gone)))
+                connection.execute(delete(traces).where(*old))
 
-    def trace(self, trace_id: str, *, latent: bool) -> tuple[dict[str, Any], bytes | None] | None:
-        """Return a trace's JSON values, with its latent on request; None when there is none of that id.
+    def trace(
+        self, trace_id: str, *, latent: bool, tenant: str = TENANT
+    ) -> tuple[dict[str, Any], bytes | None] | None:
+        """Return a trace's JSON values, with its latent on request; None when the tenant has none of that id.
 
         Raises:
             StateUnavailableError: the database does not answer.
         """
         columns = (traces.c.content, traces.c.latent if latent else null())
         with self.read() as connection:
-            row = connection.execute(select(*columns).filter_by(id=trace_id)).one_or_none()
+            row = connection.execute(select(*columns).filter_by(id=trace_id, tenant=tenant)).one_or_none()
         return None if row is None else (row[0], row[1])
 
-    def recent_traces(self, space: str, limit: int, before: int | None = None) -> list[RecentTrace]:
-        """Return up to `limit` traces of a space, newest first; with `before` those of lesser numbers.
+    def recent_traces(
+        self, space: str, limit: int, before: int | None = None, tenant: str = TENANT
+    ) -> list[RecentTrace]:
+        """Return up to `limit` traces of a space and a tenant, newest first; with `before` of lesser numbers.
 
         Raises:
             StateUnavailableError: the database does not answer.
         """
         query = select(traces.c.number, traces.c.id, traces.c.content, *_EXCHANGE)
-        query = query.where(traces.c.content["space"].as_string() == space)
+        query = query.where(traces.c.tenant == tenant, traces.c.content["space"].as_string() == space)
         if before is not None:
             query = query.where(traces.c.number < before)
         with self.read() as connection:
@@ -324,31 +335,33 @@ class State(Database):
             for row in rows
         ]
 
-    def exchange(self, trace_id: str) -> KeptExchange | None:
-        """Return what a trace was asked and answered; None when there is none of that id.
+    def exchange(self, trace_id: str, tenant: str = TENANT) -> KeptExchange | None:
+        """Return what a trace was asked and answered; None when the tenant has none of that id.
 
         Raises:
             StateUnavailableError: the database does not answer.
         """
         with self.read() as connection:
-            row = connection.execute(select(*_EXCHANGE).filter_by(id=trace_id)).one_or_none()
+            row = connection.execute(select(*_EXCHANGE).filter_by(id=trace_id, tenant=tenant)).one_or_none()
         return None if row is None else KeptExchange(*row)
 
-    def forget_exchanges(self, prompts: Collection[str] | None) -> None:
+    def forget_exchanges(self, prompts: Collection[str] | None, tenant: str = TENANT) -> None:
         """Delete what was asked and answered under these ids of prompts, and what people said of it.
 
         Args:
-            prompts: None: all that there are.
+            prompts: None: all that the tenant has, and all that was said of its answers.
 
         Raises:
             NoRoomError: the disk is full.
             StateUnavailableError: the database does not answer.
         """
         with self.write() as connection:
-            meant = traces.c.prompt.is_not(None) if prompts is None else traces.c.prompt.in_(prompts)
-            said = feedback.c.trace.in_(select(traces.c.id).where(meant))
-            connection.execute(delete(feedback) if prompts is None else delete(feedback).where(said))
-            connection.execute(update(traces).where(meant).values(prompt=None, asked=None, answer=None))
+            meant = [traces.c.tenant == tenant]
+            if prompts is not None:
+                meant.append(traces.c.prompt.in_(prompts))
+            said = feedback.c.trace.in_(select(traces.c.id).where(*meant))
+            connection.execute(delete(feedback).where(said))
+            connection.execute(update(traces).where(*meant).values(prompt=None, asked=None, answer=None))
         self.scrub()
 
     def forget_exchanges_before(self, moment: datetime) -> None:
@@ -375,20 +388,23 @@ class State(Database):
         """
         self.room.demand("feedback")
         with self.write() as connection:
-            known = connection.execute(select(feedback).filter_by(id=said.id)).one_or_none()
+            name = _feedback_name(said.tenant, said.id)
+            known = connection.execute(select(feedback).filter_by(id=name)).one_or_none()
             if known is not None:
                 return _feedback_of(known)
-            connection.execute(insert(feedback).values(vars(said)))
+            values = {name: value for name, value in vars(said).items() if name != "tenant"}
+            connection.execute(insert(feedback).values(values | {"id": name}))
         return said
 
-    def feedback(self, feedback_id: str) -> Feedback | None:
-        """Return what is kept under an id.
+    def feedback(self, feedback_id: str, tenant: str = TENANT) -> Feedback | None:
+        """Return what a tenant has said under an id.
 
         Raises:
             StateUnavailableError: the database does not answer.
         """
         with self.read() as connection:
-            row = connection.execute(select(feedback).filter_by(id=feedback_id)).one_or_none()
+            named = select(feedback).filter_by(id=_feedback_name(tenant, feedback_id))
+            row = connection.execute(named).one_or_none()
         return None if row is None else _feedback_of(row)
 
     def feedback_on(self, trace_id: str) -> list[Feedback]:
@@ -419,5 +435,13 @@ class State(Database):
         return dict(differences)
 
 
+def _feedback_name(tenant: str, feedback_id: str) -> str:
+    """Return what a table has as its id: clients choose them, and tenants may choose the same."""
+    return feedback_id if tenant == TENANT else f"{tenant}/{feedback_id}"
+
+
 def _feedback_of(row: Any) -> Feedback:
-    return Feedback(row.id, row.trace, row.metric_name, row.value, row.tags, row.created_at)
+    tenant, _, name = row.id.rpartition("/")
+    return Feedback(
+        name, row.trace, row.metric_name, row.value, row.tags, row.created_at, tenant=tenant or TENANT
+    )

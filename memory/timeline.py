@@ -113,20 +113,20 @@ def timeline(state: Database, space: str, tenant: str, window: Window, until: da
         start += step
     start = next(iter(steps))
     with state.read() as connection:
-        for row in connection.execute(_requests(space, start, letters)):
+        for row in connection.execute(_requests(space, tenant, start, letters)):
             _count(steps.get(_moment(row.step)), row)
         since = outcomes.c.observed_at >= start
         query = select(outcomes.c.observed_at, outcomes.c.difference).filter_by(space=space, tenant=tenant)
         for moment, difference in connection.execute(query.where(since)):
             if (found := steps.get(_moment(_key(moment, letters)))) is not None:
                 found.difference.add(difference)
-        for moment, rating, mode in connection.execute(_ratings(space, start)):
+        for moment, rating, mode in connection.execute(_ratings(space, tenant, start)):
             if (found := steps.get(_moment(_key(moment, letters)))) is not None:
                 (found.rated_plain if mode == "plain" else found.rated_steered).add(float(rating))
     return Timeline(step.total_seconds(), steps)
 
 
-def _requests(space: str, start: datetime, letters: int) -> Any:
+def _requests(space: str, tenant: str, start: datetime, letters: int) -> Any:
     content = traces.c.content
     before, after = content["reward_before"].as_float(), content["reward_after"].as_float()
     tokens = content[("usage", "generated_tokens")].as_integer()
@@ -144,17 +144,19 @@ def _requests(space: str, start: datetime, letters: int) -> Any:
             func.sum(case((tokens > 0, 1), else_=0)).label("searches"),
             func.sum(case((tokens > 0, tokens), else_=0)).label("tokens"),
         )
-        .where(content["space"].as_string() == space, created_at >= start.isoformat())
+        .where(
+            traces.c.tenant == tenant, content["space"].as_string() == space, created_at >= start.isoformat()
+        )
         .group_by("step", "effort", "mode")
     )
 
 
-def _ratings(space: str, start: datetime) -> Any:
+def _ratings(space: str, tenant: str, start: datetime) -> Any:
     rated = feedback.c.metric_name == "rating", feedback.c.created_at >= start
     return (
         select(feedback.c.created_at, feedback.c.value, traces.c.content["mode"].as_string())
         .join(traces, traces.c.id == feedback.c.trace)
-        .where(*rated, traces.c.content["space"].as_string() == space)
+        .where(*rated, traces.c.tenant == tenant, traces.c.content["space"].as_string() == space)
     )
 
 

@@ -59,6 +59,9 @@ class EngineDeadError(EngineError):
 in_background: ContextVar[bool] = ContextVar("in_background", default=False)
 """Whether nobody waits for what is asked of an engine: what somebody waits for goes before it."""
 
+cache_salt: ContextVar[str | None] = ContextVar("cache_salt", default=None)
+"""Salt of the request being served: prompts with different salts share no prefix cache."""
+
 
 @dataclass(frozen=True)
 class SteeredPrompt:

@@ -10,6 +10,7 @@ refused within `FRESH_S`.
 
 import asyncio
 import hashlib
+import hmac
 import logging
 import math
 import secrets
@@ -42,6 +43,7 @@ MOST_KNOWN = 4096
 """Tokens that are remembered; of more, those that were used longest ago are verified again."""
 MOST_VERIFYING = 64
 """Tokens that wait to be verified; more are turned away, for each costs memory and time."""
+_SECRET = secrets.token_bytes(32)
 _REDIS_S = 1.0
 _REDIS_PAUSE_S = 10.0
 
@@ -55,6 +57,16 @@ class Access:
     scopes: frozenset[Scope]
     key: ApiKey | None = None
     """None: the operator."""
+
+    @property
+    def cache_salt(self) -> str | None:
+        """Salt of its prompts; None: the default tenant's have what its clients say.
+
+        Whoever does not know this process's secret cannot give another tenant's.
+        """
+        if self.tenant == TENANT:
+            return None
+        return hmac.new(_SECRET, self.tenant.encode(), hashlib.sha256).hexdigest()
 
     @property
     def operates(self) -> bool:

@@ -8,30 +8,29 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 from memory.archive import ArchiveError, Memory, Taken, Taking, archive_of
-from memory.episode import TENANT
 from server.gateway import Gateway
 
 PIECE_BYTES = 2**20
 """Of an archive on its way in that are handed on at once."""
 
 
-async def exported(gateway: Gateway) -> Iterator[bytes]:
-    """Return the pieces of an archive of what is remembered; each blocks while the store is asked.
+async def exported(gateway: Gateway, tenant: str) -> Iterator[bytes]:
+    """Return the pieces of an archive of what a tenant remembers; each blocks while the store is asked.
 
     Raises:
         StoreUnavailableError: the store does not answer, before anything is given.
     """
-    await gateway.lookups.call(lambda store: store.count(tenant=TENANT))
-    return _while_nothing_is_forgotten(gateway, archive_of(gateway.store, _memory(gateway)))
+    await gateway.lookups.call(lambda store: store.count(tenant=tenant))
+    return _while_nothing_is_forgotten(gateway, tenant, archive_of(gateway.store, _memory(gateway, tenant)))
 
 
-async def imported(gateway: Gateway, pieces: AsyncIterator[bytes]) -> Taken:
-    """Take an archive, and return what was taken of it.
+async def imported(gateway: Gateway, tenant: str, pieces: AsyncIterator[bytes]) -> Taken:
+    """Take an archive of a tenant's, and return what was taken of it.
 
     Raises:
         ArchiveError, NoRoomError, StoreUnavailableError: with what was taken before that; it stays.
     """
-    taking, waiting = Taking(gateway.store, _memory(gateway)), bytearray()
+    taking, waiting = Taking(gateway.store, _memory(gateway, tenant)), bytearray()
     async for piece in pieces:
         waiting += piece
         if len(waiting) >= PIECE_BYTES:
@@ -41,14 +40,14 @@ async def imported(gateway: Gateway, pieces: AsyncIterator[bytes]) -> Taken:
     return taking.finish()
 
 
-def _while_nothing_is_forgotten(gateway: Gateway, pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _while_nothing_is_forgotten(gateway: Gateway, tenant: str, pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Yield the pieces; whoever deletes something ends an archive that may hold it."""
-    before = gateway.upkeep.forgotten
+    before = gateway.upkeep.forgotten[tenant]
     for piece in pieces:
-        if gateway.upkeep.forgotten != before:
+        if gateway.upkeep.forgotten[tenant] != before:
             raise ArchiveError("something was forgotten meanwhile; export again")
         yield piece
 
 
-def _memory(gateway: Gateway) -> Memory:
-    return Memory(gateway.space, TENANT, *gateway.engine.space.shape)
+def _memory(gateway: Gateway, tenant: str) -> Memory:
+    return Memory(gateway.space, tenant, *gateway.engine.space.shape)

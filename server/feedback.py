@@ -8,7 +8,7 @@ import asyncio
 from dataclasses import replace
 from typing import Literal
 
-from memory.episode import FEEDBACK, GOOD, TENANT, Episode, StoreUnavailableError, now
+from memory.episode import FEEDBACK, GOOD, Episode, StoreUnavailableError, now
 from memory.free_space import NoRoomError
 from memory.redaction import Redaction
 from memory.state import Feedback
@@ -39,9 +39,9 @@ async def take(gateway: Gateway, said: Feedback) -> Feedback:
     settings = gateway.settings
     redact = Redaction.of(settings.memory_text, settings.memory_redact)
     kept = replace(said, value=redact.text_of(said.value)) if isinstance(said.value, str) else said
-    known = await asyncio.to_thread(gateway.state.feedback, said.id)
+    known = await asyncio.to_thread(gateway.state.feedback, said.id, said.tenant)
     if known is None:
-        trace = await gateway.traces.get(said.trace)
+        trace = await gateway.traces.get(said.trace, tenant=said.tenant)
         if trace is None:
             raise NotFoundError(
                 f"no trace {said.trace}: traces are deleted after {settings.trace_limit} later ones",
@@ -53,7 +53,7 @@ async def take(gateway: Gateway, said: Feedback) -> Feedback:
                 await _remember(gateway, said.trace, episode)
         known = await asyncio.to_thread(gateway.state.add_feedback, kept)
         if known is kept:
-            gateway.metrics.feedback.labels(said.metric_name).inc()
+            gateway.metrics.tally("feedback", said.metric_name, said.tenant)
             if said.metric_name == "rating":
                 evaluated("rating", float(said.value), latentevolve__trace_id=said.trace)
     if known != kept:
@@ -80,7 +80,7 @@ async def _remember(gateway: Gateway, trace_id: str, episode: Episode) -> None:
 
 async def _episode(gateway: Gateway, said: Feedback, trace: dict[str, object]) -> Episode | None:
     """Return what memory makes of a rating or demonstration; None where a good answer was cut off."""
-    exchange = await gateway.traces.exchange(said.trace)
+    exchange = await gateway.traces.exchange(said.trace, said.tenant)
     asked, answer = (exchange.asked, exchange.answer) if exchange else (None, None)
     if asked is not None and isinstance(said.value, str):
         return await _of(gateway, said, trace, asked, _demonstrated(gateway, asked, said.value), 1.0)
@@ -133,7 +133,7 @@ async def _of(
     return Episode(
         id=asked.prompt,
         space=gateway.space,
-        tenant=TENANT,
+        tenant=said.tenant,
         key=key,
         latent=gateway.engine.neutral_latent().numpy(),  # never recalled
         latent_earned=False,

@@ -7,9 +7,9 @@ Knows nothing of HTTP or of stores.
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from memory.episode import StoreUnavailableError, prompt_digest
+from memory.episode import TENANT, StoreUnavailableError, is_own_id, prompt_digest
 from memory.listing import Place
 from memory.night import NightLog
 from memory.store import EpisodeStore, Where
@@ -40,8 +40,11 @@ class Forgotten:
     """The open night, whose snapshot may hold it until that ends."""
 
 
-async def forget(gateway: Gateway, where: Where) -> Forgotten:
-    """Delete the episodes that there are of `where`; those of later requests stay.
+NOTHING = Forgotten(0, [], None)
+
+
+async def forget(gateway: Gateway, tenant: str, where: Where) -> Forgotten:
+    """Delete the episodes that there are of a tenant and of `where`; those of later requests stay.
 
     Raises:
         StoreUnavailableError, NoRoomError: some may be deleted; asked again, the others go too.
@@ -49,30 +52,36 @@ async def forget(gateway: Gateway, where: Where) -> Forgotten:
     if not await gateway.remember.drain(DRAIN_S):
         waiting = gateway.remember.pending
         raise StoreUnavailableError(f"{waiting} episodes wait to be written, some maybe of these; ask again")
-    forgotten = await _forget(gateway, await gateway.statistics.call(lambda store: _meant(store, where)))
-    if where == Where(where.tenant):
-        await gateway.traces.forget(None)
+    where = replace(where, tenant=tenant)
+    meant = await gateway.statistics.call(lambda store: _meant(store, where))
+    forgotten = await _forget(gateway, tenant, meant)
+    if where == Where(tenant):
+        await gateway.traces.forget(None, tenant)
     return forgotten
 
 
-async def forget_one(gateway: Gateway, episode_id: str) -> Forgotten:
-    """Delete one episode, and what waits to be written of it.
+async def forget_one(gateway: Gateway, tenant: str, episode_id: str) -> Forgotten:
+    """Delete one episode of a tenant, and what waits to be written of it.
 
     Raises:
         StoreUnavailableError, NoRoomError: nothing is deleted.
     """
+    if not is_own_id(tenant, episode_id):
+        return NOTHING
     found = await gateway.lookups.call(lambda store: store.get(episode_id))
     tokens = found.prompt_token_ids if found else ()
-    return await _forget(gateway, {episode_id: prompt_digest(tokens)})
+    return await _forget(gateway, tenant, {episode_id: prompt_digest(tokens)})
 
 
-async def _forget(gateway: Gateway, meant: dict[str, str]) -> Forgotten:
-    await gateway.traces.forget(meant)
+async def _forget(gateway: Gateway, tenant: str, meant: dict[str, str]) -> Forgotten:
+    await gateway.traces.forget(meant, tenant)
     # One by one, for an answer to the same prompt may wait to be written again.
     deleted = [name for name in meant if await gateway.remember.delete(name)]
     if not deleted:
-        return Forgotten(0, [], None)
-    gateway.upkeep.forgotten += len(deleted)
+        return NOTHING
+    gateway.upkeep.forgotten[tenant] += len(deleted)
+    if tenant != TENANT:  # of which no night has learned
+        return Forgotten(len(deleted), [], None)
     digests = {meant[name] for name in deleted}
     priors, night = await asyncio.to_thread(_elsewhere, gateway, digests)
     rows = {row: one.active for one in sorted(priors, key=lambda one: one.active) for row in one.rows}

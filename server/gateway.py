@@ -7,11 +7,12 @@ Owns the bundle of parts and whether it is there yet. Knows nothing of how the p
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastapi import FastAPI
 
 from config.settings import Settings
+from memory.episode import TENANT
 from memory.free_space import FreeSpace
 from memory.registry import PriorRegistry
 from memory.state import State
@@ -25,7 +26,7 @@ from server.priors import Priors
 from server.questions import Questions
 from server.steering.metrics import Metrics
 from server.steering.pipeline import Steering
-from server.steering.priors import ActivePrior
+from server.steering.priors import NO_PRIOR, ActivePrior
 from server.steering.remember import Remember
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
@@ -94,6 +95,10 @@ class Gateway:
     metrics: Metrics
     tracing: Tracing
     checks: Sequence[Check]
+
+    def prior_of(self, tenant: str) -> dict[str, Any]:
+        """Return a tenant's active version and the evidence about its rows, as JSON values."""
+        return self.prior.summary() if tenant == TENANT else dict(NO_PRIOR)
 
 
 class Readiness:

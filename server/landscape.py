@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memory.episode import Array, LatentMemoryError, now
+from memory.episode import TENANT, Array, LatentMemoryError, now
 from memory.prior import CLUSTER_COSINE, Prior, unit
 from memory.store import EpisodeStore, Outline, Where
-from server.steering.priors import ActivePrior
+from server.steering.priors import ActivePrior, Serving
 from server.steering.store_access import StoreAccess
 
 logger = logging.getLogger(__name__)
@@ -194,19 +194,22 @@ class Landscape:
             return False
         if tenant in self._begun and time.monotonic() - self._begun[tenant] < self._rest_s:
             return False
-        if drawing is None or drawing.version != self._version():
+        if drawing is None or drawing.version != self._version(tenant):
             return True
         changed = abs(count - drawing.episodes) + len(drawing.places) - there
         return changed > 0 and changed >= CHANGED * len(drawing.places)
 
-    def _version(self) -> str | None:
-        serving = self._prior.serving()
+    def _serving(self, tenant: str) -> Serving | None:
+        return self._prior.serving() if tenant == TENANT else None
+
+    def _version(self, tenant: str) -> str | None:
+        serving = self._serving(tenant)
         return serving.whole.version if serving else None
 
     async def _draw(self, tenant: str, count: int) -> None:
         try:
             async with self._one:
-                serving = self._prior.serving()
+                serving = self._serving(tenant)
                 ids, keys = await self._store.call(lambda store: _keys(store, tenant))
                 if not ids:
                     self._drawings.pop(tenant, None)

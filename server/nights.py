@@ -17,12 +17,12 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from memory.episode import Episode, LatentMemoryError, now
+from memory.episode import TENANT, Episode, LatentMemoryError, now
 from memory.free_space import UNLIMITED, FreeSpace
 from memory.night import NightError, NightLog, NightRecord, NightRunningError, NightStateError, Trigger
 from memory.snapshot import MAX_EPISODES, write_snapshot
 from memory.state import ChosenSchedule
-from memory.store import EpisodeStore
+from memory.store import EpisodeStore, Where
 from server.errors import QueueUnreachableError
 from server.schedule import Outlook, Schedule
 
@@ -325,7 +325,7 @@ class NightCoordinator:
         """Write the snapshot, or nothing when that is not worth it."""
         good = (
             (one.seen_last, one.id)
-            for one in self._store.outlines()
+            for one in self._store.outlines(Where(TENANT))
             # Choices are labelled anew.
             if one.replayable and (one.held_to_choices or one.reward >= self._min_reward)
         )

@@ -3,26 +3,28 @@
 Owns how a look-up becomes a question to the store. Knows nothing of HTTP.
 """
 
-from memory.episode import TENANT, Array
+from memory.episode import Array
 from memory.store import EpisodeStore, Recalled
 from server.errors import NotFoundError
 from server.gateway import Gateway
 from server.keys import keys_of
 
 
-async def like_text(gateway: Gateway, text: str, k: int, floor: float) -> list[Recalled]:
-    """Return the up to `k` episodes most like a request of this text, of cosine ≥ `floor`.
+async def like_text(gateway: Gateway, tenant: str, text: str, k: int, floor: float) -> list[Recalled]:
+    """Return the up to `k` episodes of a tenant most like a request of this text, of cosine ≥ `floor`.
 
     Raises:
         InvalidRequestError: the text is no prompt.
         StoreUnavailableError: the store does not answer.
     """
     keys, _ = await keys_of(gateway, [text], "text")
-    return await gateway.lookups.call(lambda store: _near(store, keys[0], k, floor))
+    return await gateway.lookups.call(lambda store: _near(store, tenant, keys[0], k, floor))
 
 
-async def like_episode(gateway: Gateway, episode_id: str, k: int, floor: float) -> list[Recalled]:
-    """Return the up to `k` episodes most like this one, of cosine ≥ `floor`; itself left out.
+async def like_episode(
+    gateway: Gateway, tenant: str, episode_id: str, k: int, floor: float
+) -> list[Recalled]:
+    """Return the up to `k` episodes of a tenant most like this one of its own, which is left out.
 
     Raises:
         NotFoundError: there is no such episode.
@@ -31,9 +33,9 @@ async def like_episode(gateway: Gateway, episode_id: str, k: int, floor: float) 
 
     def look(store: EpisodeStore) -> list[Recalled] | None:
         itself = store.get(episode_id)
-        if itself is None:
+        if itself is None or itself.tenant != tenant:
             return None
-        found = _near(store, itself.key, k + 1, floor)
+        found = _near(store, tenant, itself.key, k + 1, floor)
         return [one for one in found if one.episode.id != episode_id][:k]
 
     found = await gateway.lookups.call(look)
@@ -42,8 +44,8 @@ async def like_episode(gateway: Gateway, episode_id: str, k: int, floor: float) 
     return found
 
 
-def _near(store: EpisodeStore, key: Array, k: int, floor: float) -> list[Recalled]:
-    near = store.near(key, tenant=TENANT, k=k, floor=floor)
+def _near(store: EpisodeStore, tenant: str, key: Array, k: int, floor: float) -> list[Recalled]:
+    near = store.near(key, tenant=tenant, k=k, floor=floor)
     episodes = {one.id: one for one in store.fetch([one.id for one in near])}
     # One that was deleted a moment ago is left out.
     return [Recalled(episodes[one.id], one.similarity) for one in near if one.id in episodes]

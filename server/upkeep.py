@@ -7,7 +7,8 @@ files.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from memory.episode import TENANT, LatentMemoryError, now
@@ -26,12 +27,13 @@ _AT_ONCE = 256
 
 
 class Upkeep:
-    """Keeps one store as the settings want it.
+    """Keeps one store as the settings want it, for each tenant by itself.
 
     Args:
         store: Of all episodes.
         max_days: Days after which an episode goes whose prompt did not come again; None: never.
-        max_episodes: Most episodes; None: as many as there are.
+        max_episodes: Most episodes of a tenant; None: as many as there are.
+        tenants: Says whose memories there are; blocks.
         forget_before: Forgets what was asked and answered before a moment, and is not remembered; blocks.
     """
 
@@ -41,17 +43,19 @@ class Upkeep:
         *,
         max_days: float | None,
         max_episodes: int | None,
+        tenants: Callable[[], Sequence[str]] = lambda: (TENANT,),
         forget_before: Callable[[datetime], None] = lambda _: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._max_days, self._max_episodes = store, max_days, max_episodes
+        self._tenants = tenants
         self._forget_before, self._monotonic = forget_before, monotonic
         self._expired_at = self._compacted_at = float("-inf")
-        self.expired = 0
-        """Episodes that went for their age, since the start."""
-        self.evicted = 0
+        self.expired: Counter[str] = Counter()
+        """By tenant, episodes that went for their age, since the start."""
+        self.evicted: Counter[str] = Counter()
         """Those that went for want of room, since the start."""
-        self.forgotten = 0
+        self.forgotten: Counter[str] = Counter()
         """Those that somebody deleted, since the start."""
 
     async def watch(self) -> None:
@@ -73,8 +77,12 @@ class Upkeep:
         """
         moment = self._monotonic()
         aged = self._max_days is not None and moment - self._expired_at >= EXPIRE_EVERY_S
-        if aged or self._too_many():
-            self._let_go()
+        full = [tenant for tenant in self._tenants() if aged or self._too_many(tenant)]
+        for tenant in full:
+            self._let_go(tenant)
+        if full and self._max_days is not None:
+            self._forget_before(now() - timedelta(days=self._max_days))
+        if aged:
             self._expired_at = moment
         if moment - self._compacted_at >= COMPACT_EVERY_S:
             self.compact()
@@ -91,24 +99,22 @@ class Upkeep:
             logger.info("the files of memory are written anew, without what was deleted")
         return done
 
-    def _too_many(self) -> bool:
-        return self._max_episodes is not None and self._store.count(tenant=TENANT) > self._max_episodes
+    def _too_many(self, tenant: str) -> bool:
+        return self._max_episodes is not None and self._store.count(tenant=tenant) > self._max_episodes
 
-    def _let_go(self) -> None:
+    def _let_go(self, tenant: str) -> None:
         found = departing(
-            self._store.outlines(Where(TENANT)),
+            self._store.outlines(Where(tenant)),
             at=now(),
             max_days=self._max_days,
             max_episodes=self._max_episodes,
         )
-        self.expired += self._delete(found.expired)
-        self.evicted += self._delete(found.evicted)
+        self.expired[tenant] += self._delete(found.expired)
+        self.evicted[tenant] += self._delete(found.evicted)
         if found.expired or found.evicted:
             logger.info(
                 "%d episodes go for their age, %d for want of room", len(found.expired), len(found.evicted)
             )
-        if self._max_days is not None:
-            self._forget_before(now() - timedelta(days=self._max_days))
 
     def _delete(self, names: list[str]) -> int:
         parts = [names[at : at + _AT_ONCE] for at in range(0, len(names), _AT_ONCE)]

@@ -21,6 +21,7 @@ from config.queue import NightQueue
 from config.settings import Settings
 from memory.api_keys import ApiKeys
 from memory.atomic import sweep
+from memory.episode import TENANT
 from memory.free_space import FreeSpace
 from memory.night import NightLog
 from memory.open import open_store
@@ -160,6 +161,7 @@ async def assemble(
             store,
             max_days=settings.memory_max_days,
             max_episodes=settings.memory_max_episodes,
+            tenants=doorman.keys.tenants,
             forget_before=state.forget_exchanges_before,
         )
         await _background(stack, upkeep.watch(), "upkeep")
@@ -189,7 +191,7 @@ async def assemble(
                 Plan(settings.night_cron, settings.night_episodes),
                 space,
                 state,
-                lambda since: store.count(since=since),
+                lambda since: store.count(tenant=TENANT, since=since),
             ),
             min_episodes=settings.night_min_episodes,
             min_reward=settings.night_min_reward,

@@ -8,7 +8,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from server.api.deps import GatewayDep
+from server.api.deps import AccessDep, GatewayDep
 from server.api.errors import refusals
 from server.archive import exported, imported
 
@@ -27,13 +27,13 @@ class Imported(BaseModel):
 
 
 @router.get("/export", response_class=StreamingResponse, responses={200: {"content": _CONTENT}, **refusals()})
-async def export_memory(gateway: GatewayDep, request: Request) -> Response:
+async def export_memory(gateway: GatewayDep, access: AccessDep, request: Request) -> Response:
     """Return all episodes as a tar; the last file in it is `end.json`, or it was cut off."""
     name = f"memory-{gateway.space}.tar"
     headers = {"content-disposition": f'attachment; filename="{name}"'}
     if request.method == "HEAD":
         return Response(media_type=TAR, headers=headers)
-    return StreamingResponse(await exported(gateway), media_type=TAR, headers=headers)
+    return StreamingResponse(await exported(gateway, access.tenant), media_type=TAR, headers=headers)
 
 
 @router.post(
@@ -41,11 +41,11 @@ async def export_memory(gateway: GatewayDep, request: Request) -> Response:
     openapi_extra={"requestBody": {"content": _CONTENT, "required": True}},
     responses=refusals(409, 507),
 )
-async def import_memory(gateway: GatewayDep, request: Request) -> Imported:
+async def import_memory(gateway: GatewayDep, access: AccessDep, request: Request) -> Imported:
     """Remember the episodes of an archive that are not there yet. Sent again, it goes on where it ended."""
     pieces = _received(request)
     try:
-        taken = await imported(gateway, pieces)
+        taken = await imported(gateway, access.tenant, pieces)
     except Exception:
         async for _ in pieces:  # a client that is still sending would not read the answer
             pass

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from config.loopback import is_loopback
 from config.settings import Settings
 from memory.episode import LatentMemoryError
+from model.engine import cache_salt
 from server.access import NOBODY, OPERATOR, Access, Doorman, digest_of
 from server.api.errors import response_of
 from server.api.scopes import rule_of
@@ -33,11 +34,13 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         rule = rule_of(scope.get("method", "WEBSOCKET"), scope["path"])
         if rule is None:
             scope[ACCESS] = NOBODY
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         try:
             access = await self._access(scope)
             if access is not None:
@@ -46,9 +49,15 @@ class Authentication:
         except (GatewayError, LatentMemoryError) as error:
             if scope["type"] == "websocket":
                 await receive()
-                return await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:120]})
-            return await response_of(error, scope["path"])(scope, receive, send)
-        return await self.app(scope, receive, send)
+                await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:120]})
+                return
+            await response_of(error, scope["path"])(scope, receive, send)
+            return
+        salt = cache_salt.set(access.cache_salt if access else None)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            cache_salt.reset(salt)
 
     async def _access(self, scope: Scope) -> Access | None:
         """Return who asks; None: nobody can be told before the gateway is there, which answers nothing.

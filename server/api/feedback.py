@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from memory.episode import new_id
 from memory.state import Feedback
-from server.api.deps import GatewayDep
+from server.api.deps import AccessDep, GatewayDep
 from server.api.errors import refusals
 from server.errors import NotFoundError
 from server.feedback import Metric, take
@@ -84,7 +84,9 @@ class FeedbackResponse(BaseModel):
 
 
 @router.post("/feedback", responses=refusals(404, 409, 507))
-async def feedback(gateway: GatewayDep, request: Request, asked: FeedbackRequest) -> FeedbackResponse:
+async def feedback(
+    gateway: GatewayDep, access: AccessDep, request: Request, asked: FeedbackRequest
+) -> FeedbackResponse:
     """Take what somebody says of an answer: memory learns from it, and forgets what is called wrong.
 
     400: a value that the metric does not have, or a demonstration that its request did not allow. 404: there
@@ -96,6 +98,7 @@ async def feedback(gateway: GatewayDep, request: Request, asked: FeedbackRequest
         metric_name=asked.metric_name,
         value=asked.value,
         tags=asked.tags,
+        tenant=access.tenant,
     )
     with gateway.tracing.request("feedback", request.headers, {"gen_ai.response.id": asked.inference_id}):
         return FeedbackResponse(feedback_id=(await take(gateway, said)).id)

@@ -5,9 +5,8 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from memory.episode import TENANT
 from memory.evidence import Standing
-from server.api.deps import GatewayDep
+from server.api.deps import AccessDep, GatewayDep
 from server.api.errors import refusals
 from server.landscape import Kind, View
 
@@ -86,12 +85,12 @@ class ClustersRead(Landscape):
 
 
 @router.get("/map", responses=refusals())
-async def map_of(gateway: GatewayDep) -> MapRead:
+async def map_of(gateway: GatewayDep, access: AccessDep) -> MapRead:
     """Return where each of up to 1,500 episodes is on a map, and what it is worth.
 
     It is drawn when it is asked for, in the background, and drawn anew when memory has changed enough.
     """
-    view = await gateway.landscape.look(TENANT)
+    view = await gateway.landscape.look(access.tenant)
     places = view.drawing.places if view.drawing else {}
     return MapRead(
         **_landscape(view),
@@ -110,11 +109,11 @@ async def map_of(gateway: GatewayDep) -> MapRead:
 
 
 @router.get("/clusters", responses=refusals())
-async def clusters(gateway: GatewayDep) -> ClustersRead:
+async def clusters(gateway: GatewayDep, access: AccessDep) -> ClustersRead:
     """Return what kinds of request are remembered, and what is known of answering each."""
-    view = await gateway.landscape.look(TENANT)
+    view = await gateway.landscape.look(access.tenant)
     drawing = view.drawing
-    evidence = _evidence(gateway.prior.summary()["rows"])
+    evidence = _evidence(gateway.prior_of(access.tenant)["rows"])
     kinds = list(enumerate(drawing.kinds)) if drawing else []
     kinds.sort(key=lambda one: not one[1].rows)  # within each they stay in order of size
     listed = kinds[:MOST_KINDS]

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
@@ -9,10 +10,9 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from memory.episode import TENANT
 from memory.listing import Place, Summary
 from memory.store import Where
-from server.api.deps import GatewayDep
+from server.api.deps import AccessDep, GatewayDep
 from server.api.errors import refusals
 from server.errors import InvalidRequestError, NotFoundError
 from server.forget import Forgotten, forget, forget_one
@@ -28,8 +28,9 @@ def _dated(time: datetime) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def _written(time: str) -> str:
-    if not re.match(r"\d{4}-", time):  # a number would be taken for seconds, and 15 deletes everything
+def _written(time: object) -> object:
+    # A number would be taken for seconds, and 15 deletes everything.
+    if not isinstance(time, str) or not re.match(r"\d{4}-", time):
         raise ValueError("ISO 8601, such as 2026-03-01 or 2026-03-01T12:00:00Z")
     return time
 
@@ -54,7 +55,7 @@ class Filter(BaseModel):
     @property
     def where(self) -> Where:
         """The filter as stores take it."""
-        return Where(TENANT, **{name: getattr(self, name) for name in Filter.model_fields})
+        return Where(**{name: getattr(self, name) for name in Filter.model_fields})
 
 
 class Listing(Filter):
@@ -234,9 +235,10 @@ RETRAIN = (
 
 
 @router.get("/stats", responses=refusals())
-async def stats(gateway: GatewayDep) -> MemoryStats:
+async def stats(gateway: GatewayDep, access: AccessDep) -> MemoryStats:
     """Return counts and rewards of the served space, the hit rate, and the evidence about rows."""
-    found = await gateway.statistics.call(lambda store: store.stats())
+    tenant = access.tenant
+    found = await gateway.statistics.call(lambda store: store.stats(tenant=tenant))
     here = SpaceStats(
         episodes=found.episodes,
         seen=found.seen,
@@ -248,24 +250,25 @@ async def stats(gateway: GatewayDep) -> MemoryStats:
     return MemoryStats(
         space=gateway.space,
         spaces={gateway.space: here},
-        prior=PriorStats.model_validate(gateway.prior.summary()),
-        **gateway.metrics.summary(),
-        exploring=ExploringStats(**gateway.steering.explorer.summary),
-        pending_writes=gateway.remember.pending,
-        expired_episodes=gateway.upkeep.expired,
-        evicted_episodes=gateway.upkeep.evicted,
+        prior=PriorStats.model_validate(gateway.prior_of(tenant)),
+        **gateway.metrics.summary(tenant),
+        exploring=ExploringStats(**gateway.steering.explorer.summary(tenant)),
+        pending_writes=gateway.remember.pending_of(tenant),
+        expired_episodes=gateway.upkeep.expired[tenant],
+        evicted_episodes=gateway.upkeep.evicted[tenant],
         lost_traces=gateway.traces.lost,
     )
 
 
 @router.get("/episodes", responses=refusals())
-async def episodes(gateway: GatewayDep, asked: Annotated[Listing, Query()]) -> EpisodePage:
+async def episodes(gateway: GatewayDep, access: AccessDep, asked: Annotated[Listing, Query()]) -> EpisodePage:
     """Return a page of episodes, newest first, without vectors and tokens.
 
     Going from page to page shows each episode once that is there all the time, whatever comes and goes.
     """
+    where = replace(asked.where, tenant=access.tenant)
     after = None if asked.cursor is None else _place(asked.cursor)
-    page = await gateway.lookups.call(lambda store: store.page(asked.where, limit=asked.limit, after=after))
+    page = await gateway.lookups.call(lambda store: store.page(where, limit=asked.limit, after=after))
     return EpisodePage(
         data=[EpisodeSummary.model_validate(_said(gateway, one)) for one in page.episodes],
         has_more=page.next is not None,
@@ -274,29 +277,31 @@ async def episodes(gateway: GatewayDep, asked: Annotated[Listing, Query()]) -> E
 
 
 @router.delete("/episodes", responses=refusals(507))
-async def delete_episodes(gateway: GatewayDep, asked: Annotated[Forgetting, Query()]) -> Erasure:
+async def delete_episodes(
+    gateway: GatewayDep, access: AccessDep, asked: Annotated[Forgetting, Query()]
+) -> Erasure:
     """Forget the episodes that a filter names, or all; those of requests that come later stay."""
     filtered = any(getattr(asked, name) is not None for name in Filter.model_fields)
     if filtered == asked.all:
         raise InvalidRequestError("name a filter, such as reward_max=0.3, or else all=true", "all")
-    return _erasure(await forget(gateway, asked.where))
+    return _erasure(await forget(gateway, access.tenant, asked.where))
 
 
 @router.get("/episodes/{episode_id}", responses=refusals(404))
-async def episode(gateway: GatewayDep, episode_id: str) -> EpisodeRead:
+async def episode(gateway: GatewayDep, access: AccessDep, episode_id: str) -> EpisodeRead:
     """Return one episode without its vectors."""
     name = _name(episode_id)
     found = await gateway.lookups.call(lambda store: store.get(name))
-    if found is None:
+    if found is None or found.tenant != access.tenant:
         raise _unknown(name)
     return EpisodeRead.model_validate(_said(gateway, found.summary()))
 
 
 @router.delete("/episodes/{episode_id}", responses=refusals(404, 507))
-async def delete_episode(gateway: GatewayDep, episode_id: str) -> Erasure:
+async def delete_episode(gateway: GatewayDep, access: AccessDep, episode_id: str) -> Erasure:
     """Forget one episode: it is recalled no more, and later nights do not see it."""
     name = _name(episode_id)
-    forgotten = await forget_one(gateway, name)
+    forgotten = await forget_one(gateway, access.tenant, name)
     if not forgotten.deleted:
         raise _unknown(name)
     return _erasure(forgotten)
@@ -319,12 +324,12 @@ def _erasure(forgotten: Forgotten) -> Erasure:
 
 
 @router.post("/search", responses=refusals(404))
-async def search(gateway: GatewayDep, asked: Search) -> FoundList:
+async def search(gateway: GatewayDep, access: AccessDep, asked: Search) -> FoundList:
     """Return the episodes most like a text, or like an episode, whatever their latents are worth."""
     if asked.text is not None and asked.id is None:
-        found = await like_text(gateway, asked.text, asked.k, asked.floor)
+        found = await like_text(gateway, access.tenant, asked.text, asked.k, asked.floor)
     elif asked.id is not None and asked.text is None:
-        found = await like_episode(gateway, _name(asked.id, "id"), asked.k, asked.floor)
+        found = await like_episode(gateway, access.tenant, _name(asked.id, "id"), asked.k, asked.floor)
     else:
         raise InvalidRequestError("give a text, or else the id of an episode", "text")
     return FoundList(

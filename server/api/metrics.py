@@ -73,7 +73,7 @@ class GatewayCollector(Collector):
         yield GaugeMetricFamily(
             "latentevolve_pending_explorations",
             "Prompts waiting to be explored.",
-            value=gateway.steering.explorer.summary["waiting"],
+            value=gateway.steering.explorer.waiting,
         )
         yield CounterMetricFamily(
             "latentevolve_lost_traces",

@@ -31,6 +31,7 @@ INFER = Rule("infer")
 INFER_UNPARTED = Rule("infer", everybody=False)
 """vLLM parts nothing of these by tenant: it takes no `cache_salt`, or keeps what it answers."""
 READ = Rule("memory:read")
+READ_ALL = Rule("memory:read", everybody=False)
 WRITE = Rule("memory:write")
 ADMIN = Rule("admin")
 OPERATE = Rule("admin", everybody=False)
@@ -93,6 +94,8 @@ TABLE: dict[Rule, tuple[str, ...]] = {
         "GET /v1/memory/episodes/{episode_id}",
         "POST /v1/memory/search",
         "GET /v1/memory/export",
+    ),
+    READ_ALL: (
         "GET /v1/priors",
         "GET /v1/priors/compare",
         "GET /v1/priors/{version}",
@@ -107,13 +110,6 @@ TABLE: dict[Rule, tuple[str, ...]] = {
         "POST /v1/memory/import",
     ),
     ADMIN: (
-        "POST /v1/priors/release",
-        "POST /v1/priors/rollback",
-        "POST /v1/priors/{version}/activate",
-        "POST /v1/consolidations",
-        "POST /v1/consolidations/{night_id}/cancel",
-        "PUT /v1/schedule",
-        "DELETE /v1/schedule",
         "POST /v1/keys",
         "GET /v1/keys",
         "GET /v1/keys/{key_id}",
@@ -121,6 +117,13 @@ TABLE: dict[Rule, tuple[str, ...]] = {
         "POST /v1/keys/{key_id}/revoke",
     ),
     OPERATE: (
+        "POST /v1/priors/release",
+        "POST /v1/priors/rollback",
+        "POST /v1/priors/{version}/activate",
+        "POST /v1/consolidations",
+        "POST /v1/consolidations/{night_id}/cancel",
+        "PUT /v1/schedule",
+        "DELETE /v1/schedule",
         "POST /v1/memory/compact",
         "GET /load",
         "GET /kv_event_sources",

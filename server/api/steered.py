@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,14 +21,24 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from memory.episode import TENANT
 from model.engine import Usage
 from model.engine_time import EngineTime, engine_time
+from server.api.auth import access_of
 from server.api.errors import response_of
-from server.api.options import BATCH, COMPLETIONS, MESSAGES, STEERED_PATHS, read_options, without_suffix
+from server.api.options import (
+    BATCH,
+    COMPLETIONS,
+    MESSAGES,
+    RESPONSES,
+    STEERED_PATHS,
+    read_options,
+    without_suffix,
+)
 from server.api.requests import REQUEST_ID
 from server.api.scopes import is_public
 from server.api.usage import Told, with_usage
-from server.errors import GatewayError
+from server.errors import GatewayError, InvalidRequestError
 from server.gateway import Gateway, Readiness
 from server.steering.outcome import HEADERS as TOLD
 from server.steering.outcome import Outcome
@@ -70,8 +81,7 @@ class SteeredRoutes:
             return await self.app(scope, receive, send)
         path, started = scope["path"], time.monotonic()
         call: SteeringCall | None = None
-
-        status, told = 0, NOT_TOLD
+        tenant, status, told = TENANT, 0, NOT_TOLD
 
         def describe(found: int) -> dict[str, str]:
             nonlocal status
@@ -79,7 +89,7 @@ class SteeredRoutes:
             for each in [call] if call is None else call.conversations:
                 outcome = _outcome(found, each, path)
                 said.append(_described(outcome, each))
-                self._count(outcome, each, started)
+                self._count(outcome, each, started, tenant)
                 if outcome.reward_after is not None:
                     evaluated("reward", outcome.reward_after, latentevolve__before=outcome.reward_before)
             common = _common(said)
@@ -91,10 +101,14 @@ class SteeredRoutes:
             send = _with_headers(send, describe)
         try:
             gateway = self._readiness.require()
+            tenant = access_of(scope).tenant
             raw = await _read(receive) if _is_json(scope) else None
             body = rewritten = None if raw is None else _object(raw)
             if body is not None and path in STEERED_PATHS:
                 options, rewritten = read_options(body, path, gateway.settings, gateway.served())
+                options = replace(options, tenant=tenant)
+                if path == RESPONSES and tenant != TENANT:
+                    rewritten = _unstored(rewritten)
                 call = SteeringCall(options, batch=[] if path == BATCH else None)
             elif body is not None:
                 rewritten = without_suffix(body, gateway.served())
@@ -128,16 +142,16 @@ class SteeredRoutes:
         except asyncio.CancelledError:
             if status == 0:  # nobody waits for an answer any more
                 for each in call.conversations:
-                    self._count(each.outcome or CLIENT_LEFT, each, started)
+                    self._count(each.outcome or CLIENT_LEFT, each, started, tenant)
             raise
         finally:
             engine_time.reset(timing)
             current_call.reset(token)
 
-    def _count(self, outcome: Outcome, call: SteeringCall | None, started: float) -> None:
+    def _count(self, outcome: Outcome, call: SteeringCall | None, started: float, tenant: str) -> None:
         if self._readiness.gateway is not None:
             effort = call.options.effort if call is not None else "none"
-            self._readiness.gateway.metrics.count(effort, outcome, time.monotonic() - started)
+            self._readiness.gateway.metrics.count(effort, outcome, time.monotonic() - started, tenant)
 
 
 def _spanned(gateway: Gateway, scope: Scope, body: Mapping[str, Any] | None) -> AbstractContextManager[Span]:
@@ -192,6 +206,19 @@ async def _read(receive: Receive) -> bytes:
         chunks += message.get("body", b"")
         if not message.get("more_body", False):
             return bytes(chunks)
+
+
+def _unstored(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of a response that vLLM does not store: its store knows no tenants.
+
+    Raises:
+        InvalidRequestError: it goes on from a stored one.
+    """
+    if body.get("previous_response_id") is not None:
+        raise InvalidRequestError(
+            "responses of this tenant are not stored: send the whole conversation", "previous_response_id"
+        )
+    return {**body, "store": False}
 
 
 def _sized(scope: Scope, length: int) -> Scope:

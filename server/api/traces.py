@@ -7,9 +7,9 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from memory.episode import TENANT, now
+from memory.episode import now
 from memory.timeline import Step, Timeline, Window, timeline
-from server.api.deps import GatewayDep
+from server.api.deps import AccessDep, GatewayDep
 from server.api.errors import refusals
 from server.errors import NotFoundError
 from server.questions import Questions
@@ -92,9 +92,11 @@ class TimelineRead(BaseModel):
 
 
 @router.get("/timeline", responses=refusals())
-async def timeline_of(gateway: GatewayDep, window: Window = "day") -> TimelineRead:
+async def timeline_of(gateway: GatewayDep, access: AccessDep, window: Window = "day") -> TimelineRead:
     """Return requests, outcomes and ratings of the last hour, day, week or month, step by step."""
-    found: Timeline = await asyncio.to_thread(timeline, gateway.state, gateway.space, TENANT, window, now())
+    found: Timeline = await asyncio.to_thread(
+        timeline, gateway.state, gateway.space, access.tenant, window, now()
+    )
     total = found.whole
     per_search = total.search_tokens.value
     return TimelineRead(
@@ -111,13 +113,14 @@ async def timeline_of(gateway: GatewayDep, window: Window = "day") -> TimelineRe
 @router.get("/traces", responses=refusals())
 async def traces(
     gateway: GatewayDep,
+    access: AccessDep,
     limit: Annotated[int, Query(ge=1, le=100, description="Most traces of one page.")] = 20,
     cursor: Annotated[
         int | None, Query(ge=0, le=2**62, description="`next_cursor` of the page before.")
     ] = None,
 ) -> TracePage:
     """Return the last requests, newest first, with their texts where these are kept."""
-    found = await gateway.traces.recent(gateway.space, limit + 1, cursor)
+    found = await gateway.traces.recent(gateway.space, limit + 1, cursor, access.tenant)
     questions = gateway.questions
     page = found[:limit]
     more = len(found) > limit
@@ -217,14 +220,14 @@ class TraceRead(BaseModel):
 # The model documents and does not filter: traces that earlier builds wrote may lack fields.
 @router.get("/traces/{trace_id}", response_model=None, responses={200: {"model": TraceRead}, **refusals(404)})
 async def trace(
-    gateway: GatewayDep, trace_id: str, include: Literal["latent"] | None = None
+    gateway: GatewayDep, access: AccessDep, trace_id: str, include: Literal["latent"] | None = None
 ) -> dict[str, Any]:
     """Return a trace with its feedback; `include=latent` adds the latent's values, for replay."""
     try:
         name = str(UUID(trace_id))  # ids name files, so nothing else gets through
     except ValueError:
         raise NotFoundError("trace ids are UUIDs, as in x-latent-trace", "trace_id") from None
-    found = await gateway.traces.get(name, include_latent=include == "latent")
+    found = await gateway.traces.get(name, include_latent=include == "latent", tenant=access.tenant)
     if found is None:
         raise NotFoundError(f"no trace {name}; old ones are deleted", "trace_id")
     said = await asyncio.to_thread(gateway.state.feedback_on, name)

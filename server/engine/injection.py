@@ -7,14 +7,15 @@ The id of an answer ends in its trace's, so that feedback finds it. Knows nothin
 are found or of HTTP. Requests without a call, such as those of `/tokenize`, pass through untouched.
 """
 
+import hashlib
 import json
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from typing import Any
 
-from model.engine import Decoding
+from model.engine import Decoding, cache_salt
 from model.engine_time import engine_time
 from server.engine.decoding import Native, handed_over, overheard, watched
-from server.engine.vllm import OWN_REQUEST, VLLMEngine, cache_salt
+from server.engine.vllm import OWN_REQUEST, VLLMEngine
 from server.steering.outcome import Answer, Outcome, reason_of
 from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError
 from server.steering.request import SteeringCall, current_call
@@ -53,6 +54,7 @@ def install(state: Any, engine: VLLMEngine, steer: Steer, answered: Tell = lambd
     def decoded(prompt: Any, params: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
         if request_id.startswith(OWN_REQUEST):
             return generate(prompt, params, request_id, *args, **kwargs)
+        part_caches(prompt)
         carried = prompt if isinstance(prompt, dict) else {}
         answer, trace_id = carried.pop(_ANSWER, None), carried.pop(_TRACE, None)
         if answer is not None:
@@ -83,6 +85,7 @@ def install(state: Any, engine: VLLMEngine, steer: Steer, answered: Tell = lambd
         if reason is not None:
             call.outcome = Outcome("plain", reason)
             return inputs
+        part_caches(inputs[0])
         salt, token = cache_salt.set(inputs[0].get("cache_salt")), current_call.set(call)
         try:
             return [await _steered_input(engine, steer, call, request, inputs[0], question, rendering)]
@@ -92,6 +95,27 @@ def install(state: Any, engine: VLLMEngine, steer: Steer, answered: Tell = lambd
 
     renderer.preprocess_chat = steered_chat
     engine.llm.generate = decoded
+
+
+def part_caches(prompt: Any) -> None:
+    """Let a tenant's prompt share the prefix cache with none but its own, whichever route it came by.
+
+    What a client gives as salt itself parts its prompts further; it is kept as a digest, so that no client
+    can write another tenant's.
+
+    Raises:
+        TypeError: it is of a kind that has no salt.
+    """
+    base = cache_salt.get()
+    if base is None:
+        return
+    if not isinstance(prompt, dict) or prompt.get("type") not in ("token", "embeds", "multimodal"):
+        raise TypeError(f"prompts of type {type(prompt).__name__} cannot be parted by tenant")
+    given = prompt.get("cache_salt")
+    if given is None:
+        prompt["cache_salt"] = base
+    elif not given.startswith(base):
+        prompt["cache_salt"] = f"{base}.{hashlib.sha256(given.encode()).hexdigest()[:32]}"
 
 
 async def _steered_input(

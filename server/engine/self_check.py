@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import cosine_similarity
 
-from model.engine import Decoding, Label, SteeredPrompt
-from server.engine.vllm import VLLMEngine, cache_salt
+from model.engine import Decoding, Label, SteeredPrompt, cache_salt
+from server.engine.vllm import VLLMEngine
 
 logger = logging.getLogger(__name__)
 

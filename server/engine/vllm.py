@@ -13,7 +13,6 @@ import asyncio
 import os
 import uuid
 from collections.abc import Coroutine, Sequence
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +29,7 @@ from model.engine import (
     PromptTooLongError,
     SteeredPrompt,
     UnsupportedError,
+    cache_salt,
     in_background,
 )
 from model.engine_time import in_engine
@@ -50,9 +50,6 @@ BEHIND = 1_000_000
 
 OWN_REQUEST = "latent."
 """How ids of what is decoded here begin, in place of what vLLM's serving decodes."""
-
-cache_salt: ContextVar[str | None] = ContextVar("cache_salt", default=None)
-"""Salt of the request being served: prompts with different salts share no prefix cache."""
 
 
 class VLLMEngine:

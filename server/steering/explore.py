@@ -38,7 +38,7 @@ from server.tracing import evaluated, span
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 256
-"""More are dropped: a server that is busy has better things to do."""
+"""Of a tenant; more are dropped: a server that is busy has better things to do."""
 MAX_LATELY = 4096
 """Prompts that are known to have been explored."""
 MOST_TRIES = 3
@@ -73,6 +73,11 @@ class Exploration:
     """Of its request: whoever starts it later may be another's task, and prefix caches are parted by this."""
 
     @property
+    def tenant(self) -> str:
+        """Whose request it is."""
+        return self.request.options.tenant
+
+    @property
     def asked(self) -> bool:
         """Whether the request itself asked for it; then neither time nor tokens are spared."""
         return "explore" in self.request.options.given
@@ -95,7 +100,7 @@ class ExplorerLimits:
 
 
 class Explorer:
-    """Explores in the background, oldest first, while hardly anybody waits for an answer.
+    """Explores in the background, while hardly anybody waits for an answer: oldest first, tenants in turn.
 
     Args:
         engine: Finds keys, and answers under rows that are measured.
@@ -134,28 +139,37 @@ class Explorer:
         """Prompts that are not explored again for being asked again."""
         self._clients = 0
         """Requests that somebody waits for."""
-        self._spent: deque[tuple[float, int]] = deque()
-        """When how many tokens were generated, within the last hour."""
+        self._spent: deque[tuple[float, int, str]] = deque()
+        """When how many tokens were generated for whom, within the last hour."""
+        self._turns: dict[str, int] = {}
+        """When each tenant that waits was last begun to be explored for, in numbers that grow."""
         self._rests_until = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
         self._withdrawn: set[Exploration] = set()
 
     @property
-    def summary(self) -> dict[str, int]:
-        """What waits, what runs, and the tokens of the last hour."""
+    def waiting(self) -> int:
+        """How many wait, of all tenants."""
+        return len(self._waiting)
+
+    def summary(self, tenant: str = TENANT) -> dict[str, int]:
+        """Return what waits and runs for a tenant, and its tokens of the last hour."""
         return {
-            "waiting": len(self._waiting),
-            "running": len(self._running),
-            "tokens_last_hour": self._tokens(),
+            "waiting": self._waiting_of(tenant),
+            "running": sum(one.tenant == tenant for one in self._running.values()),
+            "tokens_last_hour": self._tokens(tenant),
         }
+
+    def _waiting_of(self, tenant: str) -> int:
+        return sum(one.tenant == tenant for one in self._waiting)
 
     def submit(self, exploration: Exploration) -> bool:
         """Take an exploration and return at once; False where too many wait, or it was made lately."""
         request, prompt = exploration.request, self._prompt(exploration)
         if prompt in self._lately and not exploration.asked:
             return False
-        if len(self._waiting) >= MAX_WAITING:
+        if self._waiting_of(exploration.tenant) >= MAX_WAITING:
             self._metrics.explorations.labels("skipped").inc()
             logger.info("trace %s is not explored: too many requests wait for it", request.trace_id)
             return False
@@ -218,11 +232,13 @@ class Explorer:
             if self._clients > self._limits.beside:
                 return
             pause_s = self._pause_s()
-            first = next((one for one in self._waiting if one.asked or not pause_s), None)
+            ready = (one for one in self._waiting if one.asked or not pause_s)
+            first = min(ready, key=lambda one: self._turns.get(one.tenant, 0), default=None)
             if first is None:
                 if self._waiting:
                     self._wake(pause_s)
                 return
+            self._turns[first.tenant] = 1 + max(self._turns.values(), default=0)
             self._waiting.remove(first)
             task = asyncio.create_task(self._explore(first), name="explore", context=first.context)
             self._running[task] = first
@@ -236,10 +252,10 @@ class Explorer:
             rest = max(rest, (self._spent[0][0] if self._spent else now) + HOUR_S - now)
         return rest
 
-    def _tokens(self) -> int:
+    def _tokens(self, tenant: str | None = None) -> int:
         while self._spent and self._spent[0][0] < time.monotonic() - HOUR_S:
             self._spent.popleft()
-        return sum(tokens for _, tokens in self._spent)
+        return sum(tokens for _, tokens, whose in self._spent if tenant is None or whose == tenant)
 
     def _wake(self, seconds: float) -> None:
         if self._closed:
@@ -262,7 +278,7 @@ class Explorer:
 
     def _prompt(self, exploration: Exploration) -> str:
         prompt = exploration.request.prompt
-        return prompt_id(self._engine.space.id, TENANT, prompt.token_ids, prompt.held_to)
+        return prompt_id(self._engine.space.id, exploration.tenant, prompt.token_ids, prompt.held_to)
 
     def _not_remembered(self, trace_id: str, why: str | None, **explored: Any) -> None:
         self._report(trace_id, {**explored, "remembered": "no", "why_not_remembered": why})
@@ -285,7 +301,8 @@ class Explorer:
         except asyncio.CancelledError:
             self._metrics.explorations.labels("interrupted").inc()
             if not request.chooses:  # nobody says how far it came: as if all of it were there
-                self._count(options.votes * min(options.answer_tokens, request.prompt.decoding.max_tokens))
+                lost = options.votes * min(options.answer_tokens, request.prompt.decoding.max_tokens)
+                self._count(lost, exploration.tenant)
             if self._closed:
                 self._not_remembered(request.trace_id, ENDED)
             raise
@@ -319,9 +336,9 @@ class Explorer:
         self._report(request.trace_id, {"explored": explored, "episode_id": request.episode.id})
         self._remember.submit(request.episode)
 
-    def _count(self, tokens: int) -> None:
+    def _count(self, tokens: int, tenant: str) -> None:
         self._metrics.explored_tokens.inc(tokens)
-        self._spent.append((time.monotonic(), tokens))
+        self._spent.append((time.monotonic(), tokens, tenant))
 
     def _options(self, request: Request) -> Options:
         """Return how far the search goes: votes and time of its own, and no budget of the request's."""
@@ -351,7 +368,7 @@ class Explorer:
             served=start.served,
         )
         result = await session.run(Vote())
-        self._count(result.usage.generated_tokens)
+        self._count(result.usage.generated_tokens, exploration.tenant)
         request.result = result
         request.episode = episode_of(request, key, self._engine.space.id, start.latent, start.served, result)
         return result
@@ -382,7 +399,7 @@ class Explorer:
                     max_tokens=longest_answer(request.prompt, options, room),
                     seed=seed_of(request.prompt, options) + _OTHER_SEEDS,
                 )
-            self._count(measured.generated_tokens)
+            self._count(measured.generated_tokens, exploration.tenant)
             await self._priors.observe(prompt_digest(prompt), measured.differences)
         except (EngineError, LatentRejectedError, LatentMemoryError, TimeoutError) as error:
             logger.warning(

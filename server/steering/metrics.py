@@ -5,11 +5,13 @@ they are served.
 """
 
 from collections import Counter as Counts
+from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from memory.episode import TENANT
 from memory.evidence import Standing
 from server.steering.outcome import Outcome
 
@@ -25,6 +27,9 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._tallies: defaultdict[str, Counts[tuple[str, str]]] = defaultdict(Counts)
+        """By tenant, how often each (counter, label) came. Prometheus has sums over all of them, for whoever
+        scrapes needs no API key."""
         self.requests = Counter(
             "latentevolve_requests_total",
             "Requests of the steered routes by effort, what really ran and why.",
@@ -136,9 +141,16 @@ class Metrics:
         )
         self.show_standings(())
 
-    def count(self, effort: str, outcome: Outcome, seconds: float) -> None:
+    def tally(self, counter: Literal["recalls", "episodes", "feedback"], label: str, tenant: str) -> None:
+        """Count what happened to a tenant."""
+        counted: Counter = getattr(self, counter)
+        counted.labels(label).inc()
+        self._tallies[tenant][counter, label] += 1
+
+    def count(self, effort: str, outcome: Outcome, seconds: float, tenant: str = TENANT) -> None:
         """Count one request, what was measured of it, and how long it took until its headers."""
         self.requests.labels(effort, outcome.mode, outcome.reason).inc()
+        self._tallies[tenant]["requests", outcome.mode] += 1
         self.seconds.labels(outcome.mode).observe(seconds)
         self.generated_tokens.inc(outcome.usage.generated_tokens)
         for when, reward in (("before", outcome.reward_before), ("after", outcome.reward_after)):
@@ -156,10 +168,12 @@ class Metrics:
         for standing in get_args(Standing):
             self.prior_rows.labels(standing).set(counts[standing])
 
-    def summary(self) -> dict[str, Any]:
-        """Return answers by mode, the hit rate of recall and what became of episodes, since the start."""
-        by_mode, recalls = _by_label(self.requests, "mode"), _by_label(self.recalls, "result")
-        fates, answered = _by_label(self.episodes, "result"), recalls["hit"] + recalls["miss"]
+    def summary(self, tenant: str = TENANT) -> dict[str, Any]:
+        """Return a tenant's answers by mode, its hit rate of recall and what became of its episodes."""
+        by_mode, recalls, fates, feedback = (
+            self._tallied(tenant, counter) for counter in ("requests", "recalls", "episodes", "feedback")
+        )
+        answered = recalls["hit"] + recalls["miss"]
         return {
             "requests": {
                 "total": by_mode.total(),
@@ -169,15 +183,9 @@ class Metrics:
             "hit_rate": recalls["hit"] / answered if answered else None,
             "dropped_writes": fates["dropped"],
             "refused_writes": fates["refused"],
-            "feedback": dict(_by_label(self.feedback, "metric_name")),
+            "feedback": dict(feedback),
         }
 
-
-def _by_label(counter: Counter, label: str) -> Counts[str]:
-    """Return a counter's values, added up by one of its labels."""
-    found: Counts[str] = Counts()
-    for metric in counter.collect():
-        for sample in metric.samples:
-            if sample.name.endswith("_total"):
-                found[sample.labels[label]] += int(sample.value)
-    return found
+    def _tallied(self, tenant: str, counter: str) -> Counts[str]:
+        tallies = self._tallies[tenant] if tenant in self._tallies else Counts[tuple[str, str]]()
+        return Counts({label: count for (name, label), count in tallies.items() if name == counter})

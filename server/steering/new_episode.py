@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from memory.episode import LEAST_GAIN, TENANT, Array, Episode, prompt_id
+from memory.episode import LEAST_GAIN, Array, Episode, prompt_id
 from model.engine import Engine
 from server.steering.request import Request
 from server.steering.search.choose import Choice
@@ -80,15 +80,15 @@ def episode_of_choice(request: Request, key: Array, engine: Engine, choice: Choi
 
 def _asked(request: Request, space: str) -> dict[str, Any]:
     """Return the fields that say what was asked, and how."""
-    prompt = request.prompt
+    prompt, tenant = request.prompt, request.options.tenant
     return {
         "space": space,
-        "tenant": TENANT,
+        "tenant": tenant,
         "prompt_token_ids": prompt.token_ids,
         "prompt_text": prompt.text,
         "max_tokens": prompt.decoding.max_tokens,
         "effort": request.options.effort,
         "prior_version": request.prior.version if request.prior else None,
         "trace_id": request.trace_id,
-        "id": prompt_id(space, TENANT, prompt.token_ids, prompt.held_to),
+        "id": prompt_id(space, tenant, prompt.token_ids, prompt.held_to),
     }

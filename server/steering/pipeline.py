@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 
 from config.settings import Settings
-from memory.episode import Array
+from memory.episode import TENANT, Array
 from memory.registry import RegistryError
 from memory.store import EpisodeStore
 from model.engine import Engine, EngineError, SteeredPrompt, UnsupportedError
@@ -142,10 +142,16 @@ class Steering:
 
     async def _serving(self, options: Options) -> Serving | None:
         """Return what serves this request, which a swap from here on does not change."""
-        if options.prior is None:
-            return self._priors.serving()
         if options.prior == "none":
             return None
+        if options.tenant != TENANT:  # has none of its own, and nobody else's
+            if options.prior is not None:
+                raise SteeringRejectedError(
+                    f"latent.prior: there is no prior {options.prior!r}", "latent.prior"
+                )
+            return None
+        if options.prior is None:
+            return self._priors.serving()
         try:
             named = await self._priors.get(options.prior)
         except RegistryError as error:

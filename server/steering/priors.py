@@ -22,6 +22,8 @@ from server.steering.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
+NO_PRIOR: Mapping[str, Any] = {"version": None, "pinned": False, "rows": {}}
+"""What is told where there is none."""
 _SILENT: Mapping[Standing, str] = {"on trial": "prior-on-trial", "retired": "prior-retired"}
 """Reasons of answers that covering rows have no part in."""
 
@@ -222,7 +224,7 @@ class ActivePrior:
         """Return the active version and the evidence about its rows, as JSON values."""
         serving = self._serving
         if serving is None:
-            return {"version": None, "pinned": False, "rows": {}}
+            return dict(NO_PRIOR)
         return {
             "version": serving.whole.version,
             "pinned": serving.pinned,

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from memory.episode import TENANT
 from model.engine import Decoding
 
 if TYPE_CHECKING:  # searches are timed on machines with torch and little else (`scripts/gpu.py`)
@@ -99,6 +100,8 @@ class Options:
     """Whether it may be searched for once it is answered."""
     seed: int | None
     """Of what is sampled; None: the prompt's."""
+    tenant: str = TENANT
+    """Whose request it is: it sees that one's memory and priors, and leaves its own there."""
 
     @classmethod
     def of(

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from memory.episode import TENANT, Array, Episode, StoreUnavailableError, prompt_id
+from memory.episode import Array, Episode, StoreUnavailableError, prompt_id
 from memory.prior import CLUSTER_COSINE, DEFAULT_RECALL_FLOOR, Prior
 from memory.store import REACH, EpisodeStore, Neighbour, Recalled, recall
 from model.space import LatentRejectedError, LatentSpace
@@ -31,16 +31,19 @@ class Recall:
         metrics: Metrics,
     ) -> None:
         self._store, self._space, self._metrics = store, space, metrics
-        self._was_filled = False
+        self._filled: set[str] = set()
+        """Tenants that have had something to recall."""
 
     async def is_filled(self, request: Request) -> bool:
         """Return whether there is anything to recall. The store is asked until it said yes once."""
-        if not self._was_filled:
+        tenant = request.options.tenant
+        if tenant not in self._filled:
             try:
-                self._was_filled = await self._store.call(lambda store: store.count(tenant=TENANT)) > 0
+                if await self._store.call(lambda store: store.count(tenant=tenant)) > 0:
+                    self._filled.add(tenant)
             except StoreUnavailableError as error:
                 self._miss(request, error)
-        return self._was_filled
+        return tenant in self._filled
 
     async def near(
         self, request: Request, key: Array, *, covered: bool
@@ -53,13 +56,16 @@ class Recall:
         try:
             with request.stage("recall"):
                 request.floor = self._floor(request, covered)
-                look = partial(_look, request.prior, key, request.options.k, request.floor, covered=covered)
+                options = request.options
+                look = partial(
+                    _look, request.prior, key, options.tenant, options.k, request.floor, covered=covered
+                )
                 nearest, neighbours = await self._store.call(look)
         except StoreUnavailableError as error:
             self._miss(request, error)
             return [], []
         recalled = [near for near in nearest if self._fits(near)]
-        self._metrics.recalls.labels("hit" if recalled else "miss").inc()
+        self._metrics.tally("recalls", "hit" if recalled else "miss", request.options.tenant)
         if recalled:
             self._metrics.similarity.observe(max(near.similarity for near in recalled))
         return recalled, neighbours
@@ -69,15 +75,15 @@ class Recall:
 
         None when the store does not answer.
         """
-        prompt = request.prompt
+        prompt, tenant = request.prompt, request.options.tenant
         try:
             nearest = await self._store.call(
-                lambda store: store.near(key, tenant=TENANT, k=LOOKED_AT, floor=CLUSTER_COSINE)
+                lambda store: store.near(key, tenant=tenant, k=LOOKED_AT, floor=CLUSTER_COSINE)
             )
         except StoreUnavailableError as error:
             self._miss(request, error)
             return []
-        own = prompt_id(self._space.id, TENANT, prompt.token_ids, prompt.held_to)
+        own = prompt_id(self._space.id, tenant, prompt.token_ids, prompt.held_to)
         return [
             Thought(near.choice_log_probabilities, near.held_log_probabilities)
             for near in nearest
@@ -100,15 +106,22 @@ class Recall:
 
     def _miss(self, request: Request, error: StoreUnavailableError) -> None:
         request.store_answers = False
-        self._metrics.recalls.labels("unavailable").inc()
+        self._metrics.tally("recalls", "unavailable", request.options.tenant)
         logger.warning("trace %s goes on without recall: %s", request.trace_id, error)
 
 
 def _look(
-    prior: Prior | None, key: Array, k: int, floor: float, store: EpisodeStore, *, covered: bool
+    prior: Prior | None,
+    key: Array,
+    tenant: str,
+    k: int,
+    floor: float,
+    store: EpisodeStore,
+    *,
+    covered: bool,
 ) -> tuple[list[Recalled], list[Neighbour]]:
     """Return what is recalled, and all neighbours; blocks."""
-    neighbours = store.near(key, tenant=TENANT, k=REACH * k, floor=floor)
+    neighbours = store.near(key, tenant=tenant, k=REACH * k, floor=floor)
     if prior is None:
         return recall(store, neighbours, k), neighbours
     if covered:

@@ -31,7 +31,7 @@ class Remember:
     the disk has no room they are refused.
 
     Args:
-        limit: Most episodes that wait.
+        limit: Most episodes of a tenant that wait.
         batch: Most episodes per write.
         first_wait_s: Pause after a first failed write; doubles up to `longest_wait_s`.
     """
@@ -61,6 +61,10 @@ class Remember:
         """Episodes taken and not settled yet."""
         return len(self._waiting) + len(self._writing)
 
+    def pending_of(self, tenant: str) -> int:
+        """Return how many of them are a tenant's."""
+        return sum(one.tenant == tenant for one in (*self._waiting, *self._writing))
+
     def listen(self, listener: Listener) -> None:
         """Have `listener` called when an episode's fate is settled."""
         self._listeners.append(listener)
@@ -71,7 +75,7 @@ class Remember:
 
     def submit(self, episode: Episode) -> bool:
         """Take an episode to be written and return at once; False when it was dropped."""
-        if self.pending >= self._limit:
+        if self.pending >= self._limit and self.pending_of(episode.tenant) >= self._limit:
             self._settle(episode, "dropped")
             return False
         self._waiting.append(episode)
@@ -172,7 +176,7 @@ class Remember:
 
     def _settle(self, episode: Episode, fate: Fate) -> None:
         self._writing = [other for other in self._writing if other is not episode]
-        self._metrics.episodes.labels(fate).inc()
+        self._metrics.tally("episodes", fate, episode.tenant)
         for listener in self._listeners:
             try:
                 listener(episode, fate)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from config.settings import SearchName
-from memory.episode import TENANT, Array, Episode, new_id, prompt_digest, prompt_id
+from memory.episode import Array, Episode, new_id, prompt_digest, prompt_id
 from memory.prior import Prior
 from server.steering.metrics import Metrics
 from server.steering.outcome import Answer, Asked, Outcome, Trace
@@ -174,7 +174,7 @@ class Request:
         if not self.options.store:
             return None
         return Asked(
-            prompt=prompt_id(space, TENANT, prompt.token_ids, prompt.held_to),
+            prompt=prompt_id(space, self.options.tenant, prompt.token_ids, prompt.held_to),
             token_ids=prompt.token_ids,
             text=prompt.text,
             choices=prompt.scored_choices if self.chooses else prompt.decoding.choices or (),

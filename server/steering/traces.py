@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from memory.database import StateUnavailableError
-from memory.episode import Episode, LatentMemoryError
+from memory.episode import TENANT, Episode, LatentMemoryError
 from memory.redaction import EVERYTHING, Redaction
 from memory.state import KeptExchange, NewTrace, State
 from server.steering.background import Background
@@ -55,7 +55,8 @@ class TraceLog:
 
     Args:
         state: Where they are written.
-        limit: Most traces in the state, of all gateways that share it, and most that wait to be written.
+        limit: Most traces of a tenant in the state, of all gateways that share it, and most that wait to be
+            written.
         redact: What of texts may be written.
     """
 
@@ -109,8 +110,10 @@ class TraceLog:
         self._changes[trace_id] = self._changes.get(trace_id, {}) | changes
         self._background.wake()
 
-    async def get(self, trace_id: str, *, include_latent: bool = False) -> dict[str, Any] | None:
-        """Return a trace as JSON, with the latent's values on request; None when there is none.
+    async def get(
+        self, trace_id: str, *, include_latent: bool = False, tenant: str = TENANT
+    ) -> dict[str, Any] | None:
+        """Return a trace as JSON, with the latent's values on request; None when the tenant has none.
 
         Raises:
             StateUnavailableError: the state cannot be read.
@@ -122,12 +125,12 @@ class TraceLog:
         if not known:
             return None
         changes = self._changes.get(trace_id, {})  # taken first: they may be written while the state is read
-        trace = self._fresh.get(trace_id)
+        trace = self._fresh_of(tenant, trace_id)
         if trace is not None:
             found: dict[str, Any] | None = trace.to_json()
             values = trace.outcome.latent
         else:
-            found, values = await asyncio.to_thread(self._read, trace_id, include_latent)
+            found, values = await asyncio.to_thread(self._read, trace_id, include_latent, tenant)
         if found is None:
             return None
         found.update(changes | self._changes.get(trace_id, {}))
@@ -135,30 +138,36 @@ class TraceLog:
             found["latent"]["values"] = values.tolist()
         return found
 
-    async def exchange(self, trace_id: str) -> Exchange | None:
-        """Return what a trace was asked and answered, as far as it is kept; None where there is no trace.
+    def _fresh_of(self, tenant: str, trace_id: str) -> Trace | None:
+        trace = self._fresh.get(trace_id)
+        return trace if trace is not None and trace.options.tenant == tenant else None
+
+    async def exchange(self, trace_id: str, tenant: str = TENANT) -> Exchange | None:
+        """Return what a trace was asked and answered, as far as it is kept; None where the tenant has none.
 
         Raises:
             StateUnavailableError: the state cannot be read.
         """
         # Taken first: they may be written while the state is read.
-        trace, answer = self._fresh.get(trace_id), self._answers.get(trace_id)
+        trace, answer = self._fresh_of(tenant, trace_id), self._answers.get(trace_id)
         if trace is not None:
             asked, answer = trace.asked, answer or trace.answer
         else:
-            found = await asyncio.to_thread(self._state.exchange, trace_id)
+            found = await asyncio.to_thread(self._state.exchange, trace_id, tenant)
             if found is None:
                 return None
             return self._exchange(found, answer)
         return self._kept(asked, answer)
 
-    async def recent(self, space: str, limit: int, before: int | None = None) -> list[ListedTrace]:
-        """Return up to `limit` written traces of a space, newest first; with `before` of lesser numbers.
+    async def recent(
+        self, space: str, limit: int, before: int | None = None, tenant: str = TENANT
+    ) -> list[ListedTrace]:
+        """Return up to `limit` written traces of a space and a tenant, newest first; `before` a number.
 
         Raises:
             StateUnavailableError: the state cannot be read.
         """
-        found = await asyncio.to_thread(self._state.recent_traces, space, limit, before)
+        found = await asyncio.to_thread(self._state.recent_traces, space, limit, before, tenant)
         return [
             ListedTrace(
                 one.number,
@@ -179,8 +188,8 @@ class TraceLog:
             return Exchange(None, None)
         return Exchange(asked, answer if answer and self._redact.keeps(answer.text) else None)
 
-    async def forget(self, prompts: Collection[str] | None) -> None:
-        """Keep nothing more of what was asked and answered under ids of prompts; None: of all.
+    async def forget(self, prompts: Collection[str] | None, tenant: str = TENANT) -> None:
+        """Keep nothing more of what was asked and answered under ids of prompts; None: all of the tenant's.
 
         Raises:
             StateUnavailableError, NoRoomError: nothing is forgotten.
@@ -188,9 +197,11 @@ class TraceLog:
         if not await self.drain():  # what is being written would come after
             raise StateUnavailableError("traces are still being written; ask again")
         for trace in self._fresh.values():
-            if trace.asked is not None and (prompts is None or trace.asked.prompt in prompts):
+            if trace.asked is None or trace.options.tenant != tenant:
+                continue
+            if prompts is None or trace.asked.prompt in prompts:
                 self._fresh[trace.id] = replace(trace, asked=None)
-        await asyncio.to_thread(self._state.forget_exchanges, prompts)
+        await asyncio.to_thread(self._state.forget_exchanges, prompts, tenant)
 
     async def drain(self, timeout_s: float = 5.0) -> bool:
         """Wait until everything is written; False when that took too long."""
@@ -252,6 +263,7 @@ class TraceLog:
                     latent=None if latent is None else save({"latent": latent.contiguous()}),
                     prompt=asked.prompt if asked else None,
                     asked=asked.to_json() if asked and self._may_keep(asked) else None,
+                    tenant=trace.options.tenant,
                 )
             )
             if trace.answer is not None:
@@ -266,9 +278,11 @@ class TraceLog:
         self._state.write_traces(new, others, self._limit, said)
         return len(batch) - len(new)
 
-    def _read(self, trace_id: str, include_latent: bool) -> tuple[dict[str, Any] | None, torch.Tensor | None]:
+    def _read(
+        self, trace_id: str, include_latent: bool, tenant: str
+    ) -> tuple[dict[str, Any] | None, torch.Tensor | None]:
         try:
-            found = self._state.trace(trace_id, latent=include_latent)
+            found = self._state.trace(trace_id, latent=include_latent, tenant=tenant)
             if found is None:
                 return None, None  # never written, or deleted since
             content, latent = found

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memory.episode import Array, Episode
+from memory.episode import TENANT, Array, Episode, new_id
 from memory.state import State
 from memory.store import EpisodeStore, Recalled, recall
 
@@ -50,6 +50,7 @@ def make_episode(rng: np.random.Generator, unit: Callable[[], Array]) -> Callabl
             "answer_token_ids": (4, 5),
             "prompt_text": "Wie viele Äpfel? 🍎",
             "answer_text": "zwölf",
+            "id": new_id(fields.get("tenant", TENANT)),
         }
         return Episode(**(values | fields))
 

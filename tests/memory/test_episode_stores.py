@@ -200,7 +200,7 @@ def test_an_empty_store_recalls_nothing(store: EpisodeStore, unit: Callable[[], 
 
 def test_another_tenant_is_never_recalled(store: EpisodeStore, make: Make) -> None:
     mine, theirs = make(tenant="mine"), make(tenant="theirs")
-    twin = replace(mine, tenant="theirs", id=new_id())
+    twin = replace(mine, tenant="theirs", id=new_id("theirs"))
     store.add([mine, theirs, twin])
     assert ids(recall_from(store, mine.key, tenant="mine", k=10, floor=-1.0)) == [mine.id]
     assert ids(recall_from(store, mine.key, tenant="theirs", k=1, floor=0.9)) == [twin.id]

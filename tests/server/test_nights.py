@@ -17,7 +17,7 @@ from memory.episode import Episode, StoreUnavailableError
 from memory.night import NightLog, NightRunningError, NightStateError
 from memory.snapshot import read_snapshot
 from memory.state import ChosenSchedule, State
-from memory.store import Outline
+from memory.store import Outline, Where
 from server.errors import QueueUnreachableError
 from server.nights import AGAIN_AFTER_MOST_S, AGAIN_AFTER_S, STALE_AFTER_S, NightCoordinator
 from server.schedule import ERASURE_AFTER, NEVER, RETRY_AFTER, Plan, Schedule
@@ -55,7 +55,7 @@ class ListedStore:
                 )
             )
 
-    def outlines(self) -> Iterator[Outline]:
+    def outlines(self, where: Where) -> Iterator[Outline]:
         self.scrolled += 1
         if self.away:
             raise StoreUnavailableError("no answer")
@@ -70,7 +70,7 @@ class ListedStore:
         self.most_alive = max(self.most_alive, len(self._fetched))
         return found
 
-    def count(self, *, since: datetime) -> int:
+    def count(self, *, since: datetime, tenant: str = "default") -> int:
         if self.away:
             raise StoreUnavailableError("no answer")
         return sum(episode.created_at > since for episode in self.episodes)

@@ -63,7 +63,7 @@ def test_age_is_looked_at_once_an_hour_and_files_once_a_day() -> None:
         clock.seconds += 60
     assert store.reads == 2 * COMPACT_EVERY_S / EXPIRE_EVERY_S
     assert store.compactions == 2
-    assert (upkeep.expired, upkeep.evicted, list(store.days)) == (1, 0, ["id-0"])
+    assert (upkeep.expired.total(), upkeep.evicted.total(), list(store.days)) == (1, 0, ["id-0"])
 
 
 @pytest.mark.parametrize(("most", "looks"), [(None, 2), (0, 3)])
@@ -82,11 +82,11 @@ def test_too_many_are_found_at_every_look_and_nothing_is_read_while_there_are_no
     store, clock = Store([1, 2, 3]), Clock()
     upkeep = of(store, clock, None, 3)
     upkeep.look()
-    assert (store.reads, upkeep.evicted) == (0, 0)
+    assert (store.reads, upkeep.evicted.total()) == (0, 0)
     store.days["new"] = 0
     clock.seconds += 60
     upkeep.look()
-    assert (upkeep.evicted, list(store.days)) == (2, ["id-0", "new"])
+    assert (upkeep.evicted.total(), list(store.days)) == (2, ["id-0", "new"])
 
 
 def test_without_a_limit_no_episode_is_even_counted() -> None:

@@ -22,7 +22,7 @@ JSON = {"content-type": "application/json"}
 async def test_unknown_error_hides_internals(
     served: Served, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken() -> None:
+    def broken(_: str) -> None:
         raise RuntimeError("secret of the inside")
 
     monkeypatch.setattr(served.gateway.metrics, "summary", broken)
@@ -220,7 +220,7 @@ def rename(state: State, old: str, new: str) -> None:
 
 
 async def test_store_that_is_away_is_a_503(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away() -> None:
+    def away(**_: object) -> None:
         raise StoreUnavailableError("no answer")
 
     monkeypatch.setattr(served.gateway.store, "stats", away)

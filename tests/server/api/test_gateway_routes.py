@@ -97,7 +97,7 @@ async def test_routes_that_ask_a_store_that_hangs_keep_no_thread_of_others(
 async def test_statistics_that_hang_hold_up_no_probe(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     hangs, asked = threading.Event(), threading.Semaphore(0)
 
-    def stats() -> None:
+    def stats(**_: object) -> None:
         asked.release()
         hangs.wait(60)
 

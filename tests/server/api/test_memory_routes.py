@@ -238,7 +238,7 @@ async def test_an_export_during_which_something_is_forgotten_has_no_end(
 ) -> None:
     monkeypatch.setattr(archive, "MOST_EPISODES", 1)
     first, *_ = await fill(served, 4)
-    pieces = await exported(served.gateway)
+    pieces = await exported(served.gateway, "default")
     begun = next(pieces) + next(pieces)
     assert b"manifest.json" in begun
     await served.http.delete(f"/v1/memory/episodes/{first.id}")

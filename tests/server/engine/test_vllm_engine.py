@@ -13,12 +13,13 @@ from model.engine import (
     PlacementError,
     PromptTooLongError,
     SteeredPrompt,
+    cache_salt,
     in_background,
 )
 from model.space import LatentRejectedError
 from server.engine.launch import Launched
 from server.engine.self_check import run_checks
-from server.engine.vllm import BEHIND, VLLMEngine, cache_salt
+from server.engine.vllm import BEHIND, VLLMEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
 
@@ -163,7 +164,7 @@ async def test_prompt_without_place_or_room_is_refused(engine: VLLMEngine) -> No
 
 
 async def test_salted_prompts_share_no_cache(engine: VLLMEngine) -> None:
-    from server.engine.vllm import cache_salt
+    from model.engine import cache_salt
 
     token = cache_salt.set("tenant a")
     try:

@@ -266,7 +266,7 @@ async def test_nothing_is_explored_while_a_client_waits(make_day: MakeDay) -> No
     with explorer.client():
         await day.ask("apples How many?", explore=True)
         await explorer.drain()
-        assert (explorer.summary["waiting"], day.engine.calls) == (1, [])
+        assert (explorer.summary()["waiting"], day.engine.calls) == (1, [])
     await explorer.drain()
     assert await day.remember.drain()
     assert len(day.store.episodes) == 1
@@ -299,7 +299,7 @@ async def test_a_client_ends_what_is_explored_and_it_begins_anew_later(make_day:
     with explorer.client():
         await explorer.drain()
         # Nobody knows how far it came, so it counts as if all of it were there: eight of 32 tokens.
-        assert explorer.summary == {"waiting": 1, "running": 0, "tokens_last_hour": 256}
+        assert explorer.summary() == {"waiting": 1, "running": 0, "tokens_last_hour": 256}
     day.engine.generate = generate
     await explorer.drain()
     assert await day.remember.drain()
@@ -347,14 +347,14 @@ async def test_tokens_of_an_hour_bound_what_did_not_ask_to_be_explored(
     for question in ("apples How many?", "pears How many?"):
         await day.ask(question)
         await explorer.drain()
-    assert explorer.summary["waiting"] == 1
-    assert explorer.summary["tokens_last_hour"] > 1
+    assert explorer.summary()["waiting"] == 1
+    assert explorer.summary()["tokens_last_hour"] > 1
     await day.ask("plums How many?", explore=True)
     await explorer.drain()
-    assert explorer.summary["waiting"] == 1
+    assert explorer.summary()["waiting"] == 1
     monkeypatch.setattr("server.steering.explore.HOUR_S", 0.0)
     await explorer.drain()
-    assert explorer.summary == {"waiting": 0, "running": 0, "tokens_last_hour": 0}
+    assert explorer.summary() == {"waiting": 0, "running": 0, "tokens_last_hour": 0}
 
 
 async def test_exploring_takes_no_more_than_its_share_of_the_time(make_day: MakeDay) -> None:
@@ -368,7 +368,7 @@ async def test_exploring_takes_no_more_than_its_share_of_the_time(make_day: Make
     for question in ("apples How many?", "pears How many?"):
         await day.ask(question)
         await explorer.drain()
-    assert explorer.summary["waiting"] == 1
+    assert explorer.summary()["waiting"] == 1
 
 
 async def test_a_request_that_is_only_explored_does_not_wait_for_its_key(make_day: MakeDay) -> None:
@@ -423,7 +423,7 @@ async def test_a_request_that_is_refused_after_all_is_not_explored(make_day: Mak
         explorer.withdraw(trace["id"])
     await explorer.drain()
     assert await day.remember.drain()
-    assert (day.store.episodes, explorer.summary["waiting"]) == ([], 0)
+    assert (day.store.episodes, explorer.summary()["waiting"]) == ([], 0)
 
 
 async def test_no_tokens_for_exploring_means_none(make_day: MakeDay) -> None:

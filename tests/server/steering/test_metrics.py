@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from memory.episode import TENANT
 from model.engine import Usage
 from server.steering.metrics import Metrics
 from server.steering.outcome import Outcome
@@ -49,15 +50,17 @@ def test_outcome_is_counted_with_its_rewards() -> None:
     assert 'latentevolve_prior_rows{standing="retired"} 0.0' in text
 
 
-def test_summary_tells_what_the_collectors_hold() -> None:
+def test_summary_tells_what_happened_to_the_tenant() -> None:
     metrics = Metrics(CollectorRegistry())
     assert metrics.summary()["hit_rate"] is None
     for effort, mode in (("low", "plain"), ("low", "recall"), ("high", "refined"), ("none", "plain")):
         metrics.count(effort, Outcome(mode, "for a reason"), 0.1)
     for result in ("hit", "hit", "miss", "unavailable"):
-        metrics.recalls.labels(result).inc()
-    metrics.episodes.labels("dropped").inc(3)
-    metrics.feedback.labels("rating").inc()
+        metrics.tally("recalls", result, TENANT)
+    for _ in range(3):
+        metrics.tally("episodes", "dropped", TENANT)
+    metrics.tally("feedback", "rating", TENANT)
+    metrics.tally("feedback", "comment", "other")
     assert metrics.summary() == {
         "requests": {"total": 4, "steered": 2, "by_mode": {"plain": 2, "recall": 1, "refined": 1}},
         "hit_rate": 2 / 3,

@@ -77,11 +77,11 @@ async def test_change_written_while_the_trace_is_read_is_seen(
     assert await log.drain()
     read, was_read, written = log._read, threading.Event(), threading.Event()
 
-    def interleaved(trace_id: str, include_latent: bool):
+    def interleaved(trace_id: str, include_latent: bool, tenant: str):
         if not include_latent:  # the writer comes between this reading and its end
             was_read.wait(5)
-            return read(trace_id, include_latent)
-        found = read(trace_id, include_latent)
+            return read(trace_id, include_latent, tenant)
+        found = read(trace_id, include_latent, tenant)
         was_read.set()
         written.wait(5)
         return found
