@@ -70,7 +70,7 @@ def demo(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the loop: remember by day, consolidate by night, answer new questions; rigs nothing."""
+    """Show the loop: a day, a night, new questions. Nothing is rigged."""
     screen = Screen(as_json)
     items = read_items(data)
     first, second, others = split(items, limit, held_out, seed)

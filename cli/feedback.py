@@ -28,7 +28,7 @@ def feedback(
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Say what an answer was worth: memory learns from it, and forgets what is called wrong."""
+    """Say what an answer was worth. Memory learns from it, and forgets what is called wrong."""
     said = {"rating": rating, "demonstration": demonstration, "comment": comment}
     given = {name: value for name, value in said.items() if value is not None}
     if len(given) != 1:

@@ -8,10 +8,11 @@ import json
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
-from cli.failure import CommandError
+from cli.failure import USAGE, CommandError
 from config.loopback import is_loopback
 from config.settings import Settings
 
@@ -150,7 +151,13 @@ class Gateway:
 
 
 def http_client(settings: Settings, timeout_s: float) -> httpx.Client:
-    """Return a client of the gateway; a proxy from the environment is not asked for loopback."""
+    """Return a client of the gateway; a proxy from the environment is not asked for loopback.
+
+    Raises:
+        CommandError: what the settings name is no URL.
+    """
+    if urlsplit(settings.url).scheme not in ("http", "https"):
+        raise CommandError(f"{settings.url!r} is no URL of a gateway", "give it as http://HOST:PORT", USAGE)
     return httpx.Client(
         base_url=settings.url,
         headers={"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {},

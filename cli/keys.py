@@ -94,7 +94,7 @@ def list_keys(
 def rotate(
     key_id: KeyId, data_dir: DataDir = None, url: Url = None, api_key: ApiKey = None, as_json: Json = False
 ) -> None:
-    """Give a key a new secret and show it, once; the old one is refused within seconds."""
+    """Give a key a new secret and show it, once. The old one is refused within seconds."""
 
     def here(keys: "ApiKeys") -> dict[str, Any]:
         key, secret = keys.rotate(key_id)
@@ -112,7 +112,7 @@ def rotate(
 
 @app.command("revoke")
 def revoke(
-    key_ids: Annotated[list[str], typer.Argument(help="Keys.", metavar="ID...")],
+    key_ids: Annotated[list[str], typer.Argument(help="Keys.", metavar="ID")],
     data_dir: DataDir = None,
     url: Url = None,
     api_key: ApiKey = None,

@@ -106,7 +106,7 @@ def search(
 
 @app.command("delete")
 def delete(
-    ids: Annotated[list[str] | None, typer.Argument(help="Episodes.", metavar="[ID]...")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(help="Episodes.", metavar="ID")] = None,
     reward_min: RewardMin = None,
     reward_max: RewardMax = None,
     effort: FoundAt = None,
@@ -145,7 +145,7 @@ def delete(
 
 @app.command("compact")
 def compact(url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> None:
-    """Write the embedded store's files anew, without what was deleted, now instead of within a day."""
+    """Write the embedded store's files anew, without what was deleted. Else that is within a day."""
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway, screen.busy("compacting"):
         body = gateway.post("/v1/memory/compact", timeout_s=LONG_S)
@@ -160,7 +160,7 @@ def export(
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Write all that is remembered into an archive, a tar; the file is there completely or not at all."""
+    """Write all that is remembered into an archive. The file, a tar, is there completely or not at all."""
     check_folder(file, "another FILE")
     screen = Screen(as_json)
     unfinished = file.with_name(f".{file.name}.unfinished")
@@ -187,7 +187,7 @@ def import_archive(
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Remember what is in an archive and not there yet; run again, it goes on where it ended."""
+    """Remember what is in an archive and not there yet. Run again, it goes on where it ended."""
     screen = Screen(as_json)
     if not file.is_file():
         raise CommandError(f"there is no file {file}", "`latentevolve memory export FILE` makes one", USAGE)

@@ -92,13 +92,13 @@ def list_nights(
 @app.command("cancel")
 def cancel(
     night_id: Annotated[
-        str | None, typer.Argument(help="Left out: the one that is queued or running.", metavar="[ID]")
+        str | None, typer.Argument(help="Left out: the one that is queued or running.", metavar="ID")
     ] = None,
     url: Url = None,
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """End a night that is queued or running: nothing is published, and its worker stops within seconds."""
+    """End a night that is queued or running. Nothing is published, and its worker stops within seconds."""
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         meant = night_id or _running(gateway)

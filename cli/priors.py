@@ -81,7 +81,7 @@ def activate(
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Make a version the active one, also an older one, until `priors release`.
+    """Make a version active, also an older one, until `priors release`.
 
     Nights go on to publish versions, and leave it so. Requests in flight finish on theirs.
     """
@@ -95,7 +95,7 @@ def activate(
 
 @app.command("rollback")
 def rollback(url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> None:
-    """Make active what was active before, until `priors release`; again: what was before that."""
+    """Make active what was before, until `priors release`. Again: what was before that."""
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         body = gateway.post("/v1/priors/rollback")
@@ -112,7 +112,7 @@ def compare(
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Show two versions side by side, cluster by cluster, with what is known of their rows by now."""
+    """Show two versions side by side. Cluster by cluster, with what is known of their rows by now."""
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         body = _known(gateway, f"{a} or {b}", lambda: gateway.get("/v1/priors/compare", a=a, b=b))

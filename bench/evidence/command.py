@@ -24,7 +24,7 @@ def evidence(
     as_json: Json = False,
     output: Output = None,
 ) -> None:
-    """How often the test that lets rows serve is wrong, and how soon it is right, on made-up streams."""
+    """How often the test that lets rows serve is wrong. And how soon it is right, on made-up streams."""
     at = _numbers(looks)
     screen = Screen(as_json)
     options = {"repetitions": repetitions, "looks": list(at), "seed": seed}

@@ -61,7 +61,7 @@ def rewards(
     output: Output = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how well each reward signal tells right answers from wrong ones."""
+    """Measure how well each reward signal tells right from wrong."""
     screen = Screen(as_json)
     kind = engine_kind(engine)
     settings = load_settings(**(given(model=model, cache_dir=cache_dir) | pairs(setting)))

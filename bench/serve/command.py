@@ -47,7 +47,7 @@ def serve(
     output: Output = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the steered server with bare vLLM: both at once, rounds in turn."""
+    """Compare the steered server with bare vLLM, round by round."""
     screen = Screen(as_json)
     chosen, levels = parse_arms(arms), parse_levels(concurrency)
     texts = read_prompts(data)

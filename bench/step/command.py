@@ -38,7 +38,7 @@ def step(
     output: Output = None,
     as_json: Json = False,
 ) -> None:
-    """Time one optimisation step of our searches against LatentSeek's published step."""
+    """Time a step of our searches against one of LatentSeek's."""
     screen = Screen(as_json)
     settings = load_settings(model=model, cache_dir=cache_dir, population=population)
     options = {

@@ -74,7 +74,7 @@ def stream(
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """Days, nights and arms on one stream: does the loop make the model better at its workload?"""
+    """Days, nights and arms on one stream. Does the loop make the model better at its workload?"""
     from bench.stream.arms import ARMS
     from bench.stream.plan import Plan
     from bench.stream.questions import Files

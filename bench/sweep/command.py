@@ -26,7 +26,7 @@ def sweep(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Runs of `bench stream` that differ in one option, such as recall_k, side by side."""
+    """Run `bench stream` side by side with one option that differs."""
     from bench.stream.journal import several
     from bench.stream.report import share
     from bench.sweep.points import read
