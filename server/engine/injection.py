@@ -34,6 +34,7 @@ _ANSWER = "latent_answer"
 _TRACE = "latent_trace"
 """Where it carries the id of its trace, if the answer is still to be decoded."""
 _NOTES = frozenset({"$schema", "title", "description", "default", "examples"})
+_DEFINITIONS = ("$defs", "definitions")
 """Keywords of a schema that allow and forbid nothing."""
 _LENGTH_FIELDS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
@@ -266,7 +267,8 @@ def rendered_prompt(
 def choices_of(grammar: Any) -> tuple[str, ...]:
     """Return the texts that a grammar allows where they are few and said by a list, () of other grammars.
 
-    A JSON schema says them with an enum of strings, or an object of which that is the only property.
+    A JSON schema says them with an enum of strings, or an object of which that is the only property. More
+    properties, where the schema says nothing of them, are left out: no grammar of vLLM's asks for any.
     """
     if grammar is None:
         return ()
@@ -280,20 +282,30 @@ def choices_of(grammar: Any) -> tuple[str, ...]:
             return ()  # vLLM refuses it
     if not isinstance(schema, dict):
         return ()
-    if set(schema) - _NOTES <= {"type", "enum"} and isinstance(schema.get("enum"), list):
-        return _texts(schema["enum"])
+    if (values := _enum(schema, schema)) is not None:
+        return _texts(values)
     properties = schema.get("properties")
-    known = {"type", "properties", "required", "additionalProperties"}
+    known = {"type", "properties", "required", "additionalProperties", *_DEFINITIONS}
     if isinstance(properties, dict) and len(properties) == 1 and set(schema) - _NOTES <= known:
         ((name, of_it),) = properties.items()
-        if (
-            isinstance(of_it, dict)
-            and isinstance(of_it.get("enum"), list)
-            and set(of_it) - _NOTES <= {"type", "enum"}
-        ):
-            closed = schema.get("additionalProperties") is False and schema.get("required") == [name]
-            return _texts([{name: value} for value in of_it["enum"]], inner=name) if closed else ()
+        closed = schema.get("additionalProperties", False) is False and schema.get("required") == [name]
+        if closed and (values := _enum(of_it, schema)) is not None:
+            return _texts([{name: value} for value in values], inner=name)
     return ()
+
+
+def _enum(schema: Any, root: dict[str, Any]) -> list[Any] | None:
+    """Return the values of a schema that is one enum, or names one of the root's definitions; else None."""
+    if not isinstance(schema, dict):
+        return None
+    if set(schema) - _NOTES == {"$ref"}:
+        place, _, name = str(schema["$ref"]).removeprefix("#/").partition("/")
+        definitions = root.get(place) if place in _DEFINITIONS else None
+        named = definitions.get(name) if isinstance(definitions, dict) else None
+        return None if not isinstance(named, dict) or "$ref" in named else _enum(named, root)
+    values = schema.get("enum")
+    known = {"type", "enum", *_DEFINITIONS} if schema is root else {"type", "enum"}
+    return values if isinstance(values, list) and set(schema) - _NOTES <= known else None
 
 
 def scored(choices: tuple[str, ...]) -> tuple[str, ...]:

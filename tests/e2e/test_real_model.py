@@ -4,9 +4,11 @@ worker is a process that the tree knows nothing of."""
 import json
 import sys
 from collections.abc import Iterator
+from typing import Any, Literal
 
 import pytest
 from openai.types.chat import ChatCompletion
+from pydantic import BaseModel
 
 from cli.demonstration.stream import EXAMPLES
 from memory.registry import PriorRegistry
@@ -15,6 +17,19 @@ from memory.state import State
 from tests.e2e.conftest import CHOICES, HEADLINES, TOPIC, UNRELATED, messages, wait_for_prior
 from tests.e2e.processes import TREE, Gateway, running, start
 from tests.redis_server import RedisServer
+
+TOPICS = ["World", "Sports", "Business", "Technology"]
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+CLOSED = {
+    "type": "object",
+    "properties": {"topic": {"type": "string", "enum": TOPICS}},
+    "required": ["topic"],
+}
+
+
+class Topic(BaseModel):
+    topic: Literal["World", "Sports", "Business", "Technology"]
+
 
 TOOL = {
     "type": "function",
@@ -111,31 +126,40 @@ def searched(gateway: Gateway, text: str, **options: object) -> tuple[ChatComple
     return raw.parse(), raw.headers["x-latent-mode"]
 
 
-def test_json_schema(day: Gateway) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"topic": {"type": "string", "enum": ["World", "Sports", "Business", "Technology"]}},
-        "required": ["topic"],
-        "additionalProperties": False,
-    }
+@pytest.mark.parametrize(
+    ("client", "schema"),
+    [
+        ("pydantic's, of langchain and instructor", Topic.model_json_schema()),
+        ("zod's, of Vercel's AI SDK", {"$schema": DRAFT_7, **CLOSED, "additionalProperties": False}),
+    ],
+)
+def test_a_json_schema_of_one_enum_is_scored_as_choices(
+    day: Gateway, client: str, schema: dict[str, Any]
+) -> None:
     answer, mode = searched(
         day,
         TOPIC.format(HEADLINES[0]),
         max_tokens=48,
-        response_format={"type": "json_schema", "json_schema": {"name": "topic", "schema": schema}},
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "topic", "schema": schema, "strict": True},
+        },
     )
     assert mode == "calibrated"
-    assert json.loads(answer.choices[0].message.content)["topic"] in schema["properties"]["topic"]["enum"]
+    assert json.loads(answer.choices[0].message.content)["topic"] in TOPICS
 
 
-def test_tools(day: Gateway) -> None:
-    answer, mode = searched(
-        day,
-        "What is the weather in Paris?",
-        max_tokens=64,
-        tools=[TOOL],
-        tool_choice={"type": "function", "function": {"name": "get_weather"}},
-    )
+@pytest.mark.parametrize(
+    ("client", "fields"),
+    [
+        ("langchain", {"tool_choice": {"type": "function", "function": {"name": "get_weather"}}}),
+        ("instructor", {"tool_choice": "required", "parallel_tool_calls": False}),
+    ],
+)
+def test_a_strict_tool_is_called_as_its_schema_says(
+    day: Gateway, client: str, fields: dict[str, Any]
+) -> None:
+    answer, mode = searched(day, "What is the weather in Paris?", max_tokens=64, tools=[TOOL], **fields)
     assert mode in ("voted", "plain")
     (call,) = answer.choices[0].message.tool_calls
     assert call.function.name == "get_weather"

@@ -1,11 +1,13 @@
 """What the injection reads out of a request."""
 
 import json
+from enum import Enum
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pydantic import BaseModel, Field
 
 from model.engine import Decoding, SteeredPrompt
 from model.placement import Placement
@@ -52,6 +54,21 @@ def test_what_an_answer_is_held_to_is_told_apart_by_kind_and_content() -> None:
 
 
 ENUM = {"type": "string", "enum": ["yes", "no"]}
+SAID = ('{"said": "yes"}', '{"said": "no"}')
+LOOP = {"properties": {"said": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"$ref": "#/$defs/A"}}}
+
+
+class Word(Enum):
+    YES = "yes"
+    NO = "no"
+
+
+class Reply(BaseModel):
+    """As pydantic writes it, and clients that build on it."""
+
+    said: Word = Field(description="In a word.")
+
+
 CLOSED = {"type": "object", "properties": {"said": ENUM}, "required": ["said"], "additionalProperties": False}
 
 
@@ -60,8 +77,12 @@ CLOSED = {"type": "object", "properties": {"said": ENUM}, "required": ["said"], 
     [
         ({"choice": ["yes", "no"]}, ("yes", "no")),
         ({"json": ENUM}, ('"yes"', '"no"')),
-        ({"json": json.dumps(CLOSED)}, ('{"said": "yes"}', '{"said": "no"}')),
+        ({"json": json.dumps(CLOSED)}, SAID),
         ({"json": CLOSED | {"additionalProperties": True}}, ()),
+        ({"json": {name: CLOSED[name] for name in CLOSED if name[0] != "a"}}, SAID),
+        ({"json": Reply.model_json_schema()}, SAID),
+        ({"json": CLOSED | {"properties": {"said": {"$ref": "#/$defs/Gone"}}}}, ()),
+        ({"json": CLOSED | LOOP}, ()),
         ({"json": CLOSED | {"required": []}}, ()),
         ({"json": CLOSED | {"properties": {"said": ENUM, "why": {"type": "string"}}}}, ()),
         ({"json": CLOSED | {"minProperties": 1}}, ()),
