@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import and_, case, func, select
+from sqlalchemy import Text, and_, case, cast, func, select
 
 from memory.database import Database
 from memory.schema import feedback, outcomes, traces
@@ -99,7 +99,7 @@ class Timeline:
 
 
 def timeline(state: Database, space: str, tenant: str, window: Window, until: datetime) -> Timeline:
-    """Return what happened in the window that ends at `until`; blocks, some tens of ms for 10,000 traces.
+    """Return what happened in the window that ends at `until`; blocks, for about 0.1 s of 10,000 traces.
 
     Raises:
         StateUnavailableError: the database does not answer.
@@ -115,11 +115,9 @@ def timeline(state: Database, space: str, tenant: str, window: Window, until: da
     with state.read() as connection:
         for row in connection.execute(_requests(space, tenant, start, letters)):
             _count(steps.get(_moment(row.step)), row)
-        since = outcomes.c.observed_at >= start
-        query = select(outcomes.c.observed_at, outcomes.c.difference).filter_by(space=space, tenant=tenant)
-        for moment, difference in connection.execute(query.where(since)):
-            if (found := steps.get(_moment(_key(moment, letters)))) is not None:
-                found.difference.add(difference)
+        for row in connection.execute(_differences(space, tenant, start, letters, connection.dialect.name)):
+            if (found := steps.get(_moment(row.step))) is not None:
+                found.difference.add(row.total, row.outcomes)
         for moment, rating, mode in connection.execute(_ratings(space, tenant, start)):
             if (found := steps.get(_moment(_key(moment, letters)))) is not None:
                 (found.rated_plain if mode == "plain" else found.rated_steered).add(float(rating))
@@ -148,6 +146,24 @@ def _requests(space: str, tenant: str, start: datetime, letters: int) -> Any:
             traces.c.tenant == tenant, content["space"].as_string() == space, created_at >= start.isoformat()
         )
         .group_by("step", "effort", "mode")
+    )
+
+
+def _differences(space: str, tenant: str, start: datetime, letters: int, dialect: str) -> Any:
+    column = outcomes.c.observed_at
+    if dialect == "postgresql":
+        written = func.to_char(func.timezone("UTC", column), 'YYYY-MM-DD"T"HH24:MI:SS')
+    else:
+        written = func.replace(cast(column, Text), " ", "T")  # SQLite keeps text, in UTC
+    return (
+        select(
+            func.substr(written, 1, letters).label("step"),
+            func.count().label("outcomes"),
+            func.sum(outcomes.c.difference).label("total"),
+        )
+        .filter_by(space=space, tenant=tenant)
+        .where(column >= start)
+        .group_by("step")
     )
 
 

@@ -3,6 +3,7 @@
 Owns how the template's marks around the last message of a user are found. Knows nothing of any one template.
 """
 
+from collections.abc import Sequence
 from itertools import takewhile
 
 from model.engine import Engine
@@ -14,6 +15,7 @@ class Questions:
     """Finds the last user message of rendered prompts; where there is none, the text stays as it is."""
 
     def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         first = _rendered(engine, _ONE)
         later = _rendered(engine, _OTHER, _ONE)
         before, _, self._after = first.rpartition(_ONE)
@@ -22,8 +24,15 @@ class Questions:
         shared = len(list(takewhile(lambda pair: pair[0] == pair[1], backwards)))
         self._before = before[len(before) - shared :]
 
-    def of(self, prompt: str) -> str:
-        """Return what was asked last in a rendered prompt."""
+    def of(self, prompt: str, token_ids: Sequence[int]) -> str:
+        """Return what was asked last in a rendered prompt.
+
+        Args:
+            prompt: Its text, which may have its special tokens spelt out.
+            token_ids: Of it; (): none are kept, as where the text is redacted.
+        """
+        if token_ids:
+            prompt = self._engine.decode(token_ids)
         end = prompt.rfind(self._after) if self._after else -1
         text = prompt[:end] if end >= 0 else prompt
         return (text.rpartition(self._before)[2] if self._before else text).strip()

@@ -120,7 +120,7 @@ async def clusters(gateway: GatewayDep, access: AccessDep) -> ClustersRead:
     ids = [name for _, kind in listed for name in kind.typical]
     episodes = await gateway.lookups.call(lambda store: store.fetch(ids))
     questions = gateway.questions
-    said = {one.id: questions.of(one.prompt_text)[:SHOWN] or None for one in episodes}
+    said = {one.id: questions.of(one.prompt_text, one.prompt_token_ids)[:SHOWN] or None for one in episodes}
     drawn = len(drawing.places) if drawing else 0
     return ClustersRead(
         **_landscape(view),

@@ -344,7 +344,7 @@ async def search(gateway: GatewayDep, access: AccessDep, asked: Search) -> Found
 
 
 def _said(gateway: Gateway, summary: Summary) -> Summary:
-    return summary | {"question": gateway.questions.of(summary["prompt_text"])}
+    return summary | {"question": gateway.questions.of(summary["prompt_text"], summary["prompt_token_ids"])}
 
 
 def _place(cursor: str) -> Place:

@@ -250,7 +250,7 @@ def _summary(one: ListedTrace, questions: Questions) -> TraceSummary:
         **{name: content[name] for name in _SAME},
         search_tokens=content["usage"]["generated_tokens"],
         seconds=content["timings_s"].get("total"),
-        question=questions.of(asked.text)[:SHOWN] if asked else None,
+        question=questions.of(asked.text, asked.token_ids)[:SHOWN] if asked else None,
         answer=answer.text.strip()[:SHOWN] if answer else None,
         rating=one.rating,
     )

@@ -259,6 +259,8 @@ class Steering:
             answer=answer,
             episode_ids=(),
             similarities=(),
+            reward_before=choice.plain_probability,
+            reward_after=choice.probability,
         )
 
     async def _chosen(

@@ -37,13 +37,14 @@ def test_the_last_user_message_is_what_was_asked(template: str) -> None:
     engine = Templated(template)
     questions = Questions(engine)
     asked = {"role": "user", "content": "What is 7 + 8?\nAnswer with a number."}
-    assert questions.of(engine.text([asked])) == asked["content"]
+    assert questions.of("spelt <|otherwise|>", engine.render([asked])) == asked["content"]
+    assert questions.of(engine.text([asked]), ()) == asked["content"]
     if template != "none at all":
         system = {"role": "system", "content": "You count."}
         before = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello!"}]
-        assert questions.of(engine.text([system, asked])) == asked["content"]
-        assert questions.of(engine.text([*before, asked])) == asked["content"]
+        assert questions.of("", engine.render([system, asked])) == asked["content"]
+        assert questions.of("", engine.render([*before, asked])) == asked["content"]
 
 
 def test_a_text_of_no_template_stays_as_it_is() -> None:
-    assert Questions(ScriptedEngine()).of(" question 1 ") == "question 1"
+    assert Questions(ScriptedEngine()).of(" question 1 ", ()) == "question 1"

@@ -58,7 +58,8 @@ async def test_episodes_are_listed_page_by_page_newest_first(served: Served) -> 
     newest = sorted(episodes, key=lambda one: (one.created_at, one.id), reverse=True)
     assert [one["id"] for one in shown] == [one.id for one in newest]
     whole = (await served.http.get(f"/v1/memory/episodes/{newest[0].id}")).json()
-    assert whole == newest[0].summary() | {"question": newest[0].prompt_text}
+    asked = served.engine.decode(newest[0].prompt_token_ids).strip()
+    assert whole == newest[0].summary() | {"question": asked}
     left_out = {"prompt_token_ids", "answer_token_ids"}
     assert shown[0] == {name: value for name, value in whole.items() if name not in left_out}
 

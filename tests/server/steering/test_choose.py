@@ -103,6 +103,10 @@ async def test_choices_that_were_remembered_calibrate_the_next_ones(make_day: Ma
     beside, trace = await day.ask(rendered(day.engine, "apples Which?", choices=CHOICES), "medium")
     assert beside.answer.text == YES
     assert trace["remembered"] == "pending"
+    assert await day.remember.drain()
+    episode = day.store.get(trace["episode_id"])
+    assert (beside.reward_before, beside.reward_after) == (episode.plain_reward, episode.reward)
+    assert beside.reward_before < beside.reward_after
     other, _ = await day.ask(rendered(day.engine, "sonnets Which?", choices=CHOICES), "medium")
     assert other.answer.text == NO
 
