@@ -10,7 +10,7 @@ import argparse
 import logging
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -37,6 +37,8 @@ LAST_S = 2.0
 _W3C = TraceContextTextMapPropagator()
 _tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 """Of the request being served; None: nobody collects spans."""
+
+_NOTHING: AbstractContextManager[Span] = nullcontext(INVALID_SPAN)
 
 _NUMBERS = {
     "temperature": "gen_ai.request.temperature",
@@ -153,8 +155,7 @@ def described(body: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-@contextmanager
-def span(name: str, **attributes: Any) -> Iterator[Span]:
+def span(name: str, **attributes: Any) -> AbstractContextManager[Span]:
     """Make a child of the current span; nothing where nobody collects spans.
 
     Args:
@@ -162,9 +163,11 @@ def span(name: str, **attributes: Any) -> Iterator[Span]:
         attributes: With `__` for the dots of their names.
     """
     tracer = _tracer.get()
-    if tracer is None:
-        yield INVALID_SPAN
-        return
+    return _NOTHING if tracer is None else _made(tracer, name, attributes)
+
+
+@contextmanager
+def _made(tracer: Tracer, name: str, attributes: Mapping[str, Any]) -> Iterator[Span]:
     with tracer.start_as_current_span(
         name, attributes=_dotted(attributes), record_exception=False, set_status_on_exception=False
     ) as made:
