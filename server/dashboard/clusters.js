@@ -3,7 +3,7 @@ import { useData } from "./api.js";
 import { Episode } from "./episode.js";
 import { html, useEffect, useState } from "./lib.js";
 import { Badge, Card, Empty, Meter, Trouble } from "./ui.js";
-import { odds, several, share, signed, STANDINGS } from "./words.js";
+import { differing, odds, several, share, signed, STANDINGS } from "./words.js";
 
 const EVERY_MS = 15000;
 const DRAWING_MS = 1500;
@@ -46,6 +46,7 @@ export function Clusters() {
 
 function Kind({ kind, open }) {
   const [first, ...others] = kind.typical;
+  const lines = differing(kind.typical.map((one) => one.question ?? "(no text is kept)")).slice(1);
   const [name, tone] = STANDINGS[kind.standing] ?? ["Not learned yet", "plain"];
   return html`
     <li class="card">
@@ -56,7 +57,7 @@ function Kind({ kind, open }) {
       <h2><button class="link" onClick=${() => open(first.id)}>${first.question ?? "(no text is kept)"}</button></h2>
       <ul class="typical">
         ${others.map(
-          (one) => html`<li key=${one.id}><button class="link" onClick=${() => open(one.id)}>${one.question ?? "(no text is kept)"}</button></li>`,
+          (one, at) => html`<li key=${one.id}><button class="link" onClick=${() => open(one.id)}>${lines[at]}</button></li>`,
         )}
       </ul>
       ${kind.rows.length

@@ -2,7 +2,7 @@
 import { api, useData } from "./api.js";
 import { html, useState } from "./lib.js";
 import { Asking, Badge, Dialog, Meter, Trouble } from "./ui.js";
-import { several, share, time } from "./words.js";
+import { several, share, shortened, time } from "./words.js";
 
 const FOUND_BY = { none: "exploring or scored choices", vote: "a vote", evolution: "evolution", gradient: "gradients" };
 
@@ -96,7 +96,7 @@ function Alike({ id, show }) {
           ({ episode, similarity }) => html`
             <li key=${episode.id}>
               <button class="quiet" onClick=${() => show(episode.id)}>
-                <span class="question">${episode.question || "(no text is kept)"}</span>
+                <span class="question">${episode.question ? shortened(episode.question, 110) : "(no text is kept)"}</span>
                 <span class="facts">cosine ${similarity.toFixed(2)}, outcome ${episode.reward.toFixed(2)}</span>
               </button>
             </li>

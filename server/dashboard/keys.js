@@ -4,6 +4,7 @@ import { html, useState } from "./lib.js";
 import { Asking, Badge, Card, Dialog, Empty, Trouble } from "./ui.js";
 import { ago, several, time } from "./words.js";
 
+const EVERY_MS = 30000;
 const SCOPES = [
   ["infer", "ask the model, give feedback"],
   ["memory:read", "see memory, priors and nights"],
@@ -18,7 +19,7 @@ const stateOf = (key) => {
 };
 
 export function Keys() {
-  const { data, error, reload } = useData("v1/keys");
+  const { data, error, reload } = useData("v1/keys", EVERY_MS);
   const [making, setMaking] = useState(false);
   const [secret, setSecret] = useState(null);
   const keys = data?.data ?? [];

@@ -3,7 +3,7 @@ import { api, useData } from "./api.js";
 import { Episode } from "./episode.js";
 import { html, useEffect, useMemo, useRef, useState } from "./lib.js";
 import { Badge, Card, Empty, Trouble } from "./ui.js";
-import { ago, count, several } from "./words.js";
+import { ago, count, several, shortened } from "./words.js";
 
 const EVERY_MS = 10000;
 const DRAWING_MS = 1500;
@@ -198,7 +198,7 @@ function label(pen, points, kinds, place, width, colour) {
   for (const kind of largest.slice(0, Math.max(3, Math.min(8, Math.floor(width / LABEL_PX))))) {
     const members = points.filter((point) => point.cluster === kind.number).map(place);
     if (!members.length) continue;
-    const words = shortened(kind.typical[0].question);
+    const words = shortened(kind.typical[0].question, 36);
     const across = pen.measureText(words).width + 14;
     const middle = members.reduce((sum, [x]) => sum + x, 0) / members.length;
     const top = Math.min(...members.map(([, y]) => y));
@@ -219,10 +219,6 @@ function label(pen, points, kinds, place, width, colour) {
   }
 }
 
-const shortened = (text) => {
-  const line = text.replace(/\s+/g, " ");
-  return line.length > 34 ? `${line.slice(0, 33)}…` : line;
-};
 const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 
 /** A colour between those of 0, ½ and 1. */
@@ -290,7 +286,7 @@ function List({ open, point, stamp }) {
                 onPointerEnter=${() => point(one.id)}
                 onPointerLeave=${() => point(null)}
               >
-                <span class="question">${one.question || "(no text is kept)"}</span>
+                <span class="question">${one.question ? shortened(one.question, 110) : "(no text is kept)"}</span>
                 <span class="facts">
                   <span>Outcome ${one.reward.toFixed(2)}</span>
                   ${one.similarity !== undefined && html`<span>cosine ${one.similarity.toFixed(2)}</span>`}

@@ -2,7 +2,7 @@
 import { api, stream, useData } from "./api.js";
 import { html, useEffect, useState } from "./lib.js";
 import { Acting, Asking, Badge, Card, Dialog, Empty, Meter, Trouble } from "./ui.js";
-import { ago, odds, seconds, several, STANDINGS, time } from "./words.js";
+import { ago, odds, seconds, several, shortened, STANDINGS, time } from "./words.js";
 
 const EVERY_MS = 10000;
 const AGAIN_MS = 2000;
@@ -175,7 +175,7 @@ export function Evidence({ clusters, version }) {
               <div class="facts">
                 <code>${version ? `${version}/${one.row}` : one.row}</code>
                 <${Badge} kind=${kind}>${name}<//>
-                <span>${several(one.examples, "prompt")}${one.like ? `, answers like “${shortened(one.like)}”` : ""}</span>
+                <span>${several(one.examples, "prompt")}${one.like ? `, answers like “${shortened(one.like, 40)}”` : ""}</span>
               </div>
               ${judged && html`<${Dumbbell} from=${one.baseline} to=${one.candidate} />`}
               <p class="hint">${odds(one)}</p>
@@ -186,8 +186,6 @@ export function Evidence({ clusters, version }) {
     </div>
   `;
 }
-
-const shortened = (text) => (text.trim().length > 40 ? `${text.trim().slice(0, 39)}…` : text.trim());
 
 function Dumbbell({ from, to }) {
   const x = (value) => 4 + 92 * value;

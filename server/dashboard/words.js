@@ -29,6 +29,27 @@ export function seconds(value) {
   return value < 3600 ? `${Math.round(value / 60)} min` : `${(value / 3600).toFixed(1)} h`;
 }
 
+/** A text on one line; of a long one both ends, for what tells prompts of one kind apart is often the last. */
+export function shortened(text, most) {
+  const line = text.trim().replace(/\s+/g, " ");
+  if (line.length <= most) return line;
+  const start = Math.ceil(most * 0.45);
+  return `${line.slice(0, start).trimEnd()} … ${line.slice(start + 3 - most).trimStart()}`;
+}
+
+/** What is not the same at the beginning of all texts, from a word's beginning on. */
+export function differing(texts) {
+  const [first, ...others] = texts;
+  let same = first?.length ?? 0;
+  for (const other of others) {
+    let at = 0;
+    while (at < same && first[at] === other[at]) at += 1;
+    same = at;
+  }
+  const cut = others.length ? (first ?? "").lastIndexOf(" ", same) + 1 : 0;
+  return texts.map((text) => (cut > 20 ? `… ${text.slice(cut)}` : text));
+}
+
 /** Evidence as odds: what the e-values of a row say, for people. */
 export function odds(evidence) {
   const { n, e_value: good, e_against: harm } = evidence;
