@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cli import ask, demo, feedback, keys, memory, night, priors, pull, schedule, serve, stats
+from cli import ask, demo, experiments, feedback, keys, memory, night, priors, pull, schedule, serve, stats
 from cli.failure import INTERRUPTED, CommandError
 from cli.groups import OpenGroup
 from cli.screen import console, write
@@ -30,6 +30,7 @@ app.command("ask")(ask.ask)
 app.command("feedback")(feedback.feedback)
 app.add_typer(night.app, name="night")
 app.command("schedule")(schedule.schedule)
+app.command("experiments")(experiments.experiments)
 app.add_typer(priors.app, name="priors")
 app.command("stats")(stats.stats)
 app.add_typer(memory.app, name="memory")

@@ -5,6 +5,7 @@ Owns the command; counting is the gateway's.
 
 from typing import Any
 
+from cli.experiments import show_experiment
 from cli.gateway import Gateway
 from cli.options import ApiKey, Json, Url, load_settings
 from cli.screen import Screen, bar
@@ -16,8 +17,13 @@ def stats(url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> Non
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         memory = gateway.get("/v1/memory/stats")
         priors = gateway.get("/v1/priors")
-    screen.document({"memory": memory, "priors": priors})
+        experiments = gateway.get("/v1/experiments")["data"]
+    screen.document({"memory": memory, "priors": priors, "experiments": experiments})
     show_stats(screen, memory, priors)
+    for experiment in experiments:
+        if experiment["share"] or experiment["switch"]["steering"] == "off":
+            screen.line()
+            show_experiment(screen, experiment)
 
 
 def show_stats(screen: Screen, memory: dict[str, Any], priors: dict[str, Any]) -> None:

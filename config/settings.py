@@ -202,6 +202,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Most tokens per hour that exploring generates, of requests that did not ask for it.",
     )
+    holdout_share: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="Share of users, or else prompts, that are answered unsteered, to compare; 0: nobody is.",
+    )
     explore_rollouts: int = Field(
         8, ge=2, description="Answers sampled to one explored request; they vote on the best."
     )

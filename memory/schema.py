@@ -214,6 +214,34 @@ api_keys = Table(
 )
 """Who may ask for what: `memory/api_keys.py`."""
 
+experiment_values = Table(
+    "experiment_values",
+    tables,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("space", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("metric", Text, nullable=False),
+    Column("unit", Text, nullable=False),
+    Column("arm", Text, nullable=False),
+    Column("value", Double, nullable=False),
+    Column("noted_at", UtcTime, nullable=False),
+    UniqueConstraint("space", "tenant", "metric", "unit"),
+    sqlite_autoincrement=True,
+)
+"""What came of requests that were steered and of such that were held out: `memory/experiment.py`."""
+
+experiment_switches = Table(
+    "experiment_switches",
+    tables,
+    Column("space", Text, primary_key=True),
+    Column("tenant", Text, primary_key=True),
+    Column("off", Boolean, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("message", Words, nullable=False),
+    Column("at", UtcTime, nullable=False),
+)
+"""For whom steering is off, and why: `memory/experiment.py`."""
+
 Step = Callable[[Connection], Any]
 
 
@@ -240,7 +268,12 @@ def _tenants(connection: Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX ix_traces_tenant_number ON traces (tenant, number)")
 
 
-STEPS: tuple[Step, ...] = (_feedback, _api_keys, _operation, _tenants)
+def _experiments(connection: Connection) -> None:
+    for table in (experiment_values, experiment_switches):
+        table.create(connection)
+
+
+STEPS: tuple[Step, ...] = (_feedback, _api_keys, _operation, _tenants, _experiments)
 """What makes a schema of version 1, 2, … into the next one. A new database is made from the tables above at
 once, so a change of them comes with a step that ends where they do."""
 

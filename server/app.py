@@ -25,6 +25,7 @@ from server.api import (
     dashboard,
     docs,
     embeddings,
+    experiments,
     feedback,
     health,
     landscape,
@@ -101,6 +102,7 @@ def create_app(
         priors,
         consolidations,
         schedule,
+        experiments,
         embeddings,
         api_keys,
     )

@@ -15,7 +15,7 @@ from memory.state import Feedback
 from server.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from server.gateway import Gateway
 from server.keys import keys_of
-from server.steering.outcome import SEARCHED, Answer, Asked
+from server.steering.outcome import SEARCHED, Answer, Asked, Assignment
 from server.tracing import evaluated
 
 Metric = Literal["rating", "comment", "demonstration"]
@@ -55,6 +55,8 @@ async def take(gateway: Gateway, said: Feedback) -> Feedback:
         if known is kept:
             gateway.metrics.tally("feedback", said.metric_name, said.tenant)
             if said.metric_name == "rating":
+                if trace.get("experiment"):
+                    gateway.experiment.rated(Assignment.of_json(trace["experiment"]), float(said.value))
                 evaluated("rating", float(said.value), latentevolve__trace_id=said.trace)
     if known != kept:
         raise ConflictError(f"{said.id} was given to other feedback before", "feedback_id")

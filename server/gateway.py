@@ -24,6 +24,7 @@ from server.landscape import Landscape
 from server.nights import NightCoordinator
 from server.priors import Priors
 from server.questions import Questions
+from server.steering.experiment import Experiment
 from server.steering.metrics import Metrics
 from server.steering.pipeline import Steering
 from server.steering.priors import NO_PRIOR, ActivePrior
@@ -89,6 +90,7 @@ class Gateway:
     questions: Questions
     traces: TraceLog
     steering: Steering
+    experiment: Experiment
     nights: NightCoordinator
     room: FreeSpace
     """On the disk of the data folder."""

@@ -22,6 +22,7 @@ from config.settings import Settings
 from memory.api_keys import ApiKeys
 from memory.atomic import sweep
 from memory.episode import TENANT
+from memory.experiment import Experiments
 from memory.free_space import FreeSpace
 from memory.night import NightLog
 from memory.open import open_store
@@ -40,6 +41,7 @@ from server.nights import NightCoordinator
 from server.priors import Priors
 from server.questions import Questions
 from server.schedule import Plan, Schedule
+from server.steering.experiment import Experiment
 from server.steering.metrics import Metrics
 from server.steering.pipeline import Steering
 from server.steering.priors import ActivePrior
@@ -93,7 +95,7 @@ async def open_gateway(
                 checks=await run_checks(engine),
             )
         )
-        install(app.state, engine, gateway.steering.steer, gateway.traces.answered)
+        install(app.state, engine, gateway.steering.steer, gateway.steering.answered)
         await _background(stack, _watch_engine(engine.llm, stop), "engine")
         yield gateway
 
@@ -167,7 +169,13 @@ async def assemble(
         await _background(stack, upkeep.watch(), "upkeep")
         remember.start()
         stack.push_async_callback(remember.close, DRAIN_S)
-        steering = Steering(engine, store, prior, remember, traces, settings, metrics=metrics)
+        experiment = Experiment(Experiments(state, space), settings.holdout_share)
+        experiment.start()
+        stack.push_async_callback(experiment.close)
+        await _background(stack, experiment.watch(), "experiment")
+        steering = Steering(
+            engine, store, prior, remember, traces, settings, metrics=metrics, experiment=experiment
+        )
         stack.push_async_callback(steering.close)
         lookups = StoreAccess(store, timeout_s=LOOKUP_TIMEOUT_S)
         stack.callback(lookups.close)
@@ -229,6 +237,7 @@ async def assemble(
             questions=Questions(engine),
             traces=traces,
             steering=steering,
+            experiment=experiment,
             nights=nights,
             room=room,
             metrics=metrics,

@@ -16,7 +16,7 @@ CODED = set(re.findall(r"`([^`\n]+)`", PAGE))
 
 SPOKEN = {
     "server/steering/pipeline.py": r'noting\(f?"([a-z-]+)|return f?"([a-z-]+)|else "(no-room)"'
-    r'|"(improved|agreed)"',
+    r'|"(improved|agreed)"|plain\("([a-z-]+)"',
     "server/steering/start.py": r'"((?:memory|recall|nothing|store|prior)[a-z]*-[a-z-]+|recalled)"',
     "server/steering/request.py": r'"(several-[a-z-]+)"',
     "server/steering/outcome.py": r'reason = "([a-z-]+)"|return "([a-z-]+)"$',
@@ -48,6 +48,8 @@ def test_every_reason_is_listed() -> None:
         "search-failed",
         "engine-error",
         "latent-refused",
+        "holdout",
+        "steering-off",
     }
     assert known <= reasons()
     assert reasons() - listed == set()

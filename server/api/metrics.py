@@ -20,6 +20,7 @@ from memory.episode import LatentMemoryError, StoreUnavailableError
 from memory.night import NightRecord
 from memory.night import State as NightState
 from server.gateway import Gateway, Readiness
+from server.steering.experiment import Known
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["metrics"])
@@ -75,6 +76,7 @@ class GatewayCollector(Collector):
             "Prompts waiting to be explored.",
             value=gateway.steering.explorer.waiting,
         )
+        yield from _experiment(gateway.experiment.known)
         yield CounterMetricFamily(
             "latentevolve_lost_traces",
             "Traces since the start that could not be written.",
@@ -92,6 +94,48 @@ class GatewayCollector(Collector):
                 "The scheduled time that no night was started for until now; nothing where there is none.",
                 value=None if self._overdue is None else self._overdue.timestamp(),
             )
+
+
+def _experiment(known: Known) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "latentevolve_steering_off",
+        "1 while the evidence or an operator has turned steering off.",
+        value=float(known.switch.off),
+    )
+    if not known.share:
+        return
+    units = GaugeMetricFamily(
+        "latentevolve_experiment_units",
+        "Users, else prompts, that are compared, by metric and arm.",
+        labels=["metric", "arm"],
+    )
+    means = GaugeMetricFamily(
+        "latentevolve_experiment_mean",
+        "Means of the arms: ratings and agreement from 0 to 1, tokens, and latency in seconds.",
+        labels=["metric", "arm"],
+    )
+    differences = GaugeMetricFamily(
+        "latentevolve_experiment_difference",
+        "Mean of the steered arm less that of the other, and the bounds of its 95 % confidence sequence.",
+        labels=["metric", "bound"],
+    )
+    harms = GaugeMetricFamily(
+        "latentevolve_experiment_harm_e_value",
+        "E-value that steering harms, of metrics that decide; steering goes off at 20.",
+        labels=["metric"],
+    )
+    for metric, one in known.comparisons.items():
+        for arm, found in one.arms.items():
+            units.add_metric([metric, arm], found.n)
+            if found.n:
+                means.add_metric([metric, arm], found.mean)
+        bounds = zip(("lower", "upper"), one.interval or (), strict=False)
+        for bound, value in (("mean", one.difference), *bounds):
+            if value is not None:
+                differences.add_metric([metric, bound], value)
+        if one.evidence is not None:
+            harms.add_metric([metric], one.evidence.e_against)
+    yield from (units, means, differences, harms)
 
 
 def _disk(gateway: Gateway) -> Iterator[Metric]:

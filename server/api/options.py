@@ -4,6 +4,7 @@ Owns the wire model of the `latent` object and the precedence of the ways to cho
 Knows nothing of HTTP: it reads a parsed body and returns options and the body that vLLM gets.
 """
 
+import hashlib
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, get_args
 
@@ -74,7 +75,7 @@ def read_options(
     effort, source = _effort(latent, suffix, body, path, settings)
     store = latent.store is not False and body.get("store") is not False
     chosen = latent.model_dump(exclude={"effort", "store"})
-    options = Options.of(settings, effort, source, store=store, **chosen)
+    options = Options.of(settings, effort, source, store=store, who=_who(body, path), **chosen)
     rest = without_suffix(body, served)
     if "latent" in body:
         rest = {name: value for name, value in rest.items() if name != "latent"}
@@ -135,6 +136,18 @@ def _effort(
     if isinstance(value, str) and value in REASONING_EFFORTS:
         return REASONING_EFFORTS[value], "reasoning_effort"
     return settings.default_effort, "default"
+
+
+def _who(body: dict[str, Any], path: str) -> str | None:
+    """Return a digest of what names the user: OpenAI's `safety_identifier` or `user`, Anthropic's user id."""
+    if path == MESSAGES:
+        metadata = body.get("metadata")
+        named = metadata.get("user_id") if isinstance(metadata, dict) else None
+    else:
+        named = body.get("safety_identifier") or body.get("user")
+    if not isinstance(named, str) or not named:
+        return None
+    return hashlib.sha256(named.encode(errors="surrogatepass")).hexdigest()
 
 
 def _reasoning_effort(body: dict[str, Any], path: str) -> Any:

@@ -103,6 +103,7 @@ TABLE: dict[Rule, tuple[str, ...]] = {
         "GET /v1/consolidations/{night_id}",
         "GET /v1/consolidations/{night_id}/events",
         "GET /v1/schedule",
+        "GET /v1/experiments",
     ),
     WRITE: (
         "DELETE /v1/memory/episodes",
@@ -110,6 +111,7 @@ TABLE: dict[Rule, tuple[str, ...]] = {
         "POST /v1/memory/import",
     ),
     ADMIN: (
+        "PUT /v1/experiments",
         "POST /v1/keys",
         "GET /v1/keys",
         "GET /v1/keys/{key_id}",

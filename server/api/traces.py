@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from memory.episode import now
+from memory.experiment import Arm
 from memory.timeline import Step, Timeline, Window, timeline
 from server.api.deps import AccessDep, GatewayDep
 from server.api.errors import refusals
@@ -177,6 +178,13 @@ class TracedLatent(BaseModel):
     values: list[list[float]] | None = Field(None, description="With `include=latent`.")
 
 
+class TracedArm(BaseModel):
+    """Which arm of the experiment a request is in."""
+
+    unit: str = Field(description="Digest of the user, else of the prompt, that the arm was assigned to.")
+    arm: Arm
+
+
 class TracedFeedback(BaseModel):
     """What somebody said of the answer."""
 
@@ -212,6 +220,7 @@ class TraceRead(BaseModel):
     remembered: str
     episode_id: str | None
     why_not_remembered: str | None
+    experiment: TracedArm | None = Field(None, description="Its arm; null: it is in no experiment.")
     position: int | None
     latent: TracedLatent | None
     feedback: list[TracedFeedback]

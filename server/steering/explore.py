@@ -113,6 +113,7 @@ class Explorer:
         metrics: Count explorations and what they generate.
         threshold: Least reward of an answer that is remembered.
         limits: What all of it may take.
+        agreed: Told (trace id, answer) of what samples agree on.
     """
 
     def __init__(
@@ -128,11 +129,13 @@ class Explorer:
         *,
         threshold: float,
         limits: ExplorerLimits,
+        agreed: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
         self._metrics, self._limits = metrics, limits
         self._engine, self._verifier, self._priors = engine, verifier, priors
         self._scorer, self._choose = scorer, choose
         self._remember, self._report, self._threshold = remember, report, threshold
+        self._agreed = agreed
         self._waiting: deque[Exploration] = deque()
         self._running: dict[asyncio.Task[None], Exploration] = {}
         self._lately: OrderedDict[str, None] = OrderedDict()
@@ -320,6 +323,8 @@ class Explorer:
         finally:
             took = time.monotonic() - begun
             self._rests_until = time.monotonic() + took * (1 / self._limits.time_share - 1)
+        if request.episode is not None:
+            self._agreed(request.trace_id, request.episode.answer_text)
         why_not = request.why_not_remembered(self._threshold)
         explored = {
             "reward_plain": result.plain.reward if result.plain else None,

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from memory.episode import now
+from memory.experiment import Arm
 from model.engine import EngineError, Generation, PlacementError, Usage
 from model.space import LatentRejectedError
 from server.steering.prompt import Options
@@ -141,6 +142,24 @@ class Answer:
         return cls(tuple(values["token_ids"]), values["text"], values["finished"])
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """The arm of one request."""
+
+    unit: str
+    """Digest of whom or what it was assigned to."""
+    arm: Arm
+
+    def to_json(self) -> dict[str, str]:
+        """Return what `of_json` reads."""
+        return {"unit": self.unit, "arm": self.arm}
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> "Assignment":
+        """Return the assignment."""
+        return cls(values["unit"], values["arm"])
+
+
 @dataclass(frozen=True, eq=False)
 class Trace:
     """One request's steering: its options, what was decided and measured, and its latent."""
@@ -163,6 +182,8 @@ class Trace:
     episode_id: str | None = None
     why_not_remembered: str | None = None
     created_at: datetime = field(default_factory=now)
+    assignment: Assignment | None = None
+    """Its arm in the experiment."""
     asked: Asked | None = None
     """For feedback; None where the request asked for nothing to be remembered."""
     answer: Answer | None = None
@@ -216,6 +237,7 @@ class Trace:
             "remembered": self.remembered,
             "episode_id": self.episode_id,
             "why_not_remembered": self.why_not_remembered,
+            "experiment": self.assignment.to_json() if self.assignment else None,
             "position": outcome.position,
             "latent": None if latent is None else {"shape": list(latent.shape), "norm": float(latent.norm())},
         }

@@ -10,15 +10,16 @@ import logging
 from dataclasses import replace
 
 from config.settings import Settings
-from memory.episode import TENANT, Array
+from memory.episode import TENANT, Array, prompt_digest
 from memory.registry import RegistryError
 from memory.store import EpisodeStore
 from model.engine import Engine, EngineError, SteeredPrompt, UnsupportedError
 from model.space import LatentRejectedError
+from server.steering.experiment import Experiment
 from server.steering.explore import Exploration, Explorer, ExplorerLimits
 from server.steering.metrics import Metrics
 from server.steering.new_episode import episode_of, episode_of_choice
-from server.steering.outcome import Outcome, reason_of
+from server.steering.outcome import Answer, Assignment, Outcome, reason_of
 from server.steering.priors import ActivePrior, Serving
 from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError, no_gradient
 from server.steering.recall import Recall
@@ -53,8 +54,9 @@ class Steering:
         settings: Settings,
         *,
         metrics: Metrics,
+        experiment: Experiment | None = None,
     ) -> None:
-        self._engine, self._priors = engine, priors
+        self._engine, self._priors, self._experiment = engine, priors, experiment
         self._remember, self._traces, self._settings, self._metrics = remember, traces, settings, metrics
         verifier = Verifier.of(settings, metrics)
         self._scorer = Scorer.of(settings.rewards, verifier)
@@ -79,6 +81,7 @@ class Steering:
                 tokens_per_hour=settings.explore_tokens_per_hour,
                 votes=settings.explore_rollouts,
             ),
+            agreed=experiment.agreed if experiment else lambda *_: None,
         )
         self._disabled: str | None = None
         self._store = StoreAccess(store, timeout_s=settings.recall_timeout_s)
@@ -100,6 +103,12 @@ class Steering:
     def disabled(self) -> str | None:
         """Name of the self-check that failed; None while steering works."""
         return self._disabled
+
+    def answered(self, trace_id: str, answer: Answer) -> None:
+        """Take the answer that was decoded for a request, and return at once."""
+        self._traces.answered(trace_id, answer)
+        if self._experiment is not None:
+            self._experiment.answered(trace_id, answer)
 
     async def steer(self, prompt: RenderedPrompt, options: Options, trace_id: str) -> Outcome:
         """Return what goes into the prompt, and why.
@@ -125,8 +134,13 @@ class Steering:
         if untouched is not None:
             return request.plain(untouched)
         start = await self._starts.find(request)
-        if request.options.effort == "low" and request.options.explore and request.options.store:
+        request.assignment = self._assign(request, start)
+        held_out = request.assignment is not None and request.assignment.arm == "holdout"
+        explores = request.options.explore if request.options.effort == "low" else held_out
+        if explores and request.options.store:
             request.explored = self.explorer.submit(Exploration(request, start))
+        if held_out:
+            return request.plain("holdout")
         if request.chooses and start.key is not None and (request.searches or start.without.mode == "prior"):
             return await self._choose(request, start.key, start.without)
         if request.searches and start.key is not None:
@@ -138,7 +152,20 @@ class Steering:
             return "effort-none"
         if self._disabled is not None:
             return f"self-check-failed:{self._disabled}"
+        if self._experiment is not None and self._experiment.off:
+            return "steering-off"
         return None if self._has_room(request.prompt) else "no-room"
+
+    def _assign(self, request: Request, start: Start) -> Assignment | None:
+        """Return the arm of a request that would be steered, and has not said itself how it wants to be."""
+        options = request.options
+        steered = start.without.latent is not None or request.searches
+        if self._experiment is None or not steered or options.effort_source != "default" or options.given:
+            return None
+        assignment = self._experiment.assign(options.who, prompt_digest(request.prompt.token_ids))
+        if assignment is not None and request.prompt.answers == 1:
+            self._experiment.begin(request.trace_id, assignment, request.prompt.decoding.choices)
+        return assignment
 
     async def _serving(self, options: Options) -> Serving | None:
         """Return what serves this request, which a swap from here on does not change."""
@@ -290,5 +317,7 @@ class Steering:
         threshold = self._settings.remember_threshold
         why_not = None if request.explored else request.why_not_remembered(threshold)
         self._traces.record(request.trace(outcome, self._engine.space.id, why_not))
+        if self._experiment is not None and outcome.answer is not None:
+            self._experiment.answered(request.trace_id, Answer.of(outcome.answer))
         if why_not is None and request.episode is not None and not request.explored:
             self._remember.submit(request.episode)

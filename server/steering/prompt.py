@@ -102,6 +102,8 @@ class Options:
     """Of what is sampled; None: the prompt's."""
     tenant: str = TENANT
     """Whose request it is: it sees that one's memory and priors, and leaves its own there."""
+    who: str | None = None
+    """Digest of what names the user; None: nothing does."""
 
     @classmethod
     def of(
@@ -111,6 +113,7 @@ class Options:
         effort_source: EffortSource = "default",
         *,
         store: bool = True,
+        who: str | None = None,
         **chosen: Any,
     ) -> Options:
         """Return the options of a request at an effort.
@@ -120,6 +123,7 @@ class Options:
             effort: How much is spent on it.
             effort_source: Where the effort comes from.
             store: Whether it may be remembered.
+            who: Digest of what names the user.
             chosen: What it chose itself: search, k, floor, steps, budget_tokens, deadline_s, prior, explore,
                 seed; None is no choice.
 
@@ -150,6 +154,7 @@ class Options:
             store=store,
             explore=given.get("explore", effort == "low" and random.random() < settings.explore_share),
             seed=given.get("seed"),
+            who=who,
         )
 
 

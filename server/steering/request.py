@@ -15,7 +15,7 @@ from config.settings import SearchName
 from memory.episode import Array, Episode, new_id, prompt_digest, prompt_id
 from memory.prior import Prior
 from server.steering.metrics import Metrics
-from server.steering.outcome import Answer, Asked, Outcome, Trace
+from server.steering.outcome import Answer, Asked, Assignment, Outcome, Trace
 from server.steering.priors import Comparison, Serving
 from server.steering.prompt import Options, RenderedPrompt, seed_of
 from server.steering.search.choose import Choice
@@ -74,6 +74,8 @@ class Request:
     store_answers: bool = True
     explored: bool = False
     """Whether it is searched for in the background."""
+    assignment: Assignment | None = None
+    """Its arm in the experiment; None: it is in none."""
     floor: float | None = None
     """Least cosine of a recalled episode; None: memory was not asked."""
     search: SearchName | None = None
@@ -165,6 +167,7 @@ class Request:
             remembered="pending" if why_not is None else "no",
             episode_id=self.episode.id if self.episode and why_not is None else None,
             why_not_remembered=why_not,
+            assignment=self.assignment,
             asked=self._asked(space),
             answer=self._answered(outcome),
         )

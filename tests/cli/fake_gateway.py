@@ -75,6 +75,9 @@ class FakeGateway:
     nights: list[dict[str, Any]] = field(default_factory=list)
     """Records that successive looks at a night see; the last one stays."""
     night_error: int | None = None
+    share: float = 0.0
+    """Of users who are held out."""
+    steering: str = "on"
     cut: bool = False
     """Whether streams of events break off after one."""
     chosen: dict[str, Any] = field(default_factory=lambda: {"cron": None, "episodes": None})
@@ -178,6 +181,15 @@ class FakeGateway:
                 "dropped_writes": 0,
                 "refused_writes": 7,
             }
+
+        @app.get("/v1/experiments")
+        def experiments() -> dict[str, Any]:
+            return {"object": "list", "data": [self._experiment()]}
+
+        @app.put("/v1/experiments")
+        async def turn(request: Request) -> dict[str, Any]:
+            self.steering = (await request.json())["steering"]
+            return self._experiment()
 
         @app.get("/v1/priors")
         def priors() -> dict[str, Any]:
@@ -302,6 +314,30 @@ class FakeGateway:
             yield f": a ping\r\n\r\nid: 1\r\nevent: progress\r\ndata: {json.dumps(night)}\r\n\r\n"
             if self.cut or night["state"] not in ("queued", "running"):
                 return
+
+    def _experiment(self) -> dict[str, Any]:
+        arms = {"steered": {"n": 950, "mean": 0.81}, "holdout": {"n": 52, "mean": 0.64}}
+        nothing = {"n": 0, "mean": None}
+        rating = {**arms, "difference": 0.17, "interval": [0.02, 0.32], "evidence": dict(SERVING)}
+        other = {
+            "steered": nothing,
+            "holdout": nothing,
+            "difference": None,
+            "interval": None,
+            "evidence": None,
+        }
+        off = self.steering == "off"
+        return {
+            "tenant": "default",
+            "share": self.share,
+            "switch": {
+                "steering": self.steering,
+                "cause": "evidence" if off else None,
+                "message": "rating is 0.30 lower" if off else "",
+                "at": "2031-01-01T12:00:00Z" if off else None,
+            },
+            "metrics": {"rating": rating, "agreement": other, "tokens": other, "latency_s": other},
+        }
 
     def _schedule(self) -> dict[str, Any]:
         settings = {"cron": "0 3 * * *", "episodes": 200}

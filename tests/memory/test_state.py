@@ -143,6 +143,8 @@ def test_a_state_of_the_first_schema_becomes_what_a_new_one_is(state: State, sta
             "DROP TABLE api_keys",
             "DROP TABLE feedback",
             "DROP TABLE activations",
+            "DROP TABLE experiment_values",
+            "DROP TABLE experiment_switches",
             "DROP TABLE erased_rows",
             "ALTER TABLE schedules DROP COLUMN chosen_cron",
             "ALTER TABLE schedules DROP COLUMN chosen_episodes",

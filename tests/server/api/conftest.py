@@ -132,7 +132,7 @@ async def _served(root: Path, parts: Parts, ready: bool, values: dict[str, Any])
             spans=parts.spans,
         ) as gateway:
             inner.state.steer = gateway.steering.steer
-            inner.state.answered = gateway.traces.answered
+            inner.state.answered = gateway.steering.answered
             yield gateway
 
     app = create_app(settings, opener=opener, registry=CollectorRegistry())

@@ -25,6 +25,7 @@ OURS = [
     "priors",
     "consolidations",
     "schedule",
+    "experiments",
 ]
 OPERATOR = {"authorization": "Bearer s3cret"}
 ARCHIVE = "/v1/memory/import"

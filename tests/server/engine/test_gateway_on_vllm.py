@@ -86,7 +86,7 @@ async def gateway(
             checks=[],
             send_night=logging.info,
         ) as parts:
-            install(launched.app.state, launched.engine, parts.steering.steer, parts.traces.answered)
+            install(launched.app.state, launched.engine, parts.steering.steer, parts.steering.answered)
             yield parts
 
     async def alive() -> bool:

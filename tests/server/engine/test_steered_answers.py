@@ -58,7 +58,7 @@ async def gateway(launched: Launched, settings: Settings, tmp_path: Path) -> Asy
         checks=[],
         send_night=lambda night: None,
     ) as gateway:
-        install(launched.app.state, launched.engine, gateway.steering.steer, gateway.traces.answered)
+        install(launched.app.state, launched.engine, gateway.steering.steer, gateway.steering.answered)
         yield gateway
         renderer.preprocess_chat, launched.engine.llm.generate = unhooked
 

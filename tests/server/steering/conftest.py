@@ -12,11 +12,13 @@ from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
 from memory.episode import new_id
+from memory.experiment import Experiments
 from memory.prior import RECALL_FLOOR
 from memory.registry import PriorRegistry
 from memory.state import State
 from memory.store import EpisodeStore
 from model.scripted_engine import ScriptedEngine
+from server.steering.experiment import Experiment
 from server.steering.metrics import Metrics
 from server.steering.outcome import Outcome
 from server.steering.pipeline import Steering
@@ -43,6 +45,7 @@ class Day:
     steering: Steering
     metrics: Metrics
     collectors: CollectorRegistry
+    experiment: Experiment
 
     async def ask(
         self, question: str | RenderedPrompt = "apples How many?", effort: Any = "low", **options: Any
@@ -125,7 +128,12 @@ async def make_day(tmp_path: Path, state: State) -> AsyncIterator[MakeDay]:
             remember.start()
             stack.push_async_callback(traces.close)
             stack.push_async_callback(remember.close, 1.0)
-            steering = Steering(engine, store, priors, remember, traces, settings, metrics=metrics)
+            experiment = Experiment(Experiments(state, engine.space.id), settings.holdout_share)
+            experiment.start()
+            stack.push_async_callback(experiment.close)
+            steering = Steering(
+                engine, store, priors, remember, traces, settings, metrics=metrics, experiment=experiment
+            )
             stack.push_async_callback(steering.close)
             return Day(
                 settings,
@@ -139,6 +147,7 @@ async def make_day(tmp_path: Path, state: State) -> AsyncIterator[MakeDay]:
                 steering,
                 metrics,
                 collectors,
+                experiment,
             )
 
         yield make
