@@ -188,34 +188,36 @@ class Experiments:
                 last = connection.scalar(select(func.max(table.c.number)).filter_by(**mine)) or 0
                 connection.execute(delete(table).filter_by(**mine).where(table.c.number <= last - MOST))
 
-    def values(self, tenant: str, after: int = 0) -> list[tuple[int, Value]]:
-        """Return the values of a tenant that were noted after one, each with its number, in their order.
+    def values(self, after: int = 0, tenant: str | None = None) -> list[tuple[int, str, Value]]:
+        """Return the values that were noted after one, each with its number and tenant, in their order.
+
+        Args:
+            after: Number of the one; 0: all are returned.
+            tenant: Whose; None: of every tenant.
 
         Raises:
             StateUnavailableError: the database does not answer.
         """
         table = experiment_values
-        columns = (table.c.metric, table.c.arm, table.c.unit, table.c.value)
-        query = (
-            select(table.c.number, *columns)
-            .filter_by(space=self._space, tenant=tenant)
-            .where(table.c.number > after)
-            .order_by(table.c.number)
-        )
+        columns = (table.c.tenant, table.c.metric, table.c.arm, table.c.unit, table.c.value)
+        query = select(table.c.number, *columns).filter_by(space=self._space).where(table.c.number > after)
+        if tenant is not None:
+            query = query.filter_by(tenant=tenant)
         with self._state.read() as connection:
-            return [(number, Value(*row)) for number, *row in connection.execute(query)]
+            rows = connection.execute(query.order_by(table.c.number))
+            return [(number, whose, Value(*row)) for number, whose, *row in rows]
 
-    def switch(self, tenant: str) -> Switch:
-        """Return whether steering is off for a tenant.
+    def switches(self) -> dict[str, Switch]:
+        """Return whether steering is off, by the tenants for whom it was ever turned.
 
         Raises:
             StateUnavailableError: the database does not answer.
         """
         table = experiment_switches
-        query = select(table.c.off, table.c.cause, table.c.message, table.c.at)
+        columns = (table.c.tenant, table.c.off, table.c.cause, table.c.message, table.c.at)
         with self._state.read() as connection:
-            row = connection.execute(query.filter_by(space=self._space, tenant=tenant)).one_or_none()
-        return Switch() if row is None else Switch(*row)
+            rows = connection.execute(select(*columns).filter_by(space=self._space))
+            return {tenant: Switch(*row) for tenant, *row in rows}
 
     def turn(self, tenant: str, switch: Switch) -> Switch:
         """Turn steering off or on, and return how it is: what the evidence turns off may be off already.

@@ -56,7 +56,8 @@ async def take(gateway: Gateway, said: Feedback) -> Feedback:
             gateway.metrics.tally("feedback", said.metric_name, said.tenant)
             if said.metric_name == "rating":
                 if trace.get("experiment"):
-                    gateway.experiment.rated(Assignment.of_json(trace["experiment"]), float(said.value))
+                    assigned = Assignment.of_json(trace["experiment"])
+                    gateway.experiment.rated(said.tenant, assigned, float(said.value))
                 evaluated("rating", float(said.value), latentevolve__trace_id=said.trace)
     if known != kept:
         raise ConflictError(f"{said.id} was given to other feedback before", "feedback_id")

@@ -7,9 +7,8 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from memory.episode import TENANT
 from memory.experiment import ARMS, Comparison, Switch
-from server.api.deps import GatewayDep
+from server.api.deps import AccessDep, GatewayDep
 from server.api.errors import refusals
 from server.api.priors import RowEvidence
 from server.steering.experiment import Known
@@ -66,7 +65,7 @@ class ExperimentRead(BaseModel):
 
 
 class ExperimentList(BaseModel):
-    """The experiments that the API key may see."""
+    """The experiment of the API key's tenant."""
 
     object: Literal["list"] = "list"
     data: list[ExperimentRead]
@@ -83,21 +82,22 @@ class Turn(BaseModel):
 
 
 @router.get("", responses=refusals())
-async def experiments(gateway: GatewayDep) -> ExperimentList:
+async def experiments(gateway: GatewayDep, access: AccessDep) -> ExperimentList:
     """Return what both arms are worth, as of some seconds ago, and whether steering is on."""
-    return ExperimentList(data=[_read(gateway.experiment.known)])
+    return ExperimentList(data=[_read(access.tenant, gateway.experiment.known(access.tenant))])
 
 
 @router.put("", responses=refusals(507))
-async def turn(gateway: GatewayDep, wanted: Turn) -> ExperimentRead:
+async def turn(gateway: GatewayDep, access: AccessDep, wanted: Turn) -> ExperimentRead:
     """Turn steering off, or on again after the evidence or an operator has turned it off."""
-    return _read(await gateway.experiment.turn(Switch(off=wanted.steering == "off")))
+    tenant, switch = access.tenant, Switch(off=wanted.steering == "off")
+    return _read(tenant, await gateway.experiment.turn(tenant, switch))
 
 
-def _read(known: Known) -> ExperimentRead:
+def _read(tenant: str, known: Known) -> ExperimentRead:
     switch = known.switch
     return ExperimentRead(
-        tenant=TENANT,
+        tenant=tenant,
         share=known.share,
         switch=SwitchRead(
             steering="off" if switch.off else "on",

@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from memory.episode import LatentMemoryError, StoreUnavailableError
+from memory.episode import TENANT, LatentMemoryError, StoreUnavailableError
 from memory.night import NightRecord
 from memory.night import State as NightState
 from server.gateway import Gateway, Readiness
@@ -76,7 +76,12 @@ class GatewayCollector(Collector):
             "Prompts waiting to be explored.",
             value=gateway.steering.explorer.waiting,
         )
-        yield from _experiment(gateway.experiment.known)
+        yield GaugeMetricFamily(
+            "latentevolve_tenants_off",
+            "Tenants of whom nothing is steered, because the evidence or an operator has turned that off.",
+            value=gateway.experiment.tenants_off,
+        )
+        yield from _experiment(gateway.experiment.known(TENANT))
         yield CounterMetricFamily(
             "latentevolve_lost_traces",
             "Traces since the start that could not be written.",
@@ -97,16 +102,12 @@ class GatewayCollector(Collector):
 
 
 def _experiment(known: Known) -> Iterator[Metric]:
-    yield GaugeMetricFamily(
-        "latentevolve_steering_off",
-        "1 while the evidence or an operator has turned steering off.",
-        value=float(known.switch.off),
-    )
+    """Yield what both arms of the default tenant are worth: others would be too many to show."""
     if not known.share:
         return
     units = GaugeMetricFamily(
         "latentevolve_experiment_units",
-        "Users, else prompts, that are compared, by metric and arm.",
+        "Users of the default tenant, else prompts, that are compared, by metric and arm.",
         labels=["metric", "arm"],
     )
     means = GaugeMetricFamily(

@@ -94,6 +94,7 @@ TABLE: dict[Rule, tuple[str, ...]] = {
         "GET /v1/memory/episodes/{episode_id}",
         "POST /v1/memory/search",
         "GET /v1/memory/export",
+        "GET /v1/experiments",
     ),
     READ_ALL: (
         "GET /v1/priors",
@@ -103,7 +104,6 @@ TABLE: dict[Rule, tuple[str, ...]] = {
         "GET /v1/consolidations/{night_id}",
         "GET /v1/consolidations/{night_id}/events",
         "GET /v1/schedule",
-        "GET /v1/experiments",
     ),
     WRITE: (
         "DELETE /v1/memory/episodes",

@@ -9,11 +9,10 @@ import hashlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
-from memory.episode import TENANT, LatentMemoryError
+from memory.episode import LatentMemoryError
 from memory.experiment import METRICS, Comparison, Experiments, Metric, Switch, Value, harm
 from model.final_answer import final_answer
 from server.steering.background import Background
@@ -26,12 +25,14 @@ MOST_AWAITED = 4096
 MOST_UNWRITTEN = 4096
 """Values that wait to be written; more are lost."""
 _BATCH = 256
+_UNTOUCHED = Switch()
 
 
 @dataclass(frozen=True)
 class _Awaited:
     """What is known of a request that is not yet compared."""
 
+    tenant: str
     assignment: Assignment
     choices: tuple[str, ...] | None
     begun: float
@@ -42,73 +43,85 @@ class _Awaited:
     """What samples agree on; None: not known."""
 
 
+def _nothing() -> dict[Metric, Comparison]:
+    return {metric: Comparison(metric) for metric in METRICS}
+
+
 @dataclass(frozen=True)
 class Known:
-    """What is known of the experiment."""
+    """What is known of a tenant's experiment."""
 
     share: float
-    switch: Switch
-    comparisons: Mapping[Metric, Comparison]
+    switch: Switch = _UNTOUCHED
+    comparisons: Mapping[Metric, Comparison] = field(default_factory=_nothing)
 
 
 class Experiment:
-    """Holds out a share of one tenant's requests, notes what comes of both arms, and turns steering off.
+    """Holds out a share of each tenant's requests, notes what comes of both arms, and turns steering off.
 
     Args:
         experiments: Where values and switches are kept, of all gateways.
         share: Of units that are held out; 0: none, and nothing is noted.
-        tenant: Whose requests they are.
         poll_s: How often it is looked at what other gateways have noted and switched.
     """
 
-    def __init__(
-        self, experiments: Experiments, share: float, *, tenant: str = TENANT, poll_s: float = 2.0
-    ) -> None:
-        self._experiments, self._share, self._tenant, self._poll_s = experiments, share, tenant, poll_s
+    def __init__(self, experiments: Experiments, share: float, *, poll_s: float = 2.0) -> None:
+        self._experiments, self._share, self._poll_s = experiments, share, poll_s
         self._awaited: OrderedDict[str, _Awaited] = OrderedDict()
-        self._unwritten: list[Value] = []
+        self._unwritten: list[tuple[str, Value]] = []
         self._background = Background("experiment", self._write_some)
-        self._switch = Switch()
         self._seen = 0
-        self._comparisons = {metric: Comparison(metric) for metric in METRICS}
+        self._switches: dict[str, Switch] = {}
+        self._comparisons: dict[str, dict[Metric, Comparison]] = {}
         self._looking = asyncio.Lock()
         self._said = ""
 
-    @property
-    def off(self) -> bool:
-        """Whether nothing is steered."""
-        return self._switch.off
+    def off(self, tenant: str) -> bool:
+        """Return whether nothing of a tenant is steered."""
+        return self._switches.get(tenant, _UNTOUCHED).off
+
+    def known(self, tenant: str) -> Known:
+        """Return what is known, as of the last look."""
+        return Known(
+            self._share,
+            self._switches.get(tenant, _UNTOUCHED),
+            self._comparisons.get(tenant) or _nothing(),
+        )
 
     @property
-    def known(self) -> Known:
-        """What is known, as of the last look."""
-        return Known(self._share, self._switch, self._comparisons)
+    def tenants_off(self) -> int:
+        """For how many tenants steering is off."""
+        return sum(switch.off for switch in self._switches.values())
 
-    def assign(self, who: str | None, prompt: str) -> Assignment | None:
+    def assign(self, tenant: str, who: str | None, prompt: str) -> Assignment | None:
         """Return the arm of a user, or else of a prompt; None: there is no experiment.
 
         The same one is always in the same arm, whatever the process, as long as the share is the same.
 
         Args:
+            tenant: Whose request it is.
             who: What names the user, if anything does.
             prompt: Digest of the prompt.
         """
         if not self._share:
             return None
         named = f"user {who}" if who is not None else f"prompt {prompt}"
-        digest = hashlib.sha256(f"holdout\0{self._tenant}\0{named}".encode(errors="replace")).hexdigest()
+        digest = hashlib.sha256(f"holdout\0{tenant}\0{named}".encode(errors="replace")).hexdigest()
         held = int(digest[16:32], 16) < self._share * 2**64
         return Assignment(digest[:16], "holdout" if held else "steered")
 
-    def begin(self, trace_id: str, assignment: Assignment, choices: tuple[str, ...] | None) -> None:
+    def begin(
+        self, trace_id: str, tenant: str, assignment: Assignment, choices: tuple[str, ...] | None
+    ) -> None:
         """Await what comes of a request.
 
         Args:
             trace_id: Of the request.
+            tenant: Whose it is.
             assignment: Its arm.
             choices: What its answer is held to, if to any.
         """
-        self._awaited[trace_id] = _Awaited(assignment, choices, time.perf_counter())
+        self._awaited[trace_id] = _Awaited(tenant, assignment, choices, time.perf_counter())
         while len(self._awaited) > MOST_AWAITED:
             self._awaited.popitem(last=False)
 
@@ -117,8 +130,8 @@ class Experiment:
         known = self._awaited.get(trace_id)
         if known is None or known.answered:
             return
-        self._note("tokens", known.assignment, len(answer.token_ids))
-        self._note("latency_s", known.assignment, time.perf_counter() - known.begun)
+        self._note("tokens", known.tenant, known.assignment, len(answer.token_ids))
+        self._note("latency_s", known.tenant, known.assignment, time.perf_counter() - known.begun)
         said = final_answer(answer.text, known.choices) if answer.finished else None
         self._settle(trace_id, replace(known, said=said, answered=True))
 
@@ -128,34 +141,35 @@ class Experiment:
         if known is not None:
             self._settle(trace_id, replace(known, agreed=final_answer(text, known.choices)))
 
-    def give_up(self, trace_id: str) -> None:
-        """Await nothing more of a request."""
-        self._awaited.pop(trace_id, None)
-
-    def rated(self, assignment: Assignment, value: float) -> None:
+    def rated(self, tenant: str, assignment: Assignment, value: float) -> None:
         """Note what somebody said of an answer, in [0, 1]."""
-        self._note("rating", assignment, value)
+        self._note("rating", tenant, assignment, value)
 
     def _settle(self, trace_id: str, known: _Awaited) -> None:
         if not known.answered or known.agreed is None:
             self._awaited[trace_id] = known
             return
         del self._awaited[trace_id]
-        self._note("agreement", known.assignment, float(known.said == known.agreed))
+        self._note("agreement", known.tenant, known.assignment, float(known.said == known.agreed))
 
-    def _note(self, metric: Metric, assignment: Assignment, value: float) -> None:
+    def _note(self, metric: Metric, tenant: str, assignment: Assignment, value: float) -> None:
         if self._share and len(self._unwritten) < MOST_UNWRITTEN:
-            self._unwritten.append(Value(metric, assignment.arm, assignment.unit, float(value)))
+            noted = Value(metric, assignment.arm, assignment.unit, float(value))
+            self._unwritten.append((tenant, noted))
             self._background.wake()
 
     async def _write_some(self) -> bool:
         batch, self._unwritten = self._unwritten[:_BATCH], self._unwritten[_BATCH:]
         if not batch:
             return False
-        try:
-            await asyncio.to_thread(self._experiments.note, self._tenant, batch)
-        except LatentMemoryError as error:
-            self._complain(f"{len(batch)} values are not noted: {error}")
+        by_tenant: dict[str, list[Value]] = {}
+        for tenant, value in batch:
+            by_tenant.setdefault(tenant, []).append(value)
+        for tenant, values in by_tenant.items():
+            try:
+                await asyncio.to_thread(self._experiments.note, tenant, values)
+            except LatentMemoryError as error:
+                self._complain(f"{len(values)} values are not noted: {error}")
         return True
 
     async def look(self) -> None:
@@ -165,46 +179,55 @@ class Experiment:
             StateUnavailableError, NoRoomError: the state cannot be read, or written.
         """
         async with self._looking:
-            switch = await asyncio.to_thread(self._experiments.switch, self._tenant)
-            if switch.at != self._switch.at and not switch.off:  # it began anew
-                self._seen, self._comparisons = 0, {metric: Comparison(metric) for metric in METRICS}
-            self._tell(switch)
-            new = await asyncio.to_thread(self._experiments.values, self._tenant, self._seen)
-            for number, value in new:
-                self._seen = number
-                self._comparisons[value.metric].add(value)
-            if new and self._share and not self._switch.off:
-                why = harm(self._comparisons.values())
+            switches = await asyncio.to_thread(self._experiments.switches)
+            changed = self._take(await asyncio.to_thread(self._experiments.values, self._seen))
+            for tenant, switch in switches.items():
+                await self._switch(tenant, switch)
+            for tenant in changed if self._share else ():
+                why = None if self.off(tenant) else harm(self.known(tenant).comparisons.values())
                 if why is not None:
-                    await self._turn(Switch(True, "evidence", why))
+                    await self._turn(tenant, Switch(True, "evidence", why))
 
-    async def turn(self, switch: Switch) -> Known:
+    async def turn(self, tenant: str, switch: Switch) -> Known:
         """Turn steering off or on, as an operator, and return what is known then.
 
         Raises:
             StateUnavailableError, NoRoomError: the state cannot be written.
         """
         async with self._looking:
-            await self._turn(switch)
-        await self.look()
-        return self.known
+            await self._turn(tenant, switch)
+        return self.known(tenant)
 
-    async def _turn(self, switch: Switch) -> None:
-        turned = await asyncio.to_thread(self._experiments.turn, self._tenant, switch)
-        if not turned.off and turned.at != self._switch.at:
-            self._seen, self._comparisons = 0, {metric: Comparison(metric) for metric in METRICS}
-        self._tell(turned)
+    async def _turn(self, tenant: str, switch: Switch) -> None:
+        await self._switch(tenant, await asyncio.to_thread(self._experiments.turn, tenant, switch))
 
-    def _tell(self, switch: Switch) -> None:
-        if switch.off != self._switch.off:
+    def _take(self, values: Iterable[tuple[int, str, Value]]) -> set[str]:
+        """Add values to what is known, and return whose they are."""
+        tenants = set()
+        for number, tenant, value in values:
+            self._seen = max(self._seen, number)
+            self._comparisons.setdefault(tenant, _nothing())[value.metric].add(value)
+            tenants.add(tenant)
+        return tenants
+
+    async def _switch(self, tenant: str, switch: Switch) -> None:
+        """Take over how steering is turned; turned on, the experiment has begun anew."""
+        before = self._switches.get(tenant, _UNTOUCHED)
+        if switch.at == before.at:
+            return
+        self._switches[tenant] = switch
+        if not switch.off:
+            self._comparisons.pop(tenant, None)
+            values = await asyncio.to_thread(self._experiments.values, 0, tenant)
+            self._take(one for one in values if one[0] <= self._seen)
+        if switch.off != before.off:
             logger.warning(
                 "steering of tenant %s is %s by %s%s",
-                self._tenant,
+                tenant,
                 "off" if switch.off else "on again",
                 "the evidence" if switch.cause == "evidence" else "an operator",
                 f": {switch.message}" if switch.message else "",
             )
-        self._switch = switch
 
     def start(self) -> None:
         """Begin to write. Needs a running event loop."""
@@ -224,8 +247,7 @@ class Experiment:
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Write what waits, for at most so long, and stop."""
-        with suppress(LatentMemoryError):
-            await self._background.close(timeout_s)
+        await self._background.close(timeout_s)
 
     async def drain(self, timeout_s: float = 5.0) -> bool:
         """Wait until everything is written; False when that took too long."""

@@ -152,7 +152,7 @@ class Steering:
             return "effort-none"
         if self._disabled is not None:
             return f"self-check-failed:{self._disabled}"
-        if self._experiment is not None and self._experiment.off:
+        if self._experiment is not None and self._experiment.off(request.options.tenant):
             return "steering-off"
         return None if self._has_room(request.prompt) else "no-room"
 
@@ -162,9 +162,11 @@ class Steering:
         steered = start.without.latent is not None or request.searches
         if self._experiment is None or not steered or options.effort_source != "default" or options.given:
             return None
-        assignment = self._experiment.assign(options.who, prompt_digest(request.prompt.token_ids))
+        digest = prompt_digest(request.prompt.token_ids)
+        assignment = self._experiment.assign(options.tenant, options.who, digest)
         if assignment is not None and request.prompt.answers == 1:
-            self._experiment.begin(request.trace_id, assignment, request.prompt.decoding.choices)
+            choices = request.prompt.decoding.choices
+            self._experiment.begin(request.trace_id, options.tenant, assignment, choices)
         return assignment
 
     async def _serving(self, options: Options) -> Serving | None:

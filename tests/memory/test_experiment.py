@@ -29,40 +29,40 @@ def test_a_unit_counts_once_per_metric_with_its_first_value(experiments: Experim
     experiments.note("default", [value("a", 0.75, "holdout"), value("a", 12, metric="tokens")])
     experiments.note("other", [value("a", 0.125)])
     with State(state_url) as other_process:
-        found = Experiments(other_process, "space").values("default")
-        assert [one for _, one in found] == [
+        found = Experiments(other_process, "space").values(tenant="default")
+        assert [one for _, _, one in found] == [
             value("a", 0.5),
             value("b", 0.25, "holdout"),
             value("a", 12, metric="tokens"),
         ]
-        assert [one for _, one in Experiments(other_process, "elsewhere").values("default")] == []
-    assert [one for _, one in experiments.values("default", found[0][0])] == [one for _, one in found[1:]]
-    assert [one for _, one in experiments.values("other")] == [value("a", 0.125)]
+        assert Experiments(other_process, "elsewhere").values() == []
+    assert experiments.values(found[0][0], "default") == found[1:]
+    others = experiments.values(found[-1][0])
+    assert [(tenant, one) for _, tenant, one in others] == [("other", value("a", 0.125))]
 
 
 def test_only_so_many_values_are_kept(experiments: Experiments, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.experiment, "MOST", 3)
     for number in range(5):
         experiments.note("default", [value(str(number))])
-    assert [one.unit for _, one in experiments.values("default")] == ["2", "3", "4"]
+    assert [one.unit for _, _, one in experiments.values()] == ["2", "3", "4"]
 
 
 def test_what_is_turned_off_stays_so_until_it_is_turned_on_and_then_begins_anew(
     experiments: Experiments, state_url: str
 ) -> None:
-    assert experiments.switch("default") == Switch()
+    assert experiments.switches() == {}
     experiments.note("default", [value("a")])
     off = experiments.turn("default", Switch(True, "evidence", "it harms"))
     assert (off.off, off.cause, off.message) == (True, "evidence", "it harms")
     assert experiments.turn("default", Switch(True, "operator")) == off, "it was off already"
     with State(state_url) as other_process:
         elsewhere = Experiments(other_process, "space")
-        assert elsewhere.switch("default") == off
-        assert elsewhere.switch("other") == Switch()
-        assert len(elsewhere.values("default")) == 1
+        assert elsewhere.switches() == {"default": off}
+        assert len(elsewhere.values()) == 1
         on = elsewhere.turn("default", Switch(False))
-    assert (experiments.switch("default"), on.off) == (on, False)
-    assert experiments.values("default") == []
+    assert (experiments.switches(), on.off) == ({"default": on}, False)
+    assert experiments.values() == []
 
 
 def test_below_the_floor_nothing_is_noted(tmp_path: Disk, state: State) -> None:

@@ -73,7 +73,7 @@ async def test_harm_turns_steering_off_and_an_operator_puts_it_back(held: Served
     assert (found["switch"]["steering"], found["switch"]["cause"]) == ("off", "evidence")
     assert "rating is 1.00 lower" in found["switch"]["message"]
     assert reason(await held.chat("sum two")) == "steering-off"
-    assert "latentevolve_steering_off 1.0" in (await held.http.get("/metrics")).text
+    assert "latentevolve_tenants_off 1.0" in (await held.http.get("/metrics")).text
     put = (await held.http.put("/v1/experiments", json={"steering": "on"})).json()
     assert (put["switch"]["steering"], put["switch"]["cause"]) == ("on", "operator")
     assert put["metrics"]["rating"]["steered"] == {"n": 0, "mean": None}

@@ -36,7 +36,7 @@ class Tenant:
     @property
     def marks(self) -> set[str]:
         """What in an answer tells of it."""
-        return {SECRET, self.key_id, *self.traces, *self.episodes, *self.feedback}
+        return {SECRET, f'"tenant":"{self.name}"', self.key_id, *self.traces, *self.episodes, *self.feedback}
 
     async def ask(self, method: str, path: str, **more: Any) -> httpx.Response:
         return await self.http.request(method, path, headers=self.headers, **more)
@@ -146,6 +146,8 @@ CALLS: dict[str, Call] = {
     "GET /v1/keys/{key_id}": by("key_id", lambda whose: whose.key_id),
     "POST /v1/keys/{key_id}/rotate": by("key_id", lambda whose: whose.key_id, shows=False),
     "POST /v1/keys/{key_id}/revoke": by("key_id", lambda whose: whose.key_id, shows=False),
+    "GET /v1/experiments": Call(),
+    "PUT /v1/experiments": Call(lambda _: {"json": {"steering": "off"}}),
     "GET /docs": Call(shows=False),
     "GET /openapi.json": Call(shows=False),
 }

@@ -16,8 +16,8 @@ LIKE = "apples How many are left?"
 """Similar to what is remembered."""
 
 
-def arms(experiment: Experiment, names: range) -> list[str]:
-    found = [experiment.assign(f"user {name}", "prompt") for name in names]
+def arms(experiment: Experiment, names: range, tenant: str = "default") -> list[str]:
+    found = [experiment.assign(tenant, f"user {name}", "prompt") for name in names]
     return [one.arm for one in found if one is not None]
 
 
@@ -25,12 +25,11 @@ def test_a_user_is_always_in_the_same_arm_else_a_prompt_is(state: State) -> None
     one, other = (Experiment(Experiments(state, "space"), 0.25) for _ in range(2))
     assert arms(one, range(2000)) == arms(other, range(2000))
     assert 0.2 < arms(one, range(2000)).count("holdout") / 2000 < 0.3
-    assert one.assign("somebody", "prompt") == one.assign("somebody", "another prompt")
-    assert one.assign(None, "prompt") != one.assign(None, "another prompt")
-    assert one.assign(None, "somebody") != one.assign("somebody", "")
-    assert Experiment(Experiments(state, "space"), 0.0).assign("somebody", "prompt") is None
-    tenant = Experiment(Experiments(state, "space"), 0.25, tenant="other")
-    assert arms(tenant, range(2000)) != arms(one, range(2000))
+    assert one.assign("default", "anna", "prompt") == one.assign("default", "anna", "another prompt")
+    assert one.assign("default", None, "prompt") != one.assign("default", None, "another prompt")
+    assert one.assign("default", None, "anna") != one.assign("default", "anna", "")
+    assert Experiment(Experiments(state, "space"), 0.0).assign("default", "anna", "prompt") is None
+    assert arms(one, range(2000), "other") != arms(one, range(2000))
 
 
 def test_who_is_held_out_stays_so_when_the_share_grows(state: State) -> None:
@@ -42,7 +41,9 @@ def test_who_is_held_out_stays_so_when_the_share_grows(state: State) -> None:
 async def in_arm(day: Day, arm: str, effort: Any = "low", **options: Any) -> tuple[Outcome, dict[str, Any]]:
     """Ask as a user of this arm."""
     users = (f"user {number}" for number in range(1000))
-    who = next(user for user in users if getattr(day.experiment.assign(user, ""), "arm", None) == arm)
+    who = next(
+        user for user in users if getattr(day.experiment.assign("default", user, ""), "arm", None) == arm
+    )
     return await day.ask(LIKE, effort, who=who, **options)
 
 
@@ -98,8 +99,8 @@ async def test_what_is_held_out_is_explored_all_the_same(make_day: MakeDay, effo
 
 
 def noted(day: Day, metric: str) -> list[tuple[str, float]]:
-    found = Experiments(day.state, day.engine.space.id).values("default")
-    return [(value.arm, value.value) for _, value in found if value.metric == metric]
+    found = Experiments(day.state, day.engine.space.id).values()
+    return [(value.arm, value.value) for _, _, value in found if value.metric == metric]
 
 
 async def remembered(day: Day, trace_id: str) -> str:
@@ -127,13 +128,13 @@ async def test_an_answer_is_compared_with_what_samples_agree_on(make_day: MakeDa
 async def test_an_answer_that_was_cut_off_agrees_with_nothing(state: State) -> None:
     experiment = Experiment(Experiments(state, "space"), 0.5)
     experiment.start()
-    experiment.begin("t", Assignment("u", "steered"), None)
+    experiment.begin("t", "default", Assignment("u", "steered"), None)
     experiment.agreed("t", "It is 7")
     experiment.answered("t", Answer((1,), "It is 7", finished=False))
     experiment.answered("t", Answer((1, 2), "It is 7", finished=True))
     experiment.agreed("t", "It is 7")
     await experiment.close()
-    found = [(value.metric, value.value) for _, value in Experiments(state, "space").values("default")]
+    found = [(value.metric, value.value) for _, _, value in Experiments(state, "space").values()]
     assert [pair for pair in found if pair[0] != "latency_s"] == [("tokens", 1.0), ("agreement", 0.0)]
 
 
@@ -150,24 +151,34 @@ async def test_evidence_of_harm_turns_steering_off_everywhere_until_it_is_put_ba
     elsewhere = Experiment(experiments, 0.5)
     experiments.note("default", worse(4))
     await held.experiment.look()
-    assert not held.experiment.off
+    assert not held.experiment.off("default")
     experiments.note("default", worse(30))
     await held.experiment.look()
-    assert held.experiment.off
+    assert held.experiment.off("default")
     outcome, trace = await in_arm(held, "steered")
     assert (outcome.mode, outcome.reason, trace["experiment"]) == ("plain", "steering-off", None)
     outcome, _ = await held.ask(LIKE, "high")
     assert outcome.reason == "steering-off"
-    assert not elsewhere.off
+    assert not elsewhere.off("default")
     await elsewhere.look()
-    assert elsewhere.off
-    assert "rating is 1.00 lower" in elsewhere.known.switch.message
+    assert elsewhere.off("default")
+    assert "rating is 1.00 lower" in elsewhere.known("default").switch.message
 
-    known = await elsewhere.turn(Switch(False))
+    known = await elsewhere.turn("default", Switch(False))
     assert (known.switch.off, known.comparisons["rating"].arms["steered"].n) == (False, 0)
     await held.experiment.look()
-    assert not held.experiment.off
-    assert held.experiment.known.comparisons["rating"].arms["steered"].n == 0
+    assert not held.experiment.off("default")
+    assert held.experiment.known("default").comparisons["rating"].arms["steered"].n == 0
+    outcome, _ = await in_arm(held, "steered")
+    assert outcome.mode == "recall"
+
+
+async def test_harm_to_one_tenant_turns_nothing_off_for_another(held: Day) -> None:
+    Experiments(held.state, held.engine.space.id).note("acme", worse(30))
+    await held.experiment.look()
+    assert (held.experiment.off("acme"), held.experiment.off("default")) == (True, False)
+    assert held.experiment.tenants_off == 1
+    assert held.experiment.known("default").comparisons["rating"].arms["steered"].n == 0
     outcome, _ = await in_arm(held, "steered")
     assert outcome.mode == "recall"
 
@@ -175,7 +186,7 @@ async def test_evidence_of_harm_turns_steering_off_everywhere_until_it_is_put_ba
 async def test_an_operator_turns_steering_off_also_where_there_is_no_experiment(make_day: MakeDay) -> None:
     day = await make_day()
     await day.learn(effort_source="latent.effort")
-    await day.experiment.turn(Switch(True))
+    await day.experiment.turn("default", Switch(True))
     outcome, _ = await day.ask(LIKE)
     assert outcome.reason == "steering-off"
     outcome, _ = await day.ask(LIKE, "none")
@@ -195,13 +206,13 @@ async def test_values_that_cannot_be_written_end_nothing(
         monkeypatch.setattr(experiments, name, away)
     experiment.start()
     watching = asyncio.create_task(experiment.watch())
-    experiment.rated(Assignment("u", "steered"), 1.0)
+    experiment.rated("default", Assignment("u", "steered"), 1.0)
     assert await experiment.drain()
     monkeypatch.undo()
-    experiment.rated(Assignment("v", "steered"), 1.0)
+    experiment.rated("default", Assignment("v", "steered"), 1.0)
     assert await experiment.drain()
     async with asyncio.timeout(30):
-        while not experiment.known.comparisons["rating"].arms["steered"].n:  # noqa: ASYNC110
+        while not experiment.known("default").comparisons["rating"].arms["steered"].n:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     watching.cancel()
     await experiment.close()
