@@ -34,6 +34,7 @@ class Settings(BaseSettings):
         env_prefix="LATENTEVOLVE_",
         env_ignore_empty=True,
         populate_by_name=True,
+        loc_by_alias=False,  # errors name the setting
         env_file=".env",
         env_file_encoding="utf-8",
         extra="ignore",
@@ -327,7 +328,10 @@ class Settings(BaseSettings):
     @classmethod
     def _otlp_endpoint_is_http(cls, value: str | None) -> str | None:
         if value and value.partition("://")[0] not in ("http", "https"):
-            raise ValueError("not an http:// or https:// URL: spans go by OTLP over HTTP, not gRPC")
+            raise ValueError(
+                "not an http:// or https:// URL, for spans go by OTLP over HTTP, not gRPC; "
+                "OTEL_EXPORTER_OTLP_ENDPOINT names it too"
+            )
         return value
 
     @field_validator("state_url")

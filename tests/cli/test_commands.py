@@ -53,6 +53,17 @@ def test_key_from_the_environment_is_used(
     assert run("ask", "Hello?").code == 0
 
 
+def test_a_setting_that_is_wrong_is_named_by_its_variable(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in (("LATENTEVOLVE_PORT", "0"), ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, value)
+            ran = run("stats")
+        assert ran.code == 2
+        assert variable in ran.err
+        assert value in ran.err
+        assert "LATENTEVOLVE_LATENTEVOLVE" not in ran.err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
