@@ -33,8 +33,9 @@ export function seconds(value) {
 export function shortened(text, most) {
   const line = text.trim().replace(/\s+/g, " ");
   if (line.length <= most) return line;
-  const start = Math.ceil(most * 0.45);
-  return `${line.slice(0, start).trimEnd()} … ${line.slice(start + 3 - most).trimStart()}`;
+  const start = line.slice(0, Math.ceil(most * 0.45)).replace(/\s\S*$/, "");
+  const end = line.slice(start.length + 3 - most).replace(/^\S*\s/, "");
+  return `${start} … ${end}`;
 }
 
 /** What is not the same at the beginning of all texts, from a word's beginning on. */

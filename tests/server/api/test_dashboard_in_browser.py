@@ -154,13 +154,28 @@ async def test_the_chosen_colours_stay(site: Site) -> None:
 
 
 @in_browser
-async def test_what_happens_arrives_by_itself(site: Site) -> None:
+async def test_what_happens_arrives_by_itself_while_somebody_looks(site: Site) -> None:
     async with site.page() as seen:
+        await seen.page.clock.install()
+        await seen.page.reload()
         tile = seen.page.locator(".tile", has_text="Requests, last hour").locator(".value")
         await expect(tile).to_have_text(re.compile(r"\d+"))
         before = int(await tile.text_content() or "")
         await site.served.chat("sum of what came later")
+        await site.served.gateway.traces.drain()
+        await seen.page.evaluate(HIDE)
+        asked = len(seen.asked)
+        await seen.page.clock.run_for(60_000)
+        assert len(seen.asked) == asked, "nobody looks"
+        await expect(tile).to_have_text(str(before))
+        await seen.page.evaluate("window.away = false")
+        await seen.page.clock.run_for(6_000)
         await expect(tile).to_have_text(str(before + 1))
+        assert not seen.errors
+
+
+HIDE = "window.away = true; Object.defineProperty(document, 'hidden', { get: () => window.away });"
+"""Lets a page take itself for hidden, as behind another tab."""
 
 
 @in_browser
