@@ -323,6 +323,7 @@ def inside(url: str) -> int:
             else:
                 raise FailedError("it was answered")
     _night(table, client, chat)
+    _operating(table, client, chat, url)
     return table.failures
 
 
@@ -391,6 +392,56 @@ def _night(table: Table, client: Any, chat: Callable[..., Any]) -> None:
         seen.append(f"{version} is active")
         fronts = [ask(row, "low").headers["x-latent-prior"] for row in questions]
         seen.append(f"in front of {fronts.count(version)} of {DAY} answers")
+
+
+def _operating(table: Table, client: Any, chat: Callable[..., Any], url: str) -> None:
+    """What people and operators touch beside answers."""
+    import io
+    import tarfile
+    from urllib.request import urlopen
+
+    def read(path: str) -> bytes:
+        with urlopen(f"{url}{path}", timeout=120) as response:
+            body: bytes = response.read()
+        return body
+
+    with table.check("feedback") as seen:
+        answer = chat("Name a river.").parse()
+        said = {"inference_id": answer.id, "metric_name": "rating", "value": True}
+        _until(lambda: _taken(client, said), "the answer cannot be rated")
+        seen.append("an answer is rated by its id")
+    with (
+        table.check("export") as seen,
+        tarfile.open(fileobj=io.BytesIO(read("/v1/memory/export"))) as archive,
+    ):
+        end = archive.extractfile("end.json")
+        assert end is not None
+        seen.append(f"{json.load(end)['episodes']} episodes")
+    with table.check("dashboard") as seen:
+        page = read("/dashboard/")
+        if b"<html" not in page:
+            raise FailedError(f"it begins with {page[:60]!r}")
+        seen.append(f"a page of {len(page)} bytes")
+    with table.check("metrics") as seen:
+        lines = read("/metrics").decode().splitlines()
+        for name in (
+            "latentevolve_ready 1.0",
+            "latentevolve_overhead_seconds_count",
+            "vllm:time_to_first_token",
+        ):
+            if not any(line.startswith(name) for line in lines):
+                raise FailedError(f"there is no {name}")
+        seen.append(f"{sum(line.startswith('# TYPE') for line in lines)} of them")
+
+
+def _taken(client: Any, said: dict[str, Any]) -> bool:
+    import openai
+
+    try:
+        client.post("/feedback", body=said, cast_to=object)
+    except openai.NotFoundError:  # its trace is still to be written
+        return False
+    return True
 
 
 def _until(holds: Callable[[], bool], otherwise: str, timeout_s: float = 30) -> None:
