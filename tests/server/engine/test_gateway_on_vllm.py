@@ -17,6 +17,7 @@ from openai import AsyncOpenAI
 from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
+from server.api.scopes import TABLE, Rule, is_public, rule_of
 from server.app import create_app
 from server.engine.injection import install
 from server.engine.launch import Launched
@@ -94,14 +95,21 @@ async def gateway(
 
     folder: Path = tmp_path_factory.mktemp("gateway")
     app = create_app(
-        settings.model_copy(update={"data_dir": folder, "night_episodes": 0, "explore_share": 0}),
+        settings.model_copy(
+            update={"data_dir": folder, "night_episodes": 0, "explore_share": 0, "api_key": "s3cret"}
+        ),
         opener=opener,
         registry=CollectorRegistry(),
     )
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client,
+        httpx.AsyncClient(
+            transport=transport,
+            base_url="http://localhost",
+            timeout=60,
+            headers={"authorization": "Bearer s3cret"},
+        ) as client,
     ):
         await app.state.readiness.settled()
         yield client
@@ -302,7 +310,7 @@ async def remembered(gateway: httpx.AsyncClient, inference_id: str) -> dict[str,
 async def test_the_id_of_every_answer_leads_feedback_to_what_the_client_got(
     launched: Launched, gateway: httpx.AsyncClient, stream: bool
 ) -> None:
-    client = AsyncOpenAI(base_url="http://localhost/v1", api_key="none", http_client=gateway)
+    client = AsyncOpenAI(base_url="http://localhost/v1", api_key="s3cret", http_client=gateway)
     model, kind = f"{name(launched)}:low", "streamed" if stream else "whole"
     question = f"Name three rivers, {kind}."
     named = {"X-Request-Id": "of-a-proxy"}
@@ -392,3 +400,108 @@ async def test_documentation_page_has_its_script_and_style(gateway: httpx.AsyncC
     schema = (await gateway.get("/openapi.json")).json()
     assert {CHAT, "/v1/latent/traces/{trace_id}"} <= schema["paths"].keys()
     assert (await gateway.get("/redoc")).status_code == 404
+
+
+async def tenant(gateway: httpx.AsyncClient, whose: str) -> dict[str, str]:
+    """Return the headers of a new tenant's client."""
+    body = {"name": whose, "tenant": whose, "scopes": ["infer", "memory:read", "admin"]}
+    key = (await gateway.post("/v1/keys", json=body)).json()
+    return {"authorization": f"Bearer {key['secret']}"}
+
+
+def routes(app: FastAPI) -> set[str]:
+    """Return the routes of an app, by method and path."""
+    found = set()
+    for route in app.routes:
+        methods = getattr(route, "methods", None) or {"WEBSOCKET"}
+        found |= {f"{method} {getattr(route, 'path', '')}" for method in methods - {"HEAD"}}
+    return found
+
+
+async def test_every_route_of_vllms_that_asks_the_model_stands_in_the_table_of_scopes(
+    launched: Launched,
+) -> None:
+    listed = {route for names in TABLE.values() for route in names}
+    left = routes(launched.app) - listed
+    assert not {f"POST {path}" for path in naming(launched.app)} & left
+    for route in left:  # operators alone may ask them
+        method, _, path = route.partition(" ")
+        assert is_public(path) or rule_of(method, path) == Rule("admin", everybody=False)
+    parted = {route for route in TABLE[Rule("infer")] if not route.endswith(("/embeddings", "/feedback"))}
+    assert parted == {f"POST {path}" for path in ASKED}, "each is asked by two tenants below"
+
+
+async def test_two_tenants_share_no_prefix_cache_on_any_route(
+    gateway: httpx.AsyncClient, launched: Launched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = launched.engine.llm.engine_core
+    salts, add_request = list[str | None](), core.add_request_async
+
+    async def noted(request: Any) -> None:
+        salts.append(request.cache_salt)
+        await add_request(request)
+
+    monkeypatch.setattr(core, "add_request_async", noted)
+    headers = {whose: await tenant(gateway, whose) for whose in ("acme", "globex")}
+    bases: dict[str, set[str | None]] = {}
+    for whose, own in headers.items():
+        salts.clear()
+        asked = [(path, {"model": name(launched), **body}) for path, body in ASKED.items()]
+        asked += [(path, body | {"cache_salt": "mine"}) for path, body in asked if path == CHAT]
+        asked += [
+            (CHAT, {"model": name(launched), "messages": HELLO, **LENGTH, "latent": {"effort": effort}})
+            for effort in ("none", "medium", "high")
+        ]
+        asked += [("/v1/embeddings", {"model": name(launched), "input": "hello"})]
+        asked += [("/v1/memory/search", {"text": "hello"})]
+        for path, body in asked:
+            before = len(salts)
+            answer = await gateway.post(path, json=body, headers=own)
+            assert answer.status_code == UNREAD.get(path, 200) or path == "/invocations", answer.text
+            if "usage" in answer.text or path == "/v1/embeddings":
+                assert len(salts) > before, path
+        assert None not in salts
+        bases[whose] = {salt.partition(".")[0] for salt in salts if salt}
+        assert len(bases[whose]) == 1
+        assert any("." in salt for salt in salts if salt), "a salt of the client's own parts further"
+    assert not bases["acme"] & bases["globex"]
+    salts.clear()
+    await gateway.post(CHAT, json={"model": name(launched), "messages": HELLO, **LENGTH})
+    assert set(salts) == {None}
+
+
+async def test_what_one_tenant_has_cached_another_computes_anew(
+    gateway: httpx.AsyncClient, launched: Launched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = list[int]()
+    generate = launched.engine.llm.generate
+
+    async def noted(*args: Any, **more: Any) -> AsyncIterator[Any]:
+        async for output in generate(*args, **more):
+            if output.finished:
+                cached.append(output.num_cached_tokens)
+            yield output
+
+    monkeypatch.setattr(launched.engine.llm, "generate", noted)
+    words = " ".join(f"number {number}" for number in range(60))
+    body = {
+        "model": name(launched),
+        "messages": [{"role": "user", "content": f"Of these, which is a river? {words}"}],
+        **LENGTH,
+        "latent": {"effort": "none"},
+    }
+    first, second = await tenant(gateway, "acme"), await tenant(gateway, "globex")
+    for own, computed in ((first, True), (first, False), (second, True), (second, False)):
+        cached.clear()
+        assert (await gateway.post(CHAT, json=body, headers=own)).status_code == 200
+        assert (cached == [0]) == computed
+
+
+async def test_responses_of_a_tenant_are_not_stored(gateway: httpx.AsyncClient, launched: Launched) -> None:
+    own = await tenant(gateway, "acme")
+    body = {"model": name(launched), **ASKED[RESPONSES]}
+    answer = (await gateway.post(RESPONSES, json=body | {"store": True}, headers=own)).json()
+    assert answer["store"] is False
+    later = await gateway.post(RESPONSES, json=body | {"previous_response_id": answer["id"]}, headers=own)
+    assert (later.status_code, later.json()["error"]["param"]) == (400, "previous_response_id")
+    assert (await gateway.get(f"{RESPONSES}/{answer['id']}", headers=own)).status_code == 403
