@@ -28,6 +28,8 @@ Scope = Literal["infer", "memory:read", "memory:write", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 """What a key may do: ask the model, read what is remembered, change that, and everything."""
 
+MOST_TENANTS = 256
+"""Of one state: a gateway watches over the nights and priors of each."""
 MOST_LETTERS = 128
 """Longest name of a key."""
 
@@ -143,6 +145,9 @@ class ApiKeys:
         )
         self._room.demand("API keys", reserve=True)
         with self._state.write() as connection:
+            known = {TENANT, *connection.scalars(select(api_keys.c.tenant).distinct())}
+            if tenant not in known and len(known) >= MOST_TENANTS:
+                raise ApiKeyRejectedError(f"tenant: there are {MOST_TENANTS} already", "tenant")
             connection.execute(insert(api_keys).values(vars(key) | {"scopes": list(key.scopes)}))
         return key, token
 

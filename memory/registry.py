@@ -39,7 +39,7 @@ WEIGHTS = "prior.safetensors"
 MANIFEST = "manifest.json"
 
 _VERSION = re.compile(r"v([1-9][0-9]*)")
-_SPACE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
+_SPACE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*(?:\+[a-z0-9-]+)?")
 
 
 class RegistryError(LatentMemoryError):
@@ -85,7 +85,7 @@ class PriorRegistry:
 
         Args:
             root: Folder of all spaces' priors.
-            space: Id of the space.
+            space: Id of the space, or name of a tenant's part of it.
             state: Where labels are kept.
             room: Asked by `publish`.
 

@@ -9,11 +9,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from memory.episode import TENANT, StoreUnavailableError, is_own_id, prompt_digest
+from memory.episode import StoreUnavailableError, is_own_id, prompt_digest
 from memory.listing import Place
 from memory.night import NightLog
 from memory.store import EpisodeStore, Where
 from server.gateway import Gateway
+from server.tenants import Parts
 
 DRAIN_S = 10.0
 """How long episodes that wait may take to be written, so that the store can say which of them are meant."""
@@ -80,12 +81,11 @@ async def _forget(gateway: Gateway, tenant: str, meant: dict[str, str]) -> Forgo
     if not deleted:
         return NOTHING
     gateway.upkeep.forgotten[tenant] += len(deleted)
-    if tenant != TENANT:  # of which no night has learned
-        return Forgotten(len(deleted), [], None)
     digests = {meant[name] for name in deleted}
-    priors, night = await asyncio.to_thread(_elsewhere, gateway, digests)
+    own = await gateway.tenants.of(tenant)
+    priors, night = await asyncio.to_thread(_elsewhere, gateway, own, digests)
     rows = {row: one.active for one in sorted(priors, key=lambda one: one.active) for row in one.rows}
-    await gateway.nights.erased(rows)
+    await own.nights.erased(rows)
     return Forgotten(len(deleted), priors, night)
 
 
@@ -101,11 +101,11 @@ def _meant(store: EpisodeStore, where: Where) -> dict[str, str]:
             return found
 
 
-def _elsewhere(gateway: Gateway, digests: set[str]) -> tuple[list[Touched], str | None]:
+def _elsewhere(gateway: Gateway, own: Parts, digests: set[str]) -> tuple[list[Touched], str | None]:
     """Return the priors that learned from prompts, and the night that may be about to."""
-    registry = gateway.registry
+    registry = own.registry
     active = registry.active()
     touched: Sequence[tuple[str, list[str]]] = registry.learned_from(digests)
-    night = NightLog(gateway.state).running(gateway.space)
+    night = NightLog(gateway.state).running(registry.space)
     priors = [Touched(version, rows, version == active) for version, rows in touched]
     return priors, night.id if night else None

@@ -7,12 +7,11 @@ Owns the bundle of parts and whether it is there yet. Knows nothing of how the p
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from fastapi import FastAPI
 
 from config.settings import Settings
-from memory.episode import TENANT
 from memory.free_space import FreeSpace
 from memory.registry import PriorRegistry
 from memory.state import State
@@ -22,15 +21,15 @@ from server.access import Doorman
 from server.errors import NotReadyError
 from server.landscape import Landscape
 from server.nights import NightCoordinator
-from server.priors import Priors
 from server.questions import Questions
 from server.steering.experiment import Experiment
 from server.steering.metrics import Metrics
 from server.steering.pipeline import Steering
-from server.steering.priors import NO_PRIOR, ActivePrior
+from server.steering.priors import ActivePrior
 from server.steering.remember import Remember
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
+from server.tenants import Parts, Tenants
 from server.tracing import Tracing
 from server.upkeep import Upkeep
 
@@ -80,9 +79,10 @@ class Gateway:
     """The store as routes ask it, apart from requests that recall."""
     statistics: StoreAccess
     """The store as statistics ask it: they read all episodes, and hold up no probe."""
-    registry: PriorRegistry
-    priors: Priors
-    prior: ActivePrior
+    tenants: Tenants
+    """Priors and nights of each tenant."""
+    own: Parts
+    """Those of the default tenant."""
     remember: Remember
     upkeep: Upkeep
     landscape: Landscape
@@ -91,16 +91,26 @@ class Gateway:
     traces: TraceLog
     steering: Steering
     experiment: Experiment
-    nights: NightCoordinator
     room: FreeSpace
     """On the disk of the data folder."""
     metrics: Metrics
     tracing: Tracing
     checks: Sequence[Check]
 
-    def prior_of(self, tenant: str) -> dict[str, Any]:
-        """Return a tenant's active version and the evidence about its rows, as JSON values."""
-        return self.prior.summary() if tenant == TENANT else dict(NO_PRIOR)
+    @property
+    def registry(self) -> PriorRegistry:
+        """Versions of the default tenant's prior."""
+        return self.own.registry
+
+    @property
+    def prior(self) -> ActivePrior:
+        """What of them serves."""
+        return self.own.prior
+
+    @property
+    def nights(self) -> NightCoordinator:
+        """Nights of the default tenant."""
+        return self.own.nights
 
 
 class Readiness:

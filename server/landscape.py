@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memory.episode import TENANT, Array, LatentMemoryError, now
+from memory.episode import Array, LatentMemoryError, now
 from memory.prior import CLUSTER_COSINE, Prior, unit
 from memory.store import EpisodeStore, Outline, Where
-from server.steering.priors import ActivePrior, Serving
+from server.steering.priors import PriorsOf
 from server.steering.store_access import StoreAccess
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class Landscape:
 
     Args:
         store: Where episodes are; asked as statistics ask it.
-        prior: Whose rows are for which kind.
+        prior_of: Finds whose rows are for which kind.
         project: Draws.
         rest_s: Shortest time from one drawing to the next.
     """
@@ -140,12 +140,12 @@ class Landscape:
     def __init__(
         self,
         store: StoreAccess,
-        prior: ActivePrior,
+        prior_of: PriorsOf,
         *,
         project: Project = in_a_process,
         rest_s: float = REST_S,
     ) -> None:
-        self._store, self._prior, self._project, self._rest_s = store, prior, project, rest_s
+        self._store, self._prior_of, self._project, self._rest_s = store, prior_of, project, rest_s
         self._drawings: OrderedDict[str, Drawing] = OrderedDict()
         self._begun: dict[str, float] = {}
         """When the last drawing of each tenant was begun."""
@@ -166,7 +166,9 @@ class Landscape:
             return store.count(tenant=tenant), store.outlines_of(ids)
 
         count, outlines = await self._store.call(read)
-        if tenant not in self._running and self._has_changed(tenant, count, len(outlines)):
+        serving = (await self._prior_of(tenant)).serving()
+        version = serving.whole.version if serving else None
+        if tenant not in self._running and self._has_changed(tenant, version, count, len(outlines)):
             self._begun[tenant] = time.monotonic()
             task = asyncio.create_task(self._draw(tenant, count), name=f"map of {tenant}")
             self._running[tenant] = task
@@ -188,28 +190,21 @@ class Landscape:
             task.cancel()
         await self.settled()
 
-    def _has_changed(self, tenant: str, count: int, there: int) -> bool:
+    def _has_changed(self, tenant: str, version: str | None, count: int, there: int) -> bool:
         drawing = self._drawings.get(tenant)
         if drawing is None and not count:
             return False
         if tenant in self._begun and time.monotonic() - self._begun[tenant] < self._rest_s:
             return False
-        if drawing is None or drawing.version != self._version(tenant):
+        if drawing is None or drawing.version != version:
             return True
         changed = abs(count - drawing.episodes) + len(drawing.places) - there
         return changed > 0 and changed >= CHANGED * len(drawing.places)
 
-    def _serving(self, tenant: str) -> Serving | None:
-        return self._prior.serving() if tenant == TENANT else None
-
-    def _version(self, tenant: str) -> str | None:
-        serving = self._serving(tenant)
-        return serving.whole.version if serving else None
-
     async def _draw(self, tenant: str, count: int) -> None:
         try:
             async with self._one:
-                serving = self._serving(tenant)
+                serving = (await self._prior_of(tenant)).serving()
                 ids, keys = await self._store.call(lambda store: _keys(store, tenant))
                 if not ids:
                     self._drawings.pop(tenant, None)

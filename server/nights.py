@@ -23,6 +23,7 @@ from memory.night import NightError, NightLog, NightRecord, NightRunningError, N
 from memory.snapshot import MAX_EPISODES, write_snapshot
 from memory.state import ChosenSchedule
 from memory.store import EpisodeStore, Where
+from memory.tenants import parted, partition
 from server.errors import QueueUnreachableError
 from server.schedule import Outlook, Schedule
 
@@ -40,10 +41,11 @@ PAGE = 128
 
 
 class NightCoordinator:
-    """Creates night records, writes their snapshots and queues them, one at a time per space.
+    """Creates night records of a tenant, writes their snapshots and queues them, one at a time per space.
 
     Args:
         space: Id of the latent space.
+        tenant: Whose nights they are.
         send: Queues the night of an id; blocks; raises when the broker does not answer.
         waiting: Returns how many messages no worker has taken; blocks and raises as `send` does.
         snapshots: Folder of the snapshots.
@@ -61,6 +63,7 @@ class NightCoordinator:
         self,
         *,
         space: str,
+        tenant: str = TENANT,
         store: EpisodeStore,
         log: NightLog,
         snapshots: Path,
@@ -75,7 +78,8 @@ class NightCoordinator:
         clock: Callable[[], datetime] = now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._space, self._store, self._log, self._snapshots = space, store, log, snapshots
+        self._space, self._tenant = partition(space, tenant), tenant
+        self._store, self._log, self._snapshots = store, log, snapshots
         self._send, self._waiting, self._schedule = send, waiting, schedule
         self._room = room
         self._min_episodes, self._min_reward = min_episodes, min_reward
@@ -154,9 +158,9 @@ class NightCoordinator:
         if record is not None:
             await self._hand_over_or_wait(record)
 
-    def remembered(self, _: Episode, fate: str) -> None:
+    def remembered(self, episode: Episode, fate: str) -> None:
         """Note that an episode is new. A listener for `Remember`."""
-        if fate == "stored":
+        if fate == "stored" and episode.tenant == self._tenant:
             self._poked.set()
 
     async def outlook(self) -> Outlook:
@@ -204,8 +208,9 @@ class NightCoordinator:
         return record
 
     async def list(self) -> list[NightRecord]:
-        """Return the nights of every space, newest first."""
-        return await asyncio.to_thread(self._log.list)
+        """Return the tenant's nights of every space, newest first."""
+        nights = await asyncio.to_thread(self._log.list)
+        return [night for night in nights if self._is_own(night)]
 
     async def overdue(self) -> datetime | None:
         """Return the scheduled time that no night was started for until now; None: there is none.
@@ -216,8 +221,12 @@ class NightCoordinator:
         return await asyncio.to_thread(lambda: self._schedule.missed(self._nights(), self._clock()))
 
     async def get(self, night_id: str) -> NightRecord | None:
-        """Return one night."""
-        return await asyncio.to_thread(self._log.get, night_id)
+        """Return one night of the tenant."""
+        night = await asyncio.to_thread(self._log.get, night_id)
+        return night if night is not None and self._is_own(night) else None
+
+    def _is_own(self, night: NightRecord) -> bool:
+        return parted(night.space)[1] == self._tenant
 
     async def _hand_over_or_wait(self, record: NightRecord) -> None:
         """Hand over a night that no client waits for: it stays queued, and what fails is tried again."""
@@ -325,7 +334,7 @@ class NightCoordinator:
         """Write the snapshot, or nothing when that is not worth it."""
         good = (
             (one.seen_last, one.id)
-            for one in self._store.outlines(Where(TENANT))
+            for one in self._store.outlines(Where(self._tenant))
             # Choices are labelled anew.
             if one.replayable and (one.held_to_choices or one.reward >= self._min_reward)
         )

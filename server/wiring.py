@@ -21,7 +21,7 @@ from config.queue import NightQueue
 from config.settings import Settings
 from memory.api_keys import ApiKeys
 from memory.atomic import sweep
-from memory.episode import TENANT
+from memory.episode import TENANT, LatentMemoryError
 from memory.experiment import Experiments
 from memory.free_space import FreeSpace
 from memory.night import NightLog
@@ -32,6 +32,7 @@ from memory.signal import announce, listen
 from memory.spaces import memory_id
 from memory.state import State
 from memory.store import EpisodeStore
+from memory.tenants import partition
 from model.engine import Engine
 from model.pull import resolve_model
 from server.access import Doorman
@@ -48,6 +49,7 @@ from server.steering.priors import ActivePrior
 from server.steering.remember import Remember
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog
+from server.tenants import Parts, Tenants
 from server.tracing import Tracing
 from server.upkeep import Upkeep
 
@@ -59,6 +61,8 @@ LOOKUP_TIMEOUT_S = 5.0
 """How long probes and routes wait for the store."""
 STATS_TIMEOUT_S = 60.0
 """How long statistics do: they read the rewards of all episodes."""
+TENANTS_POLL = 5
+"""How much more seldom it is looked for a new prior of a tenant other than the default one."""
 WATCH_ENGINE_S = 2.0
 
 
@@ -140,19 +144,6 @@ async def assemble(
         doorman = Doorman(ApiKeys(state, room), settings)
         stack.push_async_callback(doorman.close)
         metrics = Metrics(registry)
-        priors = PriorRegistry(data / "priors", space, state)
-        redis_url = (
-            settings.broker_url if settings.broker_url and settings.broker_url.startswith("redis") else None
-        )
-        prior = ActivePrior(
-            priors,
-            state,
-            poll_s=settings.prior_poll_s,
-            metrics=metrics,
-            tell=partial(announce, redis_url, space) if redis_url else None,
-        )
-        await prior.refresh()
-        await _background(stack, prior.watch(), "prior")
         redact = Redaction.of(settings.memory_text, settings.memory_redact)
         traces = TraceLog(state, limit=settings.trace_limit, redact=redact)
         traces.start()
@@ -169,45 +160,76 @@ async def assemble(
         await _background(stack, upkeep.watch(), "upkeep")
         remember.start()
         stack.push_async_callback(remember.close, DRAIN_S)
+        redis_url = (
+            settings.broker_url if settings.broker_url and settings.broker_url.startswith("redis") else None
+        )
+        queue = NightQueue(settings)
+
+        async def build(tenant: str) -> Parts:
+            part = partition(space, tenant)
+            registry = PriorRegistry(data / "priors", part, state)
+            default = tenant == TENANT
+            prior = ActivePrior(
+                registry,
+                state,
+                poll_s=settings.prior_poll_s * (1 if default else TENANTS_POLL),
+                # Prometheus shows the default tenant's.
+                metrics=metrics if default else Metrics(CollectorRegistry()),
+                tell=partial(announce, redis_url, part) if redis_url else None,
+            )
+            await prior.refresh()
+            nights = NightCoordinator(
+                space=space,
+                tenant=tenant,
+                store=store,
+                log=NightLog(state),
+                snapshots=data / "snapshots",
+                room=room,
+                send=send_night or queue.send,
+                waiting=queue.waiting,
+                schedule=Schedule(
+                    Plan(settings.night_cron, settings.night_episodes),
+                    part,
+                    state,
+                    lambda since: store.count(tenant=tenant, since=since),
+                ),
+                min_episodes=settings.night_min_episodes,
+                min_reward=settings.night_min_reward,
+            )
+            remember.listen(nights.remembered)
+            await _background(stack, prior.watch(), f"prior of {tenant}")
+            await _background(stack, nights.watch(), f"nights of {tenant}")
+            if redis_url and default:
+                await _background(stack, listen(redis_url, part, prior.poke), "signal")
+            return Parts(tenant, registry, Priors(registry, state), prior, nights)
+
+        tenants = Tenants(build)
+        own = await tenants.of(TENANT)
         experiment = Experiment(Experiments(state, space), settings.holdout_share)
         experiment.start()
         stack.push_async_callback(experiment.close)
         await _background(stack, experiment.watch(), "experiment")
         steering = Steering(
-            engine, store, prior, remember, traces, settings, metrics=metrics, experiment=experiment
+            engine,
+            store,
+            tenants.prior_of,
+            remember,
+            traces,
+            settings,
+            metrics=metrics,
+            experiment=experiment,
         )
         stack.push_async_callback(steering.close)
         lookups = StoreAccess(store, timeout_s=LOOKUP_TIMEOUT_S)
         stack.callback(lookups.close)
         statistics = StoreAccess(store, timeout_s=STATS_TIMEOUT_S)
         stack.callback(statistics.close)
-        landscape = Landscape(statistics, prior)
+        landscape = Landscape(statistics, tenants.prior_of)
         stack.push_async_callback(landscape.close)
         for check in checks:
             if not check.ok:
                 steering.disable(check.name)
-        queue = NightQueue(settings)
-        nights = NightCoordinator(
-            space=space,
-            store=store,
-            log=NightLog(state),
-            snapshots=data / "snapshots",
-            room=room,
-            send=send_night or queue.send,
-            waiting=queue.waiting,
-            schedule=Schedule(
-                Plan(settings.night_cron, settings.night_episodes),
-                space,
-                state,
-                lambda since: store.count(tenant=TENANT, since=since),
-            ),
-            min_episodes=settings.night_min_episodes,
-            min_reward=settings.night_min_reward,
-        )
-        remember.listen(nights.remembered)
-        await _background(stack, nights.watch(), "nights")
-        if redis_url:
-            await _background(stack, listen(redis_url, space, prior.poke), "signal")
+        await _background(stack, _open_all(tenants, doorman.keys), "tenants")
         if not await doorman.asks_for_keys():
             logger.warning(
                 "there is no API key: %s; `latentevolve keys create` makes one",
@@ -228,9 +250,8 @@ async def assemble(
             store=store,
             lookups=lookups,
             statistics=statistics,
-            registry=priors,
-            priors=Priors(priors, state),
-            prior=prior,
+            tenants=tenants,
+            own=own,
             remember=remember,
             upkeep=upkeep,
             landscape=landscape,
@@ -238,12 +259,20 @@ async def assemble(
             traces=traces,
             steering=steering,
             experiment=experiment,
-            nights=nights,
             room=room,
             metrics=metrics,
             tracing=tracing,
             checks=tuple(checks),
         )
+
+
+async def _open_all(tenants: Tenants, keys: ApiKeys) -> None:
+    """Look after the nights of tenants that have not asked for anything yet, too."""
+    try:
+        for tenant in await asyncio.to_thread(keys.tenants):
+            await tenants.of(tenant)
+    except LatentMemoryError as error:
+        logger.warning("nights of tenants begin when they ask for something: %s", error)
 
 
 def _import_engine() -> None:
@@ -254,7 +283,8 @@ def _import_engine() -> None:
 def _sweep(data: Path, space: str) -> None:
     """Delete what processes that died were writing."""
     nights = data / "nights"
-    folders = [data, data / "snapshots", data / "priors" / space, *nights.glob("*/")]
+    priors = (data / "priors").glob(f"{partition(space, '*')}/")  # of tenants
+    folders = [data, data / "snapshots", data / "priors" / space, *priors, *nights.glob("*/")]
     swept = sum(sweep(folder) for folder in folders) + folder_queue.sweep(data / "queue")
     if swept:
         logger.info("%d unfinished files and folders of earlier processes are deleted", swept)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from config.settings import Settings
-from memory.episode import TENANT, LatentMemoryError
+from memory.episode import LatentMemoryError
 from memory.evidence import PROOF
 from memory.free_space import FreeSpace
 from memory.night import NightLog, NightRecord, UnknownNightError
@@ -30,6 +30,7 @@ from memory.signal import announce
 from memory.snapshot import SnapshotError
 from memory.spaces import memory_id
 from memory.state import State
+from memory.tenants import parted
 from model.engine import Engine, EngineError
 from worker.checkpoint import reached_step
 from worker.dataset import Dataset, load
@@ -227,7 +228,7 @@ async def _consolidate(night: _Night) -> None:
         dataset = await load(
             night.snapshot,
             engine,
-            space=journal.record.space,
+            space=parted(journal.record.space)[0],
             min_reward=settings.night_min_reward,
             min_episodes=settings.night_min_episodes,
             holdout_share=settings.night_holdout,
@@ -302,7 +303,7 @@ def _finish(night: _Night, manifest: Mapping[str, Any]) -> None:
     clusters = list(manifest["evidence"])
     for cluster in clusters:
         pairs = [(str(prompt), float(difference)) for prompt, difference in cluster["differences"]]
-        night.state.add_outcomes(space, TENANT, f"{version}/{cluster['row']}", pairs, "night")
+        night.state.add_outcomes(*parted(space), f"{version}/{cluster['row']}", pairs, "night")
     standings = [str(cluster["standing"]) for cluster in clusters]
     reason = "; ".join(_said(f"{version}/{cluster['row']}", cluster) for cluster in clusters)
     if not night.registry.activate_unless_pinned(version):
@@ -371,7 +372,7 @@ def _active(night: _Night) -> tuple[Prior | None, Prior | None]:
         return None, None
     if prior is None:
         return None, None
-    outcomes = night.state.outcomes(prior.space, TENANT)
+    outcomes = night.state.outcomes(*parted(prior.space))
     standing_of = {row: evidence.standing for row, evidence in standings(prior, outcomes).items()}
     erased = {one.row for one in night.state.erased_rows(prior.space)}
     standing_of = {row: standing for row, standing in standing_of.items() if row not in erased}

@@ -12,10 +12,10 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from memory.episode import LatentMemoryError
 from memory.night import NightRecord, Phase, State, Trigger
-from server.api.deps import GatewayDep
+from server.api.deps import OwnDep
 from server.api.errors import refusals
 from server.errors import NotFoundError
-from server.gateway import Gateway
+from server.tenants import Parts
 
 router = APIRouter(prefix="/v1/consolidations", tags=["consolidations"])
 
@@ -70,31 +70,31 @@ class ConsolidationList(BaseModel):
     status_code=202,
     responses=refusals(409, 507),
 )
-async def start(gateway: GatewayDep, body: StartNight | None = None) -> Consolidation:
+async def start(own: OwnDep, body: StartNight | None = None) -> Consolidation:
     """Queue a night and return its record; `skipped` when there is too little to consolidate."""
-    return Consolidation.of(await gateway.nights.start((body or StartNight()).trigger))
+    return Consolidation.of(await own.nights.start((body or StartNight()).trigger))
 
 
 @router.get("", responses=refusals())
-async def nights(gateway: GatewayDep) -> ConsolidationList:
+async def nights(own: OwnDep) -> ConsolidationList:
     """Return every night, newest first."""
-    return ConsolidationList(consolidations=[Consolidation.of(one) for one in await gateway.nights.list()])
+    return ConsolidationList(consolidations=[Consolidation.of(one) for one in await own.nights.list()])
 
 
 @router.get("/{night_id}", responses=refusals(404))
-async def night(gateway: GatewayDep, night_id: str) -> Consolidation:
+async def night(own: OwnDep, night_id: str) -> Consolidation:
     """Return one night's record, which its worker keeps up to date."""
-    return Consolidation.of(await _record(gateway, night_id))
+    return Consolidation.of(await _record(own, night_id))
 
 
 @router.post(
     "/{night_id}/cancel",
     responses=refusals(404, 409, 507),
 )
-async def cancel(gateway: GatewayDep, night_id: str) -> Consolidation:
+async def cancel(own: OwnDep, night_id: str) -> Consolidation:
     """End a night that is queued or running; its worker stops within seconds, and nothing is published."""
-    record = await _record(gateway, night_id)
-    return Consolidation.of(await gateway.nights.cancel(record.id))
+    record = await _record(own, night_id)
+    return Consolidation.of(await own.nights.cancel(record.id))
 
 
 @router.get(
@@ -111,16 +111,16 @@ async def cancel(gateway: GatewayDep, night_id: str) -> Consolidation:
     },
 )
 async def events(
-    gateway: GatewayDep, night_id: str, last_event_id: Annotated[str | None, Header()] = None
+    own: OwnDep, night_id: str, last_event_id: Annotated[str | None, Header()] = None
 ) -> Response:
     """Watch a night as server-sent events, until it ends."""
-    record = await _record(gateway, night_id)
+    record = await _record(own, night_id)
     if record.ended and last_event_id == _event_id(record):
         return Response(status_code=204)  # so that browsers do not connect again
-    return EventSourceResponse(watched(gateway, record))
+    return EventSourceResponse(watched(own, record))
 
 
-async def watched(gateway: Gateway, record: NightRecord) -> AsyncIterator[ServerSentEvent]:
+async def watched(own: Parts, record: NightRecord) -> AsyncIterator[ServerSentEvent]:
     """Yield a night's record whenever it changes, first as it is, at last as it ended.
 
     The record in the state is looked at, so it does not matter whose worker writes it, and through which
@@ -141,7 +141,7 @@ async def watched(gateway: Gateway, record: NightRecord) -> AsyncIterator[Server
             return
         await asyncio.sleep(LOOK_S)
         try:
-            record = await gateway.nights.get(record.id) or record
+            record = await own.nights.get(record.id) or record
         except LatentMemoryError:
             continue
 
@@ -150,12 +150,12 @@ def _event_id(record: NightRecord) -> str:
     return record.updated_at.isoformat()
 
 
-async def _record(gateway: Gateway, night_id: str) -> NightRecord:
+async def _record(own: Parts, night_id: str) -> NightRecord:
     try:
         name = str(UUID(night_id))  # ids name files, so nothing else gets through
     except ValueError:
         raise NotFoundError("ids of consolidations are UUIDs", "night_id") from None
-    record = await gateway.nights.get(name)
+    record = await own.nights.get(name)
     if record is None:
         raise NotFoundError(f"no consolidation {name}", "night_id")
     return record

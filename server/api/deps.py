@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from server.access import Access
 from server.api.auth import access_of
 from server.gateway import Gateway, Readiness
+from server.tenants import Parts
 
 
 # Not plain functions: those would each take a thread.
@@ -28,8 +29,15 @@ async def _gateway(request: Request) -> Gateway:
     return gateway
 
 
+async def _own(request: Request) -> Parts:
+    gateway = await _gateway(request)
+    return await gateway.tenants.of(access_of(request.scope).tenant)
+
+
 ReadinessDep = Annotated[Readiness, Depends(_readiness)]
 AccessDep = Annotated[Access, Depends(_access)]
 """Who asks."""
 GatewayDep = Annotated[Gateway, Depends(_gateway)]
 """The running gateway; a 503 that says why when there is none."""
+OwnDep = Annotated[Parts, Depends(_own)]
+"""Priors and nights of whoever asks."""

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from memory.evidence import Standing
-from server.api.deps import AccessDep, GatewayDep
+from server.api.deps import AccessDep, GatewayDep, OwnDep
 from server.api.errors import refusals
 from server.landscape import Kind, View
 
@@ -109,11 +109,11 @@ async def map_of(gateway: GatewayDep, access: AccessDep) -> MapRead:
 
 
 @router.get("/clusters", responses=refusals())
-async def clusters(gateway: GatewayDep, access: AccessDep) -> ClustersRead:
+async def clusters(gateway: GatewayDep, access: AccessDep, own: OwnDep) -> ClustersRead:
     """Return what kinds of request are remembered, and what is known of answering each."""
     view = await gateway.landscape.look(access.tenant)
     drawing = view.drawing
-    evidence = _evidence(gateway.prior_of(access.tenant)["rows"])
+    evidence = _evidence(own.prior.summary()["rows"])
     kinds = list(enumerate(drawing.kinds)) if drawing else []
     kinds.sort(key=lambda one: not one[1].rows)  # within each they stay in order of size
     listed = kinds[:MOST_KINDS]

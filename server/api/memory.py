@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from memory.listing import Place, Summary
 from memory.store import Where
-from server.api.deps import AccessDep, GatewayDep
+from server.api.deps import AccessDep, GatewayDep, OwnDep
 from server.api.errors import refusals
 from server.errors import InvalidRequestError, NotFoundError
 from server.forget import Forgotten, forget, forget_one
@@ -235,7 +235,7 @@ RETRAIN = (
 
 
 @router.get("/stats", responses=refusals())
-async def stats(gateway: GatewayDep, access: AccessDep) -> MemoryStats:
+async def stats(gateway: GatewayDep, access: AccessDep, own: OwnDep) -> MemoryStats:
     """Return counts and rewards of the served space, the hit rate, and the evidence about rows."""
     tenant = access.tenant
     found = await gateway.statistics.call(lambda store: store.stats(tenant=tenant))
@@ -250,7 +250,7 @@ async def stats(gateway: GatewayDep, access: AccessDep) -> MemoryStats:
     return MemoryStats(
         space=gateway.space,
         spaces={gateway.space: here},
-        prior=PriorStats.model_validate(gateway.prior_of(tenant)),
+        prior=PriorStats.model_validate(own.prior.summary()),
         **gateway.metrics.summary(tenant),
         exploring=ExploringStats(**gateway.steering.explorer.summary(tenant)),
         pending_writes=gateway.remember.pending_of(tenant),

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memory.evidence import Evidence
 from memory.registry import NothingBeforeError, UnknownVersionError
-from server.api.deps import GatewayDep
+from server.api.deps import OwnDep
 from server.api.errors import refusals
 from server.errors import ConflictError, NotFoundError
 from server.priors import Label, trained_on
@@ -165,9 +165,9 @@ class Active(BaseModel):
 
 
 @router.get("", response_model_exclude_unset=True, responses=refusals())
-async def versions(gateway: GatewayDep) -> PriorList:
+async def versions(own: OwnDep) -> PriorList:
     """Return every version, the active one and its labels, and what was active before."""
-    found = await asyncio.to_thread(gateway.priors.versions)
+    found = await asyncio.to_thread(own.priors.versions)
     return PriorList(
         active=found.active,
         pinned=found.pinned,
@@ -185,13 +185,13 @@ async def versions(gateway: GatewayDep) -> PriorList:
     "/compare",
     responses=refusals(404, 409),
 )
-async def compare(gateway: GatewayDep, a: str, b: str) -> PriorComparison:
+async def compare(own: OwnDep, a: str, b: str) -> PriorComparison:
     """Return two versions side by side: rows of both or one, regions, latents, and evidence by now."""
     for name, version in (("a", a), ("b", b)):
         if not _VERSION.fullmatch(version):
             raise _unknown(version, name)
     try:
-        found = await asyncio.to_thread(gateway.priors.compare, a, b)
+        found = await asyncio.to_thread(own.priors.compare, a, b)
     except UnknownVersionError as error:
         raise NotFoundError(f"{error}; GET /v1/priors lists them", "version") from None
     clusters = [
@@ -219,30 +219,30 @@ async def compare(gateway: GatewayDep, a: str, b: str) -> PriorComparison:
 
 
 @router.post("/release", responses=refusals(507))
-async def release(gateway: GatewayDep) -> Active:
+async def release(own: OwnDep) -> Active:
     """Let nights choose again what is active; until then what is active stays so."""
-    await asyncio.to_thread(gateway.registry.release)
-    return Active(active=await asyncio.to_thread(gateway.registry.active), pinned=False)
+    await asyncio.to_thread(own.registry.release)
+    return Active(active=await asyncio.to_thread(own.registry.active), pinned=False)
 
 
 @router.post("/rollback", responses=refusals(409, 507))
-async def rollback(gateway: GatewayDep) -> Active:
+async def rollback(own: OwnDep) -> Active:
     """Make active, and pin, what was active before; asked again, what was before that.
 
     Nights leave it so until it is released. Requests in flight finish on theirs.
     """
     try:
-        active = await asyncio.to_thread(gateway.registry.roll_back)
+        active = await asyncio.to_thread(own.registry.roll_back)
     except (NothingBeforeError, UnknownVersionError) as error:
         raise ConflictError(str(error), "version") from None
-    await gateway.prior.refresh()
+    await own.prior.refresh()
     return Active(active=active, pinned=True)
 
 
 @router.get("/{version}", response_model_exclude_unset=True, responses=refusals(404))
-async def version(gateway: GatewayDep, version: str) -> PriorRead:
+async def version(own: OwnDep, version: str) -> PriorRead:
     """Return one version's whole manifest, its lineage, what it learned from, and the evidence by now."""
-    found = await asyncio.to_thread(gateway.priors.version, version) if _VERSION.fullmatch(version) else None
+    found = await asyncio.to_thread(own.priors.version, version) if _VERSION.fullmatch(version) else None
     if found is None:
         raise _unknown(version)
     manifest = found.manifest
@@ -263,17 +263,17 @@ async def version(gateway: GatewayDep, version: str) -> PriorRead:
 
 
 @router.post("/{version}/activate", responses=refusals(404, 409, 507))
-async def activate(gateway: GatewayDep, version: str) -> Active:
+async def activate(own: OwnDep, version: str) -> Active:
     """Make a version the active one, `none` for no prior; nights leave it so until it is released.
 
     Requests in flight finish on theirs.
     """
     wanted = None if version == "none" else version
     try:
-        await asyncio.to_thread(gateway.registry.activate, wanted, pinned=True)
+        await asyncio.to_thread(own.registry.activate, wanted, pinned=True)
     except UnknownVersionError:
         raise _unknown(version) from None
-    await gateway.prior.refresh()
+    await own.prior.refresh()
     return Active(active=wanted, pinned=True)
 
 

@@ -10,10 +10,11 @@ from pydantic_core import PydanticCustomError
 from config.cron import Cron
 from memory.night import State, Trigger
 from memory.state import ChosenSchedule
-from server.api.deps import GatewayDep
+from server.api.deps import GatewayDep, OwnDep
 from server.api.errors import refusals
 from server.gateway import Gateway
 from server.schedule import NEVER, Due
+from server.tenants import Parts
 
 router = APIRouter(prefix="/v1/schedule", tags=["schedule"])
 
@@ -88,27 +89,27 @@ class ScheduleRead(BaseModel):
 
 
 @router.get("", responses=refusals())
-async def schedule(gateway: GatewayDep) -> ScheduleRead:
+async def schedule(gateway: GatewayDep, own: OwnDep) -> ScheduleRead:
     """Return when nights start by themselves, what is due, and what came of the last one."""
-    return await _read(gateway)
+    return await _read(gateway, own)
 
 
 @router.put("", responses=refusals(507))
-async def change(gateway: GatewayDep, chosen: ScheduleChoice) -> ScheduleRead:
+async def change(gateway: GatewayDep, own: OwnDep, chosen: ScheduleChoice) -> ScheduleRead:
     """Choose another schedule, on every gateway within a minute; it holds above the settings."""
-    await gateway.nights.choose_schedule(ChosenSchedule(chosen.cron, chosen.episodes))
-    return await _read(gateway)
+    await own.nights.choose_schedule(ChosenSchedule(chosen.cron, chosen.episodes))
+    return await _read(gateway, own)
 
 
 @router.delete("", responses=refusals(507))
-async def reset(gateway: GatewayDep) -> ScheduleRead:
+async def reset(gateway: GatewayDep, own: OwnDep) -> ScheduleRead:
     """Return to the settings."""
-    await gateway.nights.choose_schedule(ChosenSchedule())
-    return await _read(gateway)
+    await own.nights.choose_schedule(ChosenSchedule())
+    return await _read(gateway, own)
 
 
-async def _read(gateway: Gateway) -> ScheduleRead:
-    found = await gateway.nights.outlook()
+async def _read(gateway: Gateway, own: Parts) -> ScheduleRead:
+    found = await own.nights.outlook()
     last = found.last
     return ScheduleRead(
         cron=found.plan.cron,

@@ -31,7 +31,6 @@ INFER = Rule("infer")
 INFER_UNPARTED = Rule("infer", everybody=False)
 """vLLM parts nothing of these by tenant: it takes no `cache_salt`, or keeps what it answers."""
 READ = Rule("memory:read")
-READ_ALL = Rule("memory:read", everybody=False)
 WRITE = Rule("memory:write")
 ADMIN = Rule("admin")
 OPERATE = Rule("admin", everybody=False)
@@ -95,8 +94,6 @@ TABLE: dict[Rule, tuple[str, ...]] = {
         "POST /v1/memory/search",
         "GET /v1/memory/export",
         "GET /v1/experiments",
-    ),
-    READ_ALL: (
         "GET /v1/priors",
         "GET /v1/priors/compare",
         "GET /v1/priors/{version}",
@@ -112,13 +109,6 @@ TABLE: dict[Rule, tuple[str, ...]] = {
     ),
     ADMIN: (
         "PUT /v1/experiments",
-        "POST /v1/keys",
-        "GET /v1/keys",
-        "GET /v1/keys/{key_id}",
-        "POST /v1/keys/{key_id}/rotate",
-        "POST /v1/keys/{key_id}/revoke",
-    ),
-    OPERATE: (
         "POST /v1/priors/release",
         "POST /v1/priors/rollback",
         "POST /v1/priors/{version}/activate",
@@ -126,6 +116,13 @@ TABLE: dict[Rule, tuple[str, ...]] = {
         "POST /v1/consolidations/{night_id}/cancel",
         "PUT /v1/schedule",
         "DELETE /v1/schedule",
+        "POST /v1/keys",
+        "GET /v1/keys",
+        "GET /v1/keys/{key_id}",
+        "POST /v1/keys/{key_id}/rotate",
+        "POST /v1/keys/{key_id}/revoke",
+    ),
+    OPERATE: (
         "POST /v1/memory/compact",
         "GET /load",
         "GET /kv_event_sources",

@@ -23,7 +23,7 @@ from model.space import LatentRejectedError
 from server.steering.measure import measure
 from server.steering.metrics import Metrics
 from server.steering.new_episode import episode_of
-from server.steering.priors import ActivePrior
+from server.steering.priors import PriorsOf
 from server.steering.prompt import Options, longest_answer, seed_of
 from server.steering.remember import Remember
 from server.steering.request import Request
@@ -107,7 +107,7 @@ class Explorer:
         scorer: Scores answers that vote.
         choose: Answers what is held to choices.
         verifier: Grades what is measured; None: the consensus does.
-        priors: Told what rows are worth.
+        priors_of: Finds whose priors are told what rows are worth.
         remember: Where episodes go.
         report: Told what came of an exploration.
         metrics: Count explorations and what they generate.
@@ -122,7 +122,7 @@ class Explorer:
         scorer: Scorer,
         choose: Choose,
         verifier: Reward | None,
-        priors: ActivePrior,
+        priors_of: PriorsOf,
         remember: Remember,
         report: Report,
         metrics: Metrics,
@@ -132,7 +132,7 @@ class Explorer:
         agreed: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
         self._metrics, self._limits = metrics, limits
-        self._engine, self._verifier, self._priors = engine, verifier, priors
+        self._engine, self._verifier, self._priors_of = engine, verifier, priors_of
         self._scorer, self._choose = scorer, choose
         self._remember, self._report, self._threshold = remember, report, threshold
         self._agreed = agreed
@@ -405,7 +405,8 @@ class Explorer:
                     seed=seed_of(request.prompt, options) + _OTHER_SEEDS,
                 )
             self._count(measured.generated_tokens, exploration.tenant)
-            await self._priors.observe(prompt_digest(prompt), measured.differences)
+            priors = await self._priors_of(exploration.tenant)
+            await priors.observe(prompt_digest(prompt), measured.differences)
         except (EngineError, LatentRejectedError, LatentMemoryError, TimeoutError) as error:
             logger.warning(
                 "trace %s: measuring failed: %s: %s", request.trace_id, type(error).__name__, error

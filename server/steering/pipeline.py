@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 
 from config.settings import Settings
-from memory.episode import TENANT, Array, prompt_digest
+from memory.episode import Array, prompt_digest
 from memory.registry import RegistryError
 from memory.store import EpisodeStore
 from model.engine import Engine, EngineError, SteeredPrompt, UnsupportedError
@@ -20,7 +20,7 @@ from server.steering.explore import Exploration, Explorer, ExplorerLimits
 from server.steering.metrics import Metrics
 from server.steering.new_episode import episode_of, episode_of_choice
 from server.steering.outcome import Answer, Assignment, Outcome, reason_of
-from server.steering.priors import ActivePrior, Serving
+from server.steering.priors import PriorsOf, Serving
 from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError, no_gradient
 from server.steering.recall import Recall
 from server.steering.remember import Remember
@@ -48,7 +48,7 @@ class Steering:
         self,
         engine: Engine,
         store: EpisodeStore,
-        priors: ActivePrior,
+        priors_of: PriorsOf,
         remember: Remember,
         traces: TraceLog,
         settings: Settings,
@@ -56,7 +56,7 @@ class Steering:
         metrics: Metrics,
         experiment: Experiment | None = None,
     ) -> None:
-        self._engine, self._priors, self._experiment = engine, priors, experiment
+        self._engine, self._priors_of, self._experiment = engine, priors_of, experiment
         self._remember, self._traces, self._settings, self._metrics = remember, traces, settings, metrics
         verifier = Verifier.of(settings, metrics)
         self._scorer = Scorer.of(settings.rewards, verifier)
@@ -69,7 +69,7 @@ class Steering:
             self._scorer,
             self._choose_to_remember,
             verifier,
-            priors,
+            priors_of,
             remember,
             traces.change,
             metrics,
@@ -173,16 +173,11 @@ class Steering:
         """Return what serves this request, which a swap from here on does not change."""
         if options.prior == "none":
             return None
-        if options.tenant != TENANT:  # has none of its own, and nobody else's
-            if options.prior is not None:
-                raise SteeringRejectedError(
-                    f"latent.prior: there is no prior {options.prior!r}", "latent.prior"
-                )
-            return None
+        priors = await self._priors_of(options.tenant)
         if options.prior is None:
-            return self._priors.serving()
+            return priors.serving()
         try:
-            named = await self._priors.get(options.prior)
+            named = await priors.get(options.prior)
         except RegistryError as error:
             raise SteeringRejectedError(f"latent.prior: {error}", "latent.prior") from error
         return Serving(named, named)

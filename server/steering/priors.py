@@ -9,21 +9,20 @@ in here, too. Knows nothing of how priors are trained or announced, or of how ou
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from memory.episode import TENANT, Array, LatentMemoryError
+from memory.episode import Array, LatentMemoryError
 from memory.evidence import Evidence, Standing
 from memory.prior import Prior, Row, standings
 from memory.registry import PriorRegistry
 from memory.state import State
+from memory.tenants import parted
 from server.steering.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-NO_PRIOR: Mapping[str, Any] = {"version": None, "pinned": False, "rows": {}}
-"""What is told where there is none."""
 _SILENT: Mapping[Standing, str] = {"on trial": "prior-on-trial", "retired": "prior-retired"}
 """Reasons of answers that covering rows have no part in."""
 
@@ -89,7 +88,7 @@ class ActivePrior:
     """Holds the active prior and follows the registry's pointer and the evidence.
 
     Args:
-        registry: Versions of this engine's space.
+        registry: Versions of this engine's space and of one tenant.
         state: Outcomes of answering with their rows.
         poll_s: How often both are read.
         tell: Tells other gateways to look, for what serves here has changed; blocks, in a thread.
@@ -153,7 +152,7 @@ class ActivePrior:
         """
         for row, difference in differences.items():
             await asyncio.to_thread(
-                self._state.add_outcomes, self._registry.space, TENANT, row, [(prompt, difference)], "day"
+                self._state.add_outcomes, *parted(self._registry.space), row, [(prompt, difference)], "day"
             )
         await self.refresh()
 
@@ -188,13 +187,13 @@ class ActivePrior:
         """Return what changes whenever something else may serve; blocks."""
         if whole is None:
             return None
-        count = self._state.count_outcomes(whole.space, TENANT)
+        count = self._state.count_outcomes(*parted(whole.space))
         return whole.version, whole.manifest.get("sha256"), self._registry.pinned(), count
 
     def _weigh(self, whole: Prior) -> Serving:
         """Return what serves of a version; blocks."""
         pinned = self._registry.pinned()
-        evidence = standings(whole, self._state.outcomes(whole.space, TENANT))
+        evidence = standings(whole, self._state.outcomes(*parted(whole.space)))
         if pinned:
             return Serving(whole, whole, evidence, pinned)
         serves = [row for row, weighed in evidence.items() if weighed.standing == "serves"]
@@ -224,7 +223,7 @@ class ActivePrior:
         """Return the active version and the evidence about its rows, as JSON values."""
         serving = self._serving
         if serving is None:
-            return dict(NO_PRIOR)
+            return {"version": None, "pinned": False, "rows": {}}
         return {
             "version": serving.whole.version,
             "pinned": serving.pinned,
@@ -267,3 +266,7 @@ def _identity(serving: Serving | None) -> tuple[object, ...] | None:
         return None
     prior = serving.prior
     return prior.version, prior.manifest.get("sha256"), tuple(row.id for row in prior.rows)
+
+
+PriorsOf = Callable[[str], Awaitable[ActivePrior]]
+"""Returns what follows a tenant's active prior."""

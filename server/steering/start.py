@@ -15,6 +15,7 @@ from memory.episode import Array
 from memory.evidence import weigh
 from memory.prior import Prior
 from memory.store import Neighbour, Recalled
+from memory.tenants import parted
 from memory.transfer import momentum_transfer
 from model.engine import Engine
 from server.steering.outcome import Mode, Outcome
@@ -117,7 +118,8 @@ class Starts:
             temperature=self._settings.recall_temperature,
             clamp=self._settings.delta_norm_clamp,
         )
-        return self._engine.space.check(moved, request.prior.space if request.prior and covered else None)
+        space = parted(request.prior.space)[0] if request.prior and covered else None
+        return self._engine.space.check(moved, space)
 
 
 def base_of(prior: Prior | None, neutral: torch.Tensor) -> BaseOf:

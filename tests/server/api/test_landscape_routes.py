@@ -34,7 +34,9 @@ class Drawer:
 
 def drawn_by(served: Served, drawer: Drawer) -> None:
     """Let the gateway's maps be drawn by `drawer`, as often as somebody looks."""
-    landscape = Landscape(served.gateway.statistics, served.gateway.prior, project=drawer, rest_s=0)
+    landscape = Landscape(
+        served.gateway.statistics, served.gateway.tenants.prior_of, project=drawer, rest_s=0
+    )
     object.__setattr__(served.gateway, "landscape", landscape)
 
 

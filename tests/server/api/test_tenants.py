@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi.routing import APIRoute
 
@@ -13,11 +14,12 @@ from memory.episode import TENANT, is_own_id, new_id
 from model.engine import cache_salt
 from server.api.scopes import TABLE, is_public
 from tests.server.api.conftest import CHAT, Serve, Served
+from tests.tables import row
 
 OPERATOR = {"authorization": "Bearer s3cret"}
 SECRET = "zanzibar"
 """A word of all that the first tenant asks."""
-QUESTIONS = [f"sum {SECRET} {number}" for number in range(3)]
+QUESTIONS = [f"sum {SECRET} {number}" for number in range(4)]
 SCOPES = ["infer", "memory:read", "memory:write", "admin"]
 
 
@@ -32,11 +34,15 @@ class Tenant:
     traces: list[str] = field(default_factory=list)
     episodes: list[str] = field(default_factory=list)
     feedback: list[str] = field(default_factory=list)
+    nights: list[str] = field(default_factory=list)
+    version: str = "v1"
+    """Of its prior."""
 
     @property
     def marks(self) -> set[str]:
         """What in an answer tells of it."""
-        return {SECRET, f'"tenant":"{self.name}"', self.key_id, *self.traces, *self.episodes, *self.feedback}
+        named = f'"tenant":"{self.name}"'
+        return {SECRET, named, self.key_id, *self.traces, *self.episodes, *self.feedback, *self.nights}
 
     async def ask(self, method: str, path: str, **more: Any) -> httpx.Response:
         return await self.http.request(method, path, headers=self.headers, **more)
@@ -56,6 +62,9 @@ class Tenant:
             "archive": (await self.ask("GET", "/v1/memory/export")).content,
             "traces": (await self.ask("GET", "/v1/latent/traces", params={"limit": 100})).json(),
             "keys": (await self.ask("GET", "/v1/keys")).json(),
+            "priors": (await self.ask("GET", "/v1/priors")).json(),
+            "nights": (await self.ask("GET", "/v1/consolidations")).json(),
+            "schedule": (await self.ask("GET", "/v1/schedule")).json(),
             "answers": [(await self.chat(question)).json()["text"] for question in QUESTIONS],
         }
 
@@ -68,7 +77,7 @@ async def tenant(served: Served, name: str) -> Tenant:
 
 @pytest.fixture
 async def guarded(serve: Serve) -> Served:
-    return await serve(api_key="s3cret")
+    return await serve(api_key="s3cret", night_min_episodes=4, night_min_reward=0)
 
 
 @pytest.fixture
@@ -86,6 +95,16 @@ async def acme(guarded: Served) -> Tenant:
     listed = (await made.ask("GET", "/v1/memory/episodes")).json()["data"]
     made.episodes = [one["id"] for one in listed]
     assert len(made.episodes) == len(QUESTIONS)
+    own = await guarded.gateway.tenants.of(made.name)
+    manifest = {"labels": [[made.episodes[0], SECRET]], "evidence": [], "parent": None}
+    prior = row(guarded.engine.neutral_latent(), np.eye(1, guarded.engine.space.hidden_size), 0.9)
+    for _ in range(2):
+        made.version = own.registry.publish([prior], manifest)
+        own.registry.activate(made.version)
+    await own.prior.refresh()
+    started = await made.ask("POST", "/v1/consolidations")
+    assert (started.status_code, started.json()["state"]) == (202, "queued"), started.text
+    made.nights.append(started.json()["id"])
     return made
 
 
@@ -105,6 +124,8 @@ class Call:
     """Whether the tenant itself is shown something of its own."""
     status: int = 200
     """What another tenant is answered."""
+    known: str = ""
+    """What else tells of the tenant here."""
 
 
 def by(name: str, value: Callable[[Tenant], str], **more: Any) -> Call:
@@ -148,6 +169,22 @@ CALLS: dict[str, Call] = {
     "POST /v1/keys/{key_id}/revoke": by("key_id", lambda whose: whose.key_id, shows=False),
     "GET /v1/experiments": Call(),
     "PUT /v1/experiments": Call(lambda _: {"json": {"steering": "off"}}),
+    "GET /v1/priors": Call(shows=False, known="v2"),
+    "GET /v1/priors/compare": Call(
+        lambda _: {"params": {"a": "v1", "b": "v2"}}, shows=False, status=404, known="v2"
+    ),
+    "GET /v1/priors/{version}": by("version", lambda whose: whose.version, status=404),
+    "POST /v1/priors/{version}/activate": by("version", lambda whose: whose.version, shows=False),
+    "POST /v1/priors/rollback": Call(shows=False, status=409),
+    "POST /v1/priors/release": Call(shows=False),
+    "GET /v1/consolidations": Call(),
+    "POST /v1/consolidations": Call(shows=False, status=202),
+    "GET /v1/consolidations/{night_id}": by("night_id", lambda whose: whose.nights[0]),
+    "GET /v1/consolidations/{night_id}/events": by("night_id", lambda whose: whose.nights[0], shows=False),
+    "POST /v1/consolidations/{night_id}/cancel": by("night_id", lambda whose: whose.nights[0]),
+    "GET /v1/schedule": Call(),
+    "PUT /v1/schedule": Call(lambda _: {"json": {"cron": "never"}}, shows=False),
+    "DELETE /v1/schedule": Call(shows=False),
     "GET /docs": Call(shows=False),
     "GET /openapi.json": Call(shows=False),
 }
@@ -187,16 +224,21 @@ async def test_no_route_shows_or_changes_anything_of_another_tenant(
     before = await acme.state()
     stranger = await ask(globex, route, acme)
     assert stranger.status_code == call.status, stranger.text
-    if stranger.status_code == 200:
+    if stranger.status_code < 300:
         assert not [mark for mark in acme.marks if mark in told(stranger)]
+        assert not call.known or call.known not in stranger.text
     after = await acme.state()
     for name, value in before.items():
         if name != "traces":  # of the questions that were asked to compare
             assert after[name] == value, name
+    if not (call.shows or call.known):
+        return
     own = await ask(acme, route, acme)
     if call.shows:
         assert own.status_code == 200, own.text
         assert [mark for mark in acme.marks if mark in told(own)]
+    if call.known:
+        assert call.known in own.text
 
 
 async def test_what_concerns_all_tenants_is_refused_to_one(guarded: Served, globex: Tenant) -> None:
@@ -252,10 +294,10 @@ async def test_an_archive_of_another_tenant_is_refused(acme: Tenant, globex: Ten
 async def test_statistics_count_what_the_tenant_did(acme: Tenant, globex: Tenant) -> None:
     first, second = [(await who.ask("GET", "/v1/memory/stats")).json() for who in (acme, globex)]
     assert first["requests"]["by_mode"].keys() <= {"refined", "voted"}
-    assert first["requests"]["total"] == 3
+    assert first["requests"]["total"] == len(QUESTIONS)
     assert first["feedback"] == {"rating": 1}
     (space,) = first["spaces"].values()
-    assert space["episodes"] == 3
+    assert space["episodes"] == len(QUESTIONS)
     assert second["requests"] == {"total": 0, "steered": 0, "by_mode": {}}
     (space,) = second["spaces"].values()
     assert (space["episodes"], second["feedback"], second["hit_rate"]) == (0, {}, None)

@@ -457,7 +457,7 @@ async def test_two_tenants_share_no_prefix_cache_on_any_route(
         for path, body in asked:
             before = len(salts)
             answer = await gateway.post(path, json=body, headers=own)
-            assert answer.status_code == UNREAD.get(path, 200) or path == "/invocations", answer.text
+            assert answer.status_code not in (401, 403, 404), answer.text
             if "usage" in answer.text or path == "/v1/embeddings":
                 assert len(salts) > before, path
         assert None not in salts
@@ -497,11 +497,16 @@ async def test_what_one_tenant_has_cached_another_computes_anew(
         assert (cached == [0]) == computed
 
 
-async def test_responses_of_a_tenant_are_not_stored(gateway: httpx.AsyncClient, launched: Launched) -> None:
+async def test_responses_of_a_tenant_are_not_stored(
+    gateway: httpx.AsyncClient, launched: Launched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launched.app.state.openai_serving_responses, "enable_store", True)
     own = await tenant(gateway, "acme")
-    body = {"model": name(launched), **ASKED[RESPONSES]}
-    answer = (await gateway.post(RESPONSES, json=body | {"store": True}, headers=own)).json()
-    assert answer["store"] is False
+    body = {"model": name(launched), **ASKED[RESPONSES], "store": True}
+    kept = (await gateway.post(RESPONSES, json=body)).json()
+    assert (await gateway.get(f"{RESPONSES}/{kept['id']}")).status_code == 200
+    answer = (await gateway.post(RESPONSES, json=body, headers=own)).json()
+    assert (await gateway.get(f"{RESPONSES}/{answer['id']}")).status_code == 404
     later = await gateway.post(RESPONSES, json=body | {"previous_response_id": answer["id"]}, headers=own)
     assert (later.status_code, later.json()["error"]["param"]) == (400, "previous_response_id")
     assert (await gateway.get(f"{RESPONSES}/{answer['id']}", headers=own)).status_code == 403

@@ -121,6 +121,10 @@ async def make_day(tmp_path: Path, state: State) -> AsyncIterator[MakeDay]:
             metrics = Metrics(collectors)
             registry = PriorRegistry(tmp_path / "priors", engine.space.id, state)
             priors = ActivePrior(registry, state, poll_s=0.01, metrics=metrics)
+
+            async def prior_of(_: str) -> ActivePrior:
+                return priors
+
             remember = Remember(store, limit=settings.remember_queue, metrics=metrics, first_wait_s=0.01)
             traces = TraceLog(state, limit=settings.trace_limit)
             remember.listen(traces.settle)
@@ -132,7 +136,7 @@ async def make_day(tmp_path: Path, state: State) -> AsyncIterator[MakeDay]:
             experiment.start()
             stack.push_async_callback(experiment.close)
             steering = Steering(
-                engine, store, priors, remember, traces, settings, metrics=metrics, experiment=experiment
+                engine, store, prior_of, remember, traces, settings, metrics=metrics, experiment=experiment
             )
             stack.push_async_callback(steering.close)
             return Day(

@@ -1,0 +1,22 @@
+"""Under which names the nights and priors of tenants lie.
+
+Owns how a latent space and a tenant become one name, which stands wherever nights, leases, labels, schedules
+and folders of priors are told apart by space. Of the default tenant it is the space's id itself. Knows
+nothing of what lies there.
+"""
+
+from memory.episode import TENANT
+
+_BETWEEN = "+"
+"""In no id of a space, and in no name of a tenant."""
+
+
+def partition(space: str, tenant: str) -> str:
+    """Return the name of a tenant's part of a space."""
+    return space if tenant == TENANT else f"{space}{_BETWEEN}{tenant}"
+
+
+def parted(name: str) -> tuple[str, str]:
+    """Return the space and the tenant that a part of that name is of."""
+    space, _, tenant = name.partition(_BETWEEN)
+    return space, tenant or TENANT
