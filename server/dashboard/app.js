@@ -42,6 +42,7 @@ function App() {
   }, []);
   useEffect(() => {
     document.title = `${view[1]} · LatentEvolve`;
+    document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
   }, [view]);
   useEffect(() => {
     api("v1/keys").then(

@@ -57,7 +57,7 @@ function Verdict({ stats, total }) {
     kind = "wait";
     answer = "Not proven yet.";
     const best = trial.reduce((a, b) => (a.e_value > b.e_value ? a : b));
-    why = `${several(trial.length, "kind")} of request ${trial.length === 1 ? "is" : "are"} on trial. At best: ${odds(best)} It serves from 20 to 1 on.`;
+    why = `${several(trial.length, "kind")} of request ${trial.length === 1 ? "is" : "are"} on trial, and served once the evidence is 20 to 1. ${trial.length === 1 ? "" : "The best of them: "}${odds(best)}`;
   } else if (rows.length) {
     kind = "bad";
     answer = "No: what was learned did harm, and is retired.";
