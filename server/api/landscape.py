@@ -1,14 +1,18 @@
 """GET /v1/memory/map and GET /v1/memory/clusters: what is remembered, as a map and by kinds of request."""
 
+import asyncio
+from collections.abc import Sequence
 from typing import Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from memory.episode import Episode
 from memory.evidence import Standing
 from server.api.deps import AccessDep, GatewayDep, OwnDep
 from server.api.errors import refusals
 from server.landscape import Kind, View
+from server.questions import Questions
 
 router = APIRouter(prefix="/v1/memory", tags=["memory"])
 
@@ -119,8 +123,7 @@ async def clusters(gateway: GatewayDep, access: AccessDep, own: OwnDep) -> Clust
     listed = kinds[:MOST_KINDS]
     ids = [name for _, kind in listed for name in kind.typical]
     episodes = await gateway.lookups.call(lambda store: store.fetch(ids))
-    questions = gateway.questions
-    said = {one.id: questions.of(one.prompt_text, one.prompt_token_ids)[:SHOWN] or None for one in episodes}
+    said = await asyncio.to_thread(_questions, episodes, gateway.questions)
     drawn = len(drawing.places) if drawing else 0
     return ClustersRead(
         **_landscape(view),
@@ -132,6 +135,11 @@ async def clusters(gateway: GatewayDep, access: AccessDep, own: OwnDep) -> Clust
         more=len(kinds) - len(listed),
         others=[evidence[row] for row in (drawing.strangers if drawing else ()) if row in evidence],
     )
+
+
+def _questions(episodes: Sequence[Episode], questions: Questions) -> dict[str, str | None]:
+    """Return what was asked in episodes, by their ids; a thread's work where prompts are long."""
+    return {one.id: questions.of(one.prompt_text, one.prompt_token_ids)[:SHOWN] or None for one in episodes}
 
 
 def _landscape(view: View) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated
@@ -270,7 +271,7 @@ async def episodes(gateway: GatewayDep, access: AccessDep, asked: Annotated[List
     after = None if asked.cursor is None else _place(asked.cursor)
     page = await gateway.lookups.call(lambda store: store.page(where, limit=asked.limit, after=after))
     return EpisodePage(
-        data=[EpisodeSummary.model_validate(_said(gateway, one)) for one in page.episodes],
+        data=await asyncio.to_thread(_summaries, gateway, page.episodes),
         has_more=page.next is not None,
         next_cursor=page.next.cursor if page.next else None,
     )
@@ -332,15 +333,18 @@ async def search(gateway: GatewayDep, access: AccessDep, asked: Search) -> Found
         found = await like_episode(gateway, access.tenant, _name(asked.id, "id"), asked.k, asked.floor)
     else:
         raise InvalidRequestError("give a text, or else the id of an episode", "text")
+    episodes = await asyncio.to_thread(_summaries, gateway, [one.episode.summary() for one in found])
     return FoundList(
         data=[
-            Found(
-                similarity=one.similarity,
-                episode=EpisodeSummary.model_validate(_said(gateway, one.episode.summary())),
-            )
-            for one in found
+            Found(similarity=one.similarity, episode=episode)
+            for one, episode in zip(found, episodes, strict=True)
         ]
     )
+
+
+def _summaries(gateway: Gateway, summaries: Sequence[Summary]) -> list[EpisodeSummary]:
+    """Return episodes as lists show them; a thread's work where prompts are long."""
+    return [EpisodeSummary.model_validate(_said(gateway, one)) for one in summaries]
 
 
 def _said(gateway: Gateway, summary: Summary) -> Summary:

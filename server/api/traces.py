@@ -1,6 +1,7 @@
 """Routes under /v1/latent: what steering did for one request, for the last ones, and over time."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -122,11 +123,10 @@ async def traces(
 ) -> TracePage:
     """Return the last requests, newest first, with their texts where these are kept."""
     found = await gateway.traces.recent(gateway.space, limit + 1, cursor, access.tenant)
-    questions = gateway.questions
     page = found[:limit]
     more = len(found) > limit
     return TracePage(
-        data=[_summary(one, questions) for one in page],
+        data=await asyncio.to_thread(_summaries, page, gateway.questions),
         has_more=more,
         next_cursor=str(page[-1].number) if more else None,
     )
@@ -251,6 +251,11 @@ async def trace(
         for one in said
     ]
     return found
+
+
+def _summaries(page: Sequence[ListedTrace], questions: Questions) -> list[TraceSummary]:
+    """Return traces as lists show them; a thread's work where prompts are long."""
+    return [_summary(one, questions) for one in page]
 
 
 def _summary(one: ListedTrace, questions: Questions) -> TraceSummary:
