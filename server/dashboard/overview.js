@@ -1,6 +1,7 @@
 // Is it getting better?
 import { useData } from "./api.js";
 import { TimeChart } from "./charts.js";
+import { Experiment } from "./experiment.js";
 import { html, useEffect, useMemo, useState } from "./lib.js";
 import { Badge, Card, Choice, Empty, Tile, Trouble } from "./ui.js";
 import { ago, count, odds, several, share, signed } from "./words.js";
@@ -38,6 +39,7 @@ export function Overview({ theme }) {
     <${Trouble} error=${timeline.error ?? stats.error} />
     ${stats.data && data && html`<${Verdict} stats=${stats.data} total=${data.total} />`}
     ${stats.data && data && html`<${Tiles} stats=${stats.data} total=${data.total} window=${window} />`}
+    <${Experiment} />
     ${data && html`<${Charts} data=${data} theme=${theme} />`}
   `;
 }

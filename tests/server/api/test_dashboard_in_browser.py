@@ -272,6 +272,23 @@ async def test_activating_and_rolling_back_ask_and_then_act(site: Site) -> None:
 
 
 @in_browser
+async def test_turning_steering_off_asks_and_then_acts(site: Site) -> None:
+    async def steering() -> str:
+        (one,) = (await site.served.http.get("/v1/experiments")).json()["data"]
+        return str(one["switch"]["steering"])
+
+    async with site.page() as seen:
+        for label, badge, now in (("off", "Steering is off", "off"), ("on", "Steering is on", "on")):
+            await seen.page.get_by_role("button", name=f"Turn steering {label}").click()
+            asked = seen.page.get_by_role("dialog")
+            assert await steering() != now
+            await asked.get_by_role("button", name=f"Turn steering {label}").click()
+            await expect(seen.page.get_by_text(badge)).to_be_visible()
+            assert await steering() == now
+        assert not seen.errors
+
+
+@in_browser
 async def test_a_thumb_is_feedback(site: Site) -> None:
     async with site.page("traces") as seen:
         thumb = seen.page.get_by_role("button", name="Bad answer").first
