@@ -39,8 +39,8 @@ export function Overview({ theme }) {
     <${Trouble} error=${timeline.error ?? stats.error} />
     ${stats.data && data && html`<${Verdict} stats=${stats.data} total=${data.total} />`}
     ${stats.data && data && html`<${Tiles} stats=${stats.data} total=${data.total} window=${window} />`}
-    <${Experiment} />
     ${data && html`<${Charts} data=${data} theme=${theme} />`}
+    <${Experiment} />
   `;
 }
 
