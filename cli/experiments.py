@@ -29,7 +29,7 @@ def experiments(
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Show what comes of steered requests beside such that are answered unsteered."""
+    """Compare steered requests with those that are held out."""
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         if steering is not None:
