@@ -334,6 +334,32 @@ async def test_a_key_is_made_shown_once_and_revoked(site: Site) -> None:
         assert not seen.errors
 
 
+@in_browser
+async def test_evidence_is_said_as_odds_and_prompts_by_what_tells_them_apart(site: Site) -> None:
+    async with site.page("keys") as seen:
+        said = await seen.page.evaluate(
+            """async () => {
+                const { differing, odds, shortened } = await import("./dashboard/words.js");
+                const of = (n, e_value, e_against) => odds({ n, e_value, e_against });
+                const headline = (what) => `Classify the news headline: ${what}`;
+                return {
+                    odds: [of(0, 1, 1), of(1, 1.5, 0.7), of(12, 31.5, 0.1), of(9, 0.1, 25), of(99, 1e9, 0)],
+                    differing: [differing(["cup", "budget"].map(headline)), differing(["a cup", "a bus"])],
+                    shortened: ["as it is", "one two three four five six 7"].map((it) => shortened(it, 20)),
+                };
+            }"""
+        )
+    assert said["odds"] == [
+        "Not compared yet.",
+        "No telling yet, after 1 comparison.",
+        "31 to 1 that it helps, after 12 comparisons.",
+        "25 to 1 that it harms, after 9 comparisons.",
+        "More than a million to 1 that it helps, after 99 comparisons.",
+    ]
+    assert said["differing"] == [["… cup", "… budget"], ["a cup", "a bus"]]
+    assert said["shortened"] == ["as it is", "one two … six 7"]
+
+
 def test_words_can_be_read_in_both_lights() -> None:
     style = (FOLDER / "style.css").read_text()
     blocks = re.findall(r'(?m)^:root(?:\[data-theme="dark"\])? \{(.*?)^\}', style, re.DOTALL)
