@@ -9,6 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import AppStatus
 
 from memory.episode import LatentMemoryError
 from memory.night import NightRecord, Phase, State, Trigger
@@ -21,6 +22,8 @@ router = APIRouter(prefix="/v1/consolidations", tags=["consolidations"])
 
 LOOK_S = 0.5
 """Between two looks at a night whose events are watched."""
+END_S = 4 * LOOK_S
+"""How long events may take to end when the server does."""
 
 
 class StartNight(BaseModel):
@@ -117,7 +120,12 @@ async def events(
     record = await _record(own, night_id)
     if record.ended and last_event_id == _event_id(record):
         return Response(status_code=204)  # so that browsers do not connect again
-    return EventSourceResponse(watched(own, record))
+    return stream(own, record)
+
+
+def stream(own: Parts, record: NightRecord) -> EventSourceResponse:
+    """Return the events of a night; they end in order when the server does."""
+    return EventSourceResponse(watched(own, record), shutdown_grace_period=END_S)
 
 
 async def watched(own: Parts, record: NightRecord) -> AsyncIterator[ServerSentEvent]:
@@ -140,6 +148,8 @@ async def watched(own: Parts, record: NightRecord) -> AsyncIterator[ServerSentEv
         if record.ended:
             return
         await asyncio.sleep(LOOK_S)
+        if AppStatus.should_exit:
+            return
         try:
             record = await own.nights.get(record.id) or record
         except LatentMemoryError:

@@ -39,7 +39,7 @@ async def opener(
         checks=(),
     ) as gateway:
         inner.state.steer = gateway.steering.steer
-        inner.state.answered = gateway.traces.answered
+        inner.state.answered = gateway.steering.answered
         yield gateway
 
 
