@@ -1,18 +1,17 @@
 """A tenant stores 500 adversarial episodes: nothing changes for another, and its own is bounded."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from memory.archive import Memory, archive_of
 from memory.episode import Episode, prompt_id
 from model.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.server.api.conftest import Serve, Served
-from tests.server.api.test_tenants import Tenant, tenant
+from tests.server.api.test_tenants import Tenant, archive, tenant
 from tests.worker.conftest import TOPICS, one_thread, scripted_episodes
 from worker.night import run_night
 
@@ -28,16 +27,6 @@ EFFORTS: Sequence[dict[str, Any]] = (
     {"effort": "medium"},
     {"effort": "high", "steps": 2},
 )
-
-
-@dataclass
-class Listed:
-    """A store of as much as an archive is made of."""
-
-    episodes: list[Episode]
-
-    def scroll(self, **_: Any) -> Iterator[Episode]:
-        yield from self.episodes
 
 
 def of_tenant(episodes: Sequence[Episode], whose: str) -> list[Episode]:
@@ -67,9 +56,8 @@ def adversarial(engine: ScriptedEngine, whose: str, count: int = ADVERSARIAL) ->
 
 async def remember(served: Served, who: Tenant, episodes: list[Episode]) -> None:
     """Store episodes as a client can."""
-    memory = Memory(served.gateway.space, who.name, *served.engine.space.shape)
-    archive = b"".join(archive_of(Listed(episodes), memory))  # type: ignore[arg-type]
-    answer = await who.ask("POST", "/v1/memory/import", content=archive)
+    content = archive(served, who.name, episodes)
+    answer = await who.ask("POST", "/v1/memory/import", content=content)
     assert answer.json()["added"] == len(episodes), answer.text
 
 

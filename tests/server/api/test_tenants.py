@@ -1,16 +1,18 @@
 """Two tenants on one server: every route of ours is asked by one for what the other has."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import httpx
 import numpy as np
 import pytest
 from fastapi.routing import APIRoute
 
-from memory.episode import TENANT, is_own_id, new_id
+from memory.archive import Memory, archive_of
+from memory.episode import TENANT, Episode, is_own_id, new_id
+from memory.store import EpisodeStore
 from model.engine import cache_salt
 from server.api.scopes import TABLE, is_public
 from tests.server.api.conftest import CHAT, Serve, Served
@@ -255,11 +257,13 @@ async def test_another_tenant_recalls_nothing_and_leaves_the_first_as_it_was(
 ) -> None:
     asked = QUESTIONS[0]
     assert (await acme.chat(asked)).headers["x-latent-mode"] == "recall"
+    await globex.chat("rivers number 1", latent={"effort": "high"})  # so that it is asked what it remembers
+    await guarded.gateway.remember.drain()
     stranger = await globex.chat(asked)
+    assert stranger.headers["x-latent-reason"] == "nothing-recalled"
     assert (stranger.headers["x-latent-mode"], stranger.headers["x-latent-episodes"]) == ("plain", "")
-    operator = await guarded.http.post(
-        CHAT, json={"model": "small", "messages": [{"role": "user", "content": asked}]}, headers=OPERATOR
-    )
+    messages = [{"role": "user", "content": asked}]
+    operator = await guarded.http.post(CHAT, json={"model": "small", "messages": messages}, headers=OPERATOR)
     assert operator.headers["x-latent-reason"] == "memory-empty"
     assert stranger.json()["text"] == operator.json()["text"]
 
@@ -281,14 +285,43 @@ async def test_the_same_question_is_an_episode_of_each_tenant(
     assert [one["id"] for one in trace["feedback"]] == acme.feedback
 
 
-async def test_an_archive_of_another_tenant_is_refused(acme: Tenant, globex: Tenant) -> None:
-    archive = (await acme.ask("GET", "/v1/memory/export")).content
-    renamed = archive.replace(b'"acme"', b'"globex"')
-    for content in (archive, renamed):
+@dataclass
+class Listed:
+    """As much of a store as an archive is made of."""
+
+    episodes: list[Episode]
+
+    def scroll(self, **_: Any) -> Iterator[Episode]:
+        yield from self.episodes
+
+
+def archive(served: Served, whose: str, episodes: list[Episode]) -> bytes:
+    memory = Memory(served.gateway.space, whose, *served.engine.space.shape)
+    return b"".join(archive_of(cast(EpisodeStore, Listed(episodes)), memory))
+
+
+async def test_nobody_imports_what_is_another_tenants_or_bears_its_ids(
+    guarded: Served, acme: Tenant, globex: Tenant
+) -> None:
+    exported = (await acme.ask("GET", "/v1/memory/export")).content
+    episodes = guarded.gateway.store.fetch(acme.episodes)
+    stolen = [replace(one, tenant="globex", reward=1.0, answer_text="poison") for one in episodes]
+    own = [replace(one, id=new_id("globex")) for one in stolen]
+    for content in (exported, archive(guarded, "globex", stolen), archive(guarded, "globex", episodes)):
         answer = await globex.ask("POST", "/v1/memory/import", content=content)
-        assert answer.status_code == 400
+        assert answer.status_code == 400, answer.text
         assert (await globex.ask("GET", "/v1/memory/episodes")).json()["data"] == []
-    assert (await acme.ask("POST", "/v1/memory/import", content=archive)).json()["skipped"] == len(QUESTIONS)
+    taken = await globex.ask("POST", "/v1/memory/import", content=archive(guarded, "globex", own))
+    assert taken.json()["added"] == len(own)
+    operators = await guarded.http.post(
+        "/v1/memory/import",
+        content=archive(guarded, TENANT, [replace(one, tenant=TENANT) for one in stolen]),
+        headers=OPERATOR,
+    )
+    assert operators.status_code == 400
+    assert (await acme.ask("GET", "/v1/memory/export")).content == exported
+    again = await acme.ask("POST", "/v1/memory/import", content=exported)
+    assert again.json()["skipped"] == len(QUESTIONS)
 
 
 async def test_statistics_count_what_the_tenant_did(acme: Tenant, globex: Tenant) -> None:

@@ -458,7 +458,7 @@ async def test_two_tenants_share_no_prefix_cache_on_any_route(
             before = len(salts)
             answer = await gateway.post(path, json=body, headers=own)
             assert answer.status_code not in (401, 403, 404), answer.text
-            if "usage" in answer.text or path == "/v1/embeddings":
+            if ("usage" in answer.text and not path.endswith("derender")) or path == "/v1/embeddings":
                 assert len(salts) > before, path
         assert None not in salts
         bases[whose] = {salt.partition(".")[0] for salt in salts if salt}
