@@ -11,10 +11,11 @@ import pytest
 from fastapi.routing import APIRoute
 
 from memory.archive import Memory, archive_of
-from memory.episode import TENANT, Episode, is_own_id, new_id
+from memory.episode import TENANT, Array, Episode, is_own_id, new_id
 from memory.store import EpisodeStore
 from model.engine import cache_salt
 from server.api.scopes import TABLE, is_public
+from server.landscape import Landscape, Projected
 from tests.server.api.conftest import CHAT, Serve, Served
 from tests.tables import row
 
@@ -336,6 +337,25 @@ async def test_statistics_count_what_the_tenant_did(acme: Tenant, globex: Tenant
     assert (space["episodes"], second["feedback"], second["hit_rate"]) == (0, {}, None)
     timeline = (await globex.ask("GET", "/v1/latent/timeline")).json()
     assert timeline["total"]["requests"] == 0
+
+
+async def test_a_map_is_of_the_tenants_own_episodes(guarded: Served, acme: Tenant, globex: Tenant) -> None:
+    async def project(keys: Array, _: Array) -> Projected:
+        return np.zeros((len(keys), 2), np.float32), np.zeros(len(keys), np.int64)
+
+    await globex.chat("rivers number 1", latent={"effort": "high"})
+    await guarded.gateway.remember.drain()
+    gateway = guarded.gateway
+    landscape = Landscape(gateway.statistics, gateway.tenants.prior_of, project=project, rest_s=0)
+    for whose, episodes in (("globex", 1), ("acme", len(QUESTIONS))):
+        await landscape.look(whose)
+        await landscape.settled()
+        drawing = (await landscape.look(whose)).drawing
+        assert drawing is not None
+        assert len(drawing.places) == episodes
+        assert set(drawing.places).isdisjoint(acme.episodes) == (whose == "globex")
+        assert drawing.version == (None if whose == "globex" else "v2")
+    await landscape.close()
 
 
 async def test_two_tenants_may_name_their_feedback_alike(acme: Tenant, globex: Tenant) -> None:
