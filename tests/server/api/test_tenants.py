@@ -11,7 +11,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from memory.archive import Memory, archive_of
-from memory.episode import TENANT, Array, Episode, is_own_id, new_id
+from memory.episode import TENANT, Array, Episode, new_id
 from memory.store import EpisodeStore
 from model.engine import cache_salt
 from server.api.scopes import TABLE, is_public
@@ -422,10 +422,3 @@ async def test_exploring_is_shared_by_turns(serve: Serve) -> None:
     await served.gateway.remember.drain()
     assert sorted(explored) == ["acme"] * 5 + ["globex"]
     assert explored.index("globex") <= 1
-
-
-def test_ids_of_one_tenant_are_none_of_another() -> None:
-    for whose in (TENANT, "acme", "globex"):
-        name = new_id(whose)
-        assert [is_own_id(other, name) for other in (TENANT, "acme", "globex")].count(True) == 1
-        assert is_own_id(whose, name)
