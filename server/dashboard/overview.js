@@ -59,7 +59,7 @@ function Verdict({ stats, total }) {
     kind = "wait";
     answer = "Not proven yet.";
     const best = trial.reduce((a, b) => (a.e_value > b.e_value ? a : b));
-    why = `${several(trial.length, "kind")} of request ${trial.length === 1 ? "is" : "are"} on trial, and served once the evidence is 20 to 1. ${trial.length === 1 ? "" : "The best of them: "}${odds(best)}`;
+    why = `${several(trial.length, "kind")} of request ${trial.length === 1 ? "is" : "are"} on trial. ${trial.length === 1 ? "" : "The best of them: "}${odds(best)} From 20 to 1 on it is served.`;
   } else if (rows.length) {
     kind = "bad";
     answer = "No: what was learned did harm, and is retired.";
@@ -116,11 +116,11 @@ function Tiles({ stats, total, window }) {
         detail=${memory.newest ? `the last one ${ago(memory.newest)}` : "nothing yet"}
       />
       <${Tile}
-        name="Serving"
-        value=${prior.version ?? "No prior"}
+        name="Prior"
+        value=${prior.version ?? "None"}
         detail=${
           prior.version
-            ? html`${serving} of ${several(standings.length, "row")}
+            ? html`${serving} of ${several(standings.length, "row")} ${serving === 1 ? "serves" : "serve"}
                 ${prior.pinned ? html`<${Badge} kind="wait">pinned<//>` : ""}`
             : "plain answers"
         }
