@@ -139,7 +139,7 @@ function Chart({ points, kinds, theme, pointed, open }) {
         }}
       ></canvas>
       ${over &&
-      html`<div class=${`bubble ${over.x > size.width / 2 ? "left" : ""}`} style=${{ left: `${over.x}px`, top: `${over.y}px` }}>
+      html`<div class=${`bubble ${over.x > 0.4 * size.width ? "left" : ""}`} style=${{ left: `${over.x}px`, top: `${over.y}px` }}>
         <strong>${over.question ?? "…"}</strong>
         ${over.answer && html`<span>${over.answer}</span>`}
         <span class="hint">Outcome ${over.reward.toFixed(2)}</span>
