@@ -58,3 +58,7 @@ def test_every_command_exists() -> None:
 def test_page_of_files_is_up_to_date() -> None:
     text = (ROOT / "docs" / "files.md").read_text()
     assert text == script("files").page(), "run scripts/files.py"
+
+
+def test_a_newcomer_reads_it_in_a_minute() -> None:
+    assert len(README.splitlines()) <= 120
