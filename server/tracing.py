@@ -1,17 +1,15 @@
 """Spans of requests by OpenTelemetry, for whoever collects them by OTLP over HTTP.
 
-Owns where spans go, what a request's span says of it by the conventions for generative models, and how stages
-become its children. Spans hold no text of prompts or answers, also not in errors. The tracer travels in the
-context of a request; without one, which is the default, a span is nothing. Knows nothing of vLLM: its own
-spans become children by headers that the engine is given.
+Owns where spans go and what a request's span says of it by the conventions for generative models; how stages
+become its children is `server/spans.py`'s. Spans hold no text of prompts or answers, also not in errors.
+Knows nothing of vLLM: its own spans become children by headers that the engine is given.
 """
 
 import argparse
 import logging
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from contextvars import ContextVar
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -24,6 +22,7 @@ from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from config.settings import Settings
+from server.spans import current_tracer, dotted
 from server.vllm_args import split
 
 logger = logging.getLogger(__name__)
@@ -35,11 +34,6 @@ LAST_S = 2.0
 """How long a collector that does not answer holds up the end."""
 
 _W3C = TraceContextTextMapPropagator()
-_tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
-"""Of the request being served; None: nobody collects spans."""
-
-_NOTHING: AbstractContextManager[Span] = nullcontext(INVALID_SPAN)
-
 _NUMBERS = {
     "temperature": "gen_ai.request.temperature",
     "top_p": "gen_ai.request.top_p",
@@ -97,7 +91,7 @@ class Tracing:
         parent = _W3C.extract(
             {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
         )
-        token = _tracer.set(self._its)
+        token = current_tracer.set(self._its)
         try:
             with self._its.start_as_current_span(
                 name,
@@ -113,7 +107,7 @@ class Tracing:
                     failed(made, type(error).__name__)
                     raise
         finally:
-            _tracer.reset(token)
+            current_tracer.reset(token)
 
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Send what waits; blocks. False when that took too long."""
@@ -155,32 +149,9 @@ def described(body: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def span(name: str, **attributes: Any) -> AbstractContextManager[Span]:
-    """Make a child of the current span; nothing where nobody collects spans.
-
-    Args:
-        name: Such as `recall`.
-        attributes: With `__` for the dots of their names.
-    """
-    tracer = _tracer.get()
-    return _NOTHING if tracer is None else _made(tracer, name, attributes)
-
-
-@contextmanager
-def _made(tracer: Tracer, name: str, attributes: Mapping[str, Any]) -> Iterator[Span]:
-    with tracer.start_as_current_span(
-        name, attributes=_dotted(attributes), record_exception=False, set_status_on_exception=False
-    ) as made:
-        try:
-            yield made
-        except BaseException as error:
-            made.set_attribute("error.type", type(error).__name__)
-            raise
-
-
 def begin(name: str) -> Span:
     """Return a child of the current span that its holder ends, for what is not left as it was entered."""
-    tracer = _tracer.get()
+    tracer = current_tracer.get()
     return INVALID_SPAN if tracer is None else tracer.start_span(name)
 
 
@@ -193,7 +164,7 @@ def evaluated(name: str, value: float, **attributes: Any) -> None:
     """Add to the current span what something turned out to be worth."""
     current().add_event(
         EVALUATION,
-        {"gen_ai.evaluation.name": name, "gen_ai.evaluation.score.value": value, **_dotted(attributes)},
+        {"gen_ai.evaluation.name": name, "gen_ai.evaluation.score.value": value, **dotted(attributes)},
     )
 
 
@@ -215,15 +186,11 @@ def headers_of(parent: Span | None = None) -> dict[str, str] | None:
 
     None where nobody collects spans.
     """
-    if _tracer.get() is None:
+    if current_tracer.get() is None:
         return None
     carrier: dict[str, str] = {}
     _W3C.inject(carrier, None if parent is None else trace.set_span_in_context(parent))
     return carrier or None
-
-
-def _dotted(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.replace("__", "."): value for name, value in attributes.items() if value is not None}
 
 
 def _resource() -> Resource:

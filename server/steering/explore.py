@@ -20,6 +20,7 @@ from memory.episode import TENANT, Array, LatentMemoryError, prompt_digest, prom
 from model.engine import Engine, EngineError, Generation, in_background
 from model.engine_time import engine_time
 from model.space import LatentRejectedError
+from server.spans import span
 from server.steering.measure import measure
 from server.steering.metrics import Metrics
 from server.steering.new_episode import episode_of
@@ -33,7 +34,7 @@ from server.steering.search.result import SearchResult
 from server.steering.search.session import Session
 from server.steering.search.vote import Vote
 from server.steering.start import Start
-from server.tracing import evaluated, span
+from server.tracing import evaluated
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ SMALL = ["--device", "cpu", *(str(part) for size in SIZES.items() for part in si
 ABSENT = """
 import sys
 absent = set(
-    "accelerate anthropic celery compressed_tensors fastapi gguf jsonschema kombu openai prometheus_client"
-    " psutil pydantic pydantic_settings qdrant_client qdrant_edge redis referencing starlette uvicorn"
-    " vllm".split()
+    "accelerate anthropic argon2 celery compressed_tensors fastapi gguf jsonschema kombu limits openai"
+    " opentelemetry prometheus_client psutil pydantic pydantic_settings qdrant_client qdrant_edge redis"
+    " referencing sklearn sse_starlette starlette uvicorn vllm".split()
 )
 
 class Without:

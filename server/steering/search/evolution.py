@@ -10,9 +10,9 @@ from typing import Literal
 
 import torch
 
+from server.spans import span
 from server.steering.search.session import Session
 from server.steering.search.trust_region import RADIUS, project
-from server.tracing import span
 
 NOISE = 0.5
 """Measured on SmolLM2-135M from the neutral start (newlines, L = 16, 6 prompts, 6 candidates each): at 0.1 no

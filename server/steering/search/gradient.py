@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 
+from server.spans import span
 from server.steering.search.session import Rollouts, Session
 from server.steering.search.trust_region import RADIUS, project
-from server.tracing import span
 
 
 class Gradient:

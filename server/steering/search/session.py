@@ -26,6 +26,7 @@ from model.engine import (
     UnsupportedError,
 )
 from model.space import LatentRejectedError
+from server.spans import span
 from server.steering.prompt import Options, RenderedPrompt, longest_answer, seed_of
 from server.steering.rewards.consistency import CONSISTENCY
 from server.steering.rewards.format import FORMAT, are_in_form
@@ -33,7 +34,6 @@ from server.steering.rewards.scorer import VERIFIER, Scored, Scorer
 from server.steering.search.budget import Budget, SessionEndedError
 from server.steering.search.result import Candidate, Search, SearchResult, Step, Stopped
 from server.steering.search.select import elect, shortest_of_the_surest
-from server.tracing import span
 
 logger = logging.getLogger(__name__)
 
