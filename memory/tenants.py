@@ -7,16 +7,16 @@ nothing of what lies there.
 
 from memory.episode import TENANT
 
-_BETWEEN = "+"
+BETWEEN = "+"
 """In no id of a space, and in no name of a tenant."""
 
 
 def partition(space: str, tenant: str) -> str:
     """Return the name of a tenant's part of a space."""
-    return space if tenant == TENANT else f"{space}{_BETWEEN}{tenant}"
+    return space if tenant == TENANT else f"{space}{BETWEEN}{tenant}"
 
 
 def parted(name: str) -> tuple[str, str]:
     """Return the space and the tenant that a part of that name is of."""
-    space, _, tenant = name.partition(_BETWEEN)
+    space, _, tenant = name.partition(BETWEEN)
     return space, tenant or TENANT

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from memory.registry import PriorRegistry
+from memory.tenants import parted
 from server.nights import NightCoordinator
 from server.priors import Priors
 from server.steering.priors import ActivePrior
@@ -44,6 +45,12 @@ class Tenants:
                 if tenant not in self._open:
                     self._open[tenant] = await self._build(tenant)
         return self._open[tenant]
+
+    def changed(self, part: str | None) -> None:
+        """Look which prior serves in a part of the space (`memory/tenants.py`) now; None: in all of them."""
+        for parts in self._open.values():
+            if part is None or parted(part)[1] == parts.tenant:
+                parts.prior.poke()
 
     async def prior_of(self, tenant: str) -> ActivePrior:
         """Return what follows a tenant's active prior."""

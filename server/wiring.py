@@ -199,12 +199,12 @@ async def assemble(
             remember.listen(nights.remembered)
             await _background(stack, prior.watch(), f"prior of {tenant}")
             await _background(stack, nights.watch(), f"nights of {tenant}")
-            if redis_url and default:
-                await _background(stack, listen(redis_url, part, prior.poke), "signal")
             return Parts(tenant, registry, Priors(registry, state), prior, nights)
 
         tenants = Tenants(build)
         own = await tenants.of(TENANT)
+        if redis_url:
+            await _background(stack, listen(redis_url, space, tenants.changed), "signal")
         experiment = Experiment(Experiments(state, space), settings.holdout_share)
         experiment.start()
         stack.push_async_callback(experiment.close)

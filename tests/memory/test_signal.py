@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from memory.signal import announce, listen
+from memory.tenants import partition
 from tests.redis_server import RedisServer
 
 
@@ -21,7 +22,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @asynccontextmanager
-async def listening(url: str, space: str, on_change: Callable[[], None]) -> AsyncIterator[None]:
+async def listening(url: str, space: str, on_change: Callable[[str | None], None]) -> AsyncIterator[None]:
     task = asyncio.create_task(listen(url, space, on_change))
     yield
     assert not task.done()
@@ -33,16 +34,16 @@ class Calls:
     """Counts calls, and waits for the next one."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self._queue: asyncio.Queue[None] = asyncio.Queue()
+        self._queue: asyncio.Queue[str | None] = asyncio.Queue()
         self._error = error
 
-    def __call__(self) -> None:
-        self._queue.put_nowait(None)
+    def __call__(self, part: str | None) -> None:
+        self._queue.put_nowait(part)
         if self._error is not None:
             raise self._error
 
-    async def one(self) -> None:
-        await asyncio.wait_for(self._queue.get(), 20)
+    async def one(self) -> str | None:
+        return await asyncio.wait_for(self._queue.get(), 20)
 
     def more(self) -> int:
         return self._queue.qsize()
@@ -52,11 +53,12 @@ async def test_an_announcement_reaches_the_listeners_of_its_space(server: RedisS
     here, elsewhere = Calls(), Calls()
     async with listening(server.url, "space-a", here), listening(server.url, "space-b", elsewhere):
         # The first call of each says that it listens.
-        await here.one()
-        await elsewhere.one()
-        for _ in range(2):
-            assert await asyncio.to_thread(announce, server.url, "space-a")
-            await here.one()
+        assert await here.one() is None
+        assert await elsewhere.one() is None
+        for part in ("space-a", partition("space-a", "shop"), "space-a"):
+            assert await asyncio.to_thread(announce, server.url, part)
+            assert await here.one() == part
+        await asyncio.to_thread(announce, server.url, "space-abc")
     assert (here.more(), elsewhere.more()) == (0, 0)
 
 
