@@ -30,6 +30,10 @@ WAIT_S = 5.0
 STATEMENT_S = 30
 """How long PostgreSQL may take for one statement, and wait for the next one of a transaction."""
 
+IDLE_S = 3
+"""How long a transaction that writes on PostgreSQL may do nothing: less than others wait for its end, so that
+a process which was stopped in the midst of one holds up nobody."""
+
 _LOCK = 0x1A7E27E0
 """Name of the advisory lock that a writing transaction holds on PostgreSQL."""
 _NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
@@ -123,6 +127,7 @@ class Database:
             connection.begin(),
         ):
             if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_S}s'")
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
             yield connection
 

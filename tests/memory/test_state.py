@@ -284,6 +284,18 @@ def test_connections_that_the_server_has_closed_are_made_anew(postgres: Postgres
         assert state.outcomes("space", "default") == {}
 
 
+def test_who_stops_in_the_midst_of_writing_holds_up_nobody(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory.database, "IDLE_S", 1)
+    url, noted = postgres.database(), []
+    with State(url) as stopped, State(url) as other:
+        with pytest.raises(StateUnavailableError), stopped.write():
+            noted.append(other.add_outcomes("space", "default", "v1/0", [("a", 0.5)], "day"))
+        noted.append(stopped.add_outcomes("space", "default", "v1/0", [("b", 0.5)], "day"))
+    assert noted == [1, 1]
+
+
 def test_a_trace_is_changed_and_only_so_many_are_kept(state: State) -> None:
     for number in range(5):
         state.write_traces(

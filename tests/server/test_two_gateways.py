@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,11 +56,13 @@ class Gateway:
     def serves(self, version: str) -> bool:
         return self.prior() == version
 
-    def pause(self) -> None:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
         self.process.popen.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        self.process.popen.send_signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.process.popen.send_signal(signal.SIGCONT)
 
 
 @dataclass
@@ -130,7 +133,6 @@ def running(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer) 
             yield Topology((first, second), shared, PriorRegistry(priors, engine.space.id, state), engine)
     finally:
         for one in gateways:
-            one.go_on()
             one.process.popen.send_signal(signal.SIGINT)
         for one in gateways:
             one.process.end()
@@ -172,11 +174,10 @@ def test_one_that_was_paused_catches_up(topology: Topology) -> None:
     first, second = topology.gateways
     before = topology.promote()
     eventually(lambda: first.serves(before) and second.serves(before), "a promotion is not served")
-    second.pause()
-    for _ in range(2):
-        after = topology.promote()
-        eventually(lambda after=after: first.serves(after), "one waits for the other")  # type: ignore[misc]
-    second.go_on()
+    with second.paused():
+        for _ in range(2):
+            after = topology.promote()
+            eventually(lambda after=after: first.serves(after), "one waits for the other")  # type: ignore[misc]
     eventually(lambda: second.serves(after), "who was paused does not catch up")
 
 
