@@ -177,14 +177,14 @@ class NightLog:
             connection.execute(update(nights).filter_by(id=night.id).values(_values(written)))
         return written
 
-    def list(self) -> list[NightRecord]:
-        """Return all nights, newest first.
+    def list(self, space: str | None = None) -> list[NightRecord]:
+        """Return the nights of a space, or all of them, newest first.
 
         Raises:
             StateUnavailableError: the state cannot be read.
         """
         with self._state.read() as connection:
-            return _found(connection)
+            return _found(connection) if space is None else _found(connection, nights.c.space == space)
 
     def running(self, space: str) -> NightRecord | None:
         """Return the night of the space that is queued or running.

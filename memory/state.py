@@ -26,6 +26,9 @@ Source = Literal["night", "day"]
 
 FILE = "state.db"
 
+_AT_ONCE = 1000
+"""Ids in one statement: databases take only so many."""
+
 _EXCHANGE = (traces.c.prompt, traces.c.asked, traces.c.answer)
 
 
@@ -355,13 +358,20 @@ class State(Database):
             NoRoomError: the disk is full.
             StateUnavailableError: the database does not answer.
         """
+        own = traces.c.tenant == tenant
+        some = None if prompts is None else [*prompts]
+        every = (
+            [(own,)]
+            if some is None
+            else [
+                (own, traces.c.prompt.in_(some[at : at + _AT_ONCE])) for at in range(0, len(some), _AT_ONCE)
+            ]
+        )
         with self.write() as connection:
-            meant = [traces.c.tenant == tenant]
-            if prompts is not None:
-                meant.append(traces.c.prompt.in_(prompts))
-            said = feedback.c.trace.in_(select(traces.c.id).where(*meant))
-            connection.execute(delete(feedback).where(said))
-            connection.execute(update(traces).where(*meant).values(prompt=None, asked=None, answer=None))
+            for meant in every:
+                said = feedback.c.trace.in_(select(traces.c.id).where(*meant))
+                connection.execute(delete(feedback).where(said))
+                connection.execute(update(traces).where(*meant).values(prompt=None, asked=None, answer=None))
         self.scrub()
 
     def forget_exchanges_before(self, moment: datetime) -> None:

@@ -115,7 +115,9 @@ class Doorman:
     ) -> None:
         self.keys = keys
         self._monotonic = monotonic
-        self._operator = digest_of(settings.api_key) if settings.api_key else None
+        self._operator = operators_digest(settings)
+        if settings.api_key and self._operator is None:
+            logger.warning("LATENTEVOLVE_API_KEY is one of the keys that were made: it is not the operator's")
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._exist: tuple[bool, float] = (False, float("-inf"))
         self._verifying = asyncio.Semaphore(1)
@@ -276,6 +278,16 @@ async def _hit(limiter: MovingWindowRateLimiter, name: str, limit: RateLimitItem
     if await limiter.hit(limit, name):
         return None
     return (await limiter.get_window_stats(limit, name)).reset_time
+
+
+def operators_digest(settings: Settings) -> bytes | None:
+    """Return what the operator's key is remembered by; None: there is none.
+
+    The command line reads its key from the same variable. One that was made, with scopes and an end, does not
+    become the operator's where a server is started with it.
+    """
+    token = settings.api_key
+    return digest_of(token) if token and id_of(token) is None else None
 
 
 def digest_of(token: str) -> bytes:

@@ -115,9 +115,11 @@ def create_app(
     app.router.default = SteeredRoutes(_Inner(readiness), readiness)
     # What is added later stands further outside.
     app.add_middleware(BodyLimit)
-    app.add_middleware(Authentication, readiness=readiness, settings=settings)
+    cors = cors_options(settings.vllm_args)
+    origins = cors["allow_origins"] if cors else ()
+    app.add_middleware(Authentication, readiness=readiness, settings=settings, origins=origins)
     app.add_middleware(RequestIds, registry=registry)
-    if cors := cors_options(settings.vllm_args):
+    if cors:
         app.add_middleware(CORSMiddleware, **cors)
     return app
 

@@ -217,7 +217,7 @@ class Landscape:
                 places, clusters = await self._project(keys, before)
                 whole = serving.whole if serving else None
                 drawing = await asyncio.to_thread(_drawing, ids, keys, places, clusters, whole, count)
-        except (LatentMemoryError, ProjectionError, OSError) as error:
+        except (LatentMemoryError, ProjectionError, OSError, ValueError) as error:
             logger.warning("the map of the memory could not be drawn: %s", error)
             self._failures[tenant] = str(error)
             return

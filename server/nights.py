@@ -328,7 +328,7 @@ class NightCoordinator:
 
     def _nights(self) -> Sequence[NightRecord]:
         """Return the nights of the space, newest first."""
-        return [night for night in self._log.list() if night.space == self._space]
+        return self._log.list(self._space)
 
     def _prepare(self, record: NightRecord) -> NightRecord:
         """Write the snapshot, or nothing when that is not worth it."""

@@ -5,6 +5,7 @@ has what `server/access.py`'s.
 """
 
 import ipaddress
+from collections.abc import Collection
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,7 +14,7 @@ from config.loopback import is_loopback
 from config.settings import Settings
 from memory.episode import LatentMemoryError
 from model.engine import cache_salt
-from server.access import NOBODY, OPERATOR, Access, Doorman, digest_of
+from server.access import NOBODY, OPERATOR, Access, Doorman, operators_digest
 from server.api.errors import response_of
 from server.api.scopes import rule_of
 from server.errors import ForbiddenError, GatewayError, NotReadyError, UnauthorizedError
@@ -26,11 +27,15 @@ ACCESS = "latentevolve.access"
 class Authentication:
     """ASGI middleware that lets requests pass that may."""
 
-    def __init__(self, app: ASGIApp, readiness: Readiness, settings: Settings) -> None:
+    def __init__(
+        self, app: ASGIApp, readiness: Readiness, settings: Settings, origins: Collection[str] = ()
+    ) -> None:
+        """`origins` are those whose pages may use a server without keys, as of CORS."""
         self.app = app
         self._readiness = readiness
         self._open = settings.open_without_key
-        self._operator = digest_of(settings.api_key) if settings.api_key else None
+        self._operator = operators_digest(settings)
+        self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -74,10 +79,26 @@ class Authentication:
             return None
         doorman: Doorman = gateway.doorman
         access = await doorman.admit(token)
-        if access is OPERATOR and not self._open and not await doorman.asks_for_keys():
-            _check_is_here(scope, headers)
+        if access is OPERATOR and not await doorman.asks_for_keys():
+            if not self._open:
+                _check_is_here(scope, headers)
+            self._check_origin(headers)
         await doorman.count(access)
         return access
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Raise ForbiddenError where a browser sends what another site's page has asked for.
+
+        Browsers name the page's origin in whatever may change something, even if it may not read answers.
+        """
+        origin = headers.get("origin")
+        own = origin is not None and origin.partition("://")[2] == headers.get("host")
+        if origin is None or own or is_loopback(origin) or {origin, "*"} & self._origins:
+            return
+        raise ForbiddenError(
+            f"this server has no API key, so pages of {origin!a} may not use it: make a key with "
+            "`latentevolve keys create`, or allow the origin (--allowed-origins in LATENTEVOLVE_VLLM_ARGS)"
+        )
 
 
 def access_of(scope: Scope) -> Access:

@@ -38,18 +38,19 @@ class GatewayCollector(Collector):
     async def look(self) -> None:
         """Ask store and state for what the next scrape shows; it shows nothing of what does not answer."""
         gateway = self._readiness.gateway
-        self._episodes = self._nights = self._overdue = None
-        if gateway is None:
-            return
-        try:
-            self._episodes = await gateway.lookups.call(lambda store: store.count())
-        except StoreUnavailableError as error:
-            logger.warning("episodes are not counted: %s", error)
-        try:
-            self._nights = [night for night in await gateway.nights.list() if night.space == gateway.space]
-            self._overdue = await gateway.nights.overdue()
-        except LatentMemoryError as error:
-            logger.warning("nights are not counted: %s", error)
+        episodes, nights, overdue = None, None, None
+        if gateway is not None:
+            try:
+                episodes = await gateway.lookups.call(lambda store: store.count())
+            except StoreUnavailableError as error:
+                logger.warning("episodes are not counted: %s", error)
+            try:
+                nights = [night for night in await gateway.nights.list() if night.space == gateway.space]
+                overdue = await gateway.nights.overdue()
+            except LatentMemoryError as error:
+                logger.warning("nights are not counted: %s", error)
+        # At once: another scrape may be looking, too.
+        self._episodes, self._nights, self._overdue = episodes, nights, overdue
 
     def describe(self) -> list[Metric]:
         """Return nothing: what is collected depends on whether the gateway runs."""

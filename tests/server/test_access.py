@@ -155,6 +155,14 @@ async def test_the_operators_key_is_the_settings_one(keys: ApiKeys, clock: Clock
         assert not (await doorman.admit(token)).operates
 
 
+async def test_a_key_that_was_made_does_not_become_the_operators(keys: ApiKeys, clock: Clock) -> None:
+    _, token = keys.create("app", ["infer"])
+    async with doorman_of(keys, clock, api_key=token) as doorman:
+        assert (await doorman.admit(token)).scopes == {"infer"}
+        with pytest.raises(UnauthorizedError):
+            await doorman.admit(None)
+
+
 async def counted(doorman: Doorman, token: str, times: int) -> int:
     """Return how many of some requests pass."""
     passed = 0

@@ -224,6 +224,31 @@ async def test_without_any_key_only_this_machine_is_answered_by_its_own_name(
         assert (await http.get("/readyz")).status_code == 200
 
 
+@pytest.mark.parametrize("open_without_key", [False, True])
+@pytest.mark.parametrize(
+    ("origin", "answered"),
+    [
+        (None, True),
+        ("http://localhost:3000", True),
+        ("http://127.0.0.1:8000", True),
+        ("https://app.example", True),
+        ("https://evil.example", False),
+        ("http://127.0.0.1.evil.example", False),
+        ("null", False),
+    ],
+)
+async def test_without_any_key_no_page_of_another_site_changes_anything(
+    serve: Serve, open_without_key: bool, origin: str | None, answered: bool
+) -> None:
+    allowed = "--allowed-origins '[\"https://app.example\"]'"
+    served = await serve(open_without_key=open_without_key, vllm_args=allowed)
+    headers = {} if origin is None else {"origin": origin}
+    async with from_elsewhere(served, "127.0.0.1", "127.0.0.1:8000") as http:
+        answer = await http.post("/v1/priors/none/activate", headers=headers)
+        assert answer.status_code == (200 if answered else 403)
+        assert served.gateway.registry.pinned() is answered
+
+
 async def test_other_machines_are_answered_with_a_key_or_where_the_operator_says_so(
     serve: Serve, tmp_path: Path
 ) -> None:
