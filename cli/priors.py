@@ -88,9 +88,7 @@ def activate(
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         body = _known(gateway, version, lambda: gateway.post(f"/v1/priors/{version}/activate"))
-    screen.document(body)
-    screen.line(f"active: {body.get('active') or 'none'}", "green")
-    screen.line(PINNED)
+    _show_pinned(screen, body)
 
 
 @app.command("rollback")
@@ -99,9 +97,7 @@ def rollback(url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> 
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         body = gateway.post("/v1/priors/rollback")
-    screen.document(body)
-    screen.line(f"active: {body.get('active') or 'none'}", "green")
-    screen.line(PINNED)
+    _show_pinned(screen, body)
 
 
 @app.command("compare")
@@ -155,6 +151,12 @@ def release(url: Url = None, api_key: ApiKey = None, as_json: Json = False) -> N
         body = gateway.post("/v1/priors/release")
     screen.document(body)
     screen.line(f"active: {body.get('active') or 'none'}, until a night makes another one", "green")
+
+
+def _show_pinned(screen: Screen, body: dict[str, Any]) -> None:
+    screen.document(body)
+    screen.line(f"active: {body.get('active') or 'none'}", "green")
+    screen.line(PINNED)
 
 
 def _number(value: float | None) -> str:

@@ -11,6 +11,7 @@ from memory.episode import Episode
 from memory.evidence import Standing
 from server.api.deps import AccessDep, GatewayDep, OwnDep
 from server.api.errors import refusals
+from server.api.priors import RowEvidence
 from server.landscape import Kind, View
 from server.questions import Questions
 
@@ -51,15 +52,10 @@ class MapRead(Landscape):
     points: list[Point]
 
 
-class RowEvidence(BaseModel):
-    """What is known of answering such requests with a row of the prior."""
+class KindRow(RowEvidence):
+    """A row of the prior, and what is known of answering such requests with it."""
 
     id: str
-    standing: Standing
-    n: int = Field(description="Prompts on which it was compared with going without.")
-    mean: float = Field(description="Mean difference of the outcomes, from -1 to 1.")
-    e_value: float = Field(description="Odds that it helps; it serves from 20 on.")
-    e_against: float = Field(description="Odds that it harms.")
 
 
 class Typical(BaseModel):
@@ -77,7 +73,7 @@ class ClusterRead(BaseModel):
     share: float
     typical: list[Typical] = Field(description="Those nearest to their middle.")
     standing: Standing | None = Field(description="Of the best of its rows; null: nothing is learned yet.")
-    rows: list[RowEvidence]
+    rows: list[KindRow]
 
 
 class ClustersRead(Landscape):
@@ -85,7 +81,7 @@ class ClustersRead(Landscape):
 
     clusters: list[ClusterRead]
     more: int = Field(description="Kinds that are not listed.")
-    others: list[RowEvidence] = Field(description="Rows of the prior for what is remembered no more.")
+    others: list[KindRow] = Field(description="Rows of the prior for what is remembered no more.")
 
 
 @router.get("/map", responses=refusals())
@@ -155,12 +151,12 @@ def _landscape(view: View) -> dict[str, object]:
     }
 
 
-def _evidence(rows: dict[str, dict[str, object]]) -> dict[str, RowEvidence]:
-    return {name: RowEvidence.model_validate({"id": name, **weighed}) for name, weighed in rows.items()}
+def _evidence(rows: dict[str, dict[str, object]]) -> dict[str, KindRow]:
+    return {name: KindRow.model_validate({"id": name, **weighed}) for name, weighed in rows.items()}
 
 
 def _cluster(
-    number: int, kind: Kind, drawn: int, said: dict[str, str | None], rows: list[RowEvidence]
+    number: int, kind: Kind, drawn: int, said: dict[str, str | None], rows: list[KindRow]
 ) -> ClusterRead:
     standings = {row.standing for row in rows}
     order: tuple[Standing, ...] = ("serves", "on trial", "retired")

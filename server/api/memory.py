@@ -15,6 +15,7 @@ from memory.listing import Place, Summary
 from memory.store import Where
 from server.api.deps import AccessDep, GatewayDep, OwnDep
 from server.api.errors import refusals
+from server.api.priors import RowEvidence
 from server.errors import InvalidRequestError, NotFoundError
 from server.forget import Forgotten, forget, forget_one
 from server.gateway import Gateway
@@ -174,16 +175,6 @@ class SpaceStats(BaseModel):
     reward_histogram: list[int] = Field(description="Episodes by tenths of the reward.")
     oldest: Stamp | None
     newest: Stamp | None
-
-
-class RowEvidence(BaseModel):
-    """What is known of a row of the prior."""
-
-    n: int
-    mean: float = Field(description="Mean difference of outcomes, with the row less without.")
-    e_value: float = Field(description="For it; 20 lets it serve.")
-    e_against: float = Field(description="Against it; 20 retires it.")
-    standing: str
 
 
 class PriorStats(BaseModel):

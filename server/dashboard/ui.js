@@ -79,9 +79,8 @@ export function Dialog({ title, onClose, children, wide = false }) {
   `;
 }
 
-/** A button that asks before it acts, says what went wrong, and is out of use meanwhile. */
-export function Asking({ label, question, children, act, kind = "", yes = label }) {
-  const [open, setOpen] = useState(false);
+/** Something that is done on a click: whether it is being done, and what went wrong. */
+function useAct(act) {
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState(null);
   const go = async () => {
@@ -89,12 +88,21 @@ export function Asking({ label, question, children, act, kind = "", yes = label 
     setError(null);
     try {
       await act();
-      setOpen(false);
     } catch (failed) {
       setError(failed);
     }
     setBusy(false);
   };
+  return { busy, error, go };
+}
+
+/** A button that asks before it acts, says what went wrong, and is out of use meanwhile. */
+export function Asking({ label, question, children, act, kind = "", yes = label }) {
+  const [open, setOpen] = useState(false);
+  const { busy, error, go } = useAct(async () => {
+    await act();
+    setOpen(false);
+  });
   return html`
     <button class=${kind} onClick=${() => setOpen(true)}>${label}</button>
     ${open &&
@@ -111,18 +119,7 @@ export function Asking({ label, question, children, act, kind = "", yes = label 
 
 /** A button that acts at once. */
 export function Acting({ act, children, disabled = false, ...rest }) {
-  const [busy, setBusy] = useState(false);
-  const [error, setError] = useState(null);
-  const go = async () => {
-    setBusy(true);
-    setError(null);
-    try {
-      await act();
-    } catch (failed) {
-      setError(failed);
-    }
-    setBusy(false);
-  };
+  const { busy, error, go } = useAct(act);
   return html`<button ...${rest} disabled=${busy || disabled} onClick=${go}>${children}</button><${Trouble} error=${error} />`;
 }
 
