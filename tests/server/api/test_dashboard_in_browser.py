@@ -93,7 +93,7 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
         assert await served.gateway.remember.drain()
         await _publish(served)
         port = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        server = uvicorn.Server(uvicorn.Config(served.app, lifespan="off", log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(served.app, lifespan="off", log_config=None))
         running = asyncio.create_task(server.serve(sockets=[port]))
         stack.push_async_callback(_ended, server, running)
         playwright = await stack.enter_async_context(async_playwright())

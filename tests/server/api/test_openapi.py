@@ -45,7 +45,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         found["loop"] = asyncio.get_running_loop()
         async with _served(root, Parts(), True, {"api_key": "s3cret"}) as served:
             served.http.headers.update(OPERATOR)
-            config = uvicorn.Config(served.app, port=0, lifespan="off", log_level="warning")
+            config = uvicorn.Config(served.app, port=0, lifespan="off", log_config=None)
             server = uvicorn.Server(config)
             serving = asyncio.create_task(server.serve())
             while not server.started:  # noqa: ASYNC110
