@@ -13,6 +13,7 @@ import typer
 from bench.engine import EngineKind
 from cli.demonstration.stream import EXAMPLES
 from cli.failure import USAGE, CommandError
+from cli.options import SECRETS
 from config.settings import Settings
 
 TOPICS = EXAMPLES / "topics.jsonl"
@@ -52,37 +53,35 @@ def digest(path: Path) -> str:
         raise CommandError(f"cannot read {path}: {error}", "name a JSONL file", USAGE) from error
 
 
-NO_RESULT = frozenset(
-    {
-        "host",
-        "port",
-        "data_dir",
-        "cache_dir",
-        "gateway_url",
-        "api_key",
-        "open_without_key",
-        "dashboard",
-        "otlp_endpoint",
-        "log_level",
-        "model",
-        "served_model_name",
-        "memory_url",
-        "memory_api_key",
-        "broker_url",
-        "night_cron",
-        "explore_concurrency",
-        "night_episodes",
-        "trace_limit",
-        "verifier_url",
-    }
-)
-"""Settings that no result depends on, or that are secrets."""
+NO_RESULT = SECRETS | {
+    "host",
+    "port",
+    "data_dir",
+    "cache_dir",
+    "gateway_url",
+    "open_without_key",
+    "dashboard",
+    "otlp_endpoint",
+    "log_level",
+    "model",
+    "served_model_name",
+    "night_cron",
+    "explore_concurrency",
+    "night_episodes",
+    "trace_limit",
+}
+"""Settings that no result depends on, and those that may hold a password."""
 
 
 def of_results(settings: Settings, leave_out: Collection[str] = ()) -> dict[str, str]:
     """Return the settings that results depend on, those left at their defaults too: defaults change."""
     left_out = NO_RESULT.union(leave_out)
     return {name: str(getattr(settings, name)) for name in Settings.model_fields if name not in left_out}
+
+
+def settings_at_default() -> dict[str, str]:
+    """Return every setting that has a default at that, as `of_results` writes it."""
+    return {name: str(field.get_default()) for name, field in Settings.model_fields.items()}
 
 
 def pairs(settings: Sequence[str] | None) -> dict[str, str]:

@@ -14,7 +14,13 @@ from memory.atomic import write_json
 
 
 def open_run(
-    folder: Path, benchmark: str, options: Mapping[str, Any], *, begun: bool, may_change: Collection[str] = ()
+    folder: Path,
+    benchmark: str,
+    options: Mapping[str, Any],
+    *,
+    begun: bool,
+    may_change: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the head of the run, that of its beginning when it goes on.
 
@@ -24,6 +30,8 @@ def open_run(
         options: Everything that results depend on, by name.
         begun: Whether results of it are there; the head of a run that came to nothing is replaced.
         may_change: Options that a run may go on with when they changed.
+        defaults: What options are that nobody gave. One that the run does not tell of came with a later
+            build, and at its default changes nothing.
 
     Raises:
         CommandError: exit code 2, the folder holds a run with other options, or one of an earlier version.
@@ -38,11 +46,11 @@ def open_run(
                 "name another folder",
                 USAGE,
             )
-        before = _flat(head["settings"])
+        told = [_flat(head["settings"]), _flat(json.loads(json.dumps(defaults or {})))]
         changed = [
             name
             for name, value in _flat(wanted).items()
-            if name not in may_change and (name not in before or before[name] != value)
+            if name not in may_change and value not in [known[name] for known in told if name in known][:1]
         ]
         if changed:
             raise CommandError(

@@ -24,7 +24,7 @@ Model = Annotated[
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder of what is remembered.")]
 CacheDir = Annotated[Path | None, typer.Option("--cache-dir", help="Folder of converted models.")]
 
-_SECRETS = frozenset({"api_key", "memory_api_key", "memory_url", "broker_url", "verifier_url"})
+SECRETS = frozenset({"api_key", "memory_api_key", "memory_url", "broker_url", "state_url", "verifier_url"})
 """Settings that may hold a password, which no message repeats."""
 
 
@@ -44,7 +44,7 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "settings"
-        got = "" if name in _SECRETS else f" (got {first.get('input')!r})"
+        got = "" if name in SECRETS else f" (got {first.get('input')!r})"
         raise CommandError(
             f"setting {name}: {first['msg']}{got}",
             f"correct the option, or LATENTEVOLVE_{name.upper()} in the environment or .env",

@@ -25,6 +25,7 @@ from bench.options import (
     engine_kind,
     of_results,
     pairs,
+    settings_at_default,
 )
 from bench.result import Output, Report
 from bench.run import open_run
@@ -93,7 +94,14 @@ def rewards(
             rows = folder / ROWS
             begun = rows.exists() and rows.stat().st_size > 0
             # Another limit draws the same questions, more or fewer of them.
-            open_run(folder, "rewards", options, begun=begun, may_change=("limit",))
+            open_run(
+                folder,
+                "rewards",
+                options,
+                begun=begun,
+                may_change=("limit",),
+                defaults={"settings": settings_at_default()},
+            )
         report = Report(screen, "rewards", options, output)
         try:
             found = asyncio.run(_measure(screen, settings, kind, options, everything, items, rows))

@@ -16,6 +16,7 @@ from bench.ratio import ratio_text
 from bench.result import Output, Report
 from bench.serve.arms import parse_arms, parse_levels
 from cli.demonstration.stream import EXAMPLES, read_prompts
+from cli.demonstration.tree import ISOLATED
 from cli.failure import INTERRUPTED, CommandError
 from cli.options import CacheDir, Json, Model, given, load_settings
 from cli.progress import PhaseProgress
@@ -85,7 +86,7 @@ def _measure(screen: Screen, plan: Any, texts: list[str], overrides: dict[str, A
         raise CommandError(str(error)) from error
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latentevolve-bench-")))
-        own = load_settings(**overrides, data_dir=folder / "data", memory_url="")
+        own = load_settings(**overrides | ISOLATED | {"data_dir": folder / "data"})
         with screen.busy("remembering"):
             asyncio.run(remember(own, path, questions(texts, 0, plan.remembered)))
         screen.line("Starting bare vLLM", "bold")

@@ -31,21 +31,14 @@ from bench.options import (
 from bench.result import finite
 from bench.run import open_run
 from cli.demonstration.stream import EXAMPLES, read_prompts
+from cli.demonstration.tree import ISOLATED
 from cli.failure import USAGE, CommandError
 from cli.options import CacheDir, Json, Model, given, load_settings
 from cli.progress import PhaseProgress
 from cli.screen import Screen
-from config.settings import Settings
 
 DEFAULT_ARMS = "plain,majority,random,low"
-SET_BY_STREAM = {
-    "data_dir",
-    "night_seed",
-    "night_episodes",
-    "explore_concurrency",
-    "memory_url",
-    "broker_url",
-}
+SET_BY_STREAM = {*ISOLATED, "data_dir", "night_seed", "explore_concurrency"}
 
 
 def stream(
@@ -63,6 +56,12 @@ def stream(
     max_tokens: MaxTokens = 64,
     instruction: Instruction = "",
     system: System = "",
+    choices: Annotated[
+        bool, typer.Option("--choices", help="Hold answers to the labels of their file.")
+    ] = False,
+    skew: Annotated[
+        str, typer.Option("--skew", help="Share of one class in each day.", metavar="LABEL=SHARE")
+    ] = "",
     day_effort: Annotated[str, typer.Option("--day-effort", help="low (explored), medium or high.")] = "low",
     samples: Annotated[int, typer.Option("--samples", min=2, help="Of `majority` and `best-of`.")] = 8,
     refined: Annotated[int, typer.Option("--refined", min=1, help="Questions of arms that refine.")] = 16,
@@ -76,7 +75,7 @@ def stream(
 ) -> None:
     """Days, nights and arms on one stream. Does the loop make the model better at its workload?"""
     from bench.stream.arms import ARMS
-    from bench.stream.plan import Plan
+    from bench.stream.plan import Plan, plan_at_default
     from bench.stream.questions import Files
 
     screen = Screen(as_json)
@@ -103,6 +102,8 @@ def stream(
         max_tokens=max_tokens,
         instruction=instruction,
         system=system,
+        choices=choices,
+        skew=skew,
         day_effort=cast(Literal["low", "medium", "high"], day_effort),
         samples=samples,
         refined=refined,
@@ -117,10 +118,12 @@ def stream(
         files.deal(seed)  # too few questions are said before there is a run of them
     # More nights go on from where fewer ended: they leave the earlier days as they were.
     begun = any(run.glob("seed-*"))
-    head = open_run(run, "stream", asdict(plan), begun=begun, may_change=("nights",))
+    head = open_run(
+        run, "stream", asdict(plan), begun=begun, may_change=("nights",), defaults=plan_at_default()
+    )
     screen.line(describe(head))
     try:
-        asyncio.run(_run(screen, run, plan, files, settings, wanted, chosen, head, prompts))
+        asyncio.run(_run(screen, run, plan, files, overrides, wanted, chosen, head, prompts))
     except KeyboardInterrupt:
         screen.note(f"stopped; the same command goes on from here ({run})")
         raise
@@ -131,7 +134,7 @@ async def _run(
     run: Path,
     plan: Any,
     files: Any,
-    settings: Settings,
+    overrides: dict[str, Any],
     seeds: list[int],
     arms: list[str],
     head: dict[str, Any],
@@ -145,19 +148,17 @@ async def _run(
 
     journal = Journal(run / "rows.jsonl")
     with PhaseProgress(screen) as bars:
-        async with open_engine(settings, plan.engine) as engine:
+        async with open_engine(load_settings(**overrides), plan.engine) as engine:
 
             @asynccontextmanager
             async def opened(seed: int) -> AsyncIterator[Loop]:
-                own = settings.model_copy(
-                    update={
+                own = load_settings(
+                    **overrides
+                    | ISOLATED
+                    | {
                         "data_dir": run / f"seed-{seed}",
                         "night_seed": seed,
-                        "night_cron": "never",
-                        "night_episodes": 0,
                         "explore_concurrency": CHUNK,  # nobody else waits
-                        "memory_url": None,
-                        "broker_url": None,
                     }
                 )
                 async with open_loop(engine, own, plan) as loop:

@@ -5,9 +5,10 @@ Owns the options that decide results, and which question belongs to which day. K
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
 
+from bench.options import settings_at_default
 from cli.demonstration.stream import Item
 from cli.failure import USAGE, CommandError
 
@@ -33,6 +34,10 @@ class Plan:
     """Follows each question."""
     system: str = ""
     """System prompt; empty: the chat template's own."""
+    choices: bool = False
+    """Whether answers are held to the labels of their file, where a question has no choices of its own."""
+    skew: str = ""
+    """LABEL=SHARE: a class and its share of each day; empty: days are drawn as they come."""
     day_effort: Literal["low", "medium", "high"] = "low"
     """Effort of the days' requests; at `low` every request is explored afterwards."""
     samples: int = 8
@@ -51,18 +56,58 @@ class Plan:
     def parts(self, items: Sequence[Item], seed: int) -> tuple[list[Item], list[list[Item]]]:
         """Return the held-out questions and those of each day, no question twice.
 
+        The held-out ones are drawn as they come, so that they are the same whatever the days' skew.
+
         Raises:
             CommandError: exit code 2, there are too few questions.
         """
         different = list({item.question: item for item in items}.values())
-        needed = self.held_out + self.nights * self.day
-        if len(different) < needed:
+        random.Random(seed).shuffle(different)
+        held_out, rest = different[: self.held_out], different[self.held_out :]
+        if not self.skew:
+            days = [rest[n * self.day : (n + 1) * self.day] for n in range(self.nights)]
+            self._enough(len(different), self.held_out + self.nights * self.day, "different questions")
+            return held_out, days
+        label, share = skewed(self.skew)
+        alike = round(share * self.day)
+        mine = [item for item in rest if str(item.answer) == label]
+        others = [item for item in rest if str(item.answer) != label]
+        self._enough(len(mine), self.nights * alike, f"questions of {label} that are not held out")
+        self._enough(len(others), self.nights * (self.day - alike), "others that are not held out")
+        days = []
+        for n in range(self.nights):
+            day = mine[n * alike : (n + 1) * alike]
+            day += others[n * (self.day - alike) : (n + 1) * (self.day - alike)]
+            random.Random(f"{seed} {n}").shuffle(day)
+            days.append(day)
+        return held_out, days
+
+    def _enough(self, there: int, needed: int, of: str) -> None:
+        if there < needed:
             raise CommandError(
-                f"{self.data} has {len(different)} different questions, {needed} are needed",
+                f"{self.data} has {there} {of}, {needed} are needed",
                 "ask for a smaller --day, --held-out or --nights",
                 USAGE,
             )
-        random.Random(seed).shuffle(different)
-        start = self.held_out
-        days = [different[start + n * self.day : start + (n + 1) * self.day] for n in range(self.nights)]
-        return different[:start], days
+
+
+def skewed(text: str) -> tuple[str, float]:
+    """Return the label and the share of LABEL=SHARE.
+
+    Raises:
+        CommandError: exit code 2, it is none.
+    """
+    label, _, number = text.rpartition("=")
+    try:
+        share = float(number)
+    except ValueError:
+        share = -1.0
+    if not label or not 0 <= share <= 1:
+        raise CommandError(f"--skew {text}: not LABEL=SHARE", "such as --skew Sports=0.7", USAGE)
+    return label, share
+
+
+def plan_at_default() -> dict[str, Any]:
+    """Return every option of a plan that has a default at that, the server's settings among them."""
+    found = {one.name: one.default for one in fields(Plan) if one.default is not MISSING}
+    return {**found, "settings": settings_at_default()}

@@ -5,11 +5,12 @@ what is done with them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.stream.plan import Plan
 from bench.stream.score import Scorer
+from cli.demonstration.score import number_of
 from cli.demonstration.stream import Item, read_items
 from cli.failure import USAGE, CommandError
 
@@ -30,19 +31,29 @@ class Files:
     """The files of a plan, read once.
 
     Raises:
-        CommandError: exit code 2, a file cannot be read, or two would have one name in the results.
+        CommandError: exit code 2, a file cannot be read, two would have one name in the results, or choices
+            are asked for where answers are numbers.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._box = plan, "\\boxed" in plan.instruction + plan.system
-        self._items = read_items(Path(plan.data))
+        self._items = self._read(Path(plan.data))
         self._also: dict[str, list[Item]] = {}
         for path in map(Path, plan.also):
             if path.stem == STREAM or path.stem in self._also:
                 raise CommandError(
                     f"--also {path}: the name {path.stem!r} is taken", "give the file another one", USAGE
                 )
-            self._also[path.stem] = list({item.question: item for item in read_items(path)}.values())
+            self._also[path.stem] = list({item.question: item for item in self._read(path)}.values())
+
+    def _read(self, path: Path) -> list[Item]:
+        items = read_items(path)
+        if not self._plan.choices:
+            return items
+        labels = tuple(dict.fromkeys(str(item.answer) for item in items if not item.choices))
+        if any(number_of(label) is not None for label in labels):
+            raise CommandError(f"--choices: answers of {path} are numbers, not labels", "leave it out", USAGE)
+        return [item if item.choices else replace(item, choices=labels) for item in items]
 
     def deal(self, seed: int) -> tuple[list[Questions], list[list[Item]], Scorer]:
         """Return the held-out questions, those of each day, and the scorer of the stream's file.

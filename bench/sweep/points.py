@@ -14,6 +14,7 @@ import numpy as np
 
 from bench.bootstrap import Interval, grouped_means, interval
 from bench.stream.journal import builds, read_rows
+from bench.stream.plan import plan_at_default
 from bench.stream.summary import Row, Score, remembered, scores
 from cli.failure import USAGE, CommandError
 
@@ -96,8 +97,12 @@ def _options(folder: Path) -> dict[str, str]:
         ) from error
     if head.get("benchmark") != "stream":
         raise CommandError(f"{folder} holds a run of {head.get('benchmark')}, not of stream", None, USAGE)
-    plan = head["settings"]
-    settings = {f"settings.{name}": value for name, value in plan["settings"].items()}
+    known = plan_at_default()  # what came with a later build was at its default before
+    plan = known | head["settings"]
+    settings = {
+        f"settings.{name}": value
+        for name, value in (known["settings"] | head["settings"]["settings"]).items()
+    }
     return {
         name: str(value) for name, value in plan.items() if name not in {"settings", *_LEFT_OUT}
     } | settings
@@ -105,13 +110,6 @@ def _options(folder: Path) -> dict[str, str]:
 
 def _differing(runs: Sequence[Mapping[str, str]]) -> str:
     known = dict.fromkeys(name for options in runs for name in options)
-    untold = [name for name in known if not all(name in options for options in runs)]
-    if untold:
-        raise CommandError(
-            f"not all runs tell their {', '.join(name.removeprefix('settings.') for name in untold)}",
-            "compare runs of one version",
-            USAGE,
-        )
     names = [name for name in known if len({options.get(name) for options in runs}) > 1]
     if len(names) != 1 or names == ["digests"]:
         found = ", ".join(name.removeprefix("settings.") for name in names) or "nothing"

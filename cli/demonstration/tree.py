@@ -24,7 +24,8 @@ from cli.serving.supervisor import STOP_S
 
 ISOLATED = {
     "host": "127.0.0.1",
-    "memory_url": "none",  # a Qdrant server or a broker that is used otherwise must not see the demo
+    "memory_url": "none",  # services that are used otherwise must not see the demo
+    "state_url": "none",
     "broker_url": "none",
     "night_cron": "never",
     "night_episodes": 0,

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,17 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.main import app
+from bench.options import of_results
 from bench.run import open_run
 from bench.stream.journal import Journal
 from bench.stream.loop import Loop, open_loop
-from bench.stream.plan import Plan
+from bench.stream.plan import Plan, plan_at_default
 from bench.stream.questions import STREAM, Questions
 from bench.stream.runner import Runner
 from bench.stream.score import Scorer
 from cli.demonstration.stream import Item
 from cli.failure import USAGE, CommandError
+from cli.options import SECRETS
 from config.settings import Settings
 from model.engine import EngineError
 from model.scripted_engine import ScriptedEngine
@@ -196,6 +198,27 @@ def test_folder_of_another_plan_is_refused_naming_the_options(tmp_path: Path) ->
         open_run(tmp_path, "stream", other, begun=True, may_change=("nights",))
     assert refused.value.exit_code == USAGE
     assert str(tmp_path) in refused.value.message
+
+
+def test_run_goes_on_under_a_build_with_more_options_at_their_defaults(tmp_path: Path) -> None:
+    before = {"day": 12, "settings": {"recall_k": "8"}}
+    head = open_run(tmp_path, "stream", before, begun=False)
+    later = {"day": 12, "skew": "", "also": (), "settings": {"recall_k": "8", "night_batch": "4"}}
+    defaults = {"skew": "", "also": (), "settings": {"recall_k": "4", "night_batch": "4"}}
+    assert open_run(tmp_path, "stream", later, begun=True, defaults=defaults) == head
+    for name, value in (("skew", "Sports=0.7"), ("settings", {"recall_k": "4", "night_batch": "2"})):
+        with pytest.raises(CommandError, match="other options"):
+            open_run(tmp_path, "stream", later | {name: value}, begun=True, defaults=defaults)
+
+
+def test_every_option_of_the_stream_has_a_default_that_a_resume_knows(plan: Plan) -> None:
+    unknown = {field.name for field in fields(plan)} - set(plan_at_default())
+    assert unknown == {"model", "data"}
+    assert set(of_results(Settings(_env_file=None))) <= set(plan_at_default()["settings"])
+
+
+def test_no_secret_is_written_down() -> None:
+    assert not SECRETS & set(of_results(Settings(_env_file=None)))
 
 
 def test_folder_of_an_earlier_version_is_refused(tmp_path: Path) -> None:

@@ -73,13 +73,19 @@ def test_arms_are_compared_at_the_last_stage_that_all_runs_have(folders: list[Pa
         ({"day": 16, "settings": {"recall_k": "2"}}, "differ in day, recall_k"),
         ({}, "differ in nothing"),
         ({"digests": ["3", "2"]}, "differ in their data"),
-        ({"settings": {}}, "not all runs tell their recall_k"),
+        ({"skew": "", "settings": {"recall_k": "4", "night_batch": "4"}}, "differ in nothing"),
     ],
 )
 def test_runs_that_differ_otherwise_are_refused(folders: list[Path], plan: Any, message: str) -> None:
     other = run(folders[0].parent / "other", answers(1), **plan)
     with pytest.raises(CommandError, match=message):
         read([folders[1], other])
+
+
+def test_option_that_an_earlier_build_did_not_have_was_at_its_default(folders: list[Path]) -> None:
+    later = run(folders[0].parent / "later", answers(1), skew="Sports=0.7", settings={})
+    found = read([folders[1], later])
+    assert (found.option, found.values) == ("skew", ("", "Sports=0.7"))
 
 
 def test_folder_without_a_run_is_named(folders: list[Path], tmp_path: Path) -> None:
