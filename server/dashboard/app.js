@@ -19,7 +19,9 @@ const VIEWS = [
   ["keys", "Keys", Keys],
 ];
 const THEME = "latentevolve.theme";
-const dark = matchMedia("(prefers-color-scheme: dark)");
+const system = matchMedia("(prefers-color-scheme: dark)");
+// theme.js sets it, and has listened to the system before this does.
+const shown = () => document.documentElement.dataset.theme;
 
 const here = () => VIEWS.find(([name]) => name === location.hash.slice(1)) ?? VIEWS[0];
 
@@ -28,16 +30,16 @@ function App() {
   const [signIn, setSignIn] = useState(false);
   const [session, setSession] = useState(0);
   const [admin, setAdmin] = useState(false);
-  const [theme, setTheme] = useState(() => document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light"));
+  const [theme, setTheme] = useState(shown);
   useEffect(() => {
     onRefused(() => setSignIn(true));
     const turn = () => setView(here());
-    const follow = () => document.documentElement.dataset.theme ?? setTheme(dark.matches ? "dark" : "light");
+    const follow = () => setTheme(shown());
     addEventListener("hashchange", turn);
-    dark.addEventListener("change", follow);
+    system.addEventListener("change", follow);
     return () => {
       removeEventListener("hashchange", turn);
-      dark.removeEventListener("change", follow);
+      system.removeEventListener("change", follow);
     };
   }, []);
   useEffect(() => {
