@@ -33,6 +33,9 @@ FoundAt = Annotated[str | None, typer.Option("--effort", help="Effort of the req
 FoundBy = Annotated[str | None, typer.Option("--found-by", help="Search that it was found by.")]
 Since = Annotated[str | None, typer.Option("--since", help="Created then or later, such as 2026-11-01.")]
 Until = Annotated[str | None, typer.Option("--until", help="Created before.")]
+Cluster = Annotated[
+    str | None, typer.Option("--cluster", help="Covered by this row of the active prior.", metavar="ROW")
+]
 
 
 @app.command("list")
@@ -43,6 +46,7 @@ def list_episodes(
     found_by: FoundBy = None,
     since: Since = None,
     until: Until = None,
+    cluster: Cluster = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Most episodes.")] = 20,
     url: Url = None,
     api_key: ApiKey = None,
@@ -50,7 +54,7 @@ def list_episodes(
 ) -> None:
     """List episodes, newest first."""
     screen = Screen(as_json)
-    where = _where(reward_min, reward_max, effort, found_by, since, until)
+    where = _where(reward_min, reward_max, effort, found_by, since, until, cluster)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
         found: list[dict[str, Any]] = []
         cursor: dict[str, str] = {}
@@ -113,13 +117,14 @@ def delete(
     found_by: FoundBy = None,
     since: Since = None,
     until: Until = None,
+    cluster: Cluster = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything that is remembered.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
     """Forget episodes: those named, or those that a filter names, or all."""
-    where = _where(reward_min, reward_max, effort, found_by, since, until)
+    where = _where(reward_min, reward_max, effort, found_by, since, until, cluster)
     if sum((bool(ids), bool(where), everything)) != 1:
         raise CommandError(
             "give ids, or filters, or --all", "`latentevolve memory list` takes the same filters", USAGE
@@ -206,6 +211,7 @@ def _where(
     found_by: str | None,
     since: str | None,
     until: str | None,
+    cluster: str | None,
 ) -> dict[str, str]:
     """Return the filters that were given, as the API takes them."""
     given = {
@@ -215,6 +221,7 @@ def _where(
         "search": found_by,
         "since": since,
         "until": until,
+        "cluster": cluster,
     }
     return {name: str(value) for name, value in given.items() if value is not None}
 

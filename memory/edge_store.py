@@ -18,6 +18,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from memory.episode import Array, Episode, EpisodeRejectedError, StoreUnavailabl
 from memory.free_space import UNLIMITED, FreeSpace, NoRoomError
 from memory.listing import Page, Place, Summary, newest_first
 from memory.merge import fold
+from memory.prior import Coverage
 from memory.record import (
     COSINE_ROUNDING,
     CREATED_AT,
@@ -67,6 +69,9 @@ WIDTH = 512
 """Candidates that a search keeps on its way through the graph. Of 100,000 keys, harder than real ones, 512
 find 96 % of the 16 nearest in about 2 ms, 128 82 % in about 1."""
 
+FIRST_LIMIT = 256
+"""Of what is asked for near a centroid: of 20,000 episodes 3 ms, all of them 100 ms."""
+
 INDEX_FROM = 10_000
 """Episodes without a graph from which one may be built. Below, Edge scans them, in half a millisecond."""
 
@@ -97,6 +102,8 @@ class EdgeStore:
         self._shape = (length, hidden_size)
         self._version = 0
         self._stats: dict[str | None, tuple[int, StoreStats]] = {}
+        self._region: tuple[tuple[int, Where] | None, set[Any]] = (None, set())
+        """Of which version what was asked for last by its region, and the ids of what lies in that."""
         self._folder = EdgeFolder(path, Layout(hidden_size), room=room, index_from=index_from)
 
     def add(self, episodes: Sequence[Episode]) -> None:
@@ -169,7 +176,7 @@ class EdgeStore:
     def outlines(self, where: Where = EVERYWHERE) -> Iterator[Outline]:
         """Yield what there is of each episode beside its vectors, tokens and texts, in any order."""
         fields = edge.PayloadSelector.Include(list(OUTLINE_FIELDS))
-        for records in self._pages(_filter(where), 256, with_vector=False, with_payload=fields):
+        for records in self._pages(self._filter(where), 256, with_vector=False, with_payload=fields):
             yield from (outline_of(str(record.id), record.payload) for record in records)
 
     def outlines_of(self, episode_ids: Sequence[str]) -> list[Outline]:
@@ -181,11 +188,12 @@ class EdgeStore:
 
     def page(self, where: Where, *, limit: int, after: Place | None = None) -> Page:
         """Return up to `limit` episodes without vectors, newest first, and where the next page begins."""
+        meant = self._filter(where)
 
         def newest(start: datetime | None, count: int) -> list[Summary]:
             request = edge.ScrollRequest(
                 limit=count,
-                filter=_filter(where),
+                filter=meant,
                 with_vector=False,
                 with_payload=edge.PayloadSelector.Exclude([LATENT]),
                 order_by=edge.OrderBy(CREATED_AT, edge.Direction.Desc, _iso(start)),
@@ -250,6 +258,43 @@ class EdgeStore:
         with self._folder.writing:
             self._folder.update(operation, episodes)
             self._version += 1
+
+    def _filter(self, where: Where) -> Any | None:
+        """Return what Edge calls that."""
+        fields = _filter(where)
+        if where.region is None:
+            return fields
+        version = self._version
+        known, ids = self._region
+        if known != (version, where):
+            ids = self._within(where.region, fields)
+            self._region = ((version, where), ids)  # of a walk from page to page all ask for it
+        within = edge.HasIdCondition(ids)
+        return edge.Filter(must=[within, fields] if fields else [within])
+
+    def _within(self, region: Coverage, fields: Any | None) -> set[Any]:
+        """Return the ids of all episodes in a region, by exact cosines to its centroids."""
+        most = int(self._folder.call(lambda s: s.count(edge.CountRequest(exact=True, filter=fields))))
+        found: set[Any] = set()
+        for centroid, threshold in region.balls:
+            if len(found) >= most:
+                break
+            limit = 0
+            points: Sequence[Any] = ()
+            while limit < most and len(points) == limit:  # a limit takes time, whether it is reached or not
+                limit = min(most, 8 * limit or FIRST_LIMIT)
+                request = edge.QueryRequest(
+                    limit=limit,
+                    query=edge.Query.Nearest(centroid, using=KEY),
+                    filter=fields,
+                    params=edge.SearchParams(exact=True),
+                    score_threshold=threshold - COSINE_ROUNDING,
+                    with_vector=False,
+                    with_payload=False,
+                )
+                points = self._folder.call(partial(_query, request))
+            found |= {point.id for point in points}
+        return found
 
     def _pages(
         self, where: Any, batch: int, *, with_vector: Any, with_payload: Any
@@ -317,6 +362,11 @@ class Layout:
         return edge.EdgeVectorParams(
             self._hidden_size, edge.Distance.Cosine, datatype=datatype, hnsw_config=graph
         )
+
+
+def _query(request: Any, shard: Any) -> Sequence[Any]:
+    points: Sequence[Any] = shard.query(request)
+    return points
 
 
 def _point(episode_id: Any, key: list[float], payload: dict[str, Any]) -> Any:

@@ -62,6 +62,11 @@ class Coverage:
         means = spherical_means(unit(rows), min(centroids, len(rows)), np.random.default_rng(seed))
         return cls(means, np.full(len(means), threshold, np.float32))
 
+    @property
+    def balls(self) -> list[tuple[list[float], float]]:
+        """The centroids, each with its least cosine: what is in one of them is in the region."""
+        return list(zip(self.centroids.tolist(), self.thresholds.tolist(), strict=True))
+
     def score(self, key: Array) -> float:
         """Return the cosine of `key`, (d,), to its nearest centroid; -1 for a key without direction."""
         return float(self._cosines(key).max())

@@ -158,7 +158,7 @@ class QdrantStore:
     def outlines(self, where: Where = EVERYWHERE) -> Iterator[Outline]:
         """Yield what there is of each episode beside its vectors, tokens and texts, in any order."""
         fields = list(OUTLINE_FIELDS)
-        for records in self._pages(_filter(where), 1024, with_vectors=False, with_payload=fields):
+        for records in self._pages(self._filter(where), 1024, with_vectors=False, with_payload=fields):
             yield from (outline_of(str(record.id), record.payload or {}) for record in records)
 
     def outlines_of(self, episode_ids: Sequence[str]) -> list[Outline]:
@@ -168,11 +168,12 @@ class QdrantStore:
 
     def page(self, where: Where, *, limit: int, after: Place | None = None) -> Page:
         """Return up to `limit` episodes without vectors, newest first, and where the next page begins."""
+        meant = self._filter(where)
 
         def newest(start: datetime | None, count: int) -> list[Summary]:
             order = models.OrderBy(key=CREATED_AT, direction=models.Direction.DESC, start_from=start)
             records, _ = self._call(
-                lambda c: c.scroll(self._name, _filter(where), limit=count, order_by=order, with_payload=True)
+                lambda c: c.scroll(self._name, meant, limit=count, order_by=order, with_payload=True)
             )
             return [summary_of(str(record.id), record.payload or {}) for record in records]
 
@@ -254,6 +255,30 @@ class QdrantStore:
         if not ids:
             return []
         return self._call(lambda c: c.retrieve(self._name, ids, with_payload=payload, with_vectors=vectors))
+
+    def _filter(self, where: Where) -> models.Filter | None:
+        """Return what Qdrant calls that. A region is asked for whole, by exact cosines to its centroids."""
+        fields = _filter(where)
+        if where.region is None:
+            return fields
+        most = int(self._call(lambda c: c.count(self._name, count_filter=fields, exact=True)).count)
+        found: set[Any] = set()
+        for centroid, threshold in where.region.balls if most else ():
+            near = partial(
+                QdrantClient.query_points,
+                collection_name=self._name,
+                query=centroid,
+                using=KEY,
+                limit=most,
+                query_filter=fields,
+                search_params=models.SearchParams(exact=True),
+                score_threshold=threshold - COSINE_ROUNDING,
+                with_vectors=False,
+                with_payload=False,
+            )
+            found |= {point.id for point in self._call(near).points}
+        within = models.HasIdCondition(has_id=list(found))
+        return models.Filter(must=[within, fields] if fields else [within])
 
     def _pages(
         self, where: models.Filter | None, batch: int, *, with_vectors: bool, with_payload: bool | list[str]

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from memory.episode import Array, Episode
 from memory.listing import Page, Place
+from memory.prior import Coverage
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,8 @@ class Where:
     """Created then or later."""
     until: datetime | None = None
     """Created before."""
+    region: Coverage | None = None
+    """Whose key lies in it."""
 
 
 EVERYWHERE = Where()

@@ -3,7 +3,6 @@
 import asyncio
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
@@ -12,6 +11,7 @@ from fastapi import APIRouter, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from memory.listing import Place, Summary
+from memory.prior import Coverage
 from memory.store import Where
 from server.api.deps import AccessDep, GatewayDep, OwnDep
 from server.api.errors import refusals
@@ -20,8 +20,12 @@ from server.errors import InvalidRequestError, NotFoundError
 from server.forget import Forgotten, forget, forget_one
 from server.gateway import Gateway
 from server.search import like_episode, like_text
+from server.tenants import Parts
 
 router = APIRouter(prefix="/v1/memory", tags=["memory"])
+
+_NAMED = 16
+"""Most rows that an error names."""
 
 
 def _dated(time: datetime) -> datetime:
@@ -53,11 +57,19 @@ class Filter(BaseModel):
     search: str | None = Field(None, description="Search that it was found by; `none`: exploring, choices.")
     since: Time | None = Field(None, description="Created then or later; ISO 8601, without a zone UTC.")
     until: Time | None = Field(None, description="Created before.")
+    cluster: str | None = Field(
+        None, description="Row of the active prior that covers them, such as `v3/0` in `/v1/memory/stats`."
+    )
 
-    @property
-    def where(self) -> Where:
-        """The filter as stores take it."""
-        return Where(**{name: getattr(self, name) for name in Filter.model_fields})
+    def where(self, tenant: str, own: Parts) -> Where:
+        """Return the filter as stores take it, of a tenant and what it has of its own.
+
+        Raises:
+            InvalidRequestError: the active prior has no such row.
+        """
+        asked = {name: getattr(self, name) for name in Filter.model_fields if name != "cluster"}
+        region = None if self.cluster is None else _region(self.cluster, own)
+        return Where(tenant, **asked, region=region)
 
 
 class Listing(Filter):
@@ -253,14 +265,17 @@ async def stats(gateway: GatewayDep, access: AccessDep, own: OwnDep) -> MemorySt
 
 
 @router.get("/episodes", responses=refusals())
-async def episodes(gateway: GatewayDep, access: AccessDep, asked: Annotated[Listing, Query()]) -> EpisodePage:
+async def episodes(
+    gateway: GatewayDep, access: AccessDep, own: OwnDep, asked: Annotated[Listing, Query()]
+) -> EpisodePage:
     """Return a page of episodes, newest first, without vectors and tokens.
 
     Going from page to page shows each episode once that is there all the time, whatever comes and goes.
     """
-    where = replace(asked.where, tenant=access.tenant)
+    where = asked.where(access.tenant, own)
     after = None if asked.cursor is None else _place(asked.cursor)
-    page = await gateway.lookups.call(lambda store: store.page(where, limit=asked.limit, after=after))
+    access_to = gateway.lookups if where.region is None else gateway.statistics  # which takes longer
+    page = await access_to.call(lambda store: store.page(where, limit=asked.limit, after=after))
     return EpisodePage(
         data=await asyncio.to_thread(_summaries, gateway, page.episodes),
         has_more=page.next is not None,
@@ -270,13 +285,13 @@ async def episodes(gateway: GatewayDep, access: AccessDep, asked: Annotated[List
 
 @router.delete("/episodes", responses=refusals(507))
 async def delete_episodes(
-    gateway: GatewayDep, access: AccessDep, asked: Annotated[Forgetting, Query()]
+    gateway: GatewayDep, access: AccessDep, own: OwnDep, asked: Annotated[Forgetting, Query()]
 ) -> Erasure:
     """Forget the episodes that a filter names, or all; those of requests that come later stay."""
     filtered = any(getattr(asked, name) is not None for name in Filter.model_fields)
     if filtered == asked.all:
         raise InvalidRequestError("name a filter, such as reward_max=0.3, or else all=true", "all")
-    return _erasure(await forget(gateway, access.tenant, asked.where))
+    return _erasure(await forget(gateway, access.tenant, asked.where(access.tenant, own)))
 
 
 @router.get("/episodes/{episode_id}", responses=refusals(404))
@@ -340,6 +355,16 @@ def _summaries(gateway: Gateway, summaries: Sequence[Summary]) -> list[EpisodeSu
 
 def _said(gateway: Gateway, summary: Summary) -> Summary:
     return summary | {"question": gateway.questions.of(summary["prompt_text"], summary["prompt_token_ids"])}
+
+
+def _region(cluster: str, own: Parts) -> Coverage:
+    serving = own.prior.serving()
+    rows = serving.whole.rows if serving else ()
+    for row in rows:
+        if row.id == cluster:
+            return row.coverage
+    known = ", ".join(row.id for row in rows[:_NAMED])
+    raise InvalidRequestError(f"the active prior has no row {cluster!a}; it has {known or 'none'}", "cluster")
 
 
 def _place(cursor: str) -> Place:

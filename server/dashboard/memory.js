@@ -54,7 +54,7 @@ export function Memory({ theme }) {
           </p>
         `}
       <//>
-      <${List} open=${setOpen} point=${setPointed} stamp=${data?.shown} />
+      <${List} open=${setOpen} point=${setPointed} stamp=${data?.shown} kinds=${kinds.data?.clusters ?? []} />
     </div>
     ${open && html`<${Episode} id=${open} show=${setOpen} onClose=${() => setOpen(null)} changed=${changed} />`}
   `;
@@ -227,15 +227,17 @@ function mix([low, middle, high], value) {
   return `rgb(${from.map((each, at) => Math.round(each + (to[at] - each) * part)).join(" ")})`;
 }
 
-function List({ open, point, stamp }) {
+function List({ open, point, stamp, kinds }) {
   const [words, setWords] = useState("");
+  const [row, setRow] = useState("");
   const [found, setFound] = useState(null);
   const [pages, setPages] = useState([]);
   const [more, setMore] = useState(null);
   const [error, setError] = useState(null);
   const load = async (cursor) => {
     try {
-      const page = await api(`v1/memory/episodes?limit=25${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
+      const asked = new URLSearchParams({ limit: 25, ...(row && { cluster: row }), ...(cursor && { cursor }) });
+      const page = await api(`v1/memory/episodes?${asked}`);
       setPages((before) => (cursor ? [...before, ...page.data] : page.data));
       setMore(page.next_cursor);
       setError(null);
@@ -245,7 +247,8 @@ function List({ open, point, stamp }) {
   };
   useEffect(() => {
     load(null);
-  }, [stamp]);
+  }, [stamp, row]);
+  const rows = kinds.flatMap((kind) => kind.rows.map(({ id }) => ({ id, like: kind.typical[0]?.question })));
   const search = async (event) => {
     event.preventDefault();
     if (!words.trim()) return setFound(null);
@@ -273,6 +276,12 @@ function List({ open, point, stamp }) {
         />
         <button>Find</button>
       </form>
+      ${!found &&
+      rows.length > 0 &&
+      html`<select aria-label="Kind of request" value=${row} onChange=${(event) => setRow(event.target.value)}>
+        <option value="">All kinds of request</option>
+        ${rows.map(({ id, like }) => html`<option key=${id} value=${id}>${id}${like ? ` ${shortened(like, 40)}` : ""}</option>`)}
+      </select>`}
       <${Trouble} error=${error} />
       <ul class="episodes">
         ${shown.map(

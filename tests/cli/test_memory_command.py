@@ -110,6 +110,9 @@ def test_episodes_are_listed_by_filter_and_over_pages(run: Run, server: Server) 
     wrong = run("memory", "list", "--since", "yesterday")
     assert wrong.code == 1
     assert "since" in wrong.err
+    unknown = run("memory", "list", "--cluster", "v1/0")
+    assert unknown.code == 1
+    assert "no row 'v1/0'" in unknown.err
 
 
 def test_a_text_or_an_episode_finds_what_is_like_it(run: Run, server: Server) -> None:

@@ -28,6 +28,7 @@ from memory.episode import (
     prompt_id,
 )
 from memory.listing import Place, Summary
+from memory.prior import Coverage
 from memory.qdrant_store import QdrantStore, connect
 from memory.store import EpisodeStore, Recalled, Where, recall
 from tests.memory.conftest import recall_from
@@ -336,6 +337,36 @@ def test_what_a_filter_names_is_what_is_listed_and_outlined(store: EpisodeStore,
         assert len(expected) > 0
         assert {one.id for one in store.outlines(where)} == expected, where
         assert {one["id"] for one in listed(store, where, 4)} == expected, where
+
+
+@pytest.mark.filterwarnings("ignore:Local mode performs exact")
+def test_a_region_names_every_episode_whose_key_lies_in_it(
+    store: EpisodeStore, make: Make, unit: Callable[[], Array]
+) -> None:
+    centroids = np.stack([unit(), unit()])
+    region = Coverage(centroids, np.array([0.5, 0.8], np.float32))
+    keys = [near(centroid, cosine) for centroid in centroids for cosine in (0.99, 0.7, 0.55, 0.3, -0.5)]
+    episodes = [
+        make(key=key, tenant=tenant, reward=reward)
+        for key in keys
+        for tenant, reward in (("one", 0.2), ("one", 0.9), ("two", 0.9))
+    ]
+    assert store.page(Where(region=region), limit=3).episodes == []
+    store.add(episodes)
+    for where in (Where(region=region), Where("one", region=region), Where("one", 0.5, region=region)):
+        expected = {
+            one.id
+            for one in episodes
+            if region.covers(one.key)
+            and where.tenant in (None, one.tenant)
+            and one.reward >= (where.reward_min or 0)
+        }
+        assert 0 < len(expected) < len(episodes)
+        assert {one.id for one in store.outlines(where)} == expected
+        assert {one["id"] for one in listed(store, where, 2)} == expected
+    nowhere = Coverage(-centroids[:1], np.array([0.99], np.float32))
+    assert listed(store, Where(region=nowhere), 4) == []
+    assert list(store.outlines(Where(region=nowhere))) == []
 
 
 @pytest.mark.parametrize("seed", range(4))

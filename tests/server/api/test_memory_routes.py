@@ -84,6 +84,46 @@ async def test_filters_choose_what_is_listed_and_what_is_forgotten(served: Serve
     }
 
 
+async def test_a_cluster_is_what_a_row_of_the_active_prior_covers(served: Served) -> None:
+    episodes = await fill(served, 30)
+    latent = served.engine.neutral_latent()
+    rows = [
+        row(latent, episodes[0].key[None], 0.9),
+        row(latent, np.stack([e.key for e in episodes[4:9]]), 0.9),
+    ]
+    version = served.gateway.registry.publish(rows, {})
+    unknown = await served.http.get(f"/v1/memory/episodes?cluster={version}/1")
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "cluster")
+    served.gateway.registry.activate(version)
+    await served.gateway.prior.refresh()
+    known = (await served.http.get("/v1/memory/stats")).json()["prior"]["rows"]
+    assert set(known) == {f"{version}/0", f"{version}/1"}
+
+    async def listed(**asked: str) -> set[str]:
+        shown: set[str] = set()
+        cursor: dict[str, str] = {}
+        while True:
+            page = (
+                await served.http.get("/v1/memory/episodes", params={"limit": 2, **asked, **cursor})
+            ).json()
+            shown |= {one["id"] for one in page["data"]}
+            if not page["has_more"]:
+                return shown
+            cursor = {"cursor": page["next_cursor"]}
+
+    meant = {one.id for one in episodes[4:9]}
+    assert await listed(cluster=f"{version}/0") == {episodes[0].id}
+    assert await listed(cluster=f"{version}/1") == meant
+    good = {one.id for one in episodes[4:9] if one.reward >= 0.5}
+    assert await listed(cluster=f"{version}/1", reward_min="0.5") == good
+    missing = await served.http.delete(f"/v1/memory/episodes?cluster={version}/2")
+    assert missing.status_code == 400
+    assert f"{version}/1" in missing.json()["error"]["message"]
+    gone = await served.http.delete(f"/v1/memory/episodes?cluster={version}/1")
+    assert gone.json()["deleted"] == len(meant)
+    assert await listed() == {one.id for one in episodes} - meant
+
+
 @pytest.mark.parametrize(
     ("query", "param"),
     [
@@ -105,7 +145,7 @@ async def test_nothing_is_forgotten_that_was_not_named(served: Served, query: st
     assert served.gateway.store.count() == 2
 
 
-@pytest.mark.parametrize("query", ["cursor=x", "limit=0", "limit=101", "cluster=1"])
+@pytest.mark.parametrize("query", ["cursor=x", "limit=0", "limit=101", "cluster=v1/0"])
 async def test_a_list_that_cannot_be_is_refused_by_name(served: Served, query: str) -> None:
     answer = await served.http.get(f"/v1/memory/episodes?{query}")
     assert answer.status_code == 400
