@@ -13,7 +13,7 @@ import typer
 from cli.chat import Answer, Chat
 from cli.failure import USAGE, CommandError
 from cli.gateway import Gateway
-from cli.options import ApiKey, Json, Url, load_settings
+from cli.options import ApiKey, Json, Url, given, load_settings
 from cli.screen import Screen, printable
 from config.settings import Effort
 
@@ -43,7 +43,7 @@ def ask(
             answer = chat.ask(
                 text,
                 system=system,
-                effort=effort,
+                latent=given(effort=effort),
                 max_tokens=max_tokens,
                 temperature=temperature,
                 on_text=lambda piece: None if as_json else _emit(piece),

@@ -6,7 +6,7 @@ half a second, which commands without a question need not wait for.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,16 +74,15 @@ class Chat:
         question: str,
         *,
         system: str | None = None,
-        effort: str | None = None,
+        latent: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
         temperature: float | None = None,
         choices: Sequence[str] = (),
-        explore: bool = False,
         on_text: Callable[[str], None] = lambda _text: None,
     ) -> Answer:
         """Stream one answer, one of `choices` when there are any, telling `on_text` each piece.
 
-        With `explore` the server samples further answers afterwards, and measures rows that are on trial.
+        `latent` is the request's object of that name: effort, explore and the like.
 
         Raises:
             CommandError: nobody answers, or the gateway refuses the request.
@@ -102,8 +101,8 @@ class Chat:
             if value is not None:
                 options[name] = value
         extra: dict[str, Any] = {}
-        if effort is not None:
-            extra["latent"] = {"effort": effort, **({"explore": True} if explore else {})}
+        if latent:
+            extra["latent"] = dict(latent)
         if choices:
             extra["structured_outputs"] = {"choice": list(choices)}
         options["extra_body"] = extra

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.chat import Chat
-from cli.demonstration.day import Tally, run_day
+from cli.demonstration.day import Tally, plain_and_low, run_day
 from cli.demonstration.report import (
     accuracy,
     comparison,
@@ -33,14 +33,13 @@ from cli.demonstration.stream import EXAMPLES, Item, read_items, read_prompts, s
 from cli.demonstration.tree import own_tree
 from cli.failure import INTERRUPTED
 from cli.gateway import Gateway
-from cli.night import NightProgress, follow_night, show_night, start_night
+from cli.night import NightProgress, follow_night, show_night, start_night, wait_until_served
 from cli.options import ApiKey, CacheDir, Json, Model, check_folder, given, load_settings
 from cli.progress import PhaseProgress
 from cli.screen import Screen
 
 UNRELATED = EXAMPLES / "unrelated.jsonl"
 UNRELATED_TOKENS = 48
-SWAP_S = 30.0
 TRIAL_STEP = 12
 """Questions between two looks at what is on trial."""
 
@@ -150,7 +149,7 @@ class Demonstration:
         )
 
         with self.timed("trial"):
-            _swapped(gateway, night)
+            wait_until_served(gateway, night)
             trial = self._trial(chat, gateway, others)
 
         self._heading(f"Day 2: {len(second)} new questions")
@@ -211,33 +210,16 @@ class Demonstration:
                 gateway,
                 [item.question for item in items],
                 [item.choices for item in items],
-                effort=effort,
+                latent={"effort": effort, **({"explore": True} if explore else {})},
                 max_tokens=self._max_tokens,
                 concurrency=self._concurrency,
                 on_reply=lambda tally: progress.update(
                     f"effort {effort}", len(tally.replies), len(items), tally.line()
                 ),
-                explore=explore,
             )
 
     def _unlike(self, chat: Chat, gateway: Gateway, prompts: list[str]) -> dict[str, Any]:
-        # One at a time: the numbers of a batched forward pass depend on what else is in the batch,
-        # so that only answers decoded alone can be compared byte for byte. And plainly twice, of which the
-        # second counts: the first time a prompt is computed whole, later its beginning comes from the prefix
-        # cache, which in bfloat16 rounds otherwise.
-        _, *tallies = [
-            run_day(
-                chat,
-                gateway,
-                prompts,
-                effort=effort,
-                max_tokens=UNRELATED_TOKENS,
-                concurrency=1,
-                on_reply=lambda _: None,
-            )
-            for effort in ("none", "none", "low")
-        ]
-        return harm(*tallies)
+        return harm(*plain_and_low(chat, gateway, prompts, max_tokens=UNRELATED_TOKENS))
 
     def _heading(self, text: str) -> None:
         self._screen.line()
@@ -247,15 +229,6 @@ class Demonstration:
 def _rows(gateway: Gateway) -> dict[str, Any]:
     """Return the evidence about each row of the active prior."""
     return dict((gateway.get("/v1/memory/stats").get("prior") or {}).get("rows") or {})
-
-
-def _swapped(gateway: Gateway, night: dict[str, Any]) -> None:
-    """Wait until the gateway has taken up what the night has published."""
-    deadline = time.monotonic() + SWAP_S
-    while night.get("version") and time.monotonic() < deadline:
-        if (gateway.get("/v1/memory/stats").get("prior") or {}).get("version") == night["version"]:
-            return
-        time.sleep(0.2)
 
 
 def _on_trial(rows: dict[str, Any]) -> bool:

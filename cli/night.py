@@ -29,6 +29,7 @@ EXIT_CODES = {
 }
 QUIET_S = 30.0
 """A night that waits in the queue for so long probably has no worker."""
+SWAP_S = 30.0
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -149,6 +150,15 @@ def follow_night(
         if record["state"] not in ENDED:
             time.sleep(again_after_s)
     return record
+
+
+def wait_until_served(gateway: Gateway, record: dict[str, Any]) -> None:
+    """Wait until the gateway has taken up what a night has published, for `SWAP_S` at most."""
+    deadline = time.monotonic() + SWAP_S
+    while record.get("version") and time.monotonic() < deadline:
+        if (gateway.get("/v1/memory/stats").get("prior") or {}).get("version") == record["version"]:
+            return
+        time.sleep(0.2)
 
 
 class NightProgress:

@@ -4,18 +4,19 @@ Owns each arm: what goes into the prompt, how many answers are decoded, and what
 labels, so that no arm can use them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
 
 from bench.asking import elected, samples, seed_of, vote
-from bench.stream.loop import Loop
 from memory.episode import Episode
-from model.engine import Generation, SteeredPrompt
+from model.engine import Generation, SteeredPrompt, Usage
 from server.steering.metrics import Metrics
 from server.steering.outcome import Outcome
 from server.steering.prompt import RenderedPrompt
@@ -23,6 +24,10 @@ from server.steering.rewards.scorer import Scorer
 from server.steering.rewards.verifier import Verifier
 from server.steering.search.evolution import NOISE
 from server.steering.search.trust_region import RADIUS, project
+from worker.measure import same_norms
+
+if TYPE_CHECKING:
+    from bench.stream.loop import Loop
 
 FIFO = 32
 """Latents that the `fifo` baseline remembers."""
@@ -58,7 +63,7 @@ class Reply:
     """That it was chosen from."""
 
 
-Answer = Callable[[Loop, Sequence[RenderedPrompt], int], Awaitable[list[Reply]]]
+Answer = Callable[["Loop", Sequence[RenderedPrompt], int], Awaitable[list[Reply]]]
 
 
 @dataclass(frozen=True)
@@ -152,19 +157,30 @@ def steered(*, recalls: bool = False, **options: Any) -> Answer:
 def _spent(
     outcome: Outcome, prompt: RenderedPrompt, decoded: Reply | None, facts: Mapping[str, Any]
 ) -> Reply:
-    """Return the reply with all that it cost: what was decoded for it, and what searching spent before."""
-    used = outcome.usage
-    if outcome.answer is not None:
-        given = _reply(outcome.answer, SteeredPrompt(prompt.token_ids, outcome.latent), facts)
+    if decoded is None:
+        assert outcome.answer is not None
+        decoded = _reply(outcome.answer, SteeredPrompt(prompt.token_ids, outcome.latent), facts)
+    return with_search(decoded, outcome.usage, len(prompt.token_ids), found=outcome.answer is not None)
+
+
+def with_search(answer: Reply, used: Usage, prompt_tokens: int, *, found: bool) -> Reply:
+    """Return a reply with all that it cost: what was decoded for it, and what searching spent before.
+
+    Args:
+        answer: With the cost of decoding it alone.
+        used: By searching.
+        prompt_tokens: Of its prompt.
+        found: Whether the search has found it, so that it was not decoded once more.
+    """
+    if found:
         if not used.generated_tokens:  # the choice was scored, not sampled
-            return given
-        return replace(given, generated=used.generated_tokens, forward=used.forward_tokens)
-    assert decoded is not None
+            return answer
+        return replace(answer, generated=used.generated_tokens, forward=used.forward_tokens)
     return replace(
-        decoded,
-        generated=decoded.generated + used.generated_tokens,
+        answer,
+        generated=answer.generated + used.generated_tokens,
         # Where a search has read the prompt, its cache serves the answer too.
-        forward=decoded.forward + used.forward_tokens - (len(prompt.token_ids) if used.prompt_tokens else 0),
+        forward=answer.forward + used.forward_tokens - (prompt_tokens if used.prompt_tokens else 0),
     )
 
 
@@ -176,8 +192,7 @@ async def random_latent(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int
         generator = torch.Generator().manual_seed(seed_of(prompt, seed))
         outcome = await loop.steer(prompt)
         like = neutral if outcome.latent is None else outcome.latent
-        drawn = torch.randn(like.shape, generator=generator)
-        latents.append(drawn / drawn.norm(dim=1, keepdim=True) * like.norm(dim=1, keepdim=True))
+        latents.append(same_norms(like, generator))
     return await decoded(loop, prompts, latents)
 
 
@@ -223,22 +238,32 @@ def _ema(episodes: list[Episode]) -> np.ndarray[Any, Any]:
     return found
 
 
+REQUESTS: Mapping[str, Mapping[str, Any]] = {
+    "plain": {"effort": "none"},
+    "low": {"effort": "low"},
+    "prior": {"effort": "low", "floor": 1.0},
+    "medium": {"effort": "medium"},
+    "evolution": {"effort": "high", "search": "evolution"},
+    "gradient": {"effort": "high", "search": "gradient"},
+}
+"""Arms that are requests to the server, by the options that their `latent` object has."""
+
 ARMS: Mapping[str, Arm] = {
     "plain": Arm(plain, "once"),
     "sampled": Arm(sampled, "once"),
     "majority": Arm(majority, "once"),
     "best-of": Arm(best_of, "once"),
     "random": Arm(random_latent, "nightly"),
-    "low": Arm(steered(effort="low"), "nightly"),
+    "low": Arm(steered(**REQUESTS["low"]), "nightly"),
     "recall": Arm(steered(recalls=True, effort="low", prior="none"), "nightly"),
-    "prior": Arm(steered(effort="low", floor=1.0), "nightly"),
+    "prior": Arm(steered(**REQUESTS["prior"]), "nightly"),
     "mean": Arm(remembered(_mean), "nightly"),
     "ema": Arm(remembered(_ema), "nightly"),
     "fifo": Arm(remembered(_fifo), "nightly"),
     "walk": Arm(random_walk, "nightly"),
-    "vote": Arm(steered(effort="medium"), "nightly"),
-    "evolution": Arm(steered(effort="high", search="evolution"), "nightly", refines=True),
-    "gradient": Arm(steered(effort="high", search="gradient"), "nightly", refines=True),
+    "medium": Arm(steered(**REQUESTS["medium"]), "nightly"),
+    "evolution": Arm(steered(**REQUESTS["evolution"]), "nightly", refines=True),
+    "gradient": Arm(steered(**REQUESTS["gradient"]), "nightly", refines=True),
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -33,11 +33,19 @@ from bench.run import open_run
 from cli.demonstration.stream import EXAMPLES, read_prompts
 from cli.demonstration.tree import ISOLATED
 from cli.failure import USAGE, CommandError
-from cli.options import CacheDir, Json, Model, given, load_settings
+from cli.gateway import Gateway
+from cli.options import ApiKey, CacheDir, Json, Model, given, load_settings
 from cli.progress import PhaseProgress
 from cli.screen import Screen
 
+if TYPE_CHECKING:  # torch takes a second
+    from bench.stream.plan import Plan
+    from bench.stream.questions import Files
+    from bench.stream.runner import OpenServer
+    from config.settings import Settings
+
 DEFAULT_ARMS = "plain,majority,random,low"
+SERVER_ARMS = "plain,low"
 SET_BY_STREAM = {*ISOLATED, "data_dir", "night_seed", "explore_concurrency"}
 
 
@@ -52,7 +60,13 @@ def stream(
     held_out: Annotated[int, typer.Option("--held-out", min=2, help="Questions that no day holds.")] = 64,
     nights: Annotated[int, typer.Option("--nights", min=1, help="Days, each with a night.")] = 3,
     seeds: Annotated[str, typer.Option("--seeds", help="Seeds, comma-separated.")] = "0,1,2",
-    arms: Annotated[str, typer.Option("--arms", help="Arms, comma-separated; `all` for all.")] = DEFAULT_ARMS,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            "--arms",
+            help=f"Arms, comma-separated; `all` for all. Default: {DEFAULT_ARMS}; with --url {SERVER_ARMS}.",
+        ),
+    ] = None,
     max_tokens: MaxTokens = 64,
     instruction: Instruction = "",
     system: System = "",
@@ -71,31 +85,52 @@ def stream(
     setting: SettingPairs = None,
     model: Model = None,
     cache_dir: CacheDir = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="A running server instead of one process.", metavar="URL")
+    ] = None,
+    api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
     """Days, nights and arms on one stream. Does the loop make the model better at its workload?"""
-    from bench.stream.arms import ARMS
+    from bench.stream.arms import ARMS, REQUESTS
     from bench.stream.plan import Plan, plan_at_default
     from bench.stream.questions import Files
 
     screen = Screen(as_json)
-    chosen = list(ARMS) if arms == "all" else [name.strip() for name in arms.split(",") if name.strip()]
+    known = list(ARMS if url is None else REQUESTS)
+    named = arms or (DEFAULT_ARMS if url is None else SERVER_ARMS)
+    chosen = known if named == "all" else [name.strip() for name in named.split(",") if name.strip()]
     for name in chosen:
-        if name not in ARMS:
-            raise CommandError(f"--arms: no arm {name!r}", f"known are {', '.join(ARMS)}", USAGE)
+        if name not in known:
+            raise CommandError(f"--arms: no arm {name!r}", f"known are {', '.join(known)}", USAGE)
     if day_effort not in ("low", "medium", "high"):
         raise CommandError(f"--day-effort {day_effort}: not low, medium or high", None, USAGE)
     chosen_settings = pairs(setting)
     for name in chosen_settings:
         if name in SET_BY_STREAM:
             raise CommandError(f"--setting {name}: the stream sets it itself", "leave it out", USAGE)
-    overrides = given(model=model, cache_dir=cache_dir) | chosen_settings
+    overrides = given(model=model, cache_dir=cache_dir, gateway_url=url, api_key=api_key) | chosen_settings
     settings = load_settings(**overrides)
+    wanted = _seeds(seeds)
+    served = settings.model
+    if url is not None:
+        if model is not None or setting or engine != "transformers":
+            raise CommandError(
+                "--url: model, engine and settings are the server's", "leave the options out", USAGE
+            )
+        if len(wanted) > 1 and not settings.api_key:
+            raise CommandError(
+                f"--seeds {seeds}: a server without keys has one memory, which is that of one seed",
+                "give the operator's --api-key: each seed gets a tenant; or ask for one of --seeds",
+                USAGE,
+            )
+        with Gateway(settings) as gateway:
+            served = gateway.models()[0]
     plan = Plan(
-        model=settings.model,
+        model=served,
         data=str(data),
         also=tuple(str(path) for path in also or []),
-        engine=engine_kind(engine),
+        engine="server" if url is not None else engine_kind(engine),
         day=day,
         held_out=held_out,
         nights=nights,
@@ -107,12 +142,11 @@ def stream(
         day_effort=cast(Literal["low", "medium", "high"], day_effort),
         samples=samples,
         refined=refined,
-        settings=of_results(settings, SET_BY_STREAM),
+        settings={} if url is not None else of_results(settings, SET_BY_STREAM),
         arms=tuple(chosen),
         unlike=str(unlike),
         digests=tuple(digest(path) for path in (data, *(also or []), unlike)),
     )
-    wanted = _seeds(seeds)
     files, prompts = Files(plan), list(dict.fromkeys(read_prompts(unlike)))
     for seed in wanted:
         files.deal(seed)  # too few questions are said before there is a run of them
@@ -132,8 +166,8 @@ def stream(
 async def _run(
     screen: Screen,
     run: Path,
-    plan: Any,
-    files: Any,
+    plan: "Plan",
+    files: "Files",
     overrides: dict[str, Any],
     seeds: list[int],
     arms: list[str],
@@ -141,36 +175,20 @@ async def _run(
     unlike: list[str],
 ) -> None:
     from bench.stream.journal import Journal, builds, several
-    from bench.stream.loop import Loop, open_loop
     from bench.stream.report import HEADERS, table, write_report
-    from bench.stream.runner import CHUNK, Runner
+    from bench.stream.runner import Runner
     from bench.stream.summary import scores
 
     journal = Journal(run / "rows.jsonl")
     with PhaseProgress(screen) as bars:
-        async with open_engine(load_settings(**overrides), plan.engine) as engine:
-
-            @asynccontextmanager
-            async def opened(seed: int) -> AsyncIterator[Loop]:
-                own = load_settings(
-                    **overrides
-                    | ISOLATED
-                    | {
-                        "data_dir": run / f"seed-{seed}",
-                        "night_seed": seed,
-                        "explore_concurrency": CHUNK,  # nobody else waits
-                    }
-                )
-                async with open_loop(engine, own, plan) as loop:
-                    yield loop
-
+        async with _opener(run, plan, overrides) as open_server:
             runner = Runner(
                 plan=plan,
                 journal=journal,
                 arms=arms,
                 stream=files.deal,
                 unlike=unlike,
-                open_loop=opened,
+                open_server=open_server,
                 progress=bars.update,
                 stage_ended=lambda: write_report(run, head, journal.rows),
             )
@@ -181,6 +199,32 @@ async def _run(
         screen.note(said)
     screen.line(f"report: {run / 'report.md'}")
     screen.document(finite({**head, "results": [asdict(score) for score in found]}))
+
+
+@asynccontextmanager
+async def _opener(run: Path, plan: "Plan", overrides: dict[str, Any]) -> AsyncIterator["OpenServer"]:
+    """Yield what opens the memory of a seed: on a running server, or around one engine of this process."""
+    settings = load_settings(**overrides)
+
+    def folder(seed: int) -> Path:
+        return run / f"seed-{seed}"
+
+    if plan.engine == "server":
+        from bench.stream.remote import open_remote
+
+        yield lambda seed: open_remote(settings, plan, folder(seed), seed)
+        return
+    from bench.stream.loop import open_loop
+    from bench.stream.runner import CHUNK
+
+    async with open_engine(settings, plan.engine) as engine:
+
+        def own(seed: int) -> "Settings":
+            # Of the questions of a chunk nobody waits for another.
+            further = {"data_dir": folder(seed), "night_seed": seed, "explore_concurrency": CHUNK}
+            return load_settings(**overrides | ISOLATED | further)
+
+        yield lambda seed: open_loop(engine, own(seed), plan)
 
 
 def _seeds(text: str) -> list[int]:

@@ -6,20 +6,23 @@ them together, without HTTP. Knows nothing of arms, labels or files of results.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from bench.asking import render, seed_of
+from bench.stream.arms import ARMS, Reply
 from bench.stream.plan import Plan
+from bench.stream.runner import Lived, Progress
 from cli.demonstration.stream import Item
-from cli.failure import CommandError
+from cli.failure import USAGE, CommandError
 from config.settings import Settings
 from memory.atomic import write_json
 from memory.episode import Episode, new_id
-from memory.night import NightLog, NightRecord
+from memory.night import NightLog
 from model.engine import Engine
 from server.gateway import Gateway
 from server.steering.outcome import Outcome
@@ -71,7 +74,37 @@ class Loop:
             raise CommandError(f"steering failed: {outcome.reason}", AGAIN)
         return outcome
 
-    async def live(self, items: Sequence[Item], seed: int) -> list[Outcome]:
+    def check_room(self, asked: Iterable[Item], unlike: Iterable[Item]) -> None:
+        """Say before hours of work that a question is too long for its answer budget.
+
+        Raises:
+            CommandError: exit code 2, naming the first such question.
+        """
+        longest = self.engine.max_model_len - self.settings.latent_length - self.plan.max_tokens
+        for prompt in chain(
+            map(self.render, asked), (self.render(item, instructed=False) for item in unlike)
+        ):
+            size = len(prompt.token_ids)
+            if size > longest:
+                raise CommandError(
+                    f"a question of {size} tokens leaves no room for {self.plan.max_tokens} of an answer "
+                    f"in {self.engine.max_model_len}: {prompt.question[:60]!r}",
+                    "raise --setting max_model_len=..., lower --max-tokens, or take the question out",
+                    USAGE,
+                )
+
+    async def ask(self, arm: str, items: Sequence[Item], seed: int) -> list[Reply]:
+        """Let an arm answer; nothing is remembered of it."""
+        return await ARMS[arm].answer(self, list(map(self.render, items)), seed)
+
+    async def unlike(self, items: Sequence[Item], seed: int) -> list[tuple[str, Reply]]:
+        """Return plain answers, and those at `low`, to bare prompts."""
+        prompts = [self.render(item, instructed=False) for item in items]
+        plain = await ARMS["plain"].answer(self, prompts, seed)
+        low = await ARMS["low"].answer(self, prompts, seed)
+        return [(before.text, after) for before, after in zip(plain, low, strict=True)]
+
+    async def live(self, items: Sequence[Item], seed: int) -> list[Lived]:
         """Serve some of a day's requests; what is worth it is remembered when this returns.
 
         Raises:
@@ -95,15 +128,10 @@ class Loop:
             raise CommandError("exploring failed", AGAIN)
         if not await self.gateway.remember.drain(60.0):
             raise CommandError("the memory does not take episodes", "see the log above")
-        return outcomes
-
-    def remembered(self, items: Sequence[Item]) -> list[tuple[Item, Episode]]:
-        """Return those of the questions that are remembered, and what of each."""
-        prompts = {self.render(item).token_ids: item for item in items}
+        kept = self._remembered(prompts)
         return [
-            (item, episode)
-            for episode in self.gateway.store.scroll()
-            if (item := prompts.get(tuple(episode.prompt_token_ids))) is not None
+            Lived(outcome.mode, kept[prompt.token_ids].summary() if prompt.token_ids in kept else None)
+            for prompt, outcome in zip(prompts, outcomes, strict=True)
         ]
 
     def _failed_explorations(self) -> float:
@@ -111,13 +139,20 @@ class Loop:
 
     def _forget(self, prompts: Sequence[RenderedPrompt]) -> None:
         """Delete what a stopped run remembered of these prompts, which are asked again."""
-        asked = {prompt.token_ids for prompt in prompts}
-        known = [e.id for e in self.gateway.store.scroll() if tuple(e.prompt_token_ids) in asked]
+        known = self._remembered(prompts).values()
         if known:
-            self.gateway.store.delete(known)
+            self.gateway.store.delete([episode.id for episode in known])
 
-    async def night(self, name: str, progress: Callable[[NightRecord], None]) -> NightRecord:
+    def _remembered(self, prompts: Sequence[RenderedPrompt]) -> dict[tuple[int, ...], Episode]:
+        """Return what is remembered of some prompts, by their tokens."""
+        asked = {prompt.token_ids for prompt in prompts}
+        found = {tuple(episode.prompt_token_ids): episode for episode in self.gateway.store.scroll()}
+        return {tokens: episode for tokens, episode in found.items() if tokens in asked}
+
+    async def night(self, name: str, progress: Progress) -> dict[str, Any]:
         """Consolidate as the worker does and serve what was promoted; a night of this name is run once.
+
+        Returns its record, and the labels that its manifest names; none without a version.
 
         A stopped night goes on, and one that had ended before its end was noted is not run again.
 
@@ -141,12 +176,8 @@ class Loop:
         if record.state == "failed" and TrainingDivergedError.__name__ not in str(record.error):
             known.unlink()
             raise CommandError(f"the night failed: {record.error}", AGAIN)
-        return record
-
-    def labels(self, night: NightRecord) -> list[tuple[str, str | None]]:
-        """Return what the night has taken for right, as its manifest says; nothing without a version."""
-        manifest = self.gateway.registry.load(night.version).manifest if night.version else {}
-        return [(episode, choice) for episode, choice in manifest.get("labels", ())]
+        manifest = self.gateway.registry.load(record.version).manifest if record.version else {}
+        return {**record.to_json(), "labels": manifest.get("labels", ())}
 
 
 @asynccontextmanager
@@ -170,12 +201,12 @@ async def open_loop(engine: Engine, settings: Settings, plan: Plan) -> AsyncIter
         yield Loop(engine, gateway, plan, registry)
 
 
-async def _watch(log: NightLog, night_id: str, progress: Callable[[NightRecord], None]) -> None:
+async def _watch(log: NightLog, night_id: str, progress: Progress) -> None:
     while True:
         await asyncio.sleep(1)
         record = log.get(night_id)
         if record is not None:
-            progress(record)
+            progress(record.phase, record.done, record.total, record.message)
 
 
 class _Shared:

@@ -22,7 +22,8 @@ class Plan:
     """JSONL file of the stream."""
     also: tuple[str, ...] = ()
     """JSONL files that no day draws from: generalisation."""
-    engine: Literal["transformers", "vllm"] = "transformers"
+    engine: Literal["transformers", "vllm", "server"] = "transformers"
+    """What decodes; `server`: a running one, whose settings are its own."""
     day: int = 32
     """Questions per day."""
     held_out: int = 64

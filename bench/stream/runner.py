@@ -1,27 +1,24 @@
 """One run: seeds, days, nights and arms in their order.
 
-Owns what is done next and what is skipped because its rows are there already. Knows nothing of how arms
-answer or what reports look like.
+Owns what is done next, what is skipped because its rows are there already, and how long the rest will take.
+Knows nothing of how arms answer or what reports look like.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
-from typing import Any
+from itertools import chain, groupby
+from statistics import fmean
+from typing import Any, Protocol
 
 from bench.stream.arms import ARMS, Reply
 from bench.stream.journal import Journal
-from bench.stream.loop import Loop
 from bench.stream.plan import Plan
 from bench.stream.questions import STREAM, Questions
 from bench.stream.score import Scorer
 from cli.demonstration.labels import labels_right
 from cli.demonstration.stream import Item
-from cli.failure import USAGE, CommandError
-from server.steering.prompt import RenderedPrompt
 
 CHUNK = 16
 """Questions of a day between two writes of rows; each is explored with several rollouts."""
@@ -30,11 +27,75 @@ JUDGED = 64
 REFINED = 4
 """The same of arms that refine, which take minutes per question."""
 START = "start"
+SERVED, NIGHT, UNLIKE = "served", "night", "unlike"
+"""Arms of rows that are no way to answer: a day's requests, a night, and prompts unlike the stream."""
 
 Progress = Callable[[str, int, int, str], None]
 """Called with (phase, done, total, what is going on)."""
-OpenLoop = Callable[[int], AbstractAsyncContextManager[Loop]]
-"""Opens the loop of a seed."""
+
+
+@dataclass(frozen=True)
+class Lived:
+    """What became of one request of a day."""
+
+    mode: str
+    episode: Mapping[str, Any] | None
+    """What is remembered of it, as `memory/episode.py` sums it up; None: nothing is."""
+    reply: Reply | None = None
+    """What the client got; None: nobody decoded it."""
+
+
+class Server(Protocol):
+    """What a run asks: the loop in this process (`loop.py`), or a server that runs (`remote.py`)."""
+
+    def check_room(self, asked: Iterable[Item], unlike: Iterable[Item]) -> None:
+        """Say before hours of work that a question is too long for its answer budget, where that is known."""
+        ...
+
+    async def live(self, items: Sequence[Item], seed: int) -> list[Lived]:
+        """Serve some of a day's requests; what is worth it is remembered when this returns."""
+        ...
+
+    async def night(self, name: str, progress: Progress) -> dict[str, Any]:
+        """Consolidate, once per name, and serve what was promoted.
+
+        Returns the night's record, and under `labels` what it has taken for right: pairs of an episode's id
+        and a choice, None for the answer as it was remembered.
+        """
+        ...
+
+    async def ask(self, arm: str, items: Sequence[Item], seed: int) -> list[Reply]:
+        """Let an arm answer; nothing is remembered of it."""
+        ...
+
+    async def unlike(self, items: Sequence[Item], seed: int) -> list[tuple[str, Reply]]:
+        """Return plain answers, and those at `low`, to bare prompts."""
+        ...
+
+
+OpenServer = Callable[[int], AbstractAsyncContextManager[Server]]
+"""Opens what a seed asks."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a run: questions that one arm answers at one stage."""
+
+    stage: str
+    arm: str
+    questions: Questions
+    chunk: int
+    """Questions between two writes of rows."""
+
+    @property
+    def name(self) -> str:
+        """The arm as rows have it."""
+        return self.arm if self.questions.name == STREAM else f"{self.arm}@{self.questions.name}"
+
+    @property
+    def phase(self) -> str:
+        """Name of it on a progress bar."""
+        return self.stage if self.arm in (SERVED, NIGHT) else f"{self.stage} {self.arm}"
 
 
 @dataclass(frozen=True)
@@ -48,182 +109,183 @@ class Runner:
     """Held-out questions, the days, and the scorer of the stream's file, for a seed."""
     unlike: Sequence[str]
     """Prompts unlike the stream, whose answers must stay what they are."""
-    open_loop: OpenLoop
+    open_server: OpenServer
     progress: Progress
     stage_ended: Callable[[], None]
 
     async def run(self, seeds: Sequence[int]) -> None:
         """Run all seeds, one after the other."""
+        steps = {seed: self._steps(seed) for seed in seeds}
         for seed in seeds:
-            held_out, days, scorer = self.stream(seed)
-            async with self.open_loop(seed) as loop:
-                asked = chain(*(part.items for part in held_out), *days)
-                _check_room(loop, chain(map(loop.render, asked), map(partial(_bare, loop), self.unlike)))
-                await self._judge(loop, seed, START, held_out)
-                for number, items in enumerate(days, start=1):
-                    await self._day(loop, seed, f"day-{number}", items, scorer)
-                    await self._night(loop, seed, f"night-{number}", list(chain(*days[:number])), scorer)
-                    await self._judge(loop, seed, f"night-{number}", held_out)
+            async with self.open_server(seed) as server:
+                asked = (step.questions.items for step in steps[seed] if step.arm not in (NIGHT, UNLIKE))
+                server.check_room(chain.from_iterable(asked), map(_item, self.unlike))
+                for _, stage in groupby(steps[seed], key=lambda step: step.stage):
+                    for step in stage:
+                        await self._take(server, seed, step, steps)
+                    self.stage_ended()
 
-    async def _day(self, loop: Loop, seed: int, stage: str, items: Sequence[Item], scorer: Scorer) -> None:
-        todo = [item for item in items if not self.journal.has(seed, stage, "served", item.question)]
-        for start in range(0, len(todo), CHUNK):
-            chunk = todo[start : start + CHUNK]
+    def _steps(self, seed: int) -> list[Step]:
+        held_out, days, scorer = self.stream(seed)
+        steps = [self._judging(START, name, found) for name in self._asked(START) for found in held_out]
+        for number, items in enumerate(days, start=1):
+            stage = f"night-{number}"
+            known = Questions(STREAM, list(chain(*days[:number])), scorer)
+            steps.append(Step(f"day-{number}", SERVED, Questions(STREAM, items, scorer), CHUNK))
+            steps.append(Step(stage, NIGHT, known, len(known.items)))
+            steps += [self._judging(stage, name, found) for name in self._asked(stage) for found in held_out]
+            unlike = Questions(STREAM, list(map(_item, self.unlike)), scorer)
+            steps.append(Step(stage, UNLIKE, unlike, len(self.unlike)))
+        return steps
+
+    def _asked(self, stage: str) -> list[str]:
+        """Return the arms that answer at a stage: what nights do not change is asked once, at the start."""
+        return [
+            name
+            for name in self.arms
+            if (ARMS[name].when == "once") == (stage == START) or (stage == START and name == "random")
+        ]
+
+    def _judging(self, stage: str, name: str, questions: Questions) -> Step:
+        if not ARMS[name].refines:
+            return Step(stage, name, questions, JUDGED)
+        some = Questions(questions.name, questions.items[: self.plan.refined], questions.scorer)
+        return Step(stage, name, some, REFINED)
+
+    async def _take(self, server: Server, seed: int, step: Step, steps: Mapping[int, Sequence[Step]]) -> None:
+        if step.arm == NIGHT:
+            await self._night(server, seed, step, steps)
+            return
+        items = step.questions.items
+        todo = [item for item in items if not self._has(seed, step, item)]
+        for start in range(0, len(todo), step.chunk):
+            chunk = todo[start : start + step.chunk]
             done = len(items) - len(todo) + start
-            self.progress(stage, done, len(items), "answering and exploring")
+            self.progress(step.phase, done, len(items), f"{step.questions.name}{self._left(steps)}")
             began = time.monotonic()
-            outcomes = await loop.live(chunk, seed)
-            wall_s = (time.monotonic() - began) / len(chunk)
-            best = {item.question: episode for item, episode in loop.remembered(chunk)}
-            rows = []
-            for item, outcome in zip(chunk, outcomes, strict=True):
-                row = {"seed": seed, "stage": stage, "set": STREAM, "arm": "served"}
-                row |= {"question": item.question, "mode": outcome.mode, "wall_s": round(wall_s, 3)}
-                episode = best.get(item.question)
-                if episode is not None:
-                    row["remembered"] = {
-                        "reward": round(episode.reward, 4),
-                        "signals": {name: round(value, 4) for name, value in episode.signals.items()},
-                        "latent_earned": episode.latent_earned,
-                        "start_lift": episode.start_lift,
-                        "tokens": len(episode.answer_token_ids),
-                        "text": episode.answer_text,
-                        "correct": scorer.correct(episode.answer_text, item),
-                    }
-                rows.append(row)
-            self.journal.add(rows)
-        self.progress(stage, len(items), len(items), "")
-
-    async def _night(self, loop: Loop, seed: int, stage: str, items: Sequence[Item], scorer: Scorer) -> None:
-        if self.journal.has(seed, stage, "night", ""):
-            return
-        self.progress(stage, 0, 1, "consolidating")
-        began = time.monotonic()
-        record = await loop.night(
-            stage,
-            lambda found: self.progress(f"{stage} {found.phase}", found.done, found.total, found.message),
-        )
-        found = loop.remembered(items)
-        known = {episode.id: item for item, episode in found}
-        answers = {episode.id: episode.answer_text for _, episode in found}
-        self.journal.add(
-            [
-                {
-                    "seed": seed,
-                    "stage": stage,
-                    "arm": "night",
-                    "question": "",
-                    "wall_s": round(time.monotonic() - began, 1),
-                    "state": record.state,
-                    "message": record.error or record.message,
-                    "episodes": record.episodes,
-                    "version": record.version,
-                    "evidence": record.evidence,
-                    **labels_right(loop.labels(record), known, answers.__getitem__, scorer.correct),
-                }
-            ]
-        )
-        self.progress(stage, 1, 1, record.state)
-
-    async def _judge(self, loop: Loop, seed: int, stage: str, held_out: Sequence[Questions]) -> None:
-        for name in self.arms:
-            arm = ARMS[name]
-            if stage == START and arm.when == "nightly" and name != "random":
-                continue
-            if stage != START and arm.when == "once":
-                continue
-            for questions in held_out:
-                items = questions.items[: self.plan.refined] if arm.refines else questions.items
-                await self._answer(loop, seed, stage, name, questions, items)
-        await self._unlike(loop, seed, stage)
-        self.stage_ended()
-
-    async def _answer(
-        self,
-        loop: Loop,
-        seed: int,
-        stage: str,
-        name: str,
-        questions: Questions,
-        items: Sequence[Item],
-    ) -> None:
-        chunk_size = REFINED if ARMS[name].refines else JUDGED
-        phase = f"{stage} {name}"
-        arm = name if questions.name == STREAM else f"{name}@{questions.name}"
-        todo = [item for item in items if not self.journal.has(seed, stage, arm, item.question)]
-        for start in range(0, len(todo), chunk_size):
-            chunk = todo[start : start + chunk_size]
-            self.progress(phase, len(items) - len(todo) + start, len(items), questions.name)
-            began = time.monotonic()
-            replies = await ARMS[name].answer(loop, [loop.render(item) for item in chunk], seed)
-            wall_s = (time.monotonic() - began) / len(chunk)
-            self.journal.add(
-                _row(seed, stage, questions, arm, item, reply, wall_s)
-                for item, reply in zip(chunk, replies, strict=True)
-            )
+            rows = await self._rows(server, seed, step, chunk)
+            wall_s = round((time.monotonic() - began) / len(chunk), 3)
+            self.journal.add(self._head(seed, step, item) | row | {"wall_s": wall_s} for item, row in rows)
         if todo:
-            self.progress(phase, len(items), len(items), questions.name)
+            self.progress(step.phase, len(items), len(items), step.questions.name)
 
-    async def _unlike(self, loop: Loop, seed: int, stage: str) -> None:
-        """Compare the answers of plain and `low` where nothing was learned."""
-        todo = [text for text in self.unlike if not self.journal.has(seed, stage, "unlike", text)]
-        if stage == START or not todo:
+    async def _rows(
+        self, server: Server, seed: int, step: Step, items: Sequence[Item]
+    ) -> list[tuple[Item, dict[str, Any]]]:
+        scorer = step.questions.scorer
+        if step.arm == SERVED:
+            lived = await server.live(items, seed)
+            rows = [_day_row(one, item, scorer) for item, one in zip(items, lived, strict=True)]
+        elif step.arm == UNLIKE:
+            both = await server.unlike(items, seed)
+            rows = [{"correct": plain == low.text, **low.facts} for plain, low in both]
+        else:
+            replies = await server.ask(step.arm, items, seed)
+            rows = [_row(reply, item, scorer) for item, reply in zip(items, replies, strict=True)]
+        return list(zip(items, rows, strict=True))
+
+    async def _night(
+        self, server: Server, seed: int, step: Step, steps: Mapping[int, Sequence[Step]]
+    ) -> None:
+        if self.journal.has(seed, step.stage, NIGHT, ""):
             return
-        self.progress(f"{stage} unlike", 0, len(todo), "prompts unlike the stream")
-        prompts = [_bare(loop, text) for text in todo]
-        before = await ARMS["plain"].answer(loop, prompts, seed)
-        after = await ARMS["low"].answer(loop, prompts, seed)
-        self.journal.add(
-            {
-                "seed": seed,
-                "stage": stage,
-                "set": "unlike",
-                "arm": "unlike",
-                "question": text,
-                "correct": one.text == other.text,
-                **other.facts,
-            }
-            for text, one, other in zip(todo, before, after, strict=True)
-        )
+        left = self._left(steps)
+        self.progress(step.stage, 0, 1, f"consolidating{left}")
+        began = time.monotonic()
+
+        def tell(phase: str, done: int, total: int, message: str) -> None:
+            self.progress(f"{step.stage} {phase}", done, total, f"{message}{left}")
+
+        record = await server.night(step.stage, tell)
+        questions = {item.question: item for item in step.questions.items}
+        kept = {
+            row["remembered"]["episode"]: row
+            for row in self.journal.rows
+            if row["seed"] == seed and row["arm"] == SERVED and "episode" in row.get("remembered", ())
+        }
+        known = {episode: questions[row["question"]] for episode, row in kept.items()}
+        row = self._head(seed, step, Item("", "")) | {
+            "wall_s": round(time.monotonic() - began, 1),
+            "message": record["error"] or record["message"],
+            **{name: record[name] for name in ("state", "episodes", "version", "evidence")},
+            **labels_right(
+                record["labels"],
+                known,
+                lambda episode: str(kept[episode]["remembered"]["text"]),
+                step.questions.scorer.correct,
+            ),
+        }
+        self.journal.add([row])
+        self.progress(step.stage, 1, 1, record["state"])
+
+    def _has(self, seed: int, step: Step, item: Item) -> bool:
+        return self.journal.has(seed, step.stage, step.name, item.question)
+
+    def _head(self, seed: int, step: Step, item: Item) -> dict[str, Any]:
+        return {
+            "seed": seed,
+            "stage": step.stage,
+            "set": UNLIKE if step.arm == UNLIKE else step.questions.name,
+            "arm": step.name,
+            "question": item.question,
+        }
+
+    def _left(self, steps: Mapping[int, Sequence[Step]]) -> str:
+        """Say how long the rest will take, by what the rows of each arm took so far."""
+        taken: dict[str, list[float]] = {}
+        for row in self.journal.rows:
+            if row.get("wall_s") is not None:
+                taken.setdefault(row["arm"], []).append(row["wall_s"])
+        seconds, unknown = 0.0, []
+        for seed, of_seed in steps.items():
+            for step in of_seed:
+                items = [Item("", "")] if step.arm == NIGHT else step.questions.items
+                left = sum(not self._has(seed, step, item) for item in items)
+                if left and step.name not in taken:
+                    unknown.append(step.name)
+                elif left:
+                    seconds += left * fmean(taken[step.name])
+        but = f" and {', '.join(dict.fromkeys(unknown))}" if unknown else ""
+        return f"; {_duration(seconds)}{but} left" if seconds or not unknown else ""
 
 
-def _bare(loop: Loop, text: str) -> RenderedPrompt:
-    return loop.render(Item(text, ""), instructed=False)
+def _duration(seconds: float) -> str:
+    """Return a time to a unit that an estimate deserves."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "under a minute"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _check_room(loop: Loop, prompts: Iterable[RenderedPrompt]) -> None:
-    """Say before hours of work that a question is too long for its answer budget.
-
-    Raises:
-        CommandError: exit code 2, naming the first such question.
-    """
-    longest = loop.engine.max_model_len - loop.settings.latent_length - loop.plan.max_tokens
-    for prompt in prompts:
-        size = len(prompt.token_ids)
-        if size > longest:
-            raise CommandError(
-                f"a question of {size} tokens leaves no room for {loop.plan.max_tokens} of an answer "
-                f"in {loop.engine.max_model_len}: {prompt.question[:60]!r}",
-                "raise --setting max_model_len=..., lower --max-tokens, or take the question out",
-                USAGE,
-            )
+def _item(text: str) -> Item:
+    return Item(text, "")
 
 
-def _row(
-    seed: int, stage: str, questions: Questions, arm: str, item: Item, reply: Reply, wall_s: float
-) -> dict[str, Any]:
+def _day_row(lived: Lived, item: Item, scorer: Scorer) -> dict[str, Any]:
+    row = {} if lived.reply is None else _row(lived.reply, item, scorer)
+    row["mode"] = lived.mode
+    episode = lived.episode
+    if episode is not None:
+        row["remembered"] = {
+            "episode": episode["id"],
+            "reward": round(episode["reward"], 4),
+            "signals": {name: round(value, 4) for name, value in episode["signals"].items()},
+            "latent_earned": episode["latent_earned"],
+            "start_lift": episode["start_lift"],
+            "tokens": len(episode["answer_token_ids"]),
+            "text": episode["answer_text"],
+            "correct": scorer.correct(episode["answer_text"], item),
+        }
+    return row
+
+
+def _row(reply: Reply, item: Item, scorer: Scorer) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "seed": seed,
-        "stage": stage,
-        "set": questions.name,
-        "arm": arm,
-        "question": item.question,
-        "correct": questions.scorer.correct(reply.text, item),
+        "correct": scorer.correct(reply.text, item),
         "tokens": reply.tokens,
         "finished": reply.finished,
         "generated": reply.generated,
         "forward": reply.forward,
-        "wall_s": round(wall_s, 3),
         "text": reply.text,
         **reply.facts,
     }
@@ -233,7 +295,7 @@ def _row(
                 "vote": sample.vote,
                 "tokens": sample.tokens,
                 "finished": sample.finished,
-                "correct": questions.scorer.correct(sample.text, item),
+                "correct": scorer.correct(sample.text, item),
             }
             for sample in reply.samples
         ]

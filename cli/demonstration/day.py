@@ -7,7 +7,7 @@ stay here: only questions are sent.
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,27 +116,30 @@ def run_day(
     questions: Sequence[str],
     choices: Sequence[Sequence[str]] = (),
     *,
-    effort: str,
+    latent: Mapping[str, Any],
     max_tokens: int,
     concurrency: int,
-    on_reply: Callable[[Tally], None],
-    explore: bool = False,
+    system: str | None = None,
+    on_reply: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
     """Ask every question, greedily, `concurrency` at a time; replies are kept in the order of questions.
 
-    With `explore` a question has been explored, too, before another one takes its turn.
+    `latent` is the object of that name of each request. With `explore` in it the server samples further
+    answers afterwards and measures rows that are on trial, and a question has been explored, too, before
+    another one takes its turn.
     """
+    settled_s = 120.0 if latent.get("explore") else 20.0
 
     def ask(question: str, allowed: Sequence[str]) -> Reply:
         answer = chat.ask(
             question,
-            effort=effort,
+            system=system,
+            latent=latent,
             max_tokens=max_tokens,
             temperature=0.0,
             choices=allowed,
-            explore=explore,
         )
-        return Reply(question, answer, gateway.settled_trace(answer.trace_id, 120.0 if explore else 20.0))
+        return Reply(question, answer, gateway.settled_trace(answer.trace_id, settled_s))
 
     done = Tally()
     pool = ThreadPoolExecutor(concurrency)
@@ -151,6 +154,29 @@ def run_day(
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return Tally([future.result() for future in futures])
+
+
+def plain_and_low(
+    chat: Chat, gateway: Gateway, prompts: Sequence[str], *, max_tokens: int, store: bool = True
+) -> tuple[Tally, Tally]:
+    """Return plain answers and those at effort low, made so that they can be compared byte for byte.
+
+    One at a time: the numbers of a batched forward pass depend on what else is in the batch. And plainly
+    twice, of which the second counts: the first time a prompt is computed whole, later its beginning comes
+    from the prefix cache, which in bfloat16 rounds otherwise.
+    """
+    _, plain, low = [
+        run_day(
+            chat,
+            gateway,
+            prompts,
+            latent={"effort": effort, **({} if store else {"store": False})},
+            max_tokens=max_tokens,
+            concurrency=1,
+        )
+        for effort in ("none", "none", "low")
+    ]
+    return plain, low
 
 
 def _memory(reply: Reply) -> str:

@@ -1,5 +1,6 @@
 """A gateway with the real routes on a real port, with a scripted model behind them."""
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import uvicorn
-from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
@@ -19,32 +19,42 @@ from server.app import create_app
 from server.gateway import Gateway
 from server.wiring import assemble
 from tests.cli.ports import free_port
+from tests.server.api.inner import MODEL, inner_app
+from worker.night import run_night
 
 
 class Server:
-    """A gateway without vLLM, in a thread."""
+    """A gateway without vLLM, in a thread; with `works` nights are run as they are asked for."""
 
-    def __init__(self, data_dir: Path, **settings: Any) -> None:
+    def __init__(self, data_dir: Path, *, works: bool = False, **settings: Any) -> None:
         self.engine = ScriptedEngine()
         own = Settings(_env_file=None, data_dir=data_dir, night_cron="never", explore_share=0, **settings)
 
         async def alive() -> bool:
             return True
 
+        def consolidate(night_id: str) -> None:
+            """Run a night as a worker would, beside the gateway."""
+            night = run_night(night_id, own, lambda settings: ScriptedEngine())
+            threading.Thread(target=asyncio.run, args=(night,), daemon=True).start()
+
         @asynccontextmanager
         async def opener(
             settings: Settings, registry: CollectorRegistry, _: Callable[[], None]
         ) -> AsyncIterator[Gateway]:
+            inner = inner_app(self.engine)
             async with assemble(
                 settings,
                 registry,
                 engine=self.engine,
-                inner=FastAPI(),
-                served=lambda: {"small"},
+                inner=inner,
+                served=lambda: {MODEL},
                 engine_answers=alive,
                 checks=[],
-                send_night=lambda _: None,
+                send_night=consolidate if works else lambda _: None,
             ) as gateway:
+                inner.state.steer = gateway.steering.steer
+                inner.state.answered = gateway.steering.answered
                 yield gateway
 
         self.app = create_app(own, opener=opener, registry=CollectorRegistry())

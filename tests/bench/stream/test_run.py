@@ -78,7 +78,7 @@ def runner(
         arms=ARMS,
         stream=deal,
         unlike=UNLIKE,
-        open_loop=opened,
+        open_server=opened,
         progress=progress,
         stage_ended=lambda: None,
     )
@@ -110,6 +110,20 @@ async def test_stopped_run_goes_on_and_gives_each_row_once(
     calls = len(engine.calls)
     await done.run([0])
     assert len(engine.calls) == calls  # nothing is left to do
+
+
+async def test_run_says_how_long_the_rest_will_take_as_far_as_its_rows_tell(
+    engine: ScriptedEngine, settings: Settings, plan: Plan, tmp_path: Path
+) -> None:
+    said: list[tuple[str, str]] = []
+    run = runner(engine, settings, replace(plan, nights=2), tmp_path, lambda at: False)
+    tell = replace(run, progress=lambda phase, done, total, message: said.append((phase, message)))
+    await tell.run([0])
+    messages = dict(reversed(said))  # the first of each phase
+    assert "served, night, low, evolution, unlike left" in messages["day-1"]
+    assert "night, low, evolution, unlike left" in messages["night-1"]
+    assert messages["day-2"].endswith("under a minute left")
+    assert said[-1][1] == "stream"
 
 
 class Broken(ScriptedEngine):

@@ -152,7 +152,7 @@ def _usage(path: str, text: str) -> dict[str, int]:
 async def _stream(
     app: FastAPI, body: dict[str, Any], text: str, path: str, usage: dict[str, int]
 ) -> AsyncIterator[str]:
-    yield _event({"choices": [{"index": 0, "delta": {"content": text}}]})
+    yield _event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}]})
     await app.state.release.wait()
     if body.get("break") == "after":
         raise RuntimeError("secret of the inside")
