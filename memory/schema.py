@@ -164,6 +164,8 @@ traces = Table(
     Column("prompt", Text, index=True),
     Column("asked", JSON(none_as_null=True)),
     Column("answer", JSON(none_as_null=True)),
+    # What answers said that were graded to measure rows of a prior on it.
+    Column("graded", JSON(none_as_null=True)),
     Index("ix_traces_tenant_number", "tenant", "number"),
     sqlite_autoincrement=True,
 )
@@ -273,7 +275,11 @@ def _experiments(connection: Connection) -> None:
         table.create(connection)
 
 
-STEPS: tuple[Step, ...] = (_feedback, _api_keys, _operation, _tenants, _experiments)
+def _graded(connection: Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE traces ADD COLUMN graded JSON")
+
+
+STEPS: tuple[Step, ...] = (_feedback, _api_keys, _operation, _tenants, _experiments, _graded)
 """What makes a schema of version 1, 2, … into the next one. A new database is made from the tables above at
 once, so a change of them comes with a step that ends where they do."""
 

@@ -22,14 +22,16 @@ from memory.free_space import UNLIMITED, FreeSpace
 from memory.schema import erased_rows, feedback, outcomes, schedules, traces
 from memory.takeover import take_over
 
-Source = Literal["night", "day"]
+Source = Literal["night", "day", "people"]
+"""Who has observed an outcome; people say what one of the day's can be at most."""
 
 FILE = "state.db"
 
 _AT_ONCE = 1000
 """Ids in one statement: databases take only so many."""
 
-_EXCHANGE = (traces.c.prompt, traces.c.asked, traces.c.answer)
+_EXCHANGE = (traces.c.prompt, traces.c.asked, traces.c.answer, traces.c.graded)
+_NOTHING = {"prompt": None, "asked": None, "answer": None, "graded": None}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class KeptExchange:
     """Id of the prompt's episode."""
     asked: dict[str, Any] | None
     answer: dict[str, Any] | None
+    graded: dict[str, Any] | None = None
+    """What answers said that were graded, by the row that was measured."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +265,7 @@ class State(Database):
         changes: Mapping[str, dict[str, Any]],
         keep: int,
         answers: Mapping[str, dict[str, Any]] | None = None,
+        graded: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
         """Write traces of requests, change others, and delete the oldest with the feedback: all or nothing.
 
@@ -270,6 +275,7 @@ class State(Database):
             keep: Most traces of a tenant that stay.
             answers: What traces were answered, those that are new included; where nothing of what was asked
                 is kept, nothing comes of it.
+            graded: What answers said that were graded on the prompts of traces, likewise.
 
         Raises:
             NoRoomError: the disk is too full.
@@ -285,9 +291,10 @@ class State(Database):
                 if content is not None:
                     changed = update(traces).filter_by(id=name).values(content=content | change)
                     connection.execute(changed)
-            for name, answer in (answers or {}).items():
-                answered = traces.c.id == name, traces.c.prompt.is_not(None)
-                connection.execute(update(traces).where(*answered).values(answer=answer))
+            for column, values in (("answer", answers), ("graded", graded)):
+                for name, value in (values or {}).items():
+                    kept = traces.c.id == name, traces.c.prompt.is_not(None)
+                    connection.execute(update(traces).where(*kept).values({column: value}))
             for tenant in {row["tenant"] for row in rows}:
                 own = select(traces.c.number).filter_by(tenant=tenant).order_by(traces.c.number.desc())
                 first = connection.scalar(own.offset(keep).limit(1))
@@ -333,7 +340,10 @@ class State(Database):
             ratings = {trace: float(value) for trace, value in connection.execute(said)}  # the last one stays
         return [
             RecentTrace(
-                row.number, row.content, KeptExchange(row.prompt, row.asked, row.answer), ratings.get(row.id)
+                row.number,
+                row.content,
+                KeptExchange(row.prompt, row.asked, row.answer, row.graded),
+                ratings.get(row.id),
             )
             for row in rows
         ]
@@ -371,7 +381,7 @@ class State(Database):
             for meant in every:
                 said = feedback.c.trace.in_(select(traces.c.id).where(*meant))
                 connection.execute(delete(feedback).where(said))
-                connection.execute(update(traces).where(*meant).values(prompt=None, asked=None, answer=None))
+                connection.execute(update(traces).where(*meant).values(_NOTHING))
         self.scrub()
 
     def forget_exchanges_before(self, moment: datetime) -> None:
@@ -386,7 +396,7 @@ class State(Database):
         with self.write() as connection:
             said = feedback.c.trace.in_(select(traces.c.id).where(*old))
             connection.execute(delete(feedback).where(said))
-            connection.execute(update(traces).where(*old).values(prompt=None, asked=None, answer=None))
+            connection.execute(update(traces).where(*old).values(_NOTHING))
         self.scrub()
 
     def add_feedback(self, said: Feedback) -> Feedback:
@@ -430,19 +440,28 @@ class State(Database):
     def outcomes(self, space: str, tenant: str) -> dict[str, list[float]]:
         """Return the differences that were noted of each row, in order of observation.
 
+        One that the day has measured is no more than people say that it can be.
+
         Raises:
             StateUnavailableError: the database does not answer.
         """
-        differences: defaultdict[str, list[float]] = defaultdict(list)
+        found: defaultdict[str, dict[tuple[str, str], float]] = defaultdict(dict)
+        bounds: dict[tuple[str, str], float] = {}
         query = (
-            select(outcomes.c.prior_row, outcomes.c.difference)
+            select(outcomes.c.prior_row, outcomes.c.prompt, outcomes.c.source, outcomes.c.difference)
             .filter_by(space=space, tenant=tenant)
             .order_by(outcomes.c.number)
         )
         with self.read() as connection:
-            for row, difference in connection.execute(query):
-                differences[row].append(difference)
-        return dict(differences)
+            for row, prompt, source, difference in connection.execute(query):
+                if source == "people":
+                    bounds[row, prompt] = difference
+                else:
+                    found[row][source, prompt] = difference
+        for (row, prompt), most in bounds.items():
+            if ("day", prompt) in found[row]:
+                found[row]["day", prompt] = min(found[row]["day", prompt], most)
+        return {row: list(differences.values()) for row, differences in found.items() if differences}
 
 
 def _feedback_name(tenant: str, feedback_id: str) -> str:

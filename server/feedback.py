@@ -5,10 +5,11 @@ of the same prompt is `memory/merge.py`'s. Knows nothing of HTTP.
 """
 
 import asyncio
+import logging
 from dataclasses import replace
 from typing import Literal
 
-from memory.episode import FEEDBACK, GOOD, Episode, StoreUnavailableError, now
+from memory.episode import FEEDBACK, GOOD, Episode, LatentMemoryError, StoreUnavailableError, now
 from memory.free_space import NoRoomError
 from memory.redaction import Redaction
 from memory.state import Feedback
@@ -17,6 +18,8 @@ from server.gateway import Gateway
 from server.keys import keys_of
 from server.steering.outcome import SEARCHED, Answer, Asked, Assignment
 from server.tracing import evaluated
+
+logger = logging.getLogger(__name__)
 
 Metric = Literal["rating", "comment", "demonstration"]
 
@@ -54,6 +57,7 @@ async def take(gateway: Gateway, said: Feedback) -> Feedback:
         known = await asyncio.to_thread(gateway.state.add_feedback, kept)
         if known is kept:
             gateway.metrics.tally("feedback", said.metric_name, said.tenant)
+            await _weigh(gateway, said)
             if said.metric_name == "rating":
                 if trace.get("experiment"):
                     assigned = Assignment.of_json(trace["experiment"])
@@ -62,6 +66,14 @@ async def take(gateway: Gateway, said: Feedback) -> Feedback:
     if known != kept:
         raise ConflictError(f"{said.id} was given to other feedback before", "feedback_id")
     return known
+
+
+async def _weigh(gateway: Gateway, said: Feedback) -> None:
+    """Let it count for rows that were measured. It is kept by now: that it does not count fails nobody."""
+    try:
+        await gateway.steering.people.spoke(said.trace, said.tenant)
+    except LatentMemoryError as error:
+        logger.warning("trace %s: feedback is no evidence: %s", said.trace, error)
 
 
 async def _remember(gateway: Gateway, trace_id: str, episode: Episode) -> None:

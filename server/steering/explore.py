@@ -24,6 +24,7 @@ from server.spans import span
 from server.steering.measure import measure
 from server.steering.metrics import Metrics
 from server.steering.new_episode import episode_of
+from server.steering.people import People
 from server.steering.priors import PriorsOf
 from server.steering.prompt import Options, longest_answer, seed_of
 from server.steering.remember import Remember
@@ -109,6 +110,7 @@ class Explorer:
         choose: Answers what is held to choices.
         verifier: Grades what is measured; None: the consensus does.
         priors_of: Finds whose priors are told what rows are worth.
+        people: Told what answers said that were graded.
         remember: Where episodes go.
         report: Told what came of an exploration.
         metrics: Count explorations and what they generate.
@@ -124,6 +126,7 @@ class Explorer:
         choose: Choose,
         verifier: Reward | None,
         priors_of: PriorsOf,
+        people: People,
         remember: Remember,
         report: Report,
         metrics: Metrics,
@@ -133,7 +136,7 @@ class Explorer:
         agreed: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
         self._metrics, self._limits = metrics, limits
-        self._engine, self._verifier, self._priors_of = engine, verifier, priors_of
+        self._engine, self._verifier, self._priors_of, self._people = engine, verifier, priors_of, people
         self._scorer, self._choose = scorer, choose
         self._remember, self._report, self._threshold = remember, report, threshold
         self._agreed = agreed
@@ -408,6 +411,7 @@ class Explorer:
             self._count(measured.generated_tokens, exploration.tenant)
             priors = await self._priors_of(exploration.tenant)
             await priors.observe(prompt_digest(prompt), measured.differences)
+            await self._people.measured(request.trace_id, exploration.tenant, measured.graded)
         except (EngineError, LatentRejectedError, LatentMemoryError, TimeoutError) as error:
             logger.warning(
                 "trace %s: measuring failed: %s: %s", request.trace_id, type(error).__name__, error

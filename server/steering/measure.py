@@ -10,7 +10,7 @@ verifier answers, its scores are the outcomes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ import torch
 from memory.prior import Row
 from model.calibration import calibrated, choice_logits, label_of
 from model.engine import Decoding, Engine, Generation, SteeredPrompt
+from server.steering.people import Graded
 from server.steering.priors import Comparison
 from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.format import are_in_form
@@ -41,6 +42,8 @@ class Measured:
     """Outcome with each row less outcome of its baseline, in [-1, 1], by the row's id; those left out where
     nothing tells right from wrong."""
     generated_tokens: int
+    graded: Mapping[str, Graded] = field(default_factory=dict)
+    """What the answers said that made them, by the row's id."""
 
 
 async def measure(
@@ -70,12 +73,13 @@ async def measure(
         EngineError: the engine failed.
     """
     chosen: dict[str, float] = {}
+    said_of: dict[str, Graded] = {}
     if verifier is None and (choices := prompt.scored_choices):
         known = [one for one in comparisons if choices in one.row.leanings]
-        chosen = await _by_choice(engine, prompt, position, choices, known)
+        chosen, said_of = await _by_choice(engine, prompt, position, choices, known)
         comparisons = [one for one in comparisons if one not in known]
         if not comparisons:
-            return Measured(chosen, 0)
+            return Measured(chosen, 0, said_of)
     answers, generated = await _sampled(engine, prompt, position, comparisons, given, max_tokens, seed)
     graded = {side: [sampled[0], *sampled[-SAMPLES:]] for side, sampled in answers.items()}
     votes = {side: sampled[1 : 1 + SAMPLES] for side, sampled in answers.items()}
@@ -85,6 +89,8 @@ async def measure(
         kept and answer.finish_reason == "stop" and len(answer.token_ids) <= max_tokens
         for answer, kept in zip(everything, await are_in_form(prompt, everything), strict=True)
     ]
+    finals = [said(prompt, answer) if fit else None for answer, fit in zip(everything, fits, strict=True)]
+    final = {side: tuple(finals[at * (1 + SAMPLES) :][: 1 + SAMPLES]) for at, side in enumerate(graded)}
     differences = dict(chosen)
     for one in comparisons:
         baseline = one.baseline.id if one.baseline else None
@@ -96,8 +102,9 @@ async def measure(
             worth = [float(said(prompt, answer) == label) for answer in everything]
         means = np.reshape(np.where(fits, worth, 0.0), (len(graded), 1 + SAMPLES)).mean(axis=1)
         outcome = dict(zip(graded, means.tolist(), strict=True))
+        said_of[one.row.id] = Graded(final[one.row.id], final[baseline])
         differences[one.row.id] = outcome[one.row.id] - outcome[baseline]
-    return Measured(differences, generated)
+    return Measured(differences, generated, said_of)
 
 
 async def _by_choice(
@@ -106,20 +113,21 @@ async def _by_choice(
     position: int,
     choices: tuple[str, ...],
     comparisons: Sequence[Comparison],
-) -> dict[str, float]:
-    """Return whether rows choose the likeliest of a prompt's `choices` more than their baselines do.
+) -> tuple[dict[str, float], dict[str, Graded]]:
+    """Return whether rows choose the likeliest of a prompt's `choices` more than their baselines do, and what
+    both choose.
 
     As by night, the label is what the plain model thinks of the choices, less what it leans to: a vote would
     hold the lean for the truth. Nothing is returned of rows for which it is too unsure.
     """
     if not comparisons:
-        return {}
+        return {}, {}
     rows = _rows(comparisons)
     sides: list[Side] = [None, *rows]
     prompts = [_prompt(prompt, position, None if side is None else rows[side]) for side in sides]
     logits = await choice_logits(engine, prompts, choices, held=True)  # (sides, choices), the plain one first
     chosen = dict(zip(sides, logits.argmax(axis=1).tolist(), strict=True))
-    differences = {}
+    differences, graded = {}, {}
     for one in comparisons:
         probabilities = calibrated(logits[:1], np.array(one.row.leanings[choices]))[0]
         if label_of(engine, choices, probabilities) is None:
@@ -127,7 +135,8 @@ async def _by_choice(
         right = int(probabilities.argmax())
         baseline = one.baseline.id if one.baseline else None
         differences[one.row.id] = float(chosen[one.row.id] == right) - float(chosen[baseline] == right)
-    return differences
+        graded[one.row.id] = Graded((choices[chosen[one.row.id]],), (choices[chosen[baseline]],))
+    return differences, graded
 
 
 def _rows(comparisons: Sequence[Comparison]) -> dict[str, Row]:

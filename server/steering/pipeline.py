@@ -20,6 +20,7 @@ from server.steering.explore import Exploration, Explorer, ExplorerLimits
 from server.steering.metrics import Metrics
 from server.steering.new_episode import episode_of, episode_of_choice
 from server.steering.outcome import Answer, Assignment, Outcome, reason_of
+from server.steering.people import People
 from server.steering.priors import PriorsOf, Serving
 from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError, no_gradient
 from server.steering.recall import Recall
@@ -64,12 +65,14 @@ class Steering:
         self._searches: dict[str, Search] = {"vote": Vote(), "evolution": Evolution()}
         if settings.gradient_worker:
             self._searches["gradient"] = Gradient()
+        self.people = People(traces, priors_of)
         self.explorer = Explorer(
             engine,
             self._scorer,
             self._choose_to_remember,
             verifier,
             priors_of,
+            self.people,
             remember,
             traces.change,
             metrics,

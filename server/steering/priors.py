@@ -17,7 +17,7 @@ from memory.episode import Array, LatentMemoryError
 from memory.evidence import Evidence, Standing
 from memory.prior import Prior, Row, standings
 from memory.registry import PriorRegistry
-from memory.state import State
+from memory.state import Source, State
 from memory.tenants import parted
 from server.steering.metrics import Metrics
 
@@ -140,19 +140,20 @@ class ActivePrior:
             self._loaded.popitem(last=False)
         return prior
 
-    async def observe(self, prompt: str, differences: Mapping[str, float]) -> None:
+    async def observe(self, prompt: str, differences: Mapping[str, float], source: Source = "day") -> None:
         """Note what answering a prompt, by its digest, with rows was worth, and look what serves now.
 
         Args:
             prompt: digest of the prompt.
             differences: by the row's id, in [-1, 1].
+            source: who has observed it.
 
         Raises:
             StateUnavailableError, NoRoomError: it could not be noted.
         """
         for row, difference in differences.items():
             await asyncio.to_thread(
-                self._state.add_outcomes, *parted(self._registry.space), row, [(prompt, difference)], "day"
+                self._state.add_outcomes, *parted(self._registry.space), row, [(prompt, difference)], source
             )
         await self.refresh()
 

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from memory.database import StateUnavailableError
 from memory.episode import TENANT, Episode, LatentMemoryError
 from memory.redaction import EVERYTHING, Redaction
-from memory.state import KeptExchange, NewTrace, State
+from memory.state import Feedback, KeptExchange, NewTrace, State
 from server.steering.background import Background
 from server.steering.outcome import Answer, Asked, Trace
 from server.steering.remember import Fate
@@ -36,6 +36,8 @@ class Exchange:
 
     asked: Asked | None
     answer: Answer | None
+    graded: dict[str, Any] | None = None
+    """What answers said that were graded, by the row that was measured."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class TraceLog:
         self._fresh: OrderedDict[str, Trace] = OrderedDict()
         self._changes: dict[str, dict[str, Any]] = {}
         self._answers: dict[str, Answer] = {}
+        self._graded: dict[str, dict[str, Any]] = {}
         self._background = Background("traces", self._write_some)
         self.lost = 0
         """Traces that could not be written."""
@@ -90,6 +93,24 @@ class TraceLog:
         while len(self._answers) > self._limit:
             self._answers.pop(next(iter(self._answers)))
         self._background.wake()
+
+    def graded(self, trace_id: str, said: dict[str, Any]) -> None:
+        """Take what answers said that were graded, by the row that was measured, and return at once."""
+        texts = [text for one in said.values() for side in one.values() for text in side if text is not None]
+        if not self._redact.keeps(*texts):
+            return
+        self._graded[trace_id] = said
+        while len(self._graded) > self._limit:
+            self._graded.pop(next(iter(self._graded)))
+        self._background.wake()
+
+    async def feedback_on(self, trace_id: str) -> list[Feedback]:
+        """Return what people said of the answer of a trace, oldest first.
+
+        Raises:
+            StateUnavailableError: the state cannot be read.
+        """
+        return await asyncio.to_thread(self._state.feedback_on, trace_id)
 
     def settle(self, episode: Episode, fate: Fate) -> None:
         """Write into the episode's trace what became of it. A listener for `Remember`."""
@@ -150,14 +171,15 @@ class TraceLog:
         """
         # Taken first: they may be written while the state is read.
         trace, answer = self._fresh_of(tenant, trace_id), self._answers.get(trace_id)
+        graded = self._graded.get(trace_id)
         if trace is not None:
             asked, answer = trace.asked, answer or trace.answer
         else:
             found = await asyncio.to_thread(self._state.exchange, trace_id, tenant)
             if found is None:
                 return None
-            return self._exchange(found, answer)
-        return self._kept(asked, answer)
+            return self._exchange(found, answer, graded)
+        return self._kept(asked, answer, graded)
 
     async def recent(
         self, space: str, limit: int, before: int | None = None, tenant: str = TENANT
@@ -178,15 +200,18 @@ class TraceLog:
             for one in found
         ]
 
-    def _exchange(self, found: KeptExchange, answer: Answer | None) -> Exchange:
+    def _exchange(
+        self, found: KeptExchange, answer: Answer | None, graded: dict[str, Any] | None = None
+    ) -> Exchange:
         """Return a written exchange, with the answer that is not yet written, if any."""
         asked = Asked.of_json(found.prompt, found.asked) if found.prompt and found.asked else None
-        return self._kept(asked, answer or (Answer.of_json(found.answer) if found.answer else None))
+        answer = answer or (Answer.of_json(found.answer) if found.answer else None)
+        return self._kept(asked, answer, graded or found.graded)
 
-    def _kept(self, asked: Asked | None, answer: Answer | None) -> Exchange:
+    def _kept(self, asked: Asked | None, answer: Answer | None, graded: dict[str, Any] | None) -> Exchange:
         if asked is None or not self._may_keep(asked):
             return Exchange(None, None)
-        return Exchange(asked, answer if answer and self._redact.keeps(answer.text) else None)
+        return Exchange(asked, answer if answer and self._redact.keeps(answer.text) else None, graded)
 
     async def forget(self, prompts: Collection[str] | None, tenant: str = TENANT) -> None:
         """Keep nothing more of what was asked and answered under ids of prompts; None: all of the tenant's.
@@ -216,10 +241,11 @@ class TraceLog:
         later = self._fresh.keys() - {trace.id for trace in batch}  # their changes wait with them
         changes = {name: change for name, change in self._changes.items() if name not in later}
         answers = {name: answer for name, answer in self._answers.items() if name not in later}
-        if not (batch or changes or answers):
+        graded = {name: said for name, said in self._graded.items() if name not in later}
+        if not (batch or changes or answers or graded):
             return False
         try:
-            self.lost += await asyncio.to_thread(self._write, batch, changes, answers)
+            self.lost += await asyncio.to_thread(self._write, batch, changes, answers, graded)
             self._failing = False
         except LatentMemoryError as error:
             self.lost += len(batch)
@@ -237,13 +263,20 @@ class TraceLog:
         for trace_id, answer in answers.items():
             if self._answers.get(trace_id) is answer:
                 del self._answers[trace_id]
+        for trace_id, said in graded.items():
+            if self._graded.get(trace_id) is said:
+                del self._graded[trace_id]
         return True
 
     def _may_keep(self, asked: Asked) -> bool:
         return self._redact.keeps(asked.text, *asked.choices)
 
     def _write(
-        self, batch: list[Trace], changes: dict[str, dict[str, Any]], answers: dict[str, Answer]
+        self,
+        batch: list[Trace],
+        changes: dict[str, dict[str, Any]],
+        answers: dict[str, Answer],
+        graded: dict[str, dict[str, Any]],
     ) -> int:
         """Write traces, and changes and answers of others; return how many are none that can be written."""
         new = []
@@ -275,7 +308,7 @@ class TraceLog:
             for trace_id, answer in answers.items()
             if self._redact.keeps(answer.text)
         }
-        self._state.write_traces(new, others, self._limit, said)
+        self._state.write_traces(new, others, self._limit, said, graded)
         return len(batch) - len(new)
 
     def _read(

@@ -141,3 +141,19 @@ def test_row_that_does_no_good_serves_at_most_once_in_twenty(name: str) -> None:
         x = NO_GOOD[name](rng, 400)
         ever += any(weigh(x[:n]).standing == "serves" for n in (25, 50, 100, 200, 400))
     assert ever / 200 <= 0.05
+
+
+@pytest.mark.parametrize("stake", [1.0, SHARED])
+def test_outcomes_that_are_lowered_whenever_never_let_a_row_serve_that_would_not_have(stake: float) -> None:
+    """By which people may say of any answers, for any reason, that they are wrong (docs/evidence.md)."""
+    rng = np.random.default_rng(5)
+    served = 0
+    for _ in range(400):
+        n = int(rng.integers(1, 60))
+        x = np.clip(rng.normal(rng.normal(0.2, 0.2), 0.6, n), -1, 1)
+        lowered = np.where(rng.random(n) < rng.random(), np.minimum(x, rng.uniform(-1, 1, n)), x)
+        found = weigh(lowered, stake=stake)
+        ever = any(weigh(x[:at], stake=stake).standing == "serves" for at in range(1, n + 1))
+        served += found.standing == "serves"
+        assert ever or found.standing != "serves"
+    assert 20 < served < 380

@@ -52,6 +52,20 @@ def test_spaces_and_tenants_have_outcomes_of_their_own(state: State) -> None:
         assert state.count_outcomes(*place) == 1
 
 
+def test_what_people_say_bounds_what_the_day_has_measured_and_nothing_else(state: State) -> None:
+    about = ("s", "default", "v1/0")
+    state.add_outcomes(*about, [("a", 0.9), ("b", 0.8)], "night")
+    state.add_outcomes(*about, [("a", 0.7), ("b", -0.4), ("c", 0.6)], "day")
+    before, count = state.outcomes(*about[:2])["v1/0"], state.count_outcomes(*about[:2])
+    bounds = [("a", -0.2), ("b", 1.0), ("unheard of", -1.0)]
+    assert state.add_outcomes(*about, bounds, "people") == 3
+    state.add_outcomes("s", "default", "v1/1", [("a", 1.0)], "people")
+    assert before == [0.9, 0.8, 0.7, -0.4, 0.6]
+    assert state.outcomes(*about[:2]) == {"v1/0": [0.9, 0.8, -0.2, -0.4, 0.6]}
+    assert state.count_outcomes(*about[:2]) > count  # by which gateways see that something has changed
+    assert state.add_outcomes(*about, [("a", -1.0)], "people") == 0
+
+
 @pytest.mark.parametrize("difference", [1.01, -1.5, math.nan, math.inf])
 def test_an_outcome_out_of_range_is_refused_and_none_is_noted(state: State, difference: float) -> None:
     with pytest.raises(ValueError, match="expected -1 to 1"):
@@ -149,7 +163,10 @@ def test_a_state_of_the_first_schema_becomes_what_a_new_one_is(state: State, sta
             "ALTER TABLE schedules DROP COLUMN chosen_cron",
             "ALTER TABLE schedules DROP COLUMN chosen_episodes",
             "DROP INDEX ix_traces_prompt",
-            *(f"ALTER TABLE traces DROP COLUMN {column}" for column in ("prompt", "asked", "answer")),
+            *(
+                f"ALTER TABLE traces DROP COLUMN {column}"
+                for column in ("prompt", "asked", "answer", "graded")
+            ),
         ):
             connection.execute(text(statement))
         connection.execute(update(schema_version).values(version=1))
@@ -189,8 +206,9 @@ def test_what_was_asked_and_answered_lies_beside_the_trace_until_it_is_forgotten
         NewTrace(name, {"mode": "plain"}, prompt=prompt, asked=asked) for name, prompt in ("ap", "bp", "cq")
     ]
     state.write_traces([*new, NewTrace("d", {})], {}, 10, {"a": answer})
-    state.write_traces([], {}, 10, {"c": answer, "d": answer})
-    assert state.exchange("a") == KeptExchange("p", asked, answer)
+    graded = {"v1/0": {"row": ["12"], "baseline": [None]}}
+    state.write_traces([], {}, 10, {"c": answer, "d": answer}, {"a": graded, "d": graded})
+    assert state.exchange("a") == KeptExchange("p", asked, answer, graded)
     assert state.exchange("b") == KeptExchange("p", asked, None)
     assert state.exchange("c") == KeptExchange("q", asked, answer)
     assert state.exchange("d") == KeptExchange(None, None, None)

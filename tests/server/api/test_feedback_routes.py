@@ -6,11 +6,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
+import numpy as np
 import pytest
 
 import server.feedback
-from memory.episode import Episode, StoreUnavailableError
+from memory.episode import Episode, StoreUnavailableError, prompt_digest
+from server.steering.people import Graded
 from tests.server.api.conftest import Serve, Served
+from tests.tables import row
 
 FEEDBACK, TRACES = "/v1/feedback", "/v1/latent/traces"
 
@@ -310,3 +313,30 @@ async def test_a_clients_request_id_does_not_name_the_answer(served: Served) -> 
     )
     assert answer.headers["x-request-id"] == "mine"
     assert answer.json()["named"] is None
+
+
+async def test_what_people_say_counts_for_the_rows_that_were_measured_on_the_request(served: Served) -> None:
+    gateway, engine = served.gateway, served.engine
+    version = gateway.registry.publish(
+        [row(engine.neutral_latent(), np.eye(1, engine.space.hidden_size))], {}
+    )
+    gateway.registry.activate(version)
+    answer = await served.chat()
+    name = answer.headers["x-latent-trace"]
+    kept = await gateway.traces.exchange(name)
+    assert kept is not None
+    assert kept.asked is not None
+    measured = f"{version}/0"
+    await gateway.prior.observe(prompt_digest(kept.asked.token_ids), {measured: 1.0})
+    graded = Graded(("4",) * 5, ("5",) * 5)
+    await gateway.steering.people.measured(name, "default", {measured: graded})
+
+    async def evidence() -> dict[str, Any]:
+        stats = (await served.http.get("/v1/memory/stats")).json()
+        found: dict[str, Any] = stats["prior"]["rows"][measured]
+        return found
+
+    assert ((await evidence())["n"], (await evidence())["mean"]) == (1, 1.0)
+    assert (await say(served, name, "demonstration", "it is 5")).status_code == 200
+    assert ((await evidence())["n"], (await evidence())["mean"]) == (1, -1.0)
+    assert "5" not in str((await trace(served, answer)).get("explored"))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from memory.database import StateUnavailableError
-from memory.episode import prompt_digest
+from memory.episode import new_id, prompt_digest
+from memory.state import Feedback
 from model.engine import Decoding
 from model.scripted_engine import ScriptedEngine
 from tests.server.steering.conftest import Day, MakeDay
@@ -149,3 +150,55 @@ async def test_choices_are_measured_by_the_consensus_too(make_day: MakeDay) -> N
     (difference,) = day.state.outcomes(engine.space.id, "default")[f"{version}/0"]
     assert difference > 0
     assert np.isclose(difference % 0.2, 0.0) or np.isclose(difference % 0.2, 0.2)
+
+
+async def speak(day: Day, trace_id: str, metric: str, value: Any) -> None:
+    """Say something of an answer, as the route for feedback does."""
+    day.state.add_feedback(Feedback(new_id(), trace_id, metric, value))
+    await day.steering.people.spoke(trace_id, "default")
+
+
+async def test_people_take_the_proof_of_a_row_that_agrees_with_what_they_call_wrong(
+    make_day: MakeDay,
+) -> None:
+    day = await measuring(make_day, Helped())
+    await day.publish(pinned=False)
+    traces = []
+    for question in QUESTIONS[:20]:
+        _, trace = await day.ask(question, explore=True)
+        await day.steering.explorer.drain()
+        traces.append(trace["id"])
+    outcome, _ = await day.ask("apples How many did they sell?")
+    assert outcome.mode == "prior"
+    for trace_id in traces:
+        await speak(day, trace_id, "demonstration", "it is 3")
+    outcome, _ = await day.ask("apples How many did they sell?")
+    assert (outcome.mode, outcome.reason) == ("plain", "prior-on-trial")
+
+
+@pytest.mark.parametrize("early", [False, True])
+async def test_people_are_heard_before_a_row_is_measured_and_after(make_day: MakeDay, early: bool) -> None:
+    day = await measuring(make_day, Helped())
+    version = await day.publish(pinned=False)
+    for question in QUESTIONS[:2]:
+        _, trace = await day.ask(question, explore=True)
+        if early:
+            await speak(day, trace["id"], "demonstration", "it is 3")
+            await day.steering.explorer.drain()
+        else:
+            await day.steering.explorer.drain()
+            assert await day.traces.drain()  # what was graded is read from the state now
+            await speak(day, trace["id"], "demonstration", "it is 3")
+    assert day.state.outcomes(day.engine.space.id, "default") == {f"{version}/0": [0.0, 0.0]}
+
+
+async def test_no_praise_helps_a_row(make_day: MakeDay) -> None:
+    day = await measuring(make_day, Helped(knows="it is 5"))
+    version = await day.publish(pinned=False)
+    _, trace = await day.ask(QUESTIONS[0], explore=True)
+    await day.steering.explorer.drain()
+    space = day.engine.space.id
+    [before] = day.state.outcomes(space, "default")[f"{version}/0"]
+    assert before < 0
+    await speak(day, trace["id"], "demonstration", "it is 5")
+    assert day.state.outcomes(space, "default") == {f"{version}/0": [before]}
