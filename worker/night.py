@@ -334,13 +334,15 @@ def _finish(night: _Night, manifest: Mapping[str, Any]) -> None:
 
 
 def _said(row: str, cluster: Mapping[str, Any]) -> str:
-    """Return one cluster's evidence as a sentence."""
+    """Return one cluster's evidence as a sentence. What has served once may have less than proof again."""
     if not cluster["n"]:
         return f"{row} is on trial: nothing could judge it yet"
-    return (
-        f"{row} {_STANDINGS[cluster['standing']]}: {cluster['mean']:+.2f} on {cluster['n']} prompts,"
-        f" evidence {min(cluster['e_value'], 1e6):.3g} of {PROOF:g}"
+    standing = cluster["standing"]
+    evidence = f"{min(cluster['e_against' if standing == 'retired' else 'e_value'], 1e6):.3g}"
+    proof = (
+        f"evidence {evidence} of {PROOF:g}" if standing == "on trial" else f"proven, evidence now {evidence}"
     )
+    return f"{row} {_STANDINGS[standing]}: {cluster['mean']:+.2f} on {cluster['n']} prompts, {proof}"
 
 
 _STANDINGS = {"serves": "serves", "on trial": "is on trial", "retired": "is retired"}

@@ -164,8 +164,9 @@ def show_harm(screen: Screen, found: dict[str, Any]) -> None:
 def show_rows(screen: Screen, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Write where each row stands."""
     for row, found in rows.items():
+        asked = " of 20" if found["standing"] == "on trial" else ""
         screen.line(
-            f"{row}: {found['mean']:+.2f} on {found['n']} prompts, evidence {proof(found)} of 20,"
+            f"{row}: {found['mean']:+.2f} on {found['n']} prompts, evidence {proof(found)}{asked},"
             f" {found['standing']}"
         )
 

@@ -73,6 +73,8 @@ def test_a_night_serves_what_is_better(place: Place, engine: ScriptedEngine) -> 
     assert record.version == place.registry.active() == "v1"
     assert record.parent is None
     assert [found["standing"] for found in clusters(record)] == ["serves"] * 3
+    assert "proven, evidence now" in record.message
+    assert "of 20" not in record.message, "what serves may have less again"
     assert record.started_at is not None
     assert record.finished_at is not None
     assert list((place.settings.data_dir / "snapshots").iterdir()) == []
@@ -126,6 +128,7 @@ def test_what_is_no_better_is_on_trial_and_serves_nobody(place: Place, engine: S
     assert record.version == place.registry.active() == "v1"
     assert "serves" not in {found["standing"] for found in clusters(record)}
     assert "v1/0 is on trial" in record.message
+    assert "of 20" in record.message
 
 
 def test_a_later_night_is_compared_with_what_serves_and_carries_it_on(
