@@ -118,21 +118,31 @@ def delete(
     since: Since = None,
     until: Until = None,
     cluster: Cluster = None,
+    requests: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--request", help="What a request left, by the id of its answer or trace.", metavar="ID"
+        ),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything that is remembered.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Forget episodes: those named, or those that a filter names, or all."""
+    """Forget episodes: those named, or those that a filter names, or all; or what requests left anywhere."""
     where = _where(reward_min, reward_max, effort, found_by, since, until, cluster)
-    if sum((bool(ids), bool(where), everything)) != 1:
+    if sum((bool(ids), bool(where), bool(requests), everything)) != 1:
         raise CommandError(
-            "give ids, or filters, or --all", "`latentevolve memory list` takes the same filters", USAGE
+            "give ids, or filters, or --request, or --all",
+            "`latentevolve memory list` takes the same filters",
+            USAGE,
         )
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
-        if ids:
-            answers = [gateway.delete(f"{EPISODES}/{name}") for name in ids]
+        if ids or requests:
+            named = [f"{EPISODES}/{name}" for name in ids or ()]
+            named += [f"/v1/latent/traces/{name}" for name in requests or ()]
+            answers = [gateway.delete(path) for path in named]
         else:
             answers = [gateway.delete(EPISODES, timeout_s=LONG_S, **(where or {"all": "true"}))]
     screen.document(answers[0] if len(answers) == 1 else answers)

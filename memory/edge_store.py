@@ -43,6 +43,7 @@ from memory.record import (
     REWARD,
     SEARCH,
     TENANT,
+    TRACE,
     check_batch,
     episode_of,
     is_id,
@@ -388,7 +389,12 @@ def _filter(where: Where, *, after: datetime | None = None) -> Any | None:
     """Return what Edge calls that; with `after` only what was created later, and not in the future."""
     must: list[Any] = [
         edge.FieldCondition(name, match=edge.MatchValue(value))
-        for name, value in ((TENANT, where.tenant), (EFFORT, where.effort), (SEARCH, where.search))
+        for name, value in (
+            (TENANT, where.tenant),
+            (EFFORT, where.effort),
+            (SEARCH, where.search),
+            (TRACE, where.trace_id),
+        )
         if value is not None
     ]
     if where.reward_min is not None or where.reward_max is not None:

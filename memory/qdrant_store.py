@@ -28,6 +28,7 @@ from memory.record import (
     REWARD,
     SEARCH,
     TENANT,
+    TRACE,
     check_batch,
     episode_of,
     is_id,
@@ -313,7 +314,12 @@ def _filter(where: Where, *, after: datetime | None = None) -> models.Filter | N
     """Return what Qdrant calls that; with `after` only what was created later, and not in the future."""
     must: list[models.Condition] = [
         models.FieldCondition(key=name, match=models.MatchValue(value=value))
-        for name, value in ((TENANT, where.tenant), (EFFORT, where.effort), (SEARCH, where.search))
+        for name, value in (
+            (TENANT, where.tenant),
+            (EFFORT, where.effort),
+            (SEARCH, where.search),
+            (TRACE, where.trace_id),
+        )
         if value is not None
     ]
     if where.reward_min is not None or where.reward_max is not None:

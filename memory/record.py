@@ -24,6 +24,7 @@ REWARD = "reward"
 CREATED_AT = "created_at"
 EFFORT = "effort"
 SEARCH = "search"
+TRACE = "trace_id"
 EARNED, START_LIFT, PRIOR_VERSION, CHOICES, CHOICE_LOGS, HELD_LOGS = NEIGHBOUR_FIELDS = (
     "latent_earned",
     "start_lift",

@@ -384,6 +384,20 @@ class State(Database):
                 connection.execute(update(traces).where(*meant).values(_NOTHING))
         self.scrub()
 
+    def forget_exchange(self, trace_id: str, tenant: str = TENANT) -> None:
+        """Delete what was asked and answered in one trace, and what people said of it.
+
+        Raises:
+            NoRoomError: the disk is full.
+            StateUnavailableError: the database does not answer.
+        """
+        meant = traces.c.tenant == tenant, traces.c.id == trace_id
+        with self.write() as connection:
+            said = feedback.c.trace.in_(select(traces.c.id).where(*meant))
+            connection.execute(delete(feedback).where(said))
+            connection.execute(update(traces).where(*meant).values(_NOTHING))
+        self.scrub()
+
     def forget_exchanges_before(self, moment: datetime) -> None:
         """Delete what was asked and answered before a moment, and what people said of it.
 

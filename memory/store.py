@@ -81,6 +81,8 @@ class Where:
     """Created then or later."""
     until: datetime | None = None
     """Created before."""
+    trace_id: str | None = None
+    """Of the request whose answer is in it."""
     region: Coverage | None = None
     """Whose key lies in it."""
 

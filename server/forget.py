@@ -1,8 +1,7 @@
 """Forgetting what is remembered, wherever it is.
 
-Owns that what waits to be written is forgotten with what is stored, and what was asked and answered with its
-episode, and what is told of copies elsewhere.
-Knows nothing of HTTP or of stores.
+Owns that what waits to be written or to be explored is forgotten with what is stored, and what was asked and
+answered with its episode, and what is told of copies elsewhere. Knows nothing of HTTP or of stores.
 """
 
 import asyncio
@@ -50,13 +49,14 @@ async def forget(gateway: Gateway, tenant: str, where: Where) -> Forgotten:
     Raises:
         StoreUnavailableError, NoRoomError: some may be deleted; asked again, the others go too.
     """
-    if not await gateway.remember.drain(DRAIN_S):
-        waiting = gateway.remember.pending
-        raise StoreUnavailableError(f"{waiting} episodes wait to be written, some maybe of these; ask again")
     where = replace(where, tenant=tenant)
+    everything = where == Where(tenant)
+    if everything:
+        gateway.steering.explorer.forget(tenant, None)
+    await _written(gateway)
     meant = await gateway.statistics.call(lambda store: _meant(store, where))
     forgotten = await _forget(gateway, tenant, meant)
-    if where == Where(tenant):
+    if everything:
         await gateway.traces.forget(None, tenant)
     return forgotten
 
@@ -74,14 +74,53 @@ async def forget_one(gateway: Gateway, tenant: str, episode_id: str) -> Forgotte
     return await _forget(gateway, tenant, {episode_id: prompt_digest(tokens)})
 
 
-async def _forget(gateway: Gateway, tenant: str, meant: dict[str, str]) -> Forgotten:
+async def forget_request(gateway: Gateway, tenant: str, name: str) -> Forgotten | None:
+    """Delete all that is kept of the prompt of one request, by the id of its trace or of feedback on it.
+
+    Where its trace is gone, that is the episode that holds its answer. None: nothing of that name is kept.
+
+    Raises:
+        StoreUnavailableError, StateUnavailableError, NoRoomError: some may be deleted; asked again, the rest
+            goes too.
+    """
+    said = await asyncio.to_thread(gateway.state.feedback, name, tenant)
+    trace_id = said.trace if said else name
+    kept = await gateway.traces.exchange(trace_id, tenant)
+    meant = {}
+    if kept is not None and kept.asked is not None:
+        meant = {kept.asked.prompt: prompt_digest(kept.asked.token_ids)}
+        gateway.steering.explorer.forget(tenant, meant)
+    await _written(gateway)
+    where = Where(tenant, trace_id=trace_id)
+    meant |= await gateway.statistics.call(lambda store: _meant(store, where))
+    if kept is None and not meant:
+        return None
+    await gateway.traces.forget_one(trace_id, tenant)
+    return await _forget(gateway, tenant, meant, evicted=True)
+
+
+async def _written(gateway: Gateway) -> None:
+    """Wait for what is on its way into the store, so that it can say which episodes are meant."""
+    if not await gateway.remember.drain(DRAIN_S):
+        waiting = gateway.remember.pending
+        raise StoreUnavailableError(f"{waiting} episodes wait to be written, some maybe of these; ask again")
+
+
+async def _forget(
+    gateway: Gateway, tenant: str, meant: dict[str, str], *, evicted: bool = False
+) -> Forgotten:
+    """Delete episodes by their ids, with the digests of their prompts.
+
+    Priors may have learned from such as are there no more; `evicted`: those are told of, too.
+    """
+    gateway.steering.explorer.forget(tenant, meant)
     await gateway.traces.forget(meant, tenant)
     # One by one, for an answer to the same prompt may wait to be written again.
     deleted = [name for name in meant if await gateway.remember.delete(name)]
-    if not deleted:
+    if not (deleted or (evicted and meant)):
         return NOTHING
     gateway.upkeep.forgotten[tenant] += len(deleted)
-    digests = {meant[name] for name in deleted}
+    digests = {digest for name, digest in meant.items() if evicted or name in deleted}
     own = await gateway.tenants.of(tenant)
     priors, night = await asyncio.to_thread(_elsewhere, gateway, own, digests)
     rows = {row: one.active for one in sorted(priors, key=lambda one: one.active) for row in one.rows}

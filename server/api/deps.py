@@ -1,16 +1,34 @@
 """What routes ask for.
 
-Owns how a route gets at the running gateway, and at who asks.
+Owns how a route gets at the running gateway, at who asks, and at the trace of an answer.
 """
 
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import Depends, Request
 
 from server.access import Access
 from server.api.auth import access_of
+from server.errors import NotFoundError
 from server.gateway import Gateway, Readiness
 from server.tenants import Parts
+
+
+def trace_of(inference_id: str, param: str = "inference_id") -> str:
+    """Return the id of the trace that ids of answers end in.
+
+    Raises:
+        NotFoundError: it is no such id.
+    """
+    try:
+        return str(UUID(inference_id.removeprefix("chatcmpl-").removeprefix("resp_")))
+    except ValueError:
+        raise NotFoundError(
+            f"no trace of {inference_id!a}: requests at effort none and completions leave none; of batches, "
+            "and where a client names its requests itself, give the id that x-latent-trace says",
+            param,
+        ) from None
 
 
 # Not plain functions: those would each take a thread.

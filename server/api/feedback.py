@@ -21,9 +21,8 @@ from pydantic_core import PydanticCustomError
 
 from memory.episode import new_id
 from memory.state import Feedback
-from server.api.deps import AccessDep, GatewayDep
+from server.api.deps import AccessDep, GatewayDep, trace_of
 from server.api.errors import refusals
-from server.errors import NotFoundError
 from server.feedback import Metric, take
 
 router = APIRouter(prefix="/v1", tags=["feedback"])
@@ -94,7 +93,7 @@ async def feedback(
     """
     said = Feedback(
         id=str(asked.feedback_id or new_id()),
-        trace=_trace(asked.inference_id),
+        trace=trace_of(asked.inference_id),
         metric_name=asked.metric_name,
         value=asked.value,
         tags=asked.tags,
@@ -102,15 +101,3 @@ async def feedback(
     )
     with gateway.tracing.request("feedback", request.headers, {"gen_ai.response.id": asked.inference_id}):
         return FeedbackResponse(feedback_id=(await take(gateway, said)).id)
-
-
-def _trace(inference_id: str) -> str:
-    """Return the id of the trace that ids of answers end in."""
-    try:
-        return str(UUID(inference_id.removeprefix("chatcmpl-").removeprefix("resp_")))
-    except ValueError:
-        raise NotFoundError(
-            f"no trace of {inference_id!a}: requests at effort none and completions leave none; of batches, "
-            "and where a client names its requests itself, give the id that x-latent-trace says",
-            "inference_id",
-        ) from None

@@ -172,6 +172,17 @@ class Erasure(BaseModel):
     next: str | None = Field(description="What takes it out of the priors; null: there is none.")
 
 
+def erasure_of(forgotten: Forgotten) -> Erasure:
+    """Return what was forgotten as routes say it."""
+    priors = [TouchedPrior(version=one.version, rows=one.rows, active=one.active) for one in forgotten.priors]
+    return Erasure(
+        deleted=forgotten.deleted,
+        priors=priors,
+        night=forgotten.night,
+        next=RETRAIN if priors else None,
+    )
+
+
 class Compacted(BaseModel):
     """Whether there was anything to do."""
 
@@ -291,7 +302,7 @@ async def delete_episodes(
     filtered = any(getattr(asked, name) is not None for name in Filter.model_fields)
     if filtered == asked.all:
         raise InvalidRequestError("name a filter, such as reward_max=0.3, or else all=true", "all")
-    return _erasure(await forget(gateway, access.tenant, asked.where(access.tenant, own)))
+    return erasure_of(await forget(gateway, access.tenant, asked.where(access.tenant, own)))
 
 
 @router.get("/episodes/{episode_id}", responses=refusals(404))
@@ -311,23 +322,13 @@ async def delete_episode(gateway: GatewayDep, access: AccessDep, episode_id: str
     forgotten = await forget_one(gateway, access.tenant, name)
     if not forgotten.deleted:
         raise _unknown(name)
-    return _erasure(forgotten)
+    return erasure_of(forgotten)
 
 
 @router.post("/compact", responses=refusals(507))
 async def compact(gateway: GatewayDep) -> Compacted:
     """Write the store's files anew, without what was deleted, now instead of within a day."""
     return Compacted(compacted=await asyncio.to_thread(gateway.upkeep.compact))
-
-
-def _erasure(forgotten: Forgotten) -> Erasure:
-    priors = [TouchedPrior(version=one.version, rows=one.rows, active=one.active) for one in forgotten.priors]
-    return Erasure(
-        deleted=forgotten.deleted,
-        priors=priors,
-        night=forgotten.night,
-        next=RETRAIN if priors else None,
-    )
 
 
 @router.post("/search", responses=refusals(404))

@@ -105,6 +105,7 @@ TABLE: dict[Rule, tuple[str, ...]] = {
     WRITE: (
         "DELETE /v1/memory/episodes",
         "DELETE /v1/memory/episodes/{episode_id}",
+        "DELETE /v1/latent/traces/{trace_id}",
         "POST /v1/memory/import",
     ),
     ADMIN: (

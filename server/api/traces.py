@@ -11,9 +11,11 @@ from pydantic import BaseModel, Field
 from memory.episode import now
 from memory.experiment import Arm
 from memory.timeline import Step, Timeline, Window, timeline
-from server.api.deps import AccessDep, GatewayDep
+from server.api.deps import AccessDep, GatewayDep, trace_of
 from server.api.errors import refusals
+from server.api.memory import Erasure, erasure_of
 from server.errors import NotFoundError
+from server.forget import forget_request
 from server.questions import Questions
 from server.steering.traces import ListedTrace
 
@@ -251,6 +253,19 @@ async def trace(
         for one in said
     ]
     return found
+
+
+@router.delete("/traces/{trace_id}", responses=refusals(404, 507))
+async def delete_trace(gateway: GatewayDep, access: AccessDep, trace_id: str) -> Erasure:
+    """Forget what a request asked and was answered, and all else that is kept of its prompt.
+
+    By the id of its trace, of its answer, or of feedback on it. What is not text of it stays in the trace.
+    """
+    name = trace_of(trace_id, "trace_id")
+    forgotten = await forget_request(gateway, access.tenant, name)
+    if forgotten is None:
+        raise NotFoundError(f"nothing is kept of a request {name}", "trace_id")
+    return erasure_of(forgotten)
 
 
 def _summaries(page: Sequence[ListedTrace], questions: Questions) -> list[TraceSummary]:

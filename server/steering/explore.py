@@ -11,7 +11,7 @@ import contextvars
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -202,7 +202,7 @@ class Explorer:
                 self._wake(PAUSE_S)
 
     def withdraw(self, trace_id: str) -> None:
-        """Forget the exploration of a request that was refused after it had been taken."""
+        """Give up the exploration of a request."""
         for waiting in [one for one in self._waiting if one.request.trace_id == trace_id]:
             self._waiting.remove(waiting)
             self._lately.pop(self._prompt(waiting), None)
@@ -211,6 +211,19 @@ class Explorer:
                 self._withdrawn.add(exploration)
                 self._lately.pop(self._prompt(exploration), None)
                 task.cancel()
+
+    def forget(self, tenant: str, prompts: Collection[str] | None) -> None:
+        """Give up explorations of a tenant's prompts, by the ids of their episodes; None: of all of them.
+
+        Nothing comes of them any more; a prompt that is asked again may be explored again.
+        """
+
+        def meant(one: Exploration) -> bool:
+            return one.tenant == tenant and (prompts is None or self._prompt(one) in prompts)
+
+        for exploration in [one for one in (*self._waiting, *self._running.values()) if meant(one)]:
+            self.withdraw(exploration.request.trace_id)
+            self._not_remembered(exploration.request.trace_id, "it was forgotten")
 
     async def drain(self) -> None:
         """Wait until nothing runs, and nothing that waits may."""

@@ -228,6 +228,16 @@ class TraceLog:
                 self._fresh[trace.id] = replace(trace, asked=None)
         await asyncio.to_thread(self._state.forget_exchanges, prompts, tenant)
 
+    async def forget_one(self, trace_id: str, tenant: str = TENANT) -> None:
+        """Keep nothing more of what one request was asked and answered, and of what was said of that.
+
+        Raises:
+            StateUnavailableError, NoRoomError: nothing is forgotten.
+        """
+        if not await self.drain():
+            raise StateUnavailableError("traces are still being written; ask again")
+        await asyncio.to_thread(self._state.forget_exchange, trace_id, tenant)
+
     async def drain(self, timeout_s: float = 5.0) -> bool:
         """Wait until everything is written; False when that took too long."""
         return await self._background.drain(timeout_s)

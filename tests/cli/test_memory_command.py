@@ -132,6 +132,7 @@ def test_nothing_is_forgotten_but_what_is_named(run: Run, server: Server) -> Non
     for wrong in ((), ("--all", "--effort", "low"), (episodes[0].id, "--all")):
         assert run("memory", "delete", *wrong).code == 2
     assert run("memory", "delete", new_id()).code == 1
+    assert "nothing is kept of a request" in run("memory", "delete", "--request", new_id()).err
     assert count() == 10
     assert "2 episodes are forgotten" in run("memory", "delete", episodes[0].id, episodes[1].id).out
     assert said(run("memory", "compact", "--json")) == {"compacted": True}

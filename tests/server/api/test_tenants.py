@@ -159,6 +159,7 @@ CALLS: dict[str, Call] = {
     "GET /v1/latent/timeline": Call(shows=False),
     "GET /v1/latent/traces": Call(),
     "GET /v1/latent/traces/{trace_id}": by("trace_id", lambda whose: whose.traces[0]),
+    "DELETE /v1/latent/traces/{trace_id}": by("trace_id", lambda whose: whose.traces[0], shows=False),
     "POST /v1/feedback": Call(said_of, status=404),
     "POST /v1/embeddings": Call(lambda _: {"json": {"model": "small", "input": "hello"}}, shows=False),
     "GET /v1/keys": Call(),

@@ -251,7 +251,7 @@ async def test_the_shortest_is_remembered_only_where_its_result_is_as_sure(
             answers.append(replace(answer, logprobs=tuple(math.log(value) for value in values)))
         return answers
 
-    engine.generate = told  # type: ignore[method-assign]
+    engine.generate = told
     day = await make_day(engine, rewards="consistency=0.95,confidence=0.05")
     await day.ask(rendered(engine, max_tokens=64), explore=True)
     await day.steering.explorer.drain()
@@ -424,6 +424,33 @@ async def test_a_request_that_is_refused_after_all_is_not_explored(make_day: Mak
     await explorer.drain()
     assert await day.remember.drain()
     assert (day.store.episodes, explorer.summary()["waiting"]) == ([], 0)
+
+
+async def test_what_is_forgotten_while_it_is_explored_is_not_remembered(make_day: MakeDay) -> None:
+    engine = ScriptedEngine(answer="12")
+    day = await make_day(engine, rewards="consistency=1", remember_threshold=0)
+    begun, may_go_on = asyncio.Event(), asyncio.Event()
+    generate = engine.generate
+
+    async def held(*args: Any, **more: Any) -> Any:
+        begun.set()
+        await may_go_on.wait()
+        return await generate(*args, **more)
+
+    engine.generate = held
+    _, trace = await day.ask("apples How many?", explore=True)
+    await begun.wait()
+    day.steering.explorer.forget("another", None)
+    day.steering.explorer.forget("default", {"another prompt"})
+    assert day.steering.explorer.summary()["running"] == 1
+    day.steering.explorer.forget("default", None)
+    may_go_on.set()
+    await day.steering.explorer.drain()
+    assert await day.remember.drain()
+    assert day.store.episodes == []
+    found = await day.traces.get(trace["id"])
+    assert found is not None
+    assert found["why_not_remembered"] == "it was forgotten"
 
 
 async def test_no_tokens_for_exploring_means_none(make_day: MakeDay) -> None:
