@@ -89,7 +89,7 @@ async def search_step(
         engine.neutral_latent(),
         engine.position(prompt.token_ids),
     )
-    await Session(engine, scorer, prompt, start, position, options, served=False).run(search)
+    await Session(engine, scorer, prompt, start, position, options, served=None).run(search)
     _, (before, _, _), (after, answers, tokens) = clock.asked
     return Step(seconds=after - before, answers=answers, tokens=tokens)
 

@@ -345,7 +345,7 @@ class Explorer:
         why_not = request.why_not_remembered(self._threshold)
         explored = {
             "reward_plain": result.plain.reward if result.plain else None,
-            "reward_start": result.start.reward if result.start else None,
+            "reward_start": result.served.reward if result.served else None,
             "generated_tokens": result.usage.generated_tokens,
             "forward_tokens": result.usage.forward_tokens,
             "rows": measured,
@@ -387,12 +387,12 @@ class Explorer:
             start.latent,
             start.position,
             options,
-            served=start.served,
+            served=start.without.latent,
         )
         result = await session.run(Vote())
         self._count(result.usage.generated_tokens, exploration.tenant)
         request.result = result
-        request.episode = episode_of(request, key, self._engine.space.id, start.latent, start.served, result)
+        request.episode = episode_of(request, key, self._engine.space.id, start.latent, result)
         return result
 
     async def _measure(
@@ -407,7 +407,7 @@ class Explorer:
         given: dict[str | None, Sequence[Generation]] = {None: result.plain_answers}
         if request.prior is not None and start.without.mode == "prior":
             row = request.prior.row(key)
-            given |= {row.id: result.start_answers} if row is not None else {}
+            given |= {row.id: result.served_answers} if row is not None else {}
         room = self._engine.max_model_len - len(prompt) - len(start.latent)
         try:
             async with asyncio.timeout(options.deadline_s):

@@ -16,7 +16,7 @@ from server.steering.search.result import SearchResult
 
 
 def episode_of(
-    request: Request, key: Array, space: str, start: torch.Tensor, served: bool, result: SearchResult
+    request: Request, key: Array, space: str, start: torch.Tensor, result: SearchResult
 ) -> Episode | None:
     """Return what a search leaves to remember; None when there is no answer that others agree with.
 
@@ -28,7 +28,6 @@ def episode_of(
         key: (d,) of its prompt.
         space: Id of the latent space.
         start: (L, d) where the search began.
-        served: Whether the start would have been served without a search.
         result: What it found.
     """
     if result.plain is None or result.best is None or result.example is None:
@@ -44,7 +43,7 @@ def episode_of(
         answer_token_ids=answer.token_ids,
         answer_text=answer.text,
         latent_earned=earned,
-        start_lift=result.lift if served else None,
+        start_lift=result.lift,
         choices=request.prompt.decoding.choices or (),
         plain_reward=result.plain.scored.reward,
         search=request.search or "none",

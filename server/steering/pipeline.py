@@ -212,7 +212,7 @@ class Steering:
             start.latent,
             start.position,
             request.options,
-            served=start.served,
+            served=without.latent,
         )
         try:
             with request.stage("search"):
@@ -242,7 +242,7 @@ class Steering:
             if result.stopped in ("budget", "deadline", "engine-error", "signal-lost")
             else ""
         )
-        request.episode = episode_of(request, key, self._engine.space.id, start.latent, start.served, result)
+        request.episode = episode_of(request, key, self._engine.space.id, start.latent, result)
         before = result.plain.reward if result.plain else None
         measured = replace(without, reward_before=before, usage=result.usage)
         elected = result.elected

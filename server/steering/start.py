@@ -43,12 +43,7 @@ class Start:
     position: int
     """Where latents go in."""
     without: Outcome
-    """What is served without a search."""
-
-    @property
-    def served(self) -> bool:
-        """Whether the latent is what would be served."""
-        return self.without.latent is self.latent
+    """What is served without a search; its latent, if any, need not be where one begins."""
 
 
 class Starts:

@@ -76,8 +76,8 @@ class SearchResult:
     stopped: Stopped
     plain: Candidate | None = None
     """The greedy answer without a latent; None when not even that could be decoded."""
-    start: Candidate | None = None
-    """The greedy answer to the latent that the search started from; None: it was not asked for."""
+    served: Candidate | None = None
+    """The greedy answer to the latent that would be served without a search; None: none would."""
     best: Candidate | None = None
     """The greedy answer of the highest reward, the plain one where nothing beat it."""
     elected: Candidate | None = None
@@ -87,8 +87,8 @@ class SearchResult:
     """The answer to remember: as good as that one, and shorter where there is one."""
     plain_answers: Sequence[Generation] = ()
     """Answers without a latent: the greedy one, then those that voted."""
-    start_answers: Sequence[Generation] = ()
-    """The same of the latent that the search started from."""
+    served_answers: Sequence[Generation] = ()
+    """The same of the latent that would be served."""
     steps: tuple[Step, ...] = ()
     usage: Usage = field(default_factory=Usage)
     unavailable: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ class SearchResult:
 
     @property
     def lift(self) -> float | None:
-        """Rise of Q from the unsteered answer to the start's, in [-1, 1]; None: it was not measured."""
-        if self.start is None or self.plain is None:
+        """Rise of Q from the unsteered answer to what would be served, in [-1, 1]; None: not measured."""
+        if self.served is None or self.plain is None:
             return None
-        return self.start.reward - self.plain.reward
+        return self.served.reward - self.plain.reward

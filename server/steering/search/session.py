@@ -64,8 +64,8 @@ class Session:
         start: (L, d) latent where the search begins.
         position: Where latents go in.
         options: How far it may go.
-        served: Whether the start would be served without searching; then it votes on equal terms with no
-            latent.
+        served: (L, d) latent that would be served without searching, where the search need not begin; it
+            votes on equal terms with no latent. None: none would be.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Session:
         position: int,
         options: Options,
         *,
-        served: bool,
+        served: torch.Tensor | None,
     ) -> None:
         self._engine, self._scorer, self._prompt = engine, scorer, prompt
         self.start, self.options, self.seed = start, options, seed_of(prompt, options)
@@ -88,10 +88,10 @@ class Session:
         self._by_votes = any(reward.name == CONSISTENCY for reward, _ in scorer.rewards)
         self._budget = Budget(options.budget_tokens, options.deadline_s)
         self._pool: list[Generation] = []
-        self._opening: dict[bool, list[Generation]] = {True: [], False: []}
-        """Answers before any step: of no latent, and of the start."""
+        self._opening: tuple[list[Generation], list[Generation]] = [], []
+        """Answers before any step: of no latent, and of the one that would be served."""
         self._plain: Candidate | None = None
-        self._start: Candidate | None = None
+        self._as_served: Candidate | None = None
         self._best: Candidate | None = None
         self._candidates: list[Candidate] = []
         self._signals: frozenset[str] | None = None
@@ -124,18 +124,19 @@ class Session:
         return self._result(stopped)
 
     async def _open(self) -> None:
-        """Decode and score the unsteered answer and the start's, with sampled rollouts that vote.
+        """Decode and score greedy answers of both sides and of the start, with sampled rollouts that vote.
 
-        A start that nobody would be served and no step begins at is left out: untrained latents say odd
-        things. The unsteered model votes, and on equal terms the start where that is what would be served:
-        what the model says today shall have a vote, and shall not be the only one to have it. Of each side
-        that votes the greedy answer does, too; with one vote more, a side would look better than it is.
+        The unsteered model votes, and on equal terms the latent that would be served: what the model says
+        today shall have a vote, and shall not be the only one to have it. Of each side that votes the greedy
+        answer does, too; with one vote more, a side would look better than it is. A start that is neither is
+        looked at where steps begin there, and has no vote: untrained latents say odd things.
 
         Raises:
             SessionEndedError: no budget or time for it, or already perfect.
         """
-        greedy: list[torch.Tensor | None] = [None]
-        if self.options.steps or self._served:
+        sides = self._sides()
+        greedy = [*sides]
+        if self.options.steps and self.start is not self._served:
             greedy.append(self.start)
         left = self._budget.left
         if left is not None:  # the least that can be compared: one vote would agree with nothing
@@ -146,20 +147,22 @@ class Session:
         latents = [*greedy, *(side for side, _ in voters)]
         decodings = [*(self._greedy() for _ in greedy), *(decoding for _, decoding in voters)]
         ended: dict[int, Generation] = {}
-        voting = {*range(len(self._sides())), *range(len(greedy), len(latents))}
+        voting = {*range(len(sides)), *range(len(greedy), len(latents))}
         try:
             answers = await self._generate(latents, decodings, finished=ended.__setitem__)
             self._pool = [answer for at, answer in enumerate(answers) if at in voting]
-            for latent, answer in zip(latents, answers, strict=True):
-                self._opening[latent is None].append(answer)
+            for at, side in enumerate(sides):
+                self._opening[at].extend(
+                    answer for one, answer in zip(latents, answers, strict=True) if one is side
+                )
             opened = await self._score(answers, latents, refined=False)
         except SessionEndedError:
             await self._make_do(latents, {at: ended[at] for at in sorted(voting & ended.keys())})
             raise
         self._plain = self._best = opened[0]
-        if len(greedy) == 2:
-            self._start = opened[1]
-            self._keep(self._start)
+        self._as_served = opened[1] if self._served is not None else None
+        for one in opened[1 : len(greedy)]:
+            self._keep(one)
         self._steps.append(Step(0, tuple(one.reward for one in opened[: len(greedy)]), self._best.reward))
         self._end_if_perfect()
 
@@ -179,7 +182,7 @@ class Session:
 
     def _sides(self) -> list[torch.Tensor | None]:
         """Return the latents that vote, None for no latent."""
-        return [None, self.start] if self._served else [None]
+        return [None] if self._served is None else [None, self._served]
 
     def _voters(self, left: int | None) -> list[tuple[torch.Tensor | None, Decoding]]:
         """Return the rollouts that vote, as many and as long ones of each side.
@@ -300,12 +303,12 @@ class Session:
         return SearchResult(
             stopped=stopped,
             plain=self._plain,
-            start=self._start,
+            served=self._as_served,
             best=self._best,
             elected=elected,
             example=shortest_of_the_surest(self._prompt, elected, self._candidates, self._engine.decode),
-            plain_answers=self._opening[True],
-            start_answers=self._opening[False],
+            plain_answers=self._opening[0],
+            served_answers=self._opening[1],
             steps=tuple(self._steps),
             usage=self._budget.usage,
             unavailable=self._unavailable,

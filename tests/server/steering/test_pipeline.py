@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from memory.edge_store import EdgeStore
-from memory.episode import new_id
+from memory.episode import Episode, new_id
 from memory.prior import DEFAULT_RECALL_FLOOR
 from model.engine import Decoding, EngineDeadError
 from model.scripted_engine import ScriptedEngine
@@ -546,6 +546,51 @@ async def test_best_answer_is_remembered_beside_a_latent_that_only_beat_the_plai
     assert (episode.answer_text, episode.latent_earned) == ("yes", True)
     assert (outcome.answer.text, outcome.latent) == ("yes", None)
     assert episode.reward == outcome.reward_after
+
+
+async def test_what_low_would_serve_votes_also_where_the_search_begins_at_what_is_recalled(
+    make_day: MakeDay,
+) -> None:
+    def asked(_: str, latent: torch.Tensor | None, decoding: Decoding) -> str:
+        if latent is None:
+            return f"it is {100 + (decoding.seed or 0)}"  # no two of them agree
+        return "it is 12" if same(latent, by_row) else "it is 5"
+
+    engine = ScriptedEngine(answer=asked)
+    by_row = engine.best_latent(rendered(engine, "apples How many?").token_ids)
+    day = await make_day(
+        engine, rewards="consistency=1", low_recalls=False, high_votes=8, high_steps=1, recall_floor=0.0
+    )
+    version = await day.publish()
+    low, _ = await day.ask("apples How many are left?")
+    assert (low.mode, same(low.latent, by_row)) == ("prior", True)
+    prompt = rendered(engine, "apples How many in all?")
+    key = (await engine.keys([prompt.token_ids]))[0].numpy()
+    near = Episode(
+        space=engine.space.id,
+        key=key,
+        latent=(by_row + torch.roll(by_row, 1, dims=1)).numpy(),
+        reward=0.9,
+        signals={},
+        prompt_token_ids=prompt.token_ids,
+        answer_token_ids=(1,),
+        prompt_text=prompt.text,
+        answer_text="it is 5",
+        prior_version=version,
+    )
+    await asyncio.to_thread(day.store.add, [near])
+    engine.calls.clear()
+    outcome, trace = await day.ask("apples How many are left?", "high")
+    first = next(call for call in engine.calls if call.method == "generate")
+    assert (outcome.mode, outcome.answer.text) == ("voted", "it is 12")
+    assert same(outcome.latent, by_row)
+    assert outcome.prior_version == version
+    sides = [None if one is None else same(one, by_row) for one in first.latents]
+    assert (sides.count(None), sides.count(True), sides.count(False)) == (5, 5, 1)  # greedy ones, and 4 votes
+    assert trace["mode"] == "voted"
+    assert await day.remember.drain()
+    [episode] = [one for one in day.store.episodes if one.id != near.id]
+    assert episode.start_lift > 0  # of the row, and not of what was recalled on top of it
 
 
 async def test_same_request_gives_the_same_latent(make_day: MakeDay) -> None:

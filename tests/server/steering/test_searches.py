@@ -59,7 +59,7 @@ async def run(
 ) -> SearchResult:
     begins = engine.neutral_latent() if start is None else start
     position = engine.position(prompt.token_ids)
-    session = Session(engine, scorer, prompt, begins, position, limits, served=served)
+    session = Session(engine, scorer, prompt, begins, position, limits, served=begins if served else None)
     return await session.run(search)
 
 
@@ -348,8 +348,8 @@ async def test_start_that_is_the_best_is_told_from_one_that_was_found() -> None:
     prompt = rendered(engine)
     best = engine.best_latent(prompt.token_ids)
     result = await run(Vote(), engine, scorer(), prompt, limits(), start=best)
-    assert result.best is result.start
     assert result.best.latent is best
+    assert not result.best.refined
     assert result.best.reward > result.plain.reward
 
 
@@ -433,7 +433,7 @@ async def test_gradient_of_choices_is_that_under_their_grammar() -> None:
     choices = tuple(sorted({(await engine.generate([SteeredPrompt(prompt.token_ids)], Decoding(9)))[0].text}))
     prompt = replace(prompt, decoding=Decoding(9, choices=choices))
     start, position = engine.neutral_latent(), engine.position(prompt.token_ids)
-    session = Session(engine, scorer(), prompt, start, position, limits(), served=False)
+    session = Session(engine, scorer(), prompt, start, position, limits(), served=None)
     answers = await engine.generate([SteeredPrompt(prompt.token_ids)] * 2, prompt.decoding)
     other = replace(answers[0], text="none of them")
     await session.gradient(start, [(answers[0], 1.0), (other, -1.0)])

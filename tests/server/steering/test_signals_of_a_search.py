@@ -42,7 +42,7 @@ async def run(search: Search, outside: Outside, steps: int = 6, votes: int = 8) 
     limits = options("high", steps=steps, votes=votes, population=votes, seed=0)
     scorer = Scorer([(Confidence(), 0.5), (outside, 0.5)])
     start, position = engine.neutral_latent(), engine.position(prompt.token_ids)
-    return await Session(engine, scorer, prompt, start, position, limits, served=False).run(search)
+    return await Session(engine, scorer, prompt, start, position, limits, served=None).run(search)
 
 
 @both
