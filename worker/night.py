@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,7 +88,8 @@ async def _run(night_id: str, settings: Settings, state: State, engine_factory: 
         with ExitStack() as held:
             await _take_lock(held, night)
             held.enter_context(journal.heartbeat())
-            await _attempt(night)
+            async with AsyncExitStack() as opened:
+                await _attempt(night, opened)
     except NightBusyError as error:
         if error.holder != night_id:
             journal.change(state="skipped", message=str(error))
@@ -157,13 +158,14 @@ class _Night:
         return FreeSpace(self.settings.data_dir, self.settings.min_free_mib)
 
 
-async def _attempt(night: _Night) -> None:
+async def _attempt(night: _Night, opened: AsyncExitStack) -> None:
     journal = night.journal
     try:
         _count_attempt(night)
-        await _unless_overruled(journal, _consolidate(night))
+        await _unless_overruled(journal, _consolidate(night, opened))
     except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
-        night.log.forget_attempts(journal.record.id)  # it was stopped on purpose, and goes on later
+        # It was stopped on purpose, and goes on later. Now: an engine in a call takes long to close.
+        night.log.forget_attempts(journal.record.id)
         raise
     except NightOverruledError:
         raise
@@ -211,7 +213,7 @@ async def _unless_overruled(journal: Journal, work: Coroutine[Any, Any, None]) -
         journal.look()
 
 
-async def _consolidate(night: _Night) -> None:
+async def _consolidate(night: _Night, opened: AsyncExitStack) -> None:
     settings, journal = night.settings, night.journal
     journal.change(state="running", phase="snapshot", done=0, total=1, message="reading the snapshot")
     published = _published(night)
@@ -222,24 +224,22 @@ async def _consolidate(night: _Night) -> None:
         raise SnapshotError(f"there is no snapshot {night.snapshot}")
     journal.change(phase="load", done=0, total=1, message=f"loading {settings.model}")
     engine = await asyncio.to_thread(night.engine_factory, settings)
-    try:
-        await asyncio.to_thread(_take_space, engine, settings)
-        journal.change(phase="dataset", done=0, total=1, message="reading episodes, deciding labels")
-        dataset = await load(
-            night.snapshot,
-            engine,
-            space=parted(journal.record.space)[0],
-            min_reward=settings.night_min_reward,
-            min_episodes=settings.night_min_episodes,
-            holdout_share=settings.night_holdout,
-            calibration=settings.night_calibration,
-            seed=settings.night_seed,
-        )
-        alive, serving = _active(night)
-        journal.change(parent=alive.version if alive else None)
-        rows, manifest = await _learn(night, engine, dataset, alive, serving)
-    finally:
-        await engine.close()
+    opened.push_async_callback(engine.close)
+    await asyncio.to_thread(_take_space, engine, settings)
+    journal.change(phase="dataset", done=0, total=1, message="reading episodes, deciding labels")
+    dataset = await load(
+        night.snapshot,
+        engine,
+        space=parted(journal.record.space)[0],
+        min_reward=settings.night_min_reward,
+        min_episodes=settings.night_min_episodes,
+        holdout_share=settings.night_holdout,
+        calibration=settings.night_calibration,
+        seed=settings.night_seed,
+    )
+    alive, serving = _active(night)
+    journal.change(parent=alive.version if alive else None)
+    rows, manifest = await _learn(night, engine, dataset, alive, serving)
     journal.change(phase="publish", done=0, total=1, message="publishing")
     version = await asyncio.to_thread(night.registry.publish, rows, manifest)
     _finish(night, night.registry.load(version).manifest)

@@ -1,42 +1,39 @@
 """What the queue can ask of a worker.
 
-Owns the tasks, each of which calls one function. Models, numpy and HTTP are imported inside them: they
-run in a child process that ends with its task, so that an idle worker stays small.
+Owns the tasks, each of which runs one process (`worker/__main__.py`), and what becomes of a message whose
+process did not get to its end.
 """
 
 import logging
-from typing import Any
 
 from celery import shared_task
+from celery.exceptions import Reject
 
 from config.queue import NIGHT_TASK
-from config.settings import Settings
+from worker.process import Runner, StoppedError
 
 logger = logging.getLogger(__name__)
+
+runner = Runner()
 
 
 @shared_task(name=NIGHT_TASK)  # type: ignore[untyped-decorator]
 def consolidate(night_id: str) -> None:
     """Run one night."""
-    import asyncio
-
-    from memory.night import UnknownNightError
-    from worker.night import run_night
-
-    try:
-        record = asyncio.run(run_night(night_id, Settings()))
-    except UnknownNightError as error:
-        logger.error("%s; is LATENTEVOLVE_DATA_DIR the gateway's?", error)
-        return
-    logger.info("night %s ended as %s: %s", record.id, record.state, record.error or record.message)
+    _run("night", night_id)
 
 
-@shared_task(name="latentevolve.recover", bind=True)  # type: ignore[untyped-decorator]
-def recover(task: Any) -> None:
+@shared_task(name="latentevolve.recover")  # type: ignore[untyped-decorator]
+def recover() -> None:
     """Queue nights again whose worker died, and delete what others have left."""
-    from worker.recovery import orphaned_nights, sweep
+    _run("recover")
 
-    sweep(Settings())
-    for night_id in orphaned_nights(Settings()):
-        logger.warning("night %s has not ended and nobody works on it: queued again", night_id)
-        task.app.send_task(NIGHT_TASK, [night_id])
+
+def _run(*words: str) -> None:
+    try:
+        code = runner.run(*words)
+    except StoppedError as stopped:
+        logger.warning("%s did not end (%s): its message goes back to the queue", " ".join(words), stopped)
+        raise Reject(str(stopped), requeue=True) from stopped
+    if code:
+        logger.error("%s ended with code %d", " ".join(words), code)

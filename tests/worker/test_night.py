@@ -531,6 +531,33 @@ def test_a_night_that_is_cancelled_stops_whatever_it_is_doing_and_leaves_nothing
     assert later.state == "promoted"
 
 
+def test_a_night_that_is_stopped_says_so_before_its_engine_has_closed(
+    place: Place, engine: ScriptedEngine
+) -> None:
+    """An engine in the midst of a call closes late, and a worker that stops kills what takes long."""
+    record = place.queue(scripted_episodes(engine))
+    attempts: list[int] = []
+
+    class Slow(ScriptedEngine):
+        async def close(self) -> None:
+            attempts.append(place.log.attempt(record.id, 0))
+
+    async def stopped() -> None:
+        def reached() -> None:
+            loop.call_soon(night.cancel)
+
+        loop = asyncio.get_running_loop()
+        night = asyncio.ensure_future(run_night(record.id, place.settings, lambda _: Held(reached)))
+        await night
+
+    class Held(Slow, Stuck):
+        pass
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(stopped())
+    assert attempts == [1], "it counts none before"
+
+
 def test_a_night_that_is_cancelled_while_it_waits_in_the_queue_never_begins(
     place: Place, engine: ScriptedEngine
 ) -> None:

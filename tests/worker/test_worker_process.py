@@ -82,6 +82,25 @@ def is_training(place: Place, record: NightRecord) -> bool:
     return found.phase == "train" and found.done >= 1
 
 
+def phase_of(place: Place, record: NightRecord) -> str:
+    found = place.log.get(record.id)
+    assert found is not None
+    return found.phase
+
+
+def members(process: "subprocess.Popen[bytes]") -> list[int]:
+    """Return the processes of the worker's session that there still are."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(session) == process.pid and state not in "ZX":
+            found.append(int(stat.parent.name))
+    return found
+
+
 def has_ended(place: Place, record: NightRecord) -> bool:
     found = place.log.get(record.id)
     return found is not None and found.ended
@@ -165,14 +184,22 @@ def resident_mib(process: "subprocess.Popen[bytes]") -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def test_a_killed_worker_loses_no_night_of_the_folder_queue(
+def test_a_stopped_worker_ends_at_once_and_a_killed_one_loses_no_night_of_the_folder_queue(
     tmp_path: Path, tiny_model: str, remembered: list[Episode]
 ) -> None:
-    """The folder transport forgets a message once it is taken; the night's record does not."""
+    """One that stops puts the message back; one that is killed cannot, but there is the night's record."""
     settings = settings_of(tmp_path, tiny_model)
     place = Place(settings, remembered[0].space)
     record = place.queue(remembered)
-    make_celery(settings).send_task(NIGHT_TASK, [record.id])
+    queue = NightQueue(settings)
+    queue.send(record.id)
+    with worker(settings) as process:
+        wait_until(lambda: phase_of(place, record) == "load", "the loading of the model")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert members(process) == []
+    assert queue.waiting() == 1
+    assert place.log.attempt(record.id, 0) == 1, "what was stopped on purpose is no failed attempt"
     with worker(settings) as process:
         wait_until(lambda: is_training(place, record), "the training")
         kill(process)
@@ -194,7 +221,7 @@ def test_a_stopped_worker_of_redis_ends_at_once_and_its_night_later(
         make_celery(settings).send_task(NIGHT_TASK, [record.id])
         wait_until(lambda: is_training(place, record), "the training")
         first.send_signal(signal.SIGTERM)
-        first.wait(30)
+        assert first.wait(30) == 0
         with worker(settings):
             wait_until(lambda: has_ended(place, record), "the end of the night")
         check_result(place, record)
