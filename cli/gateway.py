@@ -16,6 +16,9 @@ from cli.failure import USAGE, CommandError
 from config.loopback import is_loopback
 from config.settings import Settings
 
+PAGE = 100
+"""Most entries of a list that are asked for at once."""
+
 
 class GatewayError(CommandError):
     """The gateway answered with an error status."""
@@ -59,6 +62,16 @@ class Gateway:
     def put(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Put `body` and return the JSON object that comes back."""
         return self._call("PUT", path, json=body)
+
+    def listed(self, path: str, most: int, **params: str) -> tuple[list[dict[str, Any]], bool]:
+        """Return what a list begins with, page by page, and whether it goes on behind that."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.get(path, limit=str(min(PAGE, most - len(found))), **params)
+            found += page["data"]
+            if not page["has_more"] or len(found) >= most:
+                return found, bool(page["has_more"])
+            params["cursor"] = page["next_cursor"]
 
     def events(self, path: str) -> Iterator[dict[str, Any]]:
         """Yield the JSON objects of server-sent events, until they end.

@@ -19,8 +19,6 @@ from cli.screen import Screen
 app = typer.Typer(help="List, search, forget, export and import what is remembered.", no_args_is_help=True)
 
 EPISODES = "/v1/memory/episodes"
-PAGE = 100
-"""Episodes that are asked for at once."""
 LONG_S = 3600.0
 """For what goes through all of memory."""
 _PIECE = 2**20
@@ -56,14 +54,7 @@ def list_episodes(
     screen = Screen(as_json)
     where = _where(reward_min, reward_max, effort, found_by, since, until, cluster)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
-        found: list[dict[str, Any]] = []
-        cursor: dict[str, str] = {}
-        while len(found) < limit:
-            page = gateway.get(EPISODES, limit=str(min(PAGE, limit - len(found))), **where, **cursor)
-            found += page["data"]
-            if not page["has_more"]:
-                break
-            cursor = {"cursor": page["next_cursor"]}
+        found, more = gateway.listed(EPISODES, limit, **where)
     screen.document({"data": found})
     if not found:
         screen.line("nothing is remembered that fits")
@@ -72,7 +63,7 @@ def list_episodes(
         ("created", "reward", "effort", "by", "seen", "prompt", "answer", "id"),
         [(_day(one), *_columns(one), one["id"]) for one in found],
     )
-    if page["has_more"]:
+    if more:
         screen.note("there are more: see --limit")
 
 

@@ -12,7 +12,7 @@ import typer
 
 from cli.evidence import show_evidence
 from cli.failure import FAILED, INTERRUPTED, REFUSED, CommandError
-from cli.gateway import Gateway, GatewayError
+from cli.gateway import PAGE, Gateway, GatewayError
 from cli.options import ApiKey, Json, Url, load_settings
 from cli.progress import PhaseProgress
 from cli.screen import Screen
@@ -68,8 +68,8 @@ def list_nights(
     """List nights, the newest first."""
     screen = Screen(as_json)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway:
-        records = gateway.get("/v1/consolidations")["consolidations"]
-    screen.document({"consolidations": records[:limit]})
+        records, more = gateway.listed("/v1/consolidations", limit)
+    screen.document({"data": records})
     if not records:
         screen.line("no nights yet: `latentevolve night` runs one")
         return
@@ -83,11 +83,11 @@ def list_nights(
             record.get("version") or "–",
             str(record.get("error") or record.get("message") or "").replace("\n", " ")[:60],
         )
-        for record in records[:limit]
+        for record in records
     ]
     screen.table(("night", "asked for", "by", "state", "episodes", "version", "says"), rows)
-    if len(records) > limit:
-        screen.line(f"{len(records) - limit} older ones: --limit {len(records)}")
+    if more:
+        screen.note("there are older ones: see --limit")
 
 
 @app.command("cancel")
@@ -230,7 +230,8 @@ def _followed(gateway: Gateway, record: dict[str, Any], screen: Screen) -> dict[
 
 
 def _running(gateway: Gateway) -> str | None:
-    for record in gateway.get("/v1/consolidations").get("consolidations", []):
+    records, _ = gateway.listed("/v1/consolidations", PAGE)
+    for record in records:
         if record["state"] not in ENDED:
             return str(record["id"])
     return None

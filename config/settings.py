@@ -280,6 +280,11 @@ class Settings(BaseSettings):
     night_holdout: float = Field(
         0.25, gt=0, lt=1, description="Share of prompts that judge, where they are many."
     )
+    night_limit: int = Field(
+        1000,
+        ge=100,
+        description="Nights of a tenant and model on record; of more, the oldest go that published nothing.",
+    )
     night_seed: int = Field(0, ge=0, description="Seed of folds, initialisation and batches.")
     prior_poll_s: float = Field(1.0, gt=0, description="How often a gateway looks for a new active prior.")
 

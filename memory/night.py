@@ -1,19 +1,25 @@
 """The record of each night, from the request for it to its end.
 
-Owns the states a night goes through, and how often one was begun. Knows nothing of what happens in a night
-(`worker/`) or of who asks for one.
+Owns the states a night goes through, how often one was begun, and which records go. Knows nothing of what
+happens in a night (`worker/`) or of who asks for one.
+
+    Of the ended nights of a space that published no version, the newest `limit` stay. Versions are never
+    deleted, and so are the records that they name.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, false, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, delete, false, func, insert, or_, select, update
 
 from memory.database import Database
 from memory.episode import LatentMemoryError, new_id, now
+from memory.listing import Place
 from memory.schema import nights
+from memory.tenants import of_tenant
 
 Trigger = Literal["api", "cli", "schedule", "episodes", "erasure"]
 State = Literal["queued", "running", "promoted", "on trial", "refused", "skipped", "failed", "cancelled"]
@@ -93,6 +99,7 @@ class NightRecord:
 
 _NAMES = tuple(f.name for f in fields(NightRecord))
 _COLUMNS = [nights.c[name] for name in _NAMES]
+_NEWEST = nights.c.created_at.desc(), nights.c.id.desc()
 _OPEN = nights.c.state.not_in(sorted(ENDED))
 
 
@@ -102,14 +109,38 @@ def _check_words(record: NightRecord) -> None:
             raise ValueError(f"{getattr(record, name)!r} is no {name}")
 
 
-class NightLog:
-    """All nights of a state. Gateway, worker and command line may use it at once."""
+@dataclass(frozen=True)
+class NightPage:
+    """Some nights of a list, newest first."""
 
-    def __init__(self, state: Database) -> None:
-        self._state = state
+    nights: list[NightRecord]
+    next: Place | None
+    """Where the next page begins; None: there is none."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Nights of one space that are in one state."""
+
+    space: str
+    state: State
+    count: int
+    last_end: datetime | None
+    """When the last of them ended."""
+
+
+class NightLog:
+    """All nights of a state. Gateway, worker and command line may use it at once.
+
+    Args:
+        limit: Most ended nights of a space that are kept of those that published nothing; None: all.
+    """
+
+    def __init__(self, state: Database, limit: int | None = None) -> None:
+        self._state, self._limit = state, limit
 
     def create(self, space: str, trigger: Trigger, scheduled_for: datetime | None = None) -> NightRecord:
-        """Write and return a queued night, the only one of its space that has not ended.
+        """Write and return a queued night, the only one of its space that has not ended; let old records go.
 
         Raises:
             NightRunningError: another one is queued or running, or was started for the same scheduled time.
@@ -124,6 +155,10 @@ class NightLog:
             if others:
                 raise NightRunningError(others[-1])
             connection.execute(insert(nights).values(_values(record)))
+            if self._limit is not None:
+                gone = nights.c.space == space, ~_OPEN, nights.c.version.is_(None)
+                newest = select(nights.c.id).where(*gone).order_by(*_NEWEST).limit(self._limit)
+                connection.execute(delete(nights).where(*gone, nights.c.id.not_in(newest)))
         return record
 
     def get(self, night_id: str) -> NightRecord | None:
@@ -186,6 +221,38 @@ class NightLog:
         with self._state.read() as connection:
             return _found(connection) if space is None else _found(connection, nights.c.space == space)
 
+    def page(self, tenant: str, limit: int, after: Place | None = None) -> NightPage:
+        """Return a page of a tenant's nights of every space, newest first.
+
+        Args:
+            tenant: Whose nights.
+            limit: Most nights on the page.
+            after: Where the page before ended; None: there was none.
+
+        Raises:
+            StateUnavailableError: the state cannot be read.
+        """
+        where = [of_tenant(nights.c.space, tenant)]
+        if after is not None:
+            time, same_time = nights.c.created_at < after.created_at, nights.c.created_at == after.created_at
+            where.append(or_(time, same_time & (nights.c.id < after.id)))
+        with self._state.read() as connection:
+            found = _found(connection, *where, limit=limit + 1)
+        page = found[:limit]
+        last = Place(page[-1].created_at, page[-1].id) if len(found) > limit else None
+        return NightPage(page, last)
+
+    def tallies(self) -> Sequence[Tally]:
+        """Return how many nights of each space are in each state.
+
+        Raises:
+            StateUnavailableError: the state cannot be read.
+        """
+        columns = nights.c.space, nights.c.state
+        query = select(*columns, func.count(), func.max(nights.c.finished_at)).group_by(*columns)
+        with self._state.read() as connection:
+            return [Tally(*row) for row in connection.execute(query)]
+
     def running(self, space: str) -> NightRecord | None:
         """Return the night of the space that is queued or running.
 
@@ -227,9 +294,11 @@ class NightLog:
             connection.execute(update(nights).filter_by(id=night_id).values(attempts=0))
 
 
-def _found(connection: Connection, *where: ColumnElement[bool]) -> list[NightRecord]:
-    """Return the nights that meet all of `where`, newest first."""
-    query = select(*_COLUMNS).where(*where).order_by(nights.c.created_at.desc(), nights.c.id.desc())
+def _found(
+    connection: Connection, *where: ColumnElement[bool], limit: int | None = None
+) -> list[NightRecord]:
+    """Return the nights that meet all of `where`, newest first, or the newest of them."""
+    query = select(*_COLUMNS).where(*where).order_by(*_NEWEST).limit(limit)
     return [NightRecord(**row) for row in connection.execute(query).mappings()]
 
 

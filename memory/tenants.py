@@ -5,6 +5,8 @@ and folders of priors are told apart by space. Of the default tenant it is the s
 nothing of what lies there.
 """
 
+from sqlalchemy import ColumnElement
+
 from memory.episode import TENANT
 
 BETWEEN = "+"
@@ -20,3 +22,10 @@ def parted(name: str) -> tuple[str, str]:
     """Return the space and the tenant that a part of that name is of."""
     space, _, tenant = name.partition(BETWEEN)
     return space, tenant or TENANT
+
+
+def of_tenant(name: ColumnElement[str], tenant: str) -> ColumnElement[bool]:
+    """Return the condition that a column names a part of a tenant."""
+    if tenant == TENANT:
+        return ~name.contains(BETWEEN, autoescape=True)
+    return name.endswith(BETWEEN + tenant, autoescape=True)

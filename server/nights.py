@@ -19,7 +19,16 @@ from pathlib import Path
 
 from memory.episode import TENANT, Episode, LatentMemoryError, now
 from memory.free_space import UNLIMITED, FreeSpace
-from memory.night import NightError, NightLog, NightRecord, NightRunningError, NightStateError, Trigger
+from memory.listing import Place
+from memory.night import (
+    NightError,
+    NightLog,
+    NightPage,
+    NightRecord,
+    NightRunningError,
+    NightStateError,
+    Trigger,
+)
 from memory.snapshot import MAX_EPISODES, write_snapshot
 from memory.state import ChosenSchedule
 from memory.store import EpisodeStore, Where
@@ -207,10 +216,13 @@ class NightCoordinator:
         self._poked.set()  # another one may be due
         return record
 
-    async def list(self) -> list[NightRecord]:
-        """Return the tenant's nights of every space, newest first."""
-        nights = await asyncio.to_thread(self._log.list)
-        return [night for night in nights if self._is_own(night)]
+    async def page(self, limit: int, after: Place | None) -> NightPage:
+        """Return a page of the tenant's nights of every space, newest first.
+
+        Raises:
+            StateUnavailableError: the state cannot be read.
+        """
+        return await asyncio.to_thread(self._log.page, self._tenant, limit, after)
 
     async def overdue(self) -> datetime | None:
         """Return the scheduled time that no night was started for until now; None: there is none.

@@ -182,7 +182,7 @@ async def assemble(
                 space=space,
                 tenant=tenant,
                 store=store,
-                log=NightLog(state),
+                log=NightLog(state, settings.night_limit),
                 snapshots=data / "snapshots",
                 room=room,
                 send=send_night or queue.send,

@@ -6,14 +6,14 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus
 
 from memory.episode import LatentMemoryError
 from memory.night import NightRecord, Phase, State, Trigger
-from server.api.deps import OwnDep
+from server.api.deps import OwnDep, place
 from server.api.errors import refusals
 from server.errors import NotFoundError
 from server.tenants import Parts
@@ -62,10 +62,22 @@ class Consolidation(BaseModel):
         return cls(**vars(record))
 
 
-class ConsolidationList(BaseModel):
-    """Every night, newest first."""
+class Listing(BaseModel):
+    """Which page of the nights."""
 
-    consolidations: list[Consolidation]
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(20, ge=1, le=100, description="Most nights of one page.")
+    cursor: str | None = Field(None, description="`next_cursor` of the page before.")
+
+
+class ConsolidationPage(BaseModel):
+    """Some nights, newest first."""
+
+    object: str = "list"
+    data: list[Consolidation]
+    has_more: bool
+    next_cursor: str | None = Field(description="`cursor` of the next page; null: there is none.")
 
 
 @router.post(
@@ -79,9 +91,14 @@ async def start(own: OwnDep, body: StartNight | None = None) -> Consolidation:
 
 
 @router.get("", responses=refusals())
-async def nights(own: OwnDep) -> ConsolidationList:
-    """Return every night, newest first."""
-    return ConsolidationList(consolidations=[Consolidation.of(one) for one in await own.nights.list()])
+async def nights(own: OwnDep, asked: Annotated[Listing, Query()]) -> ConsolidationPage:
+    """Return a page of nights, newest first."""
+    page = await own.nights.page(asked.limit, None if asked.cursor is None else place(asked.cursor))
+    return ConsolidationPage(
+        data=[Consolidation.of(one) for one in page.nights],
+        has_more=page.next is not None,
+        next_cursor=page.next.cursor if page.next else None,
+    )
 
 
 @router.get("/{night_id}", responses=refusals(404))

@@ -8,9 +8,10 @@ from uuid import UUID
 
 from fastapi import Depends, Request
 
+from memory.listing import Place
 from server.access import Access
 from server.api.auth import access_of
-from server.errors import NotFoundError
+from server.errors import InvalidRequestError, NotFoundError
 from server.gateway import Gateway, Readiness
 from server.tenants import Parts
 
@@ -59,3 +60,15 @@ GatewayDep = Annotated[Gateway, Depends(_gateway)]
 """The running gateway; a 503 that says why when there is none."""
 OwnDep = Annotated[Parts, Depends(_own)]
 """Priors and nights of whoever asks."""
+
+
+def place(cursor: str) -> Place:
+    """Return where a page begins.
+
+    Raises:
+        InvalidRequestError: no page has given that cursor.
+    """
+    try:
+        return Place.parse(cursor)
+    except ValueError as error:
+        raise InvalidRequestError(f"{error}; give next_cursor of the page before", "cursor") from None

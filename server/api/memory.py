@@ -10,10 +10,10 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from memory.listing import Place, Summary
+from memory.listing import Summary
 from memory.prior import Coverage
 from memory.store import Where
-from server.api.deps import AccessDep, GatewayDep, OwnDep
+from server.api.deps import AccessDep, GatewayDep, OwnDep, place
 from server.api.errors import refusals
 from server.api.priors import RowEvidence
 from server.errors import InvalidRequestError, NotFoundError
@@ -284,7 +284,7 @@ async def episodes(
     Going from page to page shows each episode once that is there all the time, whatever comes and goes.
     """
     where = asked.where(access.tenant, own)
-    after = None if asked.cursor is None else _place(asked.cursor)
+    after = None if asked.cursor is None else place(asked.cursor)
     access_to = gateway.lookups if where.region is None else gateway.statistics  # which takes longer
     page = await access_to.call(lambda store: store.page(where, limit=asked.limit, after=after))
     return EpisodePage(
@@ -366,13 +366,6 @@ def _region(cluster: str, own: Parts) -> Coverage:
             return row.coverage
     known = ", ".join(row.id for row in rows[:_NAMED])
     raise InvalidRequestError(f"the active prior has no row {cluster!a}; it has {known or 'none'}", "cluster")
-
-
-def _place(cursor: str) -> Place:
-    try:
-        return Place.parse(cursor)
-    except ValueError as error:
-        raise InvalidRequestError(f"{error}; give next_cursor of the page before", "cursor") from None
 
 
 def _name(episode_id: str, param: str = "episode_id") -> str:

@@ -6,7 +6,6 @@ server/steering/metrics.py. vLLM registers its own in the process's default regi
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import get_args
@@ -17,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from memory.episode import TENANT, LatentMemoryError, StoreUnavailableError
-from memory.night import NightRecord
+from memory.night import NightLog, Tally
 from memory.night import State as NightState
 from server.gateway import Gateway, Readiness
 from server.steering.experiment import Known
@@ -32,7 +31,7 @@ class GatewayCollector(Collector):
     def __init__(self, readiness: Readiness) -> None:
         self._readiness = readiness
         self._episodes: int | None = None
-        self._nights: Sequence[NightRecord] | None = None
+        self._nights: Sequence[Tally] | None = None
         self._overdue: datetime | None = None
 
     async def look(self) -> None:
@@ -45,7 +44,8 @@ class GatewayCollector(Collector):
             except StoreUnavailableError as error:
                 logger.warning("episodes are not counted: %s", error)
             try:
-                nights = [night for night in await gateway.nights.list() if night.space == gateway.space]
+                tallies = await asyncio.to_thread(NightLog(gateway.state).tallies)
+                nights = [tally for tally in tallies if tally.space == gateway.space]
                 overdue = await gateway.nights.overdue()
             except LatentMemoryError as error:
                 logger.warning("nights are not counted: %s", error)
@@ -157,9 +157,9 @@ def _disk(gateway: Gateway) -> Iterator[Metric]:
     )
 
 
-def _nights(nights: Sequence[NightRecord]) -> Iterator[Metric]:
+def _nights(nights: Sequence[Tally]) -> Iterator[Metric]:
     """Yield how many nights of the served space there are in each state, and when the last of each ended."""
-    counts = Counter(night.state for night in nights)
+    known = {tally.state: tally for tally in nights}
     by_state = GaugeMetricFamily(
         "latentevolve_nights", "Nights of the served space on record, by state.", labels=["state"]
     )
@@ -169,10 +169,10 @@ def _nights(nights: Sequence[NightRecord]) -> Iterator[Metric]:
         labels=["state"],
     )
     for state in get_args(NightState):
-        by_state.add_metric([state], counts[state])
-        ends = [night.finished_at for night in nights if night.state == state and night.finished_at]
-        if ends:
-            ended.add_metric([state], max(ends).timestamp())
+        tally = known.get(state)
+        by_state.add_metric([state], tally.count if tally else 0)
+        if tally and tally.last_end:
+            ended.add_metric([state], tally.last_end.timestamp())
     yield by_state
     yield ended
 

@@ -4,6 +4,7 @@ import { html, useEffect, useState } from "./lib.js";
 import { Acting, Asking, Badge, Card, Dialog, Empty, Meter, Trouble } from "./ui.js";
 import { ago, odds, seconds, several, shortened, STANDINGS, time } from "./words.js";
 
+const LIST = "v1/consolidations?limit=25";
 const EVERY_MS = 10000;
 const AGAIN_MS = 2000;
 const STATES = {
@@ -34,9 +35,14 @@ const TRIGGERS = {
 const ended = (night) => !["queued", "running"].includes(night.state);
 
 export function Nights() {
-  const { data, error, reload } = useData("v1/consolidations", EVERY_MS);
-  const nights = data?.consolidations;
-  const open = nights?.find((night) => !ended(night));
+  const [cursors, setCursors] = useState([]);
+  const cursor = cursors.at(-1);
+  const newest = useData(LIST, EVERY_MS);
+  const older = useData(cursor ? `${LIST}&cursor=${encodeURIComponent(cursor)}` : null);
+  const { reload } = newest;
+  const { data, error } = cursor ? older : newest;
+  const latest = newest.data?.data;
+  const open = latest?.find((night) => !ended(night));
   const start = async () => {
     await api("v1/consolidations", { method: "POST" });
     await reload();
@@ -48,14 +54,18 @@ export function Nights() {
     </header>
     <${Trouble} error=${error} />
     ${open && html`<${Live} key=${open.id} first=${open} over=${reload} />`}
-    <${Schedule} stamp=${nights?.[0]?.id} />
-    ${nights?.length === 0 &&
+    <${Schedule} stamp=${latest?.[0]?.id} />
+    ${latest?.length === 0 &&
     html`<${Card}><${Empty} title="There was no night yet.">
       A night learns one latent for each kind of request and compares it with what is served now. It needs 16 remembered answers.
     <//><//>`}
     <ol class="timeline">
-      ${nights?.filter(ended).map((night) => html`<${Past} key=${night.id} night=${night} />`)}
+      ${data?.data.filter(ended).map((night) => html`<${Past} key=${night.id} night=${night} />`)}
     </ol>
+    <div class="buttons left">
+      ${cursors.length > 0 && html`<button onClick=${() => setCursors(cursors.slice(0, -1))}>Newer</button>`}
+      ${data?.has_more && html`<button onClick=${() => setCursors([...cursors, data.next_cursor])}>Older</button>`}
+    </div>
   `;
 }
 

@@ -73,6 +73,7 @@ class FakeGateway:
     broken: bool = False
     """Whether answers break off in the middle."""
     nights: list[dict[str, Any]] = field(default_factory=list)
+    older_nights: list[dict[str, Any]] = field(default_factory=list)
     """Records that successive looks at a night see; the last one stays."""
     night_error: int | None = None
     share: float = 0.0
@@ -269,8 +270,11 @@ class FakeGateway:
             return self._night()
 
         @app.get("/v1/consolidations")
-        def nights() -> dict[str, Any]:
-            return {"consolidations": [self._night()]}
+        def nights(limit: int, cursor: str = "0") -> dict[str, Any]:
+            begin, listed = int(cursor), [self._night(), *self.older_nights]
+            more = len(listed) > begin + limit
+            page = {"object": "list", "data": listed[begin : begin + limit], "has_more": more}
+            return page | {"next_cursor": str(begin + limit) if more else None}
 
         @app.get("/v1/consolidations/{night_id}/events")
         def events(night_id: str) -> StreamingResponse:

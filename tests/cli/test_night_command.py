@@ -147,7 +147,19 @@ def test_nights_are_listed(run: Run, gateway: FakeGateway) -> None:
     lines = run("night", "list").out.splitlines()
     assert lines[1].split("  ")[:2] == [record("running")["id"], "2031-01-01T03:00:00"]
     assert "running: train" in lines[1]
-    assert json.loads(run("night", "list", "--json").out) == {"consolidations": gateway.nights}
+    assert json.loads(run("night", "list", "--json").out) == {"data": gateway.nights}
+
+
+def test_nights_are_listed_page_by_page_as_far_as_is_asked_for(run: Run, gateway: FakeGateway) -> None:
+    gateway.nights = [record("promoted", version="v3")]
+    gateway.older_nights = [record("skipped", id=f"older {number}") for number in range(250)]
+    listed = run("night", "list", "--limit", "230")
+    lines = listed.out.splitlines()
+    assert len(lines) == 1 + 230
+    assert "older 228" in lines[-1]
+    assert "--limit" in listed.err
+    everything = json.loads(run("night", "list", "--limit", "300", "--json").out)
+    assert everything == {"data": [*gateway.nights, *gateway.older_nights]}
 
 
 def test_the_open_night_is_cancelled_or_the_one_that_is_named(run: Run, gateway: FakeGateway) -> None:

@@ -6,14 +6,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
+from memory.listing import Place
 from memory.night import (
     NightLog,
     NightRecord,
     NightRunningError,
     NightStateError,
+    Tally,
     UnknownNightError,
 )
+from memory.schema import nights
 from memory.state import State
 
 
@@ -187,3 +191,65 @@ def test_a_scheduled_time_has_one_night(log: NightLog) -> None:
     assert refusal.value.record == first == log.get(first.id)
     assert log.create("space-b", "schedule", time).scheduled_for == time
     assert log.create("space-a", "schedule", time + timedelta(days=1)).scheduled_for != time
+
+
+def ended(log: NightLog, space: str, **changes: Any) -> NightRecord:
+    return log.update(replace(log.create(space, "api"), **({"state": "skipped"} | changes)))
+
+
+def test_old_records_go_but_not_those_of_a_version_nor_of_another_space(state: State) -> None:
+    log = NightLog(state, limit=3)
+    other = [ended(log, name).id for name in ("space", "space+tenant") for _ in range(3)][3:]
+    published = ended(log, "space", state="promoted", version="v1")
+    ids = [ended(log, "space").id for _ in range(5)]
+    open_ = log.create("space", "api")
+    assert log.get(open_.id) == open_
+    assert [night.id for night in log.list("space")] == [open_.id, *reversed(ids[-3:]), published.id]
+    assert [night.id for night in log.list("space+tenant")] == other[::-1]
+    assert len(NightLog(state).list()) == 8
+
+
+def test_a_tenants_pages_show_its_nights_of_every_space_newest_first(state: State) -> None:
+    log, parts = NightLog(state), ("a", "a+some_one", "b", "a+someone", "b+some_one", "a+one", "a+some%")
+    made = {part: [ended(log, part).id for _ in range(2)] for part in parts}
+    for tenant, mine in {
+        "default": ("a", "b"),
+        "some_one": ("a+some_one", "b+some_one"),
+        "someone": ("a+someone",),
+        "one": ("a+one",),
+        "some%": ("a+some%",),
+        "nobody": (),
+    }.items():
+        shown, page = [], log.page(tenant, 1)
+        while page.next is not None:
+            shown += page.nights
+            page = log.page(tenant, 1, page.next)
+        shown += page.nights
+        assert [night.id for night in shown] == [name for part in mine for name in made[part]][::-1]
+
+
+def test_nights_of_one_moment_are_on_one_page_each(state: State) -> None:
+    log = NightLog(state)
+    made = {ended(log, "a").id for _ in range(5)}
+    with state.write() as connection:
+        connection.execute(update(nights).values(created_at=datetime(2026, 1, 1, tzinfo=UTC)))
+    shown, page = [], log.page("default", 2)
+    while page.next is not None:
+        shown += page.nights
+        page = log.page("default", 2, Place.parse(page.next.cursor))
+    shown += page.nights
+    assert len(shown) == len(made)
+    assert {night.id for night in shown} == made
+
+
+def test_nights_are_counted_by_space_and_state(state: State) -> None:
+    log = NightLog(state)
+    ended(log, "a")
+    last = ended(log, "a")
+    kept = ended(log, "a+tenant", state="promoted", version="v1")
+    log.create("a", "api")
+    assert set(log.tallies()) == {
+        Tally("a", "skipped", 2, last.finished_at),
+        Tally("a", "queued", 1, None),
+        Tally("a+tenant", "promoted", 1, kept.finished_at),
+    }

@@ -216,4 +216,4 @@ def test_nights_traces_and_feedback_are_of_both(topology: Topology) -> None:
     said = {"inference_id": asked.json()["id"], "metric_name": "rating", "value": True}
     eventually(lambda: second.post("/v1/feedback", said).status_code == 200, "no feedback by the other")
     night = first.post("/v1/consolidations").json()
-    assert night["id"] in [one["id"] for one in second.get("/v1/consolidations")["consolidations"]]
+    assert night["id"] in [one["id"] for one in second.get("/v1/consolidations")["data"]]

@@ -10,6 +10,7 @@ import pytest
 
 from memory.database import StateUnavailableError
 from memory.night import NightLog, NightRecord
+from memory.tenants import partition
 from server.api import consolidations
 from tests.postgres_server import PostgresServer
 from tests.server.api.conftest import Serve, Served
@@ -26,6 +27,10 @@ def log_of(served: Served) -> NightLog:
 
 def queued(served: Served) -> NightRecord:
     return log_of(served).create(served.engine.space.id, "api")
+
+
+def ended(log: NightLog, space: str) -> NightRecord:
+    return log.update(replace(log.create(space, "api"), state="skipped"))
 
 
 def read(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -164,3 +169,23 @@ async def test_a_night_is_cancelled_through_another_gateway(two: list[Served]) -
         for method, route in (("POST", "cancel"), ("GET", "events")):
             found = await one.http.request(method, f"/v1/consolidations/{unknown}/{route}")
             assert (found.status_code, found.json()["error"]["param"]) == (404, "night_id")
+
+
+async def test_nights_are_listed_page_by_page_each_once_whatever_comes_meanwhile(two: list[Served]) -> None:
+    served, _ = two
+    log, shown = log_of(served), []
+    ids = [ended(log, served.gateway.space).id for _ in range(5)]
+    ended(log, partition(served.gateway.space, "another"))
+    path = "/v1/consolidations"
+    page = (await served.http.get(path, params={"limit": 2})).json()
+    queued(served)
+    while True:
+        assert page["object"] == "list"
+        shown += [night["id"] for night in page["data"]]
+        assert page["has_more"] == (page["next_cursor"] is not None)
+        if not page["has_more"]:
+            break
+        page = (await served.http.get(path, params={"limit": 2, "cursor": page["next_cursor"]})).json()
+    assert shown == ids[::-1]
+    for wrong in ({"limit": "0"}, {"limit": "101"}, {"cursor": "nonsense"}, {"page": "2"}):
+        assert (await served.http.get(path, params=wrong)).status_code == 400, wrong

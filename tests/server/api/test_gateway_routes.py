@@ -250,7 +250,7 @@ async def test_night_is_queued_once(serve: Serve) -> None:
     assert again.status_code == 409
     assert night["id"] in again.json()["error"]["message"]
     assert (await served.http.get(f"/v1/consolidations/{night['id']}")).json() == night
-    assert (await served.http.get("/v1/consolidations")).json() == {"consolidations": [night]}
+    assert (await served.http.get("/v1/consolidations")).json()["data"] == [night]
 
 
 async def test_gateways_on_one_postgresql_database_know_of_each_others_nights_and_traces(
@@ -262,7 +262,7 @@ async def test_gateways_on_one_postgresql_database_know_of_each_others_nights_an
     night = (await one.http.post("/v1/consolidations")).json()
     assert night["state"] == "queued"
     assert (await other.http.post("/v1/consolidations")).status_code == 409
-    assert (await other.http.get("/v1/consolidations")).json() == {"consolidations": [night]}
+    assert (await other.http.get("/v1/consolidations")).json()["data"] == [night]
     answer = await one.chat()
     assert await one.gateway.traces.drain()
     path = f"/v1/latent/traces/{answer.headers['x-latent-trace']}"
@@ -286,7 +286,7 @@ async def test_night_without_a_broker_fails_and_says_what_to_do(serve: Serve) ->
     answer = await served.http.post("/v1/consolidations")
     assert answer.status_code == 503
     assert "broker" in answer.json()["error"]["message"]
-    (night,) = (await served.http.get("/v1/consolidations")).json()["consolidations"]
+    (night,) = (await served.http.get("/v1/consolidations")).json()["data"]
     assert night["state"] == "failed"
 
 
