@@ -82,6 +82,11 @@ def is_training(place: Place, record: NightRecord) -> bool:
     return found.phase == "train" and found.done >= 1
 
 
+def has_recovered(root: Path) -> bool:
+    """Whether a worker has looked what others have left, with which it begins."""
+    return "succeeded" in (root / "worker.log").read_text()
+
+
 def phase_of(place: Place, record: NightRecord) -> str:
     found = place.log.get(record.id)
     assert found is not None
@@ -125,7 +130,7 @@ def test_an_idle_worker_is_small_and_takes_nights_from_redis_also_after_an_outag
     place, queue = Place(settings, engine.space.id), NightQueue(settings)
     with worker(settings) as process:
         log = tmp_path / "worker.log"
-        wait_until(lambda: "recover" in log.read_text() and "succeeded" in log.read_text(), "the worker")
+        wait_until(lambda: has_recovered(tmp_path), "the worker")
         assert resident_mib(process) < 100
         for outage in (False, True):
             if outage:
@@ -190,10 +195,11 @@ def test_a_stopped_worker_ends_at_once_and_a_killed_one_loses_no_night_of_the_fo
     """One that stops puts the message back; one that is killed cannot, but there is the night's record."""
     settings = settings_of(tmp_path, tiny_model)
     place = Place(settings, remembered[0].space)
-    record = place.queue(remembered)
     queue = NightQueue(settings)
-    queue.send(record.id)
     with worker(settings) as process:
+        wait_until(lambda: has_recovered(tmp_path), "the worker")
+        record = place.queue(remembered)
+        queue.send(record.id)
         wait_until(lambda: phase_of(place, record) == "load", "the loading of the model")
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
