@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, delete, false, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, case, delete, false, func, insert, or_, select, update
 
 from memory.database import Database
 from memory.episode import LatentMemoryError, new_id, now
@@ -127,6 +127,8 @@ class Tally:
     count: int
     last_end: datetime | None
     """When the last of them ended."""
+    last_scheduled: datetime | None
+    """The last time of the schedule until now that one was started for."""
 
 
 class NightLog:
@@ -249,7 +251,10 @@ class NightLog:
             StateUnavailableError: the state cannot be read.
         """
         columns = nights.c.space, nights.c.state
-        query = select(*columns, func.count(), func.max(nights.c.finished_at)).group_by(*columns)
+        # A clock that was ahead has left times that are still to come.
+        come = case((nights.c.scheduled_for <= now(), nights.c.scheduled_for))
+        last = func.max(nights.c.finished_at), func.max(come)
+        query = select(*columns, func.count(), *last).group_by(*columns)
         with self._state.read() as connection:
             return [Tally(*row) for row in connection.execute(query)]
 

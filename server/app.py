@@ -66,12 +66,10 @@ def create_app(
         stop: Ends the process; called when the parts cannot be opened, or the engine died.
     """
     readiness = Readiness()
-    collector = metrics.GatewayCollector(readiness)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         ending = asyncio.Event()
-        registry.register(collector)
         running = asyncio.create_task(_run(readiness, opener(settings, registry, stop), ending, stop))
         try:
             yield
@@ -80,7 +78,6 @@ def create_app(
             if readiness.gateway is None:
                 running.cancel()  # still loading the model: nobody waits for that
             await asyncio.gather(running, return_exceptions=True)
-            registry.unregister(collector)
 
     app = FastAPI(
         title="LatentEvolve",
@@ -89,7 +86,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.readiness = readiness
-    app.state.metrics, app.state.collector = registry, collector
+    app.state.metrics = registry
     ours = (
         health,
         metrics,

@@ -10,7 +10,7 @@ import heapq
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -224,13 +224,16 @@ class NightCoordinator:
         """
         return await asyncio.to_thread(self._log.page, self._tenant, limit, after)
 
-    async def overdue(self) -> datetime | None:
-        """Return the scheduled time that no night was started for until now; None: there is none.
+    def overdue(self, scheduled: Collection[datetime | None]) -> datetime | None:
+        """Return the scheduled time that no night was started for until now; None: there is none. Blocks.
+
+        Args:
+            scheduled: Times of the schedule that nights were for, the last one at least.
 
         Raises:
             StateUnavailableError, NoRoomError: the state cannot be read, or written.
         """
-        return await asyncio.to_thread(lambda: self._schedule.missed(self._nights(), self._clock()))
+        return self._schedule.missed(scheduled, self._clock())
 
     async def get(self, night_id: str) -> NightRecord | None:
         """Return one night of the tenant."""

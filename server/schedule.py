@@ -7,7 +7,7 @@ before the schedule was first followed was not missed. What an operator has chos
 every gateway sees it, above the settings. Knows nothing of how nights start.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -122,7 +122,7 @@ class Schedule:
             StoreUnavailableError: episodes cannot be counted.
         """
         plan = self.plan()
-        by_clock = self._missed(plan.cron, nights, moment)
+        by_clock = self._missed(plan.cron, [night.scheduled_for for night in nights], moment)
         if by_clock is not None:
             return (Due("schedule", by_clock),)
         if _held_up(nights, moment):
@@ -135,13 +135,17 @@ class Schedule:
             found.append(Due("episodes", moment))
         return tuple(found)
 
-    def missed(self, nights: Sequence[NightRecord], moment: datetime) -> datetime | None:
+    def missed(self, scheduled: Collection[datetime | None], moment: datetime) -> datetime | None:
         """Return the last time that cron has named, if no night was for it.
+
+        Args:
+            scheduled: Times that nights were for, the last one at least.
+            moment: Now.
 
         Raises:
             StateUnavailableError, NoRoomError: the state cannot be read or written.
         """
-        return self._missed(self.plan().cron, nights, moment)
+        return self._missed(self.plan().cron, scheduled, moment)
 
     def outlook(self, nights: Sequence[NightRecord], moment: datetime) -> Outlook:
         """Return what is planned, for people. Arguments and errors are those of `due`."""
@@ -165,12 +169,12 @@ class Schedule:
             self._settings.episodes if chosen.episodes is None else chosen.episodes,
         )
 
-    def _missed(self, cron: str, nights: Sequence[NightRecord], moment: datetime) -> datetime | None:
+    def _missed(self, cron: str, scheduled: Collection[datetime | None], moment: datetime) -> datetime | None:
         since = self._since(cron, moment)
         last = None if cron == NEVER else self._fields(cron).last(moment)
         if last is None or last <= since:
             return None
-        return None if any(night.scheduled_for == last for night in nights) else last
+        return None if last in scheduled else last
 
     def _fields(self, cron: str) -> Cron:
         if self._cron is None or self._cron.text != cron:

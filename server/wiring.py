@@ -168,13 +168,11 @@ async def assemble(
         async def build(tenant: str) -> Parts:
             part = partition(space, tenant)
             registry = PriorRegistry(data / "priors", part, state)
-            default = tenant == TENANT
             prior = ActivePrior(
                 registry,
                 state,
-                poll_s=settings.prior_poll_s * (1 if default else TENANTS_POLL),
-                # Prometheus shows the default tenant's.
-                metrics=metrics if default else Metrics(CollectorRegistry()),
+                poll_s=settings.prior_poll_s * (1 if tenant == TENANT else TENANTS_POLL),
+                metrics=metrics,
                 tell=partial(announce, redis_url, part) if redis_url else None,
             )
             await prior.refresh()

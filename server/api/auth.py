@@ -8,6 +8,7 @@ import ipaddress
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from config.loopback import is_loopback
@@ -18,7 +19,7 @@ from server.access import NOBODY, OPERATOR, Access, Doorman, operators_digest
 from server.api.errors import response_of
 from server.api.scopes import rule_of
 from server.errors import ForbiddenError, GatewayError, NotReadyError, UnauthorizedError
-from server.gateway import Readiness
+from server.gateway import Gateway, Readiness
 
 ACCESS = "latentevolve.access"
 """Where a request's scope holds who asks; not there while the gateway is not."""
@@ -99,6 +100,14 @@ class Authentication:
             f"this server has no API key, so pages of {origin!a} may not use it: make a key with "
             "`latentevolve keys create`, or allow the origin (--allowed-origins in LATENTEVOLVE_VLLM_ARGS)"
         )
+
+
+async def operates(request: Request, gateway: Gateway) -> bool:
+    """Return whether a public route is asked by whoever may see all tenants; a wrong key is like none."""
+    try:
+        return (await gateway.doorman.admit(_token(request.headers))).operates
+    except (GatewayError, LatentMemoryError):
+        return False
 
 
 def access_of(scope: Scope) -> Access:

@@ -1,13 +1,14 @@
-"""GET /metrics: vLLM's metrics and ours, from one Prometheus registry.
+"""GET /metrics: vLLM's metrics and ours, from one Prometheus registry, and gauges of what is now.
 
-Owns the gauges that are read from the running parts at each scrape; counters live in
-server/steering/metrics.py. vLLM registers its own in the process's default registry.
+Owns the gauges, which are read from the running parts at each scrape; counters live in
+server/steering/metrics.py, and vLLM registers its own in the process's default registry. The route is public,
+so it shows what the default tenant has; whoever may see all tenants gets each of those that keys name.
 """
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import get_args
 
 from fastapi import APIRouter, Request, Response
@@ -16,127 +17,150 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from memory.episode import TENANT, LatentMemoryError, StoreUnavailableError
+from memory.evidence import Standing
 from memory.night import NightLog, Tally
 from memory.night import State as NightState
-from server.gateway import Gateway, Readiness
+from memory.tenants import partition
+from server.api.auth import operates
+from server.api.deps import ReadinessDep
+from server.gateway import Gateway
 from server.steering.experiment import Known
+from server.tenants import Parts
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["metrics"])
 
 
-class GatewayCollector(Collector):
-    """Reads the state of the gateway at each scrape, but for what blocks, which is asked for before."""
-
-    def __init__(self, readiness: Readiness) -> None:
-        self._readiness = readiness
-        self._episodes: int | None = None
-        self._nights: Sequence[Tally] | None = None
-        self._overdue: datetime | None = None
-
-    async def look(self) -> None:
-        """Ask store and state for what the next scrape shows; it shows nothing of what does not answer."""
-        gateway = self._readiness.gateway
-        episodes, nights, overdue = None, None, None
-        if gateway is not None:
-            try:
-                episodes = await gateway.lookups.call(lambda store: store.count())
-            except StoreUnavailableError as error:
-                logger.warning("episodes are not counted: %s", error)
-            try:
-                tallies = await asyncio.to_thread(NightLog(gateway.state).tallies)
-                nights = [tally for tally in tallies if tally.space == gateway.space]
-                overdue = await gateway.nights.overdue()
-            except LatentMemoryError as error:
-                logger.warning("nights are not counted: %s", error)
-        # At once: another scrape may be looking, too.
-        self._episodes, self._nights, self._overdue = episodes, nights, overdue
-
-    def describe(self) -> list[Metric]:
-        """Return nothing: what is collected depends on whether the gateway runs."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield what there is."""
-        gateway = self._readiness.gateway
-        yield GaugeMetricFamily(
-            "latentevolve_ready", "Whether the gateway has started.", value=float(gateway is not None)
-        )
-        if gateway is None:
-            return
-        yield GaugeMetricFamily(
-            "latentevolve_steering",
-            "Whether every self-check passed.",
-            value=float(gateway.steering.disabled is None),
-        )
-        yield GaugeMetricFamily(
-            "latentevolve_pending_writes", "Episodes waiting to be stored.", value=gateway.remember.pending
-        )
-        yield GaugeMetricFamily(
-            "latentevolve_pending_explorations",
-            "Prompts waiting to be explored.",
-            value=gateway.steering.explorer.waiting,
-        )
-        yield GaugeMetricFamily(
-            "latentevolve_tenants_off",
-            "Tenants of whom nothing is steered, because the evidence or an operator has turned that off.",
-            value=gateway.experiment.tenants_off,
-        )
-        yield from _experiment(gateway.experiment.known(TENANT))
-        yield CounterMetricFamily(
-            "latentevolve_lost_traces",
-            "Traces since the start that could not be written.",
-            value=gateway.traces.lost,
-        )
-        if self._episodes is not None:
-            yield GaugeMetricFamily(
-                "latentevolve_stored_episodes", "Episodes in the served space.", value=self._episodes
-            )
-        yield from _disk(gateway)
-        if self._nights is not None:
-            yield from _nights(self._nights)
-            yield GaugeMetricFamily(
-                "latentevolve_night_overdue_timestamp_seconds",
-                "The scheduled time that no night was started for until now; nothing where there is none.",
-                value=None if self._overdue is None else self._overdue.timestamp(),
-            )
+@router.get("/metrics")
+async def metrics(request: Request, readiness: ReadinessDep) -> Response:
+    """Return every metric in Prometheus' text format."""
+    counted: CollectorRegistry = request.app.state.metrics
+    now = CollectorRegistry()  # of this scrape alone: another one may see others
+    now.register(_Known([family async for family in _seen(request, readiness.gateway)]))
+    text = await asyncio.to_thread(lambda: generate_latest(counted) + generate_latest(now))
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
-def _experiment(known: Known) -> Iterator[Metric]:
-    """Yield what both arms of the default tenant are worth: others would be too many to show."""
-    if not known.share:
+class _Known(Collector):
+    """Families that are there already."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+async def _seen(request: Request, gateway: Gateway | None) -> AsyncIterator[Metric]:
+    """Yield what there is; nothing of what does not answer."""
+    yield _gauge("latentevolve_ready", "Whether the gateway has started.", gateway is not None)
+    if gateway is None:
         return
+    for family in _of_the_gateway(gateway):
+        yield family
+    try:
+        episodes = await gateway.lookups.call(lambda store: store.count())
+        yield _gauge("latentevolve_stored_episodes", "Episodes in the served space.", episodes)
+    except StoreUnavailableError as error:
+        logger.warning("episodes are not counted: %s", error)
+    try:
+        shown = [TENANT]
+        if await operates(request, gateway):
+            shown = await asyncio.to_thread(gateway.doorman.keys.tenants)
+        for family in _experiments({tenant: gateway.experiment.known(tenant) for tenant in shown}):
+            yield family
+        parts = [await gateway.tenants.of(tenant) for tenant in shown]
+        for family in _priors(parts):
+            yield family
+        for family in await asyncio.to_thread(_nights, gateway, parts):
+            yield family
+    except LatentMemoryError as error:
+        logger.warning("priors and nights are not counted: %s", error)
+
+
+def _gauge(name: str, documentation: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, documentation, value=float(value))
+
+
+def _of_the_gateway(gateway: Gateway) -> Iterator[Metric]:
+    yield _gauge(
+        "latentevolve_steering", "Whether every self-check passed.", gateway.steering.disabled is None
+    )
+    yield _gauge("latentevolve_pending_writes", "Episodes waiting to be stored.", gateway.remember.pending)
+    yield _gauge(
+        "latentevolve_pending_explorations",
+        "Prompts waiting to be explored.",
+        gateway.steering.explorer.waiting,
+    )
+    yield _gauge(
+        "latentevolve_tenants_off",
+        "Tenants of whom nothing is steered, because the evidence or an operator has turned that off.",
+        gateway.experiment.tenants_off,
+    )
+    yield CounterMetricFamily(
+        "latentevolve_lost_traces",
+        "Traces since the start that could not be written.",
+        value=gateway.traces.lost,
+    )
+    yield from _disk(gateway)
+
+
+def _priors(everybody: Sequence[Parts]) -> Iterator[Metric]:
+    """Yield which version of each tenant is active, and where its rows stand."""
+    active = GaugeMetricFamily(
+        "latentevolve_active_prior",
+        "1 for the version that is active; `none` without a prior.",
+        labels=["tenant", "version"],
+    )
+    rows = GaugeMetricFamily(
+        "latentevolve_prior_rows",
+        "Rows of the active version by standing: on trial, serves, or retired.",
+        labels=["tenant", "standing"],
+    )
+    for parts in everybody:
+        serving = parts.prior.serving()
+        active.add_metric([parts.tenant, serving.whole.version if serving else "none"], 1)
+        counts = Counter(one.standing for one in serving.evidence.values()) if serving else Counter()
+        for standing in get_args(Standing):
+            rows.add_metric([parts.tenant, standing], counts[standing])
+    yield active
+    yield rows
+
+
+def _experiments(everybody: Mapping[str, Known]) -> Iterator[Metric]:
+    """Yield what both arms of each tenant are worth, where there is an experiment."""
     units = GaugeMetricFamily(
         "latentevolve_experiment_units",
-        "Users of the default tenant, else prompts, that are compared, by metric and arm.",
-        labels=["metric", "arm"],
+        "Users, else prompts, that are compared, by metric and arm.",
+        labels=["tenant", "metric", "arm"],
     )
     means = GaugeMetricFamily(
         "latentevolve_experiment_mean",
         "Means of the arms: ratings and agreement from 0 to 1, tokens, and latency in seconds.",
-        labels=["metric", "arm"],
+        labels=["tenant", "metric", "arm"],
     )
     differences = GaugeMetricFamily(
         "latentevolve_experiment_difference",
         "Mean of the steered arm less that of the other, and the bounds of its 95 % confidence sequence.",
-        labels=["metric", "bound"],
+        labels=["tenant", "metric", "bound"],
     )
     harms = GaugeMetricFamily(
         "latentevolve_experiment_harm_e_value",
         "E-value that steering harms, of metrics that decide; steering goes off at 20.",
-        labels=["metric"],
+        labels=["tenant", "metric"],
     )
-    for metric, one in known.comparisons.items():
-        for arm, found in one.arms.items():
-            units.add_metric([metric, arm], found.n)
-            if found.n:
-                means.add_metric([metric, arm], found.mean)
-        bounds = zip(("lower", "upper"), one.interval or (), strict=False)
-        for bound, value in (("mean", one.difference), *bounds):
-            if value is not None:
-                differences.add_metric([metric, bound], value)
-        if one.evidence is not None:
-            harms.add_metric([metric], one.evidence.e_against)
+    for tenant, known in everybody.items():
+        for metric, one in known.comparisons.items() if known.share else ():
+            for arm, found in one.arms.items():
+                units.add_metric([tenant, metric, arm], found.n)
+                if found.n:
+                    means.add_metric([tenant, metric, arm], found.mean)
+            bounds = zip(("lower", "upper"), one.interval or (), strict=False)
+            for bound, value in (("mean", one.difference), *bounds):
+                if value is not None:
+                    differences.add_metric([tenant, metric, bound], value)
+            if one.evidence is not None:
+                harms.add_metric([tenant, metric], one.evidence.e_against)
     yield from (units, means, differences, harms)
 
 
@@ -157,29 +181,38 @@ def _disk(gateway: Gateway) -> Iterator[Metric]:
     )
 
 
-def _nights(nights: Sequence[Tally]) -> Iterator[Metric]:
-    """Yield how many nights of the served space there are in each state, and when the last of each ended."""
-    known = {tally.state: tally for tally in nights}
+def _nights(gateway: Gateway, everybody: Sequence[Parts]) -> list[Metric]:
+    """Return how many nights of each tenant are in each state, when the last of each ended, and what is late.
+
+    Raises:
+        StateUnavailableError, NoRoomError: the state cannot be read, or written.
+    """
     by_state = GaugeMetricFamily(
-        "latentevolve_nights", "Nights of the served space on record, by state.", labels=["state"]
+        "latentevolve_nights",
+        "Nights of the served space on record, by state.",
+        labels=["tenant", "state"],
     )
     ended = GaugeMetricFamily(
         "latentevolve_night_end_timestamp_seconds",
         "When the last night that ended so has ended, by state.",
-        labels=["state"],
+        labels=["tenant", "state"],
     )
-    for state in get_args(NightState):
-        tally = known.get(state)
-        by_state.add_metric([state], tally.count if tally else 0)
-        if tally and tally.last_end:
-            ended.add_metric([state], tally.last_end.timestamp())
-    yield by_state
-    yield ended
-
-
-@router.get("/metrics")
-async def metrics(request: Request) -> Response:
-    """Return every metric in Prometheus' text format."""
-    registry: CollectorRegistry = request.app.state.metrics
-    await request.app.state.collector.look()
-    return Response(await asyncio.to_thread(generate_latest, registry), media_type=CONTENT_TYPE_LATEST)
+    late = GaugeMetricFamily(
+        "latentevolve_night_overdue_timestamp_seconds",
+        "The scheduled time that no night was started for until now; nothing where there is none.",
+        labels=["tenant"],
+    )
+    tallies: dict[str, dict[NightState, Tally]] = {}
+    for tally in NightLog(gateway.state).tallies():
+        tallies.setdefault(tally.space, {})[tally.state] = tally
+    for parts in everybody:
+        known = tallies.get(partition(gateway.space, parts.tenant), {})
+        for state in get_args(NightState):
+            one = known.get(state)
+            by_state.add_metric([parts.tenant, state], one.count if one else 0)
+            if one and one.last_end:
+                ended.add_metric([parts.tenant, state], one.last_end.timestamp())
+        overdue = parts.nights.overdue([tally.last_scheduled for tally in known.values()])
+        if overdue is not None:
+            late.add_metric([parts.tenant], overdue.timestamp())
+    return [by_state, ended, late]

@@ -6,13 +6,11 @@ they are served.
 
 from collections import Counter as Counts
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from memory.episode import TENANT
-from memory.evidence import Standing
 from server.steering.outcome import Outcome
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -122,24 +120,10 @@ class Metrics:
         )
         self.swaps = Counter(
             "latentevolve_prior_swaps_total",
-            "Changes of the active prior, by result: swapped, or failed when it could not be loaded.",
+            "Changes of active priors, by result: swapped, or failed when it could not be loaded.",
             ["result"],
             registry=registry,
         )
-        self.active_prior = Gauge(
-            "latentevolve_active_prior",
-            "1 for the version that serves; `none` without a prior.",
-            ["version"],
-            registry=registry,
-        )
-        self.show_active_prior(None)
-        self.prior_rows = Gauge(
-            "latentevolve_prior_rows",
-            "Rows of the active version by standing: on trial, serves, or retired.",
-            ["standing"],
-            registry=registry,
-        )
-        self.show_standings(())
 
     def tally(self, counter: Literal["recalls", "episodes", "feedback"], label: str, tenant: str) -> None:
         """Count what happened to a tenant."""
@@ -156,17 +140,6 @@ class Metrics:
         for when, reward in (("before", outcome.reward_before), ("after", outcome.reward_after)):
             if reward is not None:
                 self.reward.labels(when).observe(reward)
-
-    def show_active_prior(self, version: str | None) -> None:
-        """Show which version serves."""
-        self.active_prior.clear()
-        self.active_prior.labels(version or "none").set(1)
-
-    def show_standings(self, standings: Iterable[Standing]) -> None:
-        """Show how many rows of the active version have each standing."""
-        counts = Counts(standings)
-        for standing in get_args(Standing):
-            self.prior_rows.labels(standing).set(counts[standing])
 
     def summary(self, tenant: str = TENANT) -> dict[str, Any]:
         """Return a tenant's answers by mode, its hit rate of recall and what became of its episodes."""

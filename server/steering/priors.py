@@ -179,7 +179,6 @@ class ActivePrior:
             if changed:
                 logger.info("prior %s serves, after %s", version, before and before.prior.version)
                 self._metrics.swaps.labels("swapped").inc()
-                self._metrics.show_active_prior(version)
                 if self._tell_others is not None:  # who was told looks too, and finds nothing new
                     asyncio.get_running_loop().run_in_executor(None, self._tell_others)
             return changed
@@ -232,7 +231,7 @@ class ActivePrior:
         }
 
     def _tell(self, before: Serving | None, serving: Serving | None) -> None:
-        """Log whose standing has changed, and count standings."""
+        """Log whose standing has changed."""
         known = before.evidence if before else {}
         evidence = serving.evidence if serving else {}
         for row, weighed in evidence.items():
@@ -246,7 +245,6 @@ class ActivePrior:
                     weighed.e_value,
                     weighed.e_against,
                 )
-        self._metrics.show_standings(weighed.standing for weighed in evidence.values())
 
     def _complain(self, version: str | None, error: Exception) -> None:
         """Log and count a failure once, not at every poll."""

@@ -247,9 +247,12 @@ def test_nights_are_counted_by_space_and_state(state: State) -> None:
     ended(log, "a")
     last = ended(log, "a")
     kept = ended(log, "a+tenant", state="promoted", version="v1")
-    log.create("a", "api")
+    due = datetime(2026, 11, 1, 3, tzinfo=UTC)
+    log.update(replace(log.create("a", "schedule", datetime(2099, 1, 1, 3, tzinfo=UTC)), state="refused"))
+    log.create("a", "schedule", due)
     assert set(log.tallies()) == {
-        Tally("a", "skipped", 2, last.finished_at),
-        Tally("a", "queued", 1, None),
-        Tally("a+tenant", "promoted", 1, kept.finished_at),
+        Tally("a", "skipped", 2, last.finished_at, None),
+        Tally("a", "queued", 1, None, due),
+        Tally("a", "refused", 1, log.list("a")[1].finished_at, None),
+        Tally("a+tenant", "promoted", 1, kept.finished_at, None),
     }

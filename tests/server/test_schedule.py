@@ -92,6 +92,15 @@ def test_what_a_new_schedule_names_before_it_is_followed_is_not_due(installation
     assert installation.look("2026-11-28 05:00") == at("2026-11-28 05:00")
 
 
+def test_a_night_is_overdue_until_one_was_for_the_last_time(installation: Installation) -> None:
+    first = installation.look("2026-11-27 03:00")
+    schedule = installation.schedule
+    assert schedule is not None
+    assert schedule.missed([None, first], at("2026-11-28 02:59")) is None
+    assert schedule.missed([None, first], at("2026-11-28 04:00")) == at("2026-11-28 03:00")
+    assert schedule.missed([at("2026-11-28 03:00")], at("2026-11-28 04:00")) is None
+
+
 def test_a_clock_that_goes_back_a_little_repeats_no_night(installation: Installation) -> None:
     assert installation.look("2026-11-27 03:00:01") == at("2026-11-27 03:00")
     for moment in ("02:59:57", "03:00:00", "02:00:00", "03:00:02", "04:00:00"):

@@ -12,7 +12,9 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from memory.experiment import ARMS, Experiments, Value
 from memory.night import NightLog
+from memory.tenants import partition
 from server.api.scopes import PUBLIC
 from tests.server.api.conftest import Serve, Served
 
@@ -25,8 +27,11 @@ WITHOUT_UNIT = {
 """Histograms of numbers that have none."""
 
 
-async def scraped(served: Served) -> dict[str, Metric]:
-    text = (await served.http.get("/metrics")).text
+async def scraped(served: Served, key: str | None = None) -> dict[str, Metric]:
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    answer = await served.http.get("/metrics", headers=headers)
+    assert answer.status_code == 200
+    text = answer.text
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
@@ -122,14 +127,56 @@ async def test_nights_are_counted_by_how_they_ended(served: Served) -> None:
     log.update(replace(log.create("another space", "api"), state="failed", error="for a test"))
     log.create(served.engine.space.id, "api")
     families = await scraped(served)
-    assert value(families, "latentevolve_nights", state="failed") == 2
-    assert value(families, "latentevolve_nights", state="queued") == 1
-    assert value(families, "latentevolve_nights", state="promoted") == 0
-    ended = value(families, "latentevolve_night_end_timestamp_seconds", state="failed")
+    assert value(families, "latentevolve_nights", tenant="default", state="failed") == 2
+    assert value(families, "latentevolve_nights", tenant="default", state="queued") == 1
+    assert value(families, "latentevolve_nights", tenant="default", state="promoted") == 0
+    ended = value(families, "latentevolve_night_end_timestamp_seconds", tenant="default", state="failed")
     assert ended is not None
     assert abs(ended - time.time()) < 3600
-    assert value(families, "latentevolve_night_end_timestamp_seconds", state="promoted") is None
+    assert (
+        value(families, "latentevolve_night_end_timestamp_seconds", tenant="default", state="promoted")
+        is None
+    )
     assert not families["latentevolve_night_overdue_timestamp_seconds"].samples
+
+
+PER_TENANT = (
+    "latentevolve_active_prior",
+    "latentevolve_prior_rows",
+    "latentevolve_nights",
+    "latentevolve_night_end_timestamp_seconds",
+    "latentevolve_experiment_units",
+    "latentevolve_experiment_mean",
+    "latentevolve_experiment_difference",
+)
+
+
+async def test_every_tenant_is_shown_to_whoever_may_see_all_and_to_nobody_else(serve: Serve) -> None:
+    served = await serve(api_key="operator", holdout_share=0.5)
+    gateway = served.gateway
+    keys = {
+        scope: gateway.doorman.keys.create("a key", [scope], tenant=tenant)[1]
+        for scope, tenant in (("admin", "mine"), ("infer", "another"), ("memory:read", "default"))
+    }
+    log = NightLog(gateway.state)
+    for tenant, state in (("default", "skipped"), ("mine", "failed"), ("another", "cancelled")):
+        night = log.create(partition(gateway.space, tenant), "api")
+        log.update(replace(night, state=state, error="for a test"))
+        outcome = [Value("rating", arm, f"{arm} {user}", 1.0) for arm in ARMS for user in range(2)]
+        await asyncio.to_thread(Experiments(gateway.state, gateway.space).note, tenant, outcome)
+    await gateway.experiment.look()
+
+    everything = await scraped(served, "operator")
+    for name in PER_TENANT:
+        tenants = {sample.labels["tenant"] for sample in everything[name].samples}
+        assert tenants == {"default", "mine", "another"}, name
+    assert value(everything, "latentevolve_nights", tenant="mine", state="failed") == 1
+    assert value(everything, "latentevolve_nights", tenant="mine", state="skipped") == 0
+    for key in (None, "nonsense", *keys.values()):
+        for family in (await scraped(served, key)).values():
+            for sample in family.samples:
+                assert sample.labels.get("tenant", "default") == "default", (key, sample)
+        assert (await scraped(served, key))["latentevolve_nights"].samples
 
 
 async def test_disk_of_the_data_is_shown_with_its_floor(serve: Serve) -> None:

@@ -26,8 +26,6 @@ def test_names_are_prefixed_and_stable() -> None:
         "latentevolve_verifier_calls",
         "latentevolve_episodes",
         "latentevolve_prior_swaps",
-        "latentevolve_active_prior",
-        "latentevolve_prior_rows",
         "latentevolve_feedback",
     }
 
@@ -37,17 +35,10 @@ def test_outcome_is_counted_with_its_rewards() -> None:
     metrics = Metrics(registry)
     outcome = Outcome("refined", "improved", reward_before=0.2, reward_after=0.9, usage=Usage(3, 5, 8))
     metrics.count("high", outcome, 1.5)
-    metrics.show_active_prior("v3")
     text = generate_latest(registry).decode()
     assert 'latentevolve_requests_total{effort="high",mode="refined",reason="improved"} 1.0' in text
     assert 'latentevolve_reward_sum{when="after"} 0.9' in text
     assert "latentevolve_search_generated_tokens_total 5.0" in text
-    assert 'latentevolve_active_prior{version="v3"} 1.0' in text
-    assert 'version="none"' not in text
-    metrics.show_standings(["serves", "on trial", "serves"])
-    text = generate_latest(registry).decode()
-    assert 'latentevolve_prior_rows{standing="serves"} 2.0' in text
-    assert 'latentevolve_prior_rows{standing="retired"} 0.0' in text
 
 
 def test_summary_tells_what_happened_to_the_tenant() -> None:
