@@ -22,6 +22,8 @@ UNKNOWN = 8
 """Requests without a lean that count beside the known ones: a few may all be right about the same choice."""
 EVEN = 40
 """Requests beside the known ones to which each choice is right as often as any other."""
+MOST_STEPS, NEAR = 100, 0.001
+"""How long a lean is looked for, and how near in log-probability is near enough."""
 MOST_PASSES = 128
 """Tokens of all choices; where they are more, choices are scored by what a grammar would draw alone, in fewer
 passes."""
@@ -132,8 +134,21 @@ def _leaning(thoughts: Sequence[Thought], strength: float) -> NDArray[np.float64
 def _leans(
     reading: NDArray[np.float64], strength: float, frequencies: NDArray[np.float64]
 ) -> NDArray[np.float64]:
+    """Return λ times the lean that leaves the choices as likely, on the mean, as they are frequent.
+
+    The mean probabilities are the first step towards it. Beside requests of no lean they show no more of one
+    than so few can hide, and of a model that nearly always says the same that is not enough (docs/log.md).
+    """
     none = np.full((UNKNOWN, reading.shape[1]), -np.log(reading.shape[1]))
-    return leaning(np.concatenate([reading, none]), strength, frequencies)
+    requests = np.concatenate([reading, none])
+    leans = np.zeros(reading.shape[1])
+    for _ in range(MOST_STEPS):
+        left = requests - leans
+        step = leaning(left - np.logaddexp.reduce(left, axis=1, keepdims=True), 1.0, frequencies)
+        leans += step
+        if np.abs(step).max() < NEAR:
+            break
+    return strength * leans
 
 
 async def say(engine: Engine, prompt: RenderedPrompt, steered: SteeredPrompt, text: str) -> Generation:

@@ -66,6 +66,16 @@ async def test_what_the_model_says_of_everything_is_taken_off() -> None:
     assert await chosen(engine, MIXED * 15, strength=0.0) == NO
 
 
+@pytest.mark.parametrize("lean", [10.0, 1e3, 1e9])
+async def test_a_lean_is_taken_off_however_strong_it_is(lean: float) -> None:
+    def said(odds: float) -> tuple[float, float]:
+        return odds / (odds + lean), lean / (odds + lean)
+
+    known = [said(odds) for odds in (0.5, 2.0)] * 16
+    assert await chosen(Leaning({"": said(2.0)}), known) == YES
+    assert await chosen(Leaning({"": said(0.5)}), known) == NO
+
+
 async def test_a_few_requests_that_may_all_be_right_change_little() -> None:
     assert await chosen(Leaning({"": LEANS}), [(0.1, 0.9)] * 2) == NO
 
