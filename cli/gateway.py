@@ -117,10 +117,10 @@ class Gateway:
                 ) from error
             raise unreachable(self.url, late=isinstance(error, httpx.ReadTimeout)) from error
 
-    def upload(self, path: str, pieces: Iterator[bytes], *, timeout_s: float) -> dict[str, Any]:
+    def upload(self, path: str, pieces: Iterator[bytes], *, timeout_s: float, **query: str) -> dict[str, Any]:
         """Post `pieces` as one body and return the JSON object that comes back."""
         headers = {"content-type": "application/x-tar"}
-        return self._call("POST", path, content=pieces, headers=headers, timeout=timeout_s)
+        return self._call("POST", path, content=pieces, params=query, headers=headers, timeout=timeout_s)
 
     def models(self) -> list[str]:
         """Return the ids of the served models; the first is the base model."""

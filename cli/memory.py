@@ -189,6 +189,9 @@ def export(
 @app.command("import")
 def import_archive(
     file: Annotated[Path, typer.Argument(help="An archive of `memory export`.", metavar="FILE")],
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="Whose it is, where another tenant has handed it over.")
+    ] = None,
     url: Url = None,
     api_key: ApiKey = None,
     as_json: Json = False,
@@ -198,7 +201,8 @@ def import_archive(
     if not file.is_file():
         raise CommandError(f"there is no file {file}", "`latentevolve memory export FILE` makes one", USAGE)
     with Gateway(load_settings(gateway_url=url, api_key=api_key)) as gateway, screen.busy("importing"):
-        body = gateway.upload("/v1/memory/import", _pieces(file), timeout_s=LONG_S)
+        whose = {} if tenant is None else {"tenant": tenant}
+        body = gateway.upload("/v1/memory/import", _pieces(file), timeout_s=LONG_S, **whose)
     screen.document(body)
     screen.line(
         f"{body['added']} episodes are remembered anew, {body['skipped']} were there already", "green"

@@ -20,7 +20,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -124,13 +124,19 @@ class Taken:
 class Taking:
     """An archive on its way into a store. Episodes whose id is there are left as they are.
 
+    Args:
+        store: Where its episodes go.
+        memory: What they become part of.
+        owner: Tenant whose archive it is, where that is another one, who has handed it over; None: the same.
+
     Raises, from every method:
         OtherSpaceError, ArchiveError: it cannot be taken; what was taken stays.
         NoRoomError, StoreUnavailableError: the same, for the store failed. Taken again, it goes on.
     """
 
-    def __init__(self, store: EpisodeStore, memory: Memory) -> None:
+    def __init__(self, store: EpisodeStore, memory: Memory, owner: str | None = None) -> None:
         self._store, self._memory = store, memory
+        self._from = replace(memory, tenant=memory.tenant if owner is None else owner)
         self._buffer = bytearray()
         self._manifest: dict[str, Any] | None = None
         self._files: dict[str, bytes] = {}
@@ -199,11 +205,15 @@ class Taking:
                 f"the archive is of space {theirs}, this server serves space {own}: another model, chat "
                 "template or length of latents; nothing was taken"
             )
-        wrong = [key for key, value in self._memory.manifest.items() if found.get(key) != value]
-        if wrong:
+        expected = self._from.manifest
+        wrong = [key for key, value in expected.items() if found.get(key) != value]
+        if wrong == ["tenant"]:
             self._refuse(
-                f"{wrong[0]} is {found.get(wrong[0])!r}, expected {self._memory.manifest[wrong[0]]!r}"
+                f"the archive is tenant {found.get('tenant')!r}'s, not {self._from.tenant!r}'s; one that was "
+                "handed over is taken by naming its tenant"
             )
+        if wrong:
+            self._refuse(f"{wrong[0]} is {found.get(wrong[0])!r}, expected {expected[wrong[0]]!r}")
         self._manifest = found
 
     def _end(self, content: bytes) -> None:
@@ -218,13 +228,15 @@ class Taking:
             self._refuse(f"part {self._parts} is damaged: its sums are wrong")
         try:
             episodes = _episodes(files[EPISODES], files[VECTORS])
-            memory = self._memory
+            memory = self._from
             check_batch(episodes, space=memory.space, length=memory.length, hidden_size=memory.hidden_size)
             others = {episode.tenant for episode in episodes} - {memory.tenant}
             if others:
                 raise ValueError(f"tenant is {others.pop()!r}, expected {memory.tenant!r}")
         except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             self._refuse(f"part {self._parts} cannot be read: {error}", error)
+        if memory.tenant != self._memory.tenant:
+            episodes = [one.adopted(self._memory.tenant) for one in episodes]
         self._store_all(episodes)
 
     def _store_all(self, episodes: Sequence[Episode]) -> None:

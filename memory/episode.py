@@ -8,7 +8,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -100,6 +100,17 @@ def prompt_id(space: str, tenant: str, prompt_token_ids: Sequence[int], held_to:
     return own_id(tenant, uuid.uuid5(_PROMPTS, json.dumps(named)))
 
 
+def adopted_id(episode: "Episode", tenant: str) -> str:
+    """Return the id under which a tenant keeps another one's episode, always the same.
+
+    It is that of its own prompt, but where a grammar held the answer, for an episode does not tell which.
+    """
+    space, tokens = episode.space, episode.prompt_token_ids
+    if tokens and episode.id == prompt_id(space, episode.tenant, tokens):
+        return prompt_id(space, tenant, tokens)
+    return own_id(tenant, uuid.uuid5(_PROMPTS, json.dumps([episode.tenant, episode.id])))
+
+
 def prompt_digest(token_ids: Sequence[int]) -> str:
     """Return sixteen hex digits that name a rendered prompt."""
     return hashlib.sha256(np.asarray(token_ids, dtype=np.int64).tobytes()).hexdigest()[:16]
@@ -174,6 +185,14 @@ class Episode:
     def feedback(self) -> float | None:
         """What somebody said of the answer, in [0, 1]; None: nobody did."""
         return self.signals.get(FEEDBACK)
+
+    def adopted(self, tenant: str) -> "Episode":
+        """Return what another tenant remembers of it by consent.
+
+        Versions of priors are each tenant's own, so it was found under none. The trace is named all the same:
+        by it the episode is found again, once it is to be forgotten where it comes from.
+        """
+        return replace(self, tenant=tenant, id=adopted_id(self, tenant), prior_version=None)
 
     @property
     def retracted(self) -> bool:

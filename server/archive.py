@@ -24,13 +24,15 @@ async def exported(gateway: Gateway, tenant: str) -> Iterator[bytes]:
     return _while_nothing_is_forgotten(gateway, tenant, archive_of(gateway.store, _memory(gateway, tenant)))
 
 
-async def imported(gateway: Gateway, tenant: str, pieces: AsyncIterator[bytes]) -> Taken:
-    """Take an archive of a tenant's, and return what was taken of it.
+async def imported(
+    gateway: Gateway, tenant: str, pieces: AsyncIterator[bytes], owner: str | None = None
+) -> Taken:
+    """Take an archive of a tenant's, or of an `owner` who has handed it over; return what was taken of it.
 
     Raises:
         ArchiveError, NoRoomError, StoreUnavailableError: with what was taken before that; it stays.
     """
-    taking, waiting = Taking(gateway.store, _memory(gateway, tenant)), bytearray()
+    taking, waiting = Taking(gateway.store, _memory(gateway, tenant), owner), bytearray()
     async for piece in pieces:
         waiting += piece
         if len(waiting) >= PIECE_BYTES:

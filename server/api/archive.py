@@ -1,9 +1,9 @@
 """GET /v1/memory/export and POST /v1/memory/import: what is remembered as a file."""
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
@@ -41,11 +41,18 @@ async def export_memory(gateway: GatewayDep, access: AccessDep, request: Request
     openapi_extra={"requestBody": {"content": _CONTENT, "required": True}},
     responses=refusals(409, 507),
 )
-async def import_memory(gateway: GatewayDep, access: AccessDep, request: Request) -> Imported:
+async def import_memory(
+    gateway: GatewayDep,
+    access: AccessDep,
+    request: Request,
+    tenant: Annotated[
+        str | None, Query(description="Whose archive it is, where another tenant has handed it over.")
+    ] = None,
+) -> Imported:
     """Remember the episodes of an archive that are not there yet. Sent again, it goes on where it ended."""
     pieces = _received(request)
     try:
-        taken = await imported(gateway, access.tenant, pieces)
+        taken = await imported(gateway, access.tenant, pieces, tenant)
     except Exception:
         async for _ in pieces:  # a client that is still sending would not read the answer
             pass

@@ -65,6 +65,16 @@ def test_what_is_exported_here_is_imported_there(
     assert tarfile.is_tarfile(file)
 
 
+def test_an_archive_of_another_tenant_is_taken_by_its_name(run: Run, server: Server, tmp_path: Path) -> None:
+    server.remember(2)
+    file = tmp_path / "memory.tar"
+    assert run("memory", "export", str(file)).code == 0
+    wrong = run("memory", "import", str(file), "--tenant", "acme")
+    assert wrong.code == 1
+    assert "tenant 'default'" in wrong.err
+    assert "2 were there already" in run("memory", "import", str(file), "--tenant", "default").out
+
+
 def test_an_export_that_breaks_off_leaves_the_file_that_was_there(
     run: Run, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
