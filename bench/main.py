@@ -6,6 +6,7 @@ nothing imports `bench`; each benchmark is a module of its own, and heavy import
 
 import typer
 
+from bench.bounds.command import bounds
 from bench.evidence.command import evidence
 from bench.memory.command import memory
 from bench.rewards.command import rewards
@@ -15,6 +16,7 @@ from bench.stream.command import stream
 from bench.sweep.command import sweep
 
 app = typer.Typer(help="Benchmarks: what steering gains and what it costs.", no_args_is_help=True)
+app.command("bounds")(bounds)
 app.command("evidence")(evidence)
 app.command("memory")(memory)
 app.command("rewards")(rewards)

@@ -68,3 +68,22 @@ def open_run(
 def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options with the server's settings, which are one of them, beside the others."""
     return {**{n: value for n, value in options.items() if n != "settings"}, **options.get("settings", {})}
+
+
+def read_head(folder: Path, benchmark: str) -> dict[str, Any]:
+    """Return the head of a run that is there.
+
+    Raises:
+        CommandError: exit code 2, the folder holds none of this benchmark.
+    """
+    try:
+        head: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CommandError(
+            f"{folder} holds no run: {error}", f"name folders of `latentevolve bench {benchmark}`", USAGE
+        ) from error
+    if head.get("benchmark") != benchmark:
+        raise CommandError(
+            f"{folder} holds a run of {head.get('benchmark')}, not of {benchmark}", None, USAGE
+        )
+    return head

@@ -1,13 +1,21 @@
 """How long something takes, shown while it does.
 
-Owns one bar per phase on a terminal, and a line per phase and quarter in a pipe. Knows nothing of
-what is done.
+Owns one bar per phase on a terminal, with the time that has passed and the time that is left, and a line per
+phase and quarter in a pipe. Knows nothing of what is done.
 """
 
 import time
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from cli.screen import Screen, printable
 
@@ -28,6 +36,7 @@ class PhaseProgress:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
+                TimeRemainingColumn(),
                 TextColumn("{task.fields[message]}", style="dim", markup=False),
                 console=screen.console,
             )

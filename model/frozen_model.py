@@ -29,7 +29,7 @@ from model.packed_linear import pack
 from model.placement import Placement, PlacementKind, render_chat
 from model.prefill import Row, batches, last_states, prefill
 from model.prefixes import LIMIT_BYTES, Prefixes
-from model.target import Reading, readings
+from model.target import Reading, offsets_of, readings, values_of
 
 _DECODING_BYTES = 2**30
 """Most KV cache of one batch that is decoded. Rows that finish leave it, so it starts with many: few rows
@@ -99,8 +99,9 @@ class FrozenModel:
         )
         limit = int(getattr(text_config, "max_position_embeddings", _LONGEST))
         self.max_model_len = min(limit, max_model_len or _LONGEST)
-        self._ends = _end_tokens(self.network, self.tokenizer)
-        if not self._ends:
+        self.ends = _end_tokens(self.network, self.tokenizer)
+        """Tokens that end an answer, the tokenizer's first."""
+        if not self.ends:
             raise ModelUnavailableError(f"{model_path} names no end-of-sequence token")
 
     def render(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
@@ -116,7 +117,7 @@ class FrozenModel:
 
     def answer_tokens(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a finished answer: the text's own, then the end of the sequence."""
-        return (*self.tokenizer.encode(text, add_special_tokens=False), self._ends[0])
+        return (*self.tokenizer.encode(text, add_special_tokens=False), self.ends[0])
 
     def position(self, token_ids: Sequence[int]) -> int:
         """Return the index before which latents go, or raise PlacementError."""
@@ -226,17 +227,9 @@ class FrozenModel:
 
     def _parts(self, rows: Sequence[Row], needed: Sequence[Reading]) -> list[tuple[int, torch.Tensor]]:
         """Return (index of a label, what an answer adds to it, a scalar) for all that is read off rows."""
-        offsets = sorted(set().union(*(one.offsets for one in needed)))
-        column = {offset: at for at, offset in enumerate(offsets)}
+        offsets = offsets_of(needed)
         logits = prefill(self.network, rows, offsets, self._prefixes).logits  # (B, len(offsets), V)
-        return [
-            (
-                part.label,
-                part.probability * part.target.value(row[[column[o] for o in one.offsets_of(part)]].float()),
-            )
-            for row, one in zip(logits, needed, strict=True)
-            for part in one.parts
-        ]
+        return values_of(logits, needed, offsets)
 
     def _tries(self, labels: Sequence[Label]) -> dict[tuple[str, ...], ChoiceTrie]:
         return {choices: self._trie(choices) for choices in {label.choices for label in labels} if choices}
@@ -284,11 +277,11 @@ class FrozenModel:
         if decoding.choices is not None:
             trie = self._trie(decoding.choices)
         room = min(decoding.max_tokens, self._room(prompt))
-        return Draft(decoding, room, frozenset(self._ends), trie, self.decode, given_up)
+        return Draft(decoding, room, frozenset(self.ends), trie, self.decode, given_up)
 
     def _trie(self, choices: tuple[str, ...]) -> ChoiceTrie:
         encoded = [self.tokenizer.encode(choice, add_special_tokens=False) for choice in choices]
-        return ChoiceTrie(encoded, self._ends[0])
+        return ChoiceTrie(encoded, self.ends[0])
 
     def _embeddings(self, token_ids: Sequence[int]) -> torch.Tensor:
         tokens = torch.tensor(list(token_ids), dtype=torch.long, device=self.network.device)

@@ -123,3 +123,29 @@ def _shared(parts: Iterable[Part]) -> list[Reading]:
             rows.append(row)
         row.parts.append(part)
     return rows
+
+
+def offsets_of(needed: Sequence[Reading]) -> list[int]:
+    """Return the columns whose logits some rows need, counted from the last one."""
+    return sorted(set().union(*(one.offsets for one in needed)))
+
+
+def values_of(
+    logits: torch.Tensor, needed: Sequence[Reading], offsets: Sequence[int]
+) -> list[tuple[int, torch.Tensor]]:
+    """Return (index of a label, what an answer adds to it, a scalar) for all that is read off rows.
+
+    Args:
+        logits: (B, len(offsets), V), of a row for each reading.
+        needed: B readings.
+        offsets: columns, counted from the last one.
+    """
+    column = {offset: at for at, offset in enumerate(offsets)}
+    return [
+        (
+            part.label,
+            part.probability * part.target.value(row[[column[o] for o in one.offsets_of(part)]].float()),
+        )
+        for row, one in zip(logits, needed, strict=True)
+        for part in one.parts
+    ]

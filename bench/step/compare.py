@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.ratio import ratio
-from bench.step.endless import end_tokens, endless
+from bench.step.endless import endless
 from bench.step.latentseek import LatentSeek
 from bench.step.searching import Step, prompt_of, search_step
 from model.engine import PromptTooLongError
@@ -44,7 +44,7 @@ def compare(
     if len(prompt.token_ids) + engine.space.length + answer_tokens > engine.max_model_len:
         raise PromptTooLongError(f"{answer_tokens} answer tokens do not fit into {engine.max_model_len}")
     found: dict[str, list[Step]] = {name: [] for name in METHODS}
-    with endless(network, end_tokens(network, engine.model.tokenizer)), asyncio.Runner() as runner:
+    with endless(network, engine.model.ends), asyncio.Runner() as runner:
         # The first step of each is another: torch imports and allocates.
         short = prompt_of(engine, question, WARM_UP_TOKENS)
         LatentSeek(network, short.token_ids, WARM_UP_TOKENS).step(PUBLISHED_START)

@@ -24,10 +24,3 @@ def endless(network: Any, ends: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def end_tokens(network: Any, tokenizer: Any) -> list[int]:
-    """Return the tokens at which answers of this model end."""
-    named = network.generation_config.eos_token_id
-    several = named if isinstance(named, list) else [named]
-    return sorted({int(end) for end in (tokenizer.eos_token_id, *several) if end is not None})

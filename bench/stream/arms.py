@@ -87,7 +87,7 @@ async def decoded(
     asked = [SteeredPrompt(p.token_ids, z) for p, z in zip(prompts, latents, strict=True)]
     answers = await loop.engine.generate(asked, [prompt.decoding for prompt in prompts])
     return [
-        _reply(answer, prompt, given)
+        reply_of(answer, prompt, given)
         for answer, prompt, given in zip(answers, asked, facts or [{}] * len(asked), strict=True)
     ]
 
@@ -100,7 +100,7 @@ async def plain(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> lis
 async def sampled(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
     """The model alone, one sample at temperature 1."""
     return [
-        _reply(found[0], SteeredPrompt(prompt.token_ids))
+        reply_of(found[0], SteeredPrompt(prompt.token_ids))
         for prompt, found in zip(prompts, await _samples(loop, prompts, 1, seed), strict=True)
     ]
 
@@ -159,7 +159,7 @@ def _spent(
 ) -> Reply:
     if decoded is None:
         assert outcome.answer is not None
-        decoded = _reply(outcome.answer, SteeredPrompt(prompt.token_ids, outcome.latent), facts)
+        decoded = reply_of(outcome.answer, SteeredPrompt(prompt.token_ids, outcome.latent), facts)
     return with_search(decoded, outcome.usage, len(prompt.token_ids), found=outcome.answer is not None)
 
 
@@ -278,7 +278,7 @@ def _chosen(
     prompt: RenderedPrompt, found: Sequence[Generation], chosen: int, facts: Mapping[str, Any]
 ) -> Reply:
     generated = sum(len(one.token_ids) for one in found)
-    reply = _reply(found[chosen], SteeredPrompt(prompt.token_ids), facts)
+    reply = reply_of(found[chosen], SteeredPrompt(prompt.token_ids), facts)
     return replace(
         reply,
         generated=generated,
@@ -290,7 +290,8 @@ def _chosen(
     )
 
 
-def _reply(answer: Generation, prompt: SteeredPrompt, facts: Mapping[str, Any] | None = None) -> Reply:
+def reply_of(answer: Generation, prompt: SteeredPrompt, facts: Mapping[str, Any] | None = None) -> Reply:
+    """Return an answer with the cost of decoding it alone."""
     generated = len(answer.token_ids)
     latents = 0 if prompt.latent is None else len(prompt.latent)
     return Reply(

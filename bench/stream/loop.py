@@ -113,7 +113,7 @@ class Loop:
         failed = self._failed_explorations()
         effort = self.plan.day_effort
         prompts = [self.render(item) for item in items]
-        self._forget(prompts)
+        self._forget(items)
         # All at once, so that what they explore can share the engine's batches.
         outcomes = await asyncio.gather(
             *(
@@ -128,26 +128,29 @@ class Loop:
             raise CommandError("exploring failed", AGAIN)
         if not await self.gateway.remember.drain(60.0):
             raise CommandError("the memory does not take episodes", "see the log above")
-        kept = self._remembered(prompts)
+        kept = {item.question: episode.summary() for item, episode in self.remembered(items)}
         return [
-            Lived(outcome.mode, kept[prompt.token_ids].summary() if prompt.token_ids in kept else None)
-            for prompt, outcome in zip(prompts, outcomes, strict=True)
+            Lived(outcome.mode, kept.get(item.question))
+            for item, outcome in zip(items, outcomes, strict=True)
+        ]
+
+    def remembered(self, items: Sequence[Item]) -> list[tuple[Item, Episode]]:
+        """Return those of the questions that are remembered, and what of each."""
+        prompts = {self.render(item).token_ids: item for item in items}
+        return [
+            (item, episode)
+            for episode in self.gateway.store.scroll()
+            if (item := prompts.get(tuple(episode.prompt_token_ids))) is not None
         ]
 
     def _failed_explorations(self) -> float:
         return self._registry.get_sample_value("latentevolve_explorations_total", {"result": "failed"}) or 0.0
 
-    def _forget(self, prompts: Sequence[RenderedPrompt]) -> None:
-        """Delete what a stopped run remembered of these prompts, which are asked again."""
-        known = self._remembered(prompts).values()
+    def _forget(self, items: Sequence[Item]) -> None:
+        """Delete what a stopped run remembered of these questions, which are asked again."""
+        known = [episode.id for _, episode in self.remembered(items)]
         if known:
-            self.gateway.store.delete([episode.id for episode in known])
-
-    def _remembered(self, prompts: Sequence[RenderedPrompt]) -> dict[tuple[int, ...], Episode]:
-        """Return what is remembered of some prompts, by their tokens."""
-        asked = {prompt.token_ids for prompt in prompts}
-        found = {tuple(episode.prompt_token_ids): episode for episode in self.gateway.store.scroll()}
-        return {tokens: episode for tokens, episode in found.items() if tokens in asked}
+            self.gateway.store.delete(known)
 
     async def night(self, name: str, progress: Progress) -> dict[str, Any]:
         """Consolidate as the worker does and serve what was promoted; a night of this name is run once.

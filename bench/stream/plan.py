@@ -54,6 +54,11 @@ class Plan:
     digests: tuple[str, ...] = ()
     """Of the files: data, also, unlike."""
 
+    @property
+    def overrides(self) -> dict[str, str]:
+        """The server's settings as they are given, those that are set to nothing left out."""
+        return {name: value for name, value in self.settings.items() if value != "None"}
+
     def parts(self, items: Sequence[Item], seed: int) -> tuple[list[Item], list[list[Item]]]:
         """Return the held-out questions and those of each day, no question twice.
 
@@ -112,3 +117,13 @@ def plan_at_default() -> dict[str, Any]:
     """Return every option of a plan that has a default at that, the server's settings among them."""
     found = {one.name: one.default for one in fields(Plan) if one.default is not MISSING}
     return {**found, "settings": settings_at_default()}
+
+
+def plan_of(head: Mapping[str, Any]) -> Plan:
+    """Return the plan of a run that this or an earlier build has begun, by its head."""
+    told: dict[str, Any] = {}
+    for one in fields(Plan):
+        if one.name in head["settings"]:
+            value = head["settings"][one.name]
+            told[one.name] = tuple(value) if isinstance(value, list) else value
+    return Plan(**told)

@@ -181,7 +181,7 @@ class Runner:
             rows = [{"correct": plain == low.text, **low.facts} for plain, low in both]
         else:
             replies = await server.ask(step.arm, items, seed)
-            rows = [_row(reply, item, scorer) for item, reply in zip(items, replies, strict=True)]
+            rows = [row_of(reply, item, scorer) for item, reply in zip(items, replies, strict=True)]
         return list(zip(items, rows, strict=True))
 
     async def _night(
@@ -262,7 +262,7 @@ def _item(text: str) -> Item:
 
 
 def _day_row(lived: Lived, item: Item, scorer: Scorer) -> dict[str, Any]:
-    row = {} if lived.reply is None else _row(lived.reply, item, scorer)
+    row = {} if lived.reply is None else row_of(lived.reply, item, scorer)
     row["mode"] = lived.mode
     episode = lived.episode
     if episode is not None:
@@ -279,7 +279,8 @@ def _day_row(lived: Lived, item: Item, scorer: Scorer) -> dict[str, Any]:
     return row
 
 
-def _row(reply: Reply, item: Item, scorer: Scorer) -> dict[str, Any]:
+def row_of(reply: Reply, item: Item, scorer: Scorer) -> dict[str, Any]:
+    """Return what is kept of one answer."""
     row: dict[str, Any] = {
         "correct": scorer.correct(reply.text, item),
         "tokens": reply.tokens,

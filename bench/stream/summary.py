@@ -72,6 +72,30 @@ def scores(rows: Sequence[Row]) -> list[Score]:
     return [_score(arm, stage, group, groups) for (arm, stage), group in groups.items()]
 
 
+def answers_of(rows: Sequence[Row], arm: str, stage: str) -> list[Row]:
+    """Return what an arm answered at a stage."""
+    return [row for row in rows if (row["arm"], row["stage"]) == (arm, stage) and "tokens" in row]
+
+
+def paired(rows: Sequence[Row], others: Sequence[Row]) -> Interval | None:
+    """Return how much more often the first are right than others to the same questions; None without any.
+
+    Over questions, the seeds of each averaged.
+    """
+    known = {_answered(row): float(row["correct"]) for row in others}
+    both = [row for row in rows if _answered(row) in known]
+    if not both:
+        return None
+    differences = np.array([float(row["correct"]) - known[_answered(row)] for row in both])
+    return interval(grouped_means(differences, _questions(both)))
+
+
+def _questions(rows: Sequence[Row]) -> list[int]:
+    """Return the number of the question of each row."""
+    numbers: dict[tuple[str, str], int] = {}
+    return [numbers.setdefault((row["set"], row["question"]), len(numbers)) for row in rows]
+
+
 def _smaller_majorities(rows: Sequence[Row]) -> Iterator[Row]:
     """Yield what majorities of 1, 2, 4 … of the same samples would have answered, and at what cost.
 
@@ -162,18 +186,9 @@ def unlike(rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
 
 def _score(arm: str, stage: str, rows: list[Row], groups: Mapping[tuple[str, str], list[Row]]) -> Score:
     base, at, name = arm.partition("@")
-    numbers: dict[tuple[str, str], int] = {}
-    questions = [numbers.setdefault((row["set"], row["question"]), len(numbers)) for row in rows]
     correct = np.array([float(row["correct"]) for row in rows])
     oracle = [row["any_correct"] for row in rows if "any_correct" in row]
     timed = [row["wall_s"] for row in rows if row["wall_s"] is not None]
-
-    def against(others: Sequence[Row]) -> Interval | None:
-        known = {_answered(row): float(row["correct"]) for row in others}
-        if any(_answered(row) not in known for row in rows):
-            return None
-        difference = correct - np.array([known[_answered(row)] for row in rows])
-        return interval(grouped_means(difference, questions))
 
     beside = None
     if not base.startswith(MAJORITY):
@@ -187,14 +202,14 @@ def _score(arm: str, stage: str, rows: list[Row], groups: Mapping[tuple[str, str
             (_mean(rows, "forward") / _mean(same, "forward"), other, same) for other, same in offered if same
         ]
         cost, other, same = min(costs, key=lambda found: abs(math.log(found[0])), default=(1.0, "", []))
-        difference = against(same)
+        difference = paired(rows, same)
         beside = None if difference is None else Against(other, difference, cost)
     return Score(
         arm=arm,
         stage=stage,
         n=len(rows),
-        accuracy=_share(grouped_means(correct, questions)),
-        against_plain=None if base == "plain" else against(groups.get((f"plain{at}{name}", START), [])),
+        accuracy=_share(grouped_means(correct, _questions(rows))),
+        against_plain=None if base == "plain" else paired(rows, groups.get((f"plain{at}{name}", START), [])),
         against_majority=beside,
         tokens=_mean(rows, "tokens"),
         finished=_mean(rows, "finished"),

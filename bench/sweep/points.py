@@ -4,7 +4,6 @@ Owns which option that is, in which order its values stand, and how runs compare
 Knows nothing of tables or pictures.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.bootstrap import Interval, grouped_means, interval
+from bench.bootstrap import Interval
+from bench.run import read_head
 from bench.stream.journal import builds, read_rows
 from bench.stream.plan import plan_at_default
-from bench.stream.summary import Row, Score, remembered, scores
+from bench.stream.summary import Row, Score, answers_of, paired, remembered, scores
 from cli.failure import USAGE, CommandError
 
 _LEFT_OUT = frozenset({"nights", "arms", "data", "also", "unlike"})
@@ -89,14 +89,7 @@ def _shared(runs: Sequence[Mapping[Any, Any]]) -> list[Any]:
 
 def _options(folder: Path) -> dict[str, str]:
     """Return every option of a run by name, the server's settings under `settings.`, all as text."""
-    try:
-        head: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CommandError(
-            f"{folder} holds no run: {error}", "name folders of `latentevolve bench stream`", USAGE
-        ) from error
-    if head.get("benchmark") != "stream":
-        raise CommandError(f"{folder} holds a run of {head.get('benchmark')}, not of stream", None, USAGE)
+    head = read_head(folder, "stream")
     known = plan_at_default()  # what came with a later build was at its default before
     plan = known | head["settings"]
     settings = {
@@ -139,24 +132,7 @@ def _points(values: Sequence[str], runs: Sequence[Sequence[Row]]) -> list[Point]
     points = []
     for arm, stage in last.items():
         for value, of, rows in zip(values, found, runs, strict=True):
-            against = None if rows is runs[0] else _against(rows, runs[0], arm, stage)
+            mine, first = (answers_of(of, arm, stage) for of in (rows, runs[0]))
+            against = None if rows is runs[0] else paired(mine, first)
             points.append(Point(value, of[arm, stage], against))
     return points
-
-
-def _against(rows: Sequence[Row], first: Sequence[Row], arm: str, stage: str) -> Interval | None:
-    here, there = _correct(rows, arm, stage), _correct(first, arm, stage)
-    both = [key for key in here if key in there]
-    if not both:
-        return None
-    numbers: dict[str, int] = {}
-    questions = [numbers.setdefault(question, len(numbers)) for _, question in both]
-    return interval(grouped_means(np.array([here[key] - there[key] for key in both]), questions))
-
-
-def _correct(rows: Sequence[Row], arm: str, stage: str) -> dict[tuple[int, str], float]:
-    return {
-        (row["seed"], row["question"]): float(row["correct"])
-        for row in rows
-        if row["arm"] == arm and row["stage"] == stage and "tokens" in row
-    }

@@ -348,3 +348,12 @@ async def test_a_closed_engine_says_so(tiny_model: str) -> None:
     await engine.close()
     with pytest.raises(EngineDeadError):
         await engine.keys([tokens])
+
+
+def test_all_ends_of_a_model_are_known(
+    model: FrozenModel, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = model.ends[0]
+    monkeypatch.setattr(model.network.generation_config, "eos_token_id", [9, first])
+    again = FrozenModel(tiny_model, length=4, placement="user_turn_end", network=model.network)
+    assert again.ends == (first, 9)

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.step.compare import METHODS, compare, summary
-from bench.step.endless import end_tokens, endless
+from bench.step.endless import endless
 from bench.step.latentseek import LatentSeek
 from bench.step.searching import Clock, Step, prompt_of, search_step
 from model.engine import Generation
@@ -46,7 +46,7 @@ class Both(ScriptedEngine):
 
     def __init__(self, network: Any) -> None:
         super().__init__(answer=lambda *_: "never done within twenty tokens")
-        self.model = SimpleNamespace(network=network, tokenizer=SimpleNamespace(eos_token_id=END))
+        self.model = SimpleNamespace(network=network, ends=(END,))
 
 
 @pytest.fixture
@@ -101,13 +101,6 @@ def test_answers_do_not_end_inside_and_may_end_outside(network: Any) -> None:
     assert (inside[..., [END, 9]] == torch.finfo(inside.dtype).min).all()
     assert torch.equal(inside[..., 10:], before[..., 10:])
     assert torch.equal(before, after)
-
-
-def test_all_ends_of_a_model_are_known(network: Any) -> None:
-    class Tokenizer:
-        eos_token_id = 7
-
-    assert end_tokens(network, Tokenizer()) == [END, 7]
 
 
 @pytest.mark.parametrize(("search", "answers"), [(Gradient(), 5), (Evolution(), 4)])
