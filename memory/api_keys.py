@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from limits import RateLimitItem, parse
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, or_, select, update
 
 from memory.database import Database
 from memory.episode import TENANT, LatentMemoryError, now
@@ -29,7 +29,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 """What a key may do: ask the model, read what is remembered, change that, and everything."""
 
 MOST_TENANTS = 256
-"""Of one state: a gateway watches over the nights and priors of each."""
+"""Of whom a key works, in one state: a gateway watches over the nights and priors of each."""
 MOST_LETTERS = 128
 """Longest name of a key."""
 
@@ -145,9 +145,12 @@ class ApiKeys:
         )
         self._room.demand("API keys", reserve=True)
         with self._state.write() as connection:
-            known = {TENANT, *connection.scalars(select(api_keys.c.tenant).distinct())}
+            known = _tenants(connection)
             if tenant not in known and len(known) >= MOST_TENANTS:
-                raise ApiKeyRejectedError(f"tenant: there are {MOST_TENANTS} already", "tenant")
+                raise ApiKeyRejectedError(
+                    f"tenant: there are {MOST_TENANTS} already; one goes when none of its keys works",
+                    "tenant",
+                )
             connection.execute(insert(api_keys).values(vars(key) | {"scopes": list(key.scopes)}))
         return key, token
 
@@ -206,7 +209,16 @@ class ApiKeys:
             return connection.scalar(select(api_keys.c.id).limit(1)) is not None
 
     def tenants(self) -> list[str]:
-        """Return the default tenant and all that keys were made for, in the order of their names.
+        """Return the default tenant and all of whom a key works, in the order of their names.
+
+        Raises:
+            StateUnavailableError: the database does not answer.
+        """
+        with self._state.read() as connection:
+            return sorted(_tenants(connection))
+
+    def named(self) -> list[str]:
+        """Return the default tenant and all that keys were ever made for: what they have may still be there.
 
         Raises:
             StateUnavailableError: the database does not answer.
@@ -258,6 +270,14 @@ def check_rate_limit(text: str) -> RateLimitItem:
             "rate_limit: give a number per second, minute, hour or day: 60/minute", "rate_limit"
         )
     return parse(text)
+
+
+def _tenants(connection: Connection) -> set[str]:
+    works = (
+        api_keys.c.revoked_at.is_(None),
+        or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now()),
+    )
+    return {TENANT, *connection.scalars(select(api_keys.c.tenant).where(*works).distinct())}
 
 
 def _new_token(key_id: str) -> tuple[str, str]:

@@ -1,13 +1,16 @@
 """What each tenant has of its own beside memory: its priors, and its nights.
 
-Owns that a tenant's parts are opened when first asked for, and once. Knows nothing of how they are built
-(`server/wiring.py`). How many there may be is bounded where API keys are made.
+Owns that a tenant's parts are opened when first asked for, and once, and that those of one none of whose keys
+works any more are closed. Knows nothing of how they are built (`server/wiring.py`). How many there may be is
+bounded where API keys are made.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 
+from memory.episode import TENANT, Episode
 from memory.registry import PriorRegistry
 from memory.tenants import parted
 from server.nights import NightCoordinator
@@ -30,12 +33,12 @@ class Tenants:
     """The parts of all tenants.
 
     Args:
-        build: Builds those of one, running.
+        build: Builds those of one, running until they are closed.
     """
 
-    def __init__(self, build: Callable[[str], Awaitable[Parts]]) -> None:
+    def __init__(self, build: Callable[[str], AbstractAsyncContextManager[Parts]]) -> None:
         self._build = build
-        self._open: dict[str, Parts] = {}
+        self._open: dict[str, tuple[Parts, AsyncExitStack]] = {}
         self._opening = asyncio.Lock()
 
     async def of(self, tenant: str) -> Parts:
@@ -43,14 +46,36 @@ class Tenants:
         if tenant not in self._open:
             async with self._opening:
                 if tenant not in self._open:
-                    self._open[tenant] = await self._build(tenant)
-        return self._open[tenant]
+                    stack = AsyncExitStack()
+                    parts = await stack.enter_async_context(self._build(tenant))
+                    self._open[tenant] = parts, stack
+        return self._open[tenant][0]
+
+    async def keep(self, tenants: Collection[str]) -> None:
+        """Have the parts of these open, and no others but the default one's.
+
+        A request under way goes on with what it has; one that comes later opens them again.
+        """
+        for tenant in tenants:
+            await self.of(tenant)
+        for tenant in self._open.keys() - {TENANT, *tenants}:
+            await self._open.pop(tenant)[1].aclose()
+
+    async def close(self) -> None:
+        """Close all."""
+        while self._open:
+            await self._open.popitem()[1][1].aclose()
 
     def changed(self, part: str | None) -> None:
         """Look which prior serves in a part of the space (`memory/tenants.py`) now; None: in all of them."""
-        for parts in self._open.values():
+        for parts, _ in self._open.values():
             if part is None or parted(part)[1] == parts.tenant:
                 parts.prior.poke()
+
+    def remembered(self, episode: Episode, fate: str) -> None:
+        """Tell a tenant's nights that an episode of its is new. A listener for `Remember`."""
+        if episode.tenant in self._open:
+            self._open[episode.tenant][0].nights.remembered(episode, fate)
 
     async def prior_of(self, tenant: str) -> ActivePrior:
         """Return what follows a tenant's active prior."""

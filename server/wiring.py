@@ -61,6 +61,8 @@ LOOKUP_TIMEOUT_S = 5.0
 """How long probes and routes wait for the store."""
 STATS_TIMEOUT_S = 60.0
 """How long statistics do: they read the rewards of all episodes."""
+LOOK_AT_TENANTS_S = 60.0
+"""Between two looks which tenants there are."""
 TENANTS_POLL = 5
 """How much more seldom it is looked for a new prior of a tenant other than the default one."""
 WATCH_ENGINE_S = 2.0
@@ -154,7 +156,7 @@ async def assemble(
             store,
             max_days=settings.memory_max_days,
             max_episodes=settings.memory_max_episodes,
-            tenants=doorman.keys.tenants,
+            tenants=doorman.keys.named,
             forget_before=state.forget_exchanges_before,
         )
         await _background(stack, upkeep.watch(), "upkeep")
@@ -165,7 +167,8 @@ async def assemble(
         )
         queue = NightQueue(settings)
 
-        async def build(tenant: str) -> Parts:
+        @asynccontextmanager
+        async def build(tenant: str) -> AsyncIterator[Parts]:
             part = partition(space, tenant)
             registry = PriorRegistry(data / "priors", part, state)
             prior = ActivePrior(
@@ -194,12 +197,14 @@ async def assemble(
                 min_episodes=settings.night_min_episodes,
                 min_reward=settings.night_min_reward,
             )
-            remember.listen(nights.remembered)
-            await _background(stack, prior.watch(), f"prior of {tenant}")
-            await _background(stack, nights.watch(), f"nights of {tenant}")
-            return Parts(tenant, registry, Priors(registry, state), prior, nights)
+            async with AsyncExitStack() as watching:
+                await _background(watching, prior.watch(), f"prior of {tenant}")
+                await _background(watching, nights.watch(), f"nights of {tenant}")
+                yield Parts(tenant, registry, Priors(registry, state), prior, nights)
 
         tenants = Tenants(build)
+        stack.push_async_callback(tenants.close)
+        remember.listen(tenants.remembered)
         own = await tenants.of(TENANT)
         if redis_url:
             await _background(stack, listen(redis_url, space, tenants.changed), "signal")
@@ -227,7 +232,7 @@ async def assemble(
         for check in checks:
             if not check.ok:
                 steering.disable(check.name)
-        await _background(stack, _open_all(tenants, doorman.keys), "tenants")
+        await _background(stack, _keep_tenants(tenants, doorman.keys), "tenants")
         if not await doorman.asks_for_keys():
             logger.warning(
                 "there is no API key: %s; `latentevolve keys create` makes one",
@@ -264,13 +269,16 @@ async def assemble(
         )
 
 
-async def _open_all(tenants: Tenants, keys: ApiKeys) -> None:
-    """Look after the nights of tenants that have not asked for anything yet, too."""
-    try:
-        for tenant in await asyncio.to_thread(keys.tenants):
-            await tenants.of(tenant)
-    except LatentMemoryError as error:
-        logger.warning("nights of tenants begin when they ask for something: %s", error)
+async def _keep_tenants(tenants: Tenants, keys: ApiKeys) -> None:
+    """Look after the nights of tenants that ask for nothing, too, and of none that cannot any more."""
+    while True:
+        try:
+            await tenants.keep(await asyncio.to_thread(keys.tenants))
+        except LatentMemoryError as error:
+            logger.warning("nights of tenants begin when they ask for something: %s", error)
+        except Exception:
+            logger.exception("tenants are not looked after")
+        await asyncio.sleep(LOOK_AT_TENANTS_S)
 
 
 def _import_engine() -> None:

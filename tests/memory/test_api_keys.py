@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
+from memory import api_keys
 from memory.api_keys import (
     ApiKeyRejectedError,
     ApiKeys,
@@ -67,6 +68,32 @@ def test_a_revoked_key_works_no_more_and_stays_in_the_list(state: State) -> None
     assert keys.all("acme") == [other]
     assert keys.exist()
     assert keys.tenants() == ["acme", "default"]
+
+
+def test_a_tenant_none_of_whose_keys_works_makes_room_for_another(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_keys, "MOST_TENANTS", 3)
+    keys = ApiKeys(state)
+    first, _ = keys.create("app", ["infer"], tenant="acme")
+    keys.create("app", ["infer"], tenant="shop")
+    for _ in range(2):
+        with pytest.raises(ApiKeyRejectedError, match="tenant: there are 3"):
+            keys.create("app", ["infer"], tenant="desk")
+        second, _ = keys.create("another", ["infer"], tenant="acme")
+        keys.revoke(first.id)
+        first = second
+    keys.revoke(first.id)
+    assert keys.tenants() == ["default", "shop"]
+    assert keys.named() == ["acme", "default", "shop"]
+    soon = now() + timedelta(seconds=30)
+    keys.create("app", ["infer"], tenant="desk", expires_at=soon)
+    with pytest.raises(ApiKeyRejectedError):
+        keys.create("app", ["infer"], tenant="acme")
+    monkeypatch.setattr(api_keys, "now", lambda: soon)
+    assert keys.tenants() == ["default", "shop"]
+    keys.create("app", ["infer"], tenant="acme")
+    assert keys.tenants() == ["acme", "default", "shop"]
 
 
 @pytest.mark.parametrize("name", ["", "no", "0123456789abcdeg", "0123456789abcdef", "\0", "' OR 1=1 --"])

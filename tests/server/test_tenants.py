@@ -1,19 +1,23 @@
 """The parts that each tenant has of its own."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
 from memory.tenants import partition
 from server.tenants import Parts, Tenants
 
+nothing = cast("Any", None)
+
 
 async def test_a_change_is_looked_at_by_the_tenant_whose_it_is() -> None:
     looked: list[str] = []
 
-    async def build(tenant: str) -> Parts:
+    @asynccontextmanager
+    async def build(tenant: str) -> AsyncIterator[Parts]:
         prior = cast("Any", SimpleNamespace(poke=lambda: looked.append(tenant)))
-        nothing = cast("Any", None)
-        return Parts(tenant, nothing, nothing, prior, nothing)
+        yield Parts(tenant, nothing, nothing, prior, nothing)
 
     tenants = Tenants(build)
     for tenant in ("default", "shop", "desk"):
@@ -23,3 +27,25 @@ async def test_a_change_is_looked_at_by_the_tenant_whose_it_is() -> None:
     assert looked == ["shop", "default"]
     tenants.changed(None)  # some may have been missed
     assert sorted(looked[2:]) == ["default", "desk", "shop"]
+
+
+async def test_the_parts_of_tenants_that_are_gone_are_closed_and_open_again_when_asked_for() -> None:
+    running: list[str] = []
+
+    @asynccontextmanager
+    async def build(tenant: str) -> AsyncIterator[Parts]:
+        running.append(tenant)
+        yield Parts(tenant, nothing, nothing, nothing, nothing)
+        running.remove(tenant)
+
+    tenants = Tenants(build)
+    first = await tenants.of("default")
+    await tenants.keep(["shop", "desk"])
+    assert sorted(running) == ["default", "desk", "shop"]
+    await tenants.keep(["desk"])
+    assert sorted(running) == ["default", "desk"]
+    assert await tenants.of("default") is first
+    await tenants.of("shop")
+    assert sorted(running) == ["default", "desk", "shop"]
+    await tenants.close()
+    assert running == []

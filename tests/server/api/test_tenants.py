@@ -1,5 +1,6 @@
 """Two tenants on one server: every route of ours is asked by one for what the other has."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from memory.archive import Memory, archive_of
 from memory.episode import TENANT, Array, Episode, new_id
 from memory.store import EpisodeStore
 from model.engine import cache_salt
+from server import wiring
 from server.api.scopes import TABLE, is_public
 from server.landscape import Landscape, Projected
 from tests.server.api.conftest import CHAT, Serve, Served
@@ -423,3 +425,22 @@ async def test_exploring_is_shared_by_turns(serve: Serve) -> None:
     await served.gateway.remember.drain()
     assert sorted(explored) == ["acme"] * 5 + ["globex"]
     assert explored.index("globex") <= 1
+
+
+async def test_nights_of_a_tenant_are_looked_after_while_a_key_of_it_works(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wiring, "LOOK_AT_TENANTS_S", 0.01)
+    keys = (await serve(api_key="operator")).gateway.doorman.keys
+
+    async def wait_until(watched: bool) -> None:
+        async with asyncio.timeout(30):
+            while ("nights of shop" in {task.get_name() for task in asyncio.all_tasks()}) != watched:
+                await asyncio.sleep(0.01)
+
+    key, _ = keys.create("app", ["infer"], tenant="shop")
+    await wait_until(watched=True)
+    keys.revoke(key.id)
+    await wait_until(watched=False)
+    keys.create("app", ["infer"], tenant="shop")
+    await wait_until(watched=True)
