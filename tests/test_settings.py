@@ -1,12 +1,13 @@
 """`.env.example` says what the settings say."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from config.settings import Settings
+from config.settings import Settings, unknown_variables
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
 LINE = re.compile(r"^#?(LATENTEVOLVE_[A-Z_]+)=(.*)$", re.MULTILINE)
@@ -113,3 +114,41 @@ def test_verifier_that_is_named_needs_a_url(monkeypatch: pytest.MonkeyPatch) -> 
         Settings(_env_file=None)
     monkeypatch.setenv("LATENTEVOLVE_VERIFIER_URL", "http://127.0.0.1:9/score")
     assert Settings(_env_file=None).verifier_url == "http://127.0.0.1:9/score"
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment without settings."""
+    for name in [name for name in os.environ if name.startswith("LATENTEVOLVE_")]:
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_a_variable_that_is_no_setting_is_told_with_the_one_that_may_be_meant(
+    clean: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clean.setenv("LATENTEVOLVE_DATADIR", "elsewhere")
+    clean.setenv("LATENTEVOLVE_REFINER", "vote")
+    (tmp_path / ".env").write_text("LATENTEVOLVE_NIGHT_STEP=7\nLATENTEVOLVE_NIGHT_SEED=7\nNIGHT_STEPZ=7\n")
+    told = unknown_variables(tmp_path / ".env")
+    assert [sentence.split()[0] for sentence in told] == [
+        "LATENTEVOLVE_DATADIR",
+        "LATENTEVOLVE_NIGHT_STEP",
+        "LATENTEVOLVE_REFINER",
+    ]
+    assert "LATENTEVOLVE_DATA_DIR?" in told[0]
+    assert "LATENTEVOLVE_NIGHT_STEPS?" in told[1]
+    assert ".env.example" in told[2]
+
+
+def test_nothing_is_told_of_settings_of_empty_values_or_of_others(
+    clean: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    env = tmp_path / ".env"
+    env.write_text(re.sub(r"^#(LATENTEVOLVE_)", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE))
+    clean.setenv("LATENTEVOLVE_TAG", "cuda")  # docker-compose.yml's
+    clean.setenv("LATENTEVOLVE_NO_SETTING", "")
+    clean.setenv("latentevolve_port", "8001")
+    clean.setenv("VLLM_LOGGING_LEVEL", "INFO")
+    assert unknown_variables(env) == []
+    assert unknown_variables(None) == []

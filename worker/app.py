@@ -4,14 +4,17 @@ Owns how nights are executed: one at a time, each in a process of its own, which
 is told to. Knows nothing of what a night does.
 """
 
+import logging
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_ready, worker_shutting_down
+from celery.signals import worker_init, worker_ready, worker_shutting_down
 
 from config.queue import make_celery
-from config.settings import Settings
+from config.settings import Settings, unknown_variables
 from worker.tasks import runner
+
+logger = logging.getLogger(__name__)
 
 RECOVERY_EXPIRES_S = 600
 VISIBILITY_TIMEOUT_S = 6 * 3600
@@ -41,11 +44,17 @@ def _recover(sender: Any, **_: Any) -> None:
     sender.app.send_task("latentevolve.recover", expires=RECOVERY_EXPIRES_S)
 
 
+def _say_what_is_ignored(**_: Any) -> None:
+    for sentence in unknown_variables():
+        logger.warning("%s", sentence)
+
+
 def _do_not_wait_for_the_night(**_: Any) -> None:
     runner.stop()
 
 
 worker_shutting_down.connect(_do_not_wait_for_the_night)
+worker_init.connect(_say_what_is_ignored)
 worker_ready.connect(_recover)
 
 app = make_worker(Settings())

@@ -55,6 +55,17 @@ def test_end_that_was_asked_for_is_none(monkeypatch: pytest.MonkeyPatch) -> None
     assert ran(monkeypatch, ends) == 0
 
 
+def test_a_start_says_which_variables_it_ignores(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LATENTEVOLVE_API_KYE", "secret")
+    assert ran(monkeypatch, lambda server, stop: None) == 0
+    assert (
+        "LATENTEVOLVE_API_KYE is no setting and is ignored: did you mean LATENTEVOLVE_API_KEY?" in caplog.text
+    )
+    assert "secret" not in caplog.text
+
+
 STREAMING = """
 from types import SimpleNamespace
 import server.__main__ as entry

@@ -58,7 +58,7 @@ def worker(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     with (settings.data_dir / "worker.log").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-l", "INFO"],
-            env={**os.environ, **environment},
+            env={**os.environ, **environment, "LATENTEVOLVE_NIGHT_STEP": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -132,6 +132,7 @@ def test_an_idle_worker_is_small_and_takes_nights_from_redis_also_after_an_outag
         log = tmp_path / "worker.log"
         wait_until(lambda: has_recovered(tmp_path), "the worker")
         assert resident_mib(process) < 100
+        assert "did you mean LATENTEVOLVE_NIGHT_STEPS?" in log.read_text()
         for outage in (False, True):
             if outage:
                 server.stop()
