@@ -14,6 +14,9 @@ from cli.failure import USAGE, CommandError
 from cli.options import Json
 from cli.screen import Screen
 
+SPEAK = (0.0, 0.2, 1.0)
+"""Shares of the wrong answers of which people say what would be right."""
+
 
 def evidence(
     repetitions: Annotated[int, typer.Option("--repetitions", min=1, help="Streams of each kind.")] = 400,
@@ -32,15 +35,15 @@ def evidence(
 
     import numpy as np
 
-    from bench.evidence.simulate import Course, course, nights
-    from bench.evidence.streams import GOOD, HARM, NO_GOOD, OUTSIDE, Draw
+    from bench.evidence.simulate import Course, course, nights, told
+    from bench.evidence.streams import GOOD, HARM, NO_GOOD, OUTSIDE, TOLD, Draw
 
     rng = np.random.default_rng(seed)
 
     def courses(streams: Mapping[str, Draw]) -> list[Course]:
         return [course(name, draw, at, repetitions, rng) for name, draw in streams.items()]
 
-    with screen.busy("streams without effect, with one, and small nights"):
+    with screen.busy("streams without effect, with one, small nights, and what people say"):
         nothing, good, harm = courses({**NO_GOOD, **OUTSIDE}), courses(GOOD), courses(HARM)
         small = [
             nights(prompts, features, 0.0, repetitions, rng)
@@ -48,6 +51,11 @@ def evidence(
             for prompts in (28, 60, 100)
         ]
         learning = [nights(prompts, 4, 4.0, repetitions, rng) for prompts in (28, 60, 100)]
+        people = [
+            told(name, draw, share, at[-1], repetitions, rng)
+            for name, draw in TOLD.items()
+            for share in SPEAK
+        ]
     screen.table(
         ["no good", f"serves within {at[-1]}", "interval, one look", f"{len(at)} looks"],
         [[one.stream, *_shares(one.serves[-1], one.interval[-1], one.interval_ever)] for one in nothing],
@@ -69,6 +77,18 @@ def evidence(
             [[one.prompts, one.learns, *_shares(one.night, one.day, one.whole, one.mean)] for one in found],
             title=f"Small nights, halves that judge each other, {title}",
         )
+    screen.table(
+        ["rows", "of wrong answers", "ever serve", "retired", "its word whole: serve", "retired"],
+        [
+            [
+                one.stream,
+                _share(one.share),
+                *_shares(one.serves, one.retired, one.serves_whole, one.retired_whole),
+            ]
+            for one in people
+        ],
+        title="People who demonstrate what is right in place of so many wrong answers",
+    )
     report.publish(
         {
             "no_good": [asdict(one) for one in nothing],
@@ -76,6 +96,7 @@ def evidence(
             "harm": [asdict(one) for one in harm],
             "small_nights": [asdict(one) for one in small],
             "small_nights_learning": [asdict(one) for one in learning],
+            "told": [asdict(one) for one in people],
         }
     )
 

@@ -4,13 +4,14 @@ Owns what is counted: who serves, and after how many prompts. Knows nothing of h
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.random import Generator
 
-from bench.evidence.streams import Differences, Draw, halves
+from bench.evidence.streams import Answered, Differences, Draw, halves
 from memory.evidence import PROOF, SHARED, Standing, weigh
 
 RESAMPLES = 500
@@ -53,6 +54,22 @@ class Nights:
     """Share that serve by the mean of the halves' e-values."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """What comes of one kind of row where people demonstrate what is right in place of wrong answers."""
+
+    stream: str
+    share: float
+    """Of the wrong answers that are served."""
+    serves: float
+    """Share that ever serve, where the lesser of what was measured and what people say counts."""
+    retired: float
+    """Share that are retired at the end."""
+    serves_whole: float
+    """The same, with people's word in the place of what was measured."""
+    retired_whole: float
+
+
 def decided(x: Differences, stake: float = 1.0) -> tuple[int, Standing]:
     """Return after how many outcomes a row is no longer on trial, and what it is then.
 
@@ -86,6 +103,31 @@ def course(name: str, draw: Draw, looks: tuple[int, ...], repetitions: int, rng:
         tuple(held.mean(axis=0).tolist()),
         float(held.any(axis=1).mean()),
     )
+
+
+def told(
+    name: str,
+    draw: Callable[[Generator, int], Answered],
+    share: float,
+    prompts: int,
+    repetitions: int,
+    rng: Generator,
+) -> Told:
+    """Return what people's word does to rows; what is served is the row once it does, else no row."""
+    served, retired = [0, 0], [0, 0]
+    for _ in range(repetitions):
+        found, speak = draw(rng, prompts), rng.random(prompts) < share
+        for at, said in enumerate((np.minimum(found.measured, found.true), found.true)):
+            x = np.where(speak & found.wrong_without, said, found.measured)
+            when, standing = decided(x)
+            if standing == "serves":
+                x[when:] = np.where(speak & found.wrong_with, said, found.measured)[when:]
+            served[at] += standing == "serves"
+            retired[at] += weigh(x).standing == "retired"
+    (serves, whole), (gone, gone_whole) = [
+        [count / repetitions for count in each] for each in (served, retired)
+    ]
+    return Told(name, share, serves, gone, whole, gone_whole)
 
 
 def nights(prompts: int, features: int, signal: float, repetitions: int, rng: Generator) -> Nights:

@@ -4,6 +4,7 @@ Owns the streams and the toy of a small night whose halves judge each other. Kno
 """
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -59,6 +60,46 @@ GOOD: Mapping[str, Draw] = {
 }
 
 HARM: Mapping[str, Draw] = {"20 for 40 %": agreeing(0.2, 0.4), "40 for 50 %": agreeing(0.4, 0.5)}
+
+
+class Answered(NamedTuple):
+    """Prompts that were answered with a row and without it, (n,) each."""
+
+    measured: Differences
+    """Difference by the label."""
+    true: Differences
+    """Difference by what is right."""
+    wrong_with: NDArray[np.bool_]
+    wrong_without: NDArray[np.bool_]
+
+
+def answered(
+    share: float, without: float, label: tuple[float, float] | None = None
+) -> Callable[[Generator, int], Answered]:
+    """Return prompts that are answered right `share` instead of `without` of the time.
+
+    The label is right, or else agrees with so many answers of both, whatever is right.
+    """
+
+    def draw(rng: Generator, n: int) -> Answered:
+        right, right_without = (rng.random(n) < mean for mean in (share, without))
+        true = right.astype(float) - right_without
+        measured = true
+        if label is not None:
+            measured = (rng.random(n) < label[0]).astype(float) - (rng.random(n) < label[1])
+        return Answered(measured, true, ~right, ~right_without)
+
+    return draw
+
+
+TOLD: Mapping[str, Callable[[Generator, int], Answered]] = {
+    "as good, labels are right": answered(0.4, 0.4),
+    "as good, labels are chance": answered(0.4, 0.4, (0.4, 0.4)),
+    "better, labels are right": answered(0.6, 0.4),
+    "better, labels are chance": answered(0.6, 0.4, (0.4, 0.4)),
+    "worse, labels praise it": answered(0.3, 0.5, (0.6, 0.4)),
+}
+"""Rows of whose answers people say something."""
 
 
 def halves(rng: Generator, prompts: int, features: int, signal: float) -> tuple[Differences, Differences]:

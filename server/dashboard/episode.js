@@ -107,7 +107,7 @@ function Alike({ id, show }) {
   `;
 }
 
-const Forgotten = ({ gone, onClose }) => html`
+export const Forgotten = ({ gone, onClose }) => html`
   <${Dialog} title="Forgotten" onClose=${onClose}>
     <div class="text">
       ${gone.priors.length

@@ -1,7 +1,8 @@
 // The last requests, and what people think of their answers.
 import { api, useData } from "./api.js";
+import { Forgotten } from "./episode.js";
 import { html, useState } from "./lib.js";
-import { Acting, Badge, Card, Dialog, Empty, Thumb, Trouble } from "./ui.js";
+import { Acting, Asking, Badge, Card, Dialog, Empty, Thumb, Trouble } from "./ui.js";
 import { ago, MODES, seconds, time } from "./words.js";
 
 const EVERY_MS = 10000;
@@ -27,7 +28,14 @@ export function Traces() {
       ${cursors.length > 0 && html`<button onClick=${() => setCursors(cursors.slice(0, -1))}>Newer</button>`}
       ${data?.has_more && html`<button onClick=${() => setCursors([...cursors, data.next_cursor])}>Older</button>`}
     </div>
-    ${shown && html`<${Trace} id=${shown} onClose=${() => setShown(null)} />`}
+    ${shown &&
+    html`<${Trace}
+      id=${shown}
+      onClose=${() => {
+        setShown(null);
+        reload();
+      }}
+    />`}
   `;
 }
 
@@ -61,10 +69,24 @@ function Line({ one, reload, show }) {
 
 export function Trace({ id, onClose }) {
   const { data, error } = useData(`v1/latent/traces/${id}`);
+  const [gone, setGone] = useState(null);
+  const forget = async () => setGone(await api(`v1/latent/traces/${id}`, { method: "DELETE" }));
+  if (gone) return html`<${Forgotten} gone=${gone} onClose=${onClose} />`;
   return html`
     <${Dialog} title="Trace" onClose=${onClose} wide>
       <${Trouble} error=${error} />
-      ${data && html`<pre class="json" tabindex="0">${JSON.stringify(data, null, 2)}</pre>`}
+      ${data &&
+      html`
+        <pre class="json" tabindex="0">${JSON.stringify(data, null, 2)}</pre>
+        <div class="buttons">
+          <${Asking} label="Forget it" kind="danger" question="Forget this request?" act=${forget}>
+            <p>
+              What was asked and answered goes, with the episode of the same prompt and what people said. What priors have learned
+              from it stays in them; you will be told which.
+            </p>
+          <//>
+        </div>
+      `}
     <//>
   `;
 }

@@ -5,7 +5,8 @@ import json
 import numpy as np
 from typer.testing import CliRunner
 
-from bench.evidence.simulate import course, decided, interval_is_above
+from bench.evidence.simulate import course, decided, interval_is_above, told
+from bench.evidence.streams import TOLD, answered
 from bench.main import app
 
 LOOKS = (10, 30)
@@ -23,7 +24,7 @@ def run(*options: str) -> dict[str, object]:
 def test_same_seed_gives_the_same_results() -> None:
     found = run("--seed", "3")
     assert found == run("--seed", "3")
-    assert set(found) == {"no_good", "good", "harm", "small_nights", "small_nights_learning"}
+    assert set(found) == {"no_good", "good", "harm", "small_nights", "small_nights_learning", "told"}
 
 
 def test_looks_that_do_not_rise_are_refused() -> None:
@@ -56,3 +57,13 @@ def test_interval_of_few_prompts_is_not_believed() -> None:
     rng = np.random.default_rng(0)
     assert not interval_is_above(np.ones(4), rng)
     assert interval_is_above(np.ones(5), rng)
+
+
+def test_what_people_say_takes_proof_and_gives_none_unless_it_is_taken_whole() -> None:
+    rng = np.random.default_rng(0)
+    chance = told("chance", TOLD["as good, labels are chance"], 1.0, 400, 20, rng)
+    assert (chance.serves, chance.serves_whole) == (0.0, 1.0)
+    blind = told("always wrong, labels praise it", answered(0.0, 1.0, (1.0, 0.0)), 1.0, 100, 3, rng)
+    assert (blind.serves, blind.retired) == (1.0, 1.0)  # people speak where what is served is wrong
+    silent = told("silent", answered(0.0, 1.0, (1.0, 0.0)), 0.0, 100, 3, rng)
+    assert (silent.serves, silent.retired) == (1.0, 0.0)

@@ -322,6 +322,24 @@ async def test_a_thumb_is_feedback(site: Site) -> None:
 
 
 @in_browser
+async def test_a_request_is_forgotten_after_a_question(site: Site) -> None:
+    await site.served.chat("river that nobody may know")
+    await site.served.gateway.traces.drain()
+    async with site.page("traces") as seen:
+        asked = seen.page.get_by_role("button", name="river that nobody may know")
+        await asked.click()
+        dialog = seen.page.get_by_role("dialog", name="Trace", exact=True)
+        await dialog.get_by_role("button", name="Forget it").click()
+        question = seen.page.get_by_role("dialog", name="Forget this request?")
+        await question.get_by_role("button", name="Forget it").click()
+        told = seen.page.get_by_role("dialog", name="Forgotten")
+        await told.get_by_role("button", name="Close").last.click()
+        await expect(told).to_be_hidden()
+        await expect(asked).to_have_count(0)
+        assert not seen.errors
+
+
+@in_browser
 async def test_without_a_key_or_with_a_wrong_one_there_is_a_sign_in_and_nothing_else(site: Site) -> None:
     async with site.page(key=None) as seen:
         field = seen.page.get_by_label("API key")
