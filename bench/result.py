@@ -1,11 +1,11 @@
 """What a benchmark found, on its way out.
 
-Owns the JSON document (machine, settings, results), the file it goes to, and the quantiles of times that it
-shows. Knows nothing of what was measured.
+Owns the JSON document (machine, settings, results) and the file it goes to. Knows nothing of what was
+measured.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,16 +50,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(part) for part in value]
     return value
-
-
-def quantiles_ms(seconds: Sequence[float]) -> dict[str, float]:
-    """Return median, 95th and 99th percentile in milliseconds, with the number of times."""
-    import numpy as np
-
-    median, p95, p99 = np.quantile(np.asarray(seconds, dtype=np.float64), [0.5, 0.95, 0.99]) * 1e3
-    return {
-        "n": len(seconds),
-        "median_ms": round(float(median), 3),
-        "p95_ms": round(float(p95), 3),
-        "p99_ms": round(float(p99), 3),
-    }

@@ -358,7 +358,7 @@ async def _night(model: str, options: argparse.Namespace, show: Show) -> None:
 
 def step(model: str, options: argparse.Namespace, show: Show) -> None:
     """One optimisation step of our searches beside LatentSeek's, as `latentevolve bench step`."""
-    from bench.ratio import ratio_text
+    from bench.statistics import ratio_text
     from bench.step import QUESTION
     from bench.step.compare import compare, summary
     from model.transformers_engine import TransformersEngine

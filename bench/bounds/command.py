@@ -126,7 +126,8 @@ def _show(
     found: list[dict[str, Any]],
 ) -> None:
     from bench.bounds.compare import comparisons, trainings
-    from bench.stream.report import HEADERS, share, table
+    from bench.statistics import percent
+    from bench.stream.report import HEADERS, table
     from bench.stream.runner import START
     from bench.stream.summary import scores
 
@@ -146,7 +147,7 @@ def _show(
     compared = comparisons(mine)
     screen.table(
         ["what differs", "questions of", "right, in points"],
-        [[f"{one.what}: {one.above} − {one.below}", one.questions, share(one.difference, sign=True)]
+        [[f"{one.what}: {one.above} − {one.below}", one.questions, percent(one.difference, sign=True)]
          for one in compared],
         title="What limits the night (95 % intervals over questions, paired)",
     )  # fmt: skip

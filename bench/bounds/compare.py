@@ -7,8 +7,8 @@ nothing of how they were made.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.bootstrap import Interval
 from bench.bounds.measure import GOLD, KV, LATENT, LORA
+from bench.statistics import Interval
 from bench.stream.questions import STREAM
 from bench.stream.summary import Row, paired
 

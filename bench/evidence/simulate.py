@@ -6,12 +6,12 @@ Owns what is counted: who serves, and after how many prompts. Knows nothing of h
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.random import Generator
 
 from bench.evidence.streams import Answered, Differences, Draw, halves
+from bench.statistics import interval
 from memory.evidence import PROOF, SHARED, Standing, weigh
 
 RESAMPLES = 500
@@ -91,7 +91,7 @@ def course(name: str, draw: Draw, looks: tuple[int, ...], repetitions: int, rng:
         after.append(when)
         found.append(standing)
         retired += weigh(x).standing == "retired"
-        believed.append([interval_is_above(x[:n], rng) for n in looks])
+        believed.append([interval_is_above(x[:n]) for n in looks])
     served = np.array([n if one == "serves" else math.inf for n, one in zip(after, found, strict=True)])
     median = int(np.median(after))
     held = np.array(believed)
@@ -146,16 +146,6 @@ def nights(prompts: int, features: int, signal: float, repetitions: int, rng: Ge
     return Nights(prompts, learns, *(count / repetitions for count in (night, day, whole, mean)))
 
 
-def interval_is_above(x: Differences, rng: Generator) -> bool:
-    """Return whether the 95 % bootstrap interval of the mean lies above zero: how priors were let in before.
-
-    With percentiles moved outwards to match a t interval (arXiv 1411.5279).
-    """
-    n = len(x)
-    if n < FEWEST:
-        return False
-    normal = NormalDist()
-    z = normal.inv_cdf(0.975)
-    t = z + (z**3 + z) / (4 * (n - 1)) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * (n - 1) ** 2)
-    means = x[rng.integers(n, size=(RESAMPLES, n))].mean(axis=1)
-    return bool(np.quantile(means, normal.cdf(-t * math.sqrt(n / (n - 1)))) > 0)
+def interval_is_above(x: Differences) -> bool:
+    """Return whether the 95 % bootstrap interval of the mean of five or more lies above zero."""
+    return len(x) >= FEWEST and interval(x, resamples=RESAMPLES).low > 0

@@ -20,7 +20,7 @@ import numpy as np
 
 from bench.memory.workload import Workload
 from bench.processes import resident_mib
-from bench.result import quantiles_ms
+from bench.statistics import quantiles_ms
 from memory.edge_store import EdgeStore
 from memory.episode import Array, Episode
 from memory.store import REACH, recall

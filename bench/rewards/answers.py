@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
+from bench.statistics import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +24,6 @@ class Answers:
     question: Ints
     """(N,) number of the question."""
     greedy: Bools
-    finished: Bools
-    in_form: Bools
-    """Whether it keeps the rules of its request, such as a box."""
     texts: Sequence[str]
     """N texts."""
     votes: Sequence[str | None]
@@ -48,8 +42,6 @@ class Answers:
             right=np.array([one["correct"] for _, _, one in flat], dtype=np.bool_),
             question=np.array([number for number, _, _ in flat], dtype=np.int64),
             greedy=np.array([at == 0 for _, at, _ in flat], dtype=np.bool_),
-            finished=np.array([one["finished"] for _, _, one in flat], dtype=np.bool_),
-            in_form=np.array([one["in_form"] for _, _, one in flat], dtype=np.bool_),
             texts=[one["text"] for _, _, one in flat],
             votes=[one["vote"] for _, _, one in flat],
         )

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bench.rewards.answers import Answers, Floats, Ints
+from bench.rewards.answers import Answers
+from bench.statistics import Floats, Ints
 
 
 def greedy(answers: Answers) -> Floats:

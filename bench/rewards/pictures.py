@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.rewards.answers import Answers, Bools, Floats
+from bench.rewards.answers import Answers
+from bench.statistics import Bools, Floats
 
 BINS = 10
 

@@ -55,17 +55,7 @@ def show(screen: Screen, results: Mapping[str, Any]) -> None:
         title="By type of answer",
     )  # fmt: skip
     at = results["threshold"]
-    screen.line(
-        f"Q ≥ {at['at']:g}: {at['answers']} answers, {_share(at['right'])} right; the best finished "
-        f"answer of {at['remembered']} questions would be remembered, {_share(at['remembered_right'])} right"
-    )
-    suggestion = results["suggestion"]
-    if suggestion is not None:
-        screen.line(
-            f"suggestion, to be tried on other questions: rewards {suggestion['setting']}; AUC within "
-            f"{suggestion['seen']:.3f} on the rows that chose it, {_number(suggestion['unseen'])} by leaving "
-            f"one question out, now {_number(results['quality']['auc_within'])}"
-        )
+    screen.line(f"Q ≥ {at['at']:g}: {at['answers']} answers, {_share(at['right'])} right")
     if results["confident_but_wrong"]:
         screen.line("confident but wrong:")
     for case in results["confident_but_wrong"]:

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.bootstrap import Interval, interval
 from bench.rewards import picks
-from bench.rewards.answers import Answers, Bools, Floats
-from bench.rewards.discrimination import pooled, share, within
-from bench.rewards.suggestion import suggest
+from bench.rewards.answers import Answers
+from bench.statistics import Floats, Interval, interval, pooled, share, within
 
 CONFIDENT = 5
 """Confident but wrong answers that are shown."""
@@ -28,11 +26,10 @@ def summarise(
         rows: One per question, at least one.
         weights: Of Q, by signal; each of `names`.
         names: The signals.
-        threshold: Least Q of an answer that the server remembers.
+        threshold: Least Q of what the server remembers.
     """
     answers = Answers.of(rows, names)
     quality = answers.quality(weights)
-    suggestion = suggest(answers)
     return {
         "questions": len(rows),
         "answers": len(answers.texts),
@@ -50,12 +47,15 @@ def summarise(
                 ("any right", picks.any_right),
             )
         },
-        "threshold": _threshold(answers, quality, threshold),
+        "threshold": {
+            "at": threshold,
+            "answers": int((quality >= threshold).sum()),
+            "right": _interval(share(answers.right, quality >= threshold, answers.question)),
+        },
         "kinds": {
             kind: _kind(answers.of_kind(kind), weights) for kind in sorted({row["kind"] for row in rows})
         },
         "confident_but_wrong": _confident(answers, quality),
-        "suggestion": None if suggestion is None else asdict(suggestion),
     }
 
 
@@ -89,25 +89,6 @@ def _cost(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
     return {
         f"{kind}_per_answer": sum(row["spent"][name][kind] for row in rows) / scored
         for kind in ("generated", "forward")
-    }
-
-
-def _threshold(answers: Answers, quality: Floats, threshold: float) -> dict[str, Any]:
-    """Return what reaches the threshold, and what the server would keep of it: each question's best."""
-    reach: Bools = quality >= threshold
-    kept = np.zeros_like(reach)
-    says = answers.finished & answers.in_form & np.array([bool(text.strip()) for text in answers.texts])
-    for number in range(len(answers.rows)):
-        eligible = np.flatnonzero((answers.question == number) & says)
-        if len(eligible):
-            kept[eligible[np.argmax(quality[eligible])]] = True
-    kept &= reach
-    return {
-        "at": threshold,
-        "answers": int(reach.sum()),
-        "right": _interval(share(answers.right, reach, answers.question)),
-        "remembered": int(kept.sum()),
-        "remembered_right": _interval(share(answers.right, kept, answers.question)),
     }
 
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.ratio import ratio_text
 from bench.result import Output, Report
 from bench.serve.arms import parse_arms, parse_levels
 from cli.demonstration.stream import EXAMPLES, read_prompts
@@ -75,7 +74,7 @@ def _measure(screen: Screen, plan: Any, texts: list[str], overrides: dict[str, A
     from bench.serve.remembered import remember
     from bench.serve.rounds import Addresses, run
     from bench.serve.servers import bare_server, steered_server
-    from bench.serve.statistics import summary
+    from bench.serve.summary import summary
     from model.engine import ModelUnavailableError
     from model.pull import resolve_model
 
@@ -119,6 +118,8 @@ def _measure(screen: Screen, plan: Any, texts: list[str], overrides: dict[str, A
 
 def show(screen: Screen, found: dict[str, Any]) -> None:
     """Show what the servers take, and a row per concurrency and arm."""
+    from bench.statistics import ratio_text
+
     screen.table(
         ["server", "ready s", "busy cores when idle", "MiB before", "MiB after"],
         [

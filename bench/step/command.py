@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bench.ratio import ratio_text
 from bench.result import Output, Report
 from bench.step import QUESTION
 from cli.failure import INTERRUPTED, USAGE, CommandError
@@ -89,6 +88,8 @@ def step(
 
 def show(screen: Screen, results: dict[str, Any]) -> None:
     """Show a row per method."""
+    from bench.statistics import ratio_text
+
     rows = []
     for name, found in results["methods"].items():
         faster = [found.get(f"times_faster_per_{unit}") for unit in ("step", "answer")]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.ratio import ratio
+from bench.statistics import ratio
 from bench.step.endless import endless
 from bench.step.latentseek import LatentSeek
 from bench.step.searching import Step, prompt_of, search_step

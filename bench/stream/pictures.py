@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.bootstrap import Interval
 from bench.rewards.pictures import reliability
+from bench.statistics import Interval, auc
 from bench.stream.runner import START
-from bench.stream.summary import MAJORITY, Row, Score, auc, remembered
+from bench.stream.summary import MAJORITY, Row, Score, remembered
 
 
 def draw(folder: Path, found: Sequence[Score], rows: Sequence[Row]) -> list[Path]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.bootstrap import Interval
 from bench.machine import describe
+from bench.statistics import percent
 from bench.stream.journal import builds, several
 from bench.stream.pictures import draw
 from bench.stream.summary import Against, Row, Score, days, scores, unlike
@@ -38,8 +38,8 @@ def table(found: Sequence[Score]) -> list[list[str]]:
                 score.stage,
                 arm,
                 str(score.n),
-                share(score.accuracy),
-                "" if score.against_plain is None else share(score.against_plain, sign=True),
+                percent(score.accuracy),
+                "" if score.against_plain is None else percent(score.against_plain, sign=True),
                 "" if score.against_majority is None else _against(score.against_majority),
                 f"{score.tokens:.1f}",
                 f"{score.finished:.0%}",
@@ -116,12 +116,6 @@ def write_report(folder: Path, head: dict[str, Any], rows: Sequence[Row]) -> Non
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def share(found: Interval, *, sign: bool = False) -> str:
-    """Return a share of answers with its interval, in per cent."""
-    plus = "+" if sign else ""
-    return f"{found.mean:{plus}.1%} ({found.low:{plus}.1%} … {found.high:{plus}.1%})"
-
-
 def _labels(night: Row) -> list[str]:
     """Return how many labels a night kept, and the share that is right; an older build did not tell."""
     kept = night.get("labels")
@@ -130,7 +124,7 @@ def _labels(night: Row) -> list[str]:
 
 def _against(found: Against) -> str:
     name = found.arm.partition("@")[0]
-    return f"{name}: {share(found.difference, sign=True)} at {found.cost:.1f}× its tokens"
+    return f"{name}: {percent(found.difference, sign=True)} at {found.cost:.1f}× its tokens"
 
 
 def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -9,14 +9,12 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.asking import elected
-from bench.bootstrap import LEVEL, Interval, grouped_means, interval
+from bench.statistics import Interval, auc, grouped_means, interval, wilson
 from bench.stream.runner import START
 
 Row = dict[str, Any]
@@ -123,16 +121,6 @@ def _smaller_majorities(rows: Sequence[Row]) -> Iterator[Row]:
             size *= 2
 
 
-def auc(rewards: Sequence[float], right: Sequence[bool]) -> float | None:
-    """Return the chance that a right answer has a higher reward than a wrong one; None without both."""
-    good = [reward for reward, correct in zip(rewards, right, strict=True) if correct]
-    bad = [reward for reward, correct in zip(rewards, right, strict=True) if not correct]
-    if not good or not bad:
-        return None
-    above = sum((g > b) + 0.5 * (g == b) for g in good for b in bad)
-    return float(above / (len(good) * len(bad)))
-
-
 @dataclass(frozen=True)
 class Day:
     """What the days of one number left to remember, over all seeds."""
@@ -208,7 +196,7 @@ def _score(arm: str, stage: str, rows: list[Row], groups: Mapping[tuple[str, str
         arm=arm,
         stage=stage,
         n=len(rows),
-        accuracy=_share(grouped_means(correct, _questions(rows))),
+        accuracy=wilson(grouped_means(correct, _questions(rows))),
         against_plain=None if base == "plain" else paired(rows, groups.get((f"plain{at}{name}", START), [])),
         against_majority=beside,
         tokens=_mean(rows, "tokens"),
@@ -226,15 +214,3 @@ def _mean(rows: Sequence[Row], key: str) -> float:
 
 def _answered(row: Row) -> Answered:
     return row["set"], row["seed"], row["question"]
-
-
-def _share(observations: NDArray[np.float64]) -> Interval:
-    """Return the mean of observations in [0, 1] and Wilson's 95 % score interval (JASA 22, 1927).
-
-    Observations that are themselves means, such as those of several seeds, vary less than it takes them to:
-    then it is wider than it need be.
-    """
-    n, mean, z = len(observations), float(np.mean(observations)), NormalDist().inv_cdf((1 + LEVEL) / 2)
-    centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + (z / (2 * n)) ** 2)
-    return Interval(mean, max(centre - half, 0.0), min(centre + half, 1.0))

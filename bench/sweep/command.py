@@ -27,8 +27,8 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Run `bench stream` side by side with one option that differs."""
+    from bench.statistics import percent
     from bench.stream.journal import several
-    from bench.stream.report import share
     from bench.sweep.points import read
 
     screen = Screen(as_json)
@@ -52,8 +52,8 @@ def sweep(
                 point.score.stage,
                 point.value,
                 point.score.n,
-                share(point.score.accuracy),
-                "" if point.against_first is None else share(point.against_first, sign=True),
+                percent(point.score.accuracy),
+                "" if point.against_first is None else percent(point.against_first, sign=True),
                 f"{point.score.tokens:.1f}",
                 f"{point.score.forward:.0f}",
             ]

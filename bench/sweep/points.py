@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.bootstrap import Interval
 from bench.run import read_head
+from bench.statistics import Interval
 from bench.stream.journal import builds, read_rows
 from bench.stream.plan import plan_at_default
 from bench.stream.summary import Row, Score, answers_of, paired, remembered, scores

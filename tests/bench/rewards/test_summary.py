@@ -42,21 +42,12 @@ def results(threshold: float = 0.5) -> dict[str, object]:
     return summarise(ROWS, {"format": 0.5, "confidence": 0.5}, NAMES, threshold)
 
 
-def test_threshold_counts_answers_and_what_would_be_remembered() -> None:
+def test_threshold_counts_the_answers_that_reach_it() -> None:
     found = results(0.55)["threshold"]
-    # Q: 0.55, 0.75, 0.3; 0.9, 0.95 (format does not apply), 0.6. The one of 0.95 was cut off.
+    # Q: 0.55, 0.75, 0.3; 0.9, 0.95 (format does not apply), 0.6.
     assert isinstance(found, dict)
-    assert (found["answers"], found["remembered"]) == (5, 2)
+    assert found["answers"] == 5
     assert found["right"]["mean"] == pytest.approx(3 / 5)
-    assert found["remembered_right"]["mean"] == 1.0
-
-
-def test_answers_out_of_form_are_not_counted_as_remembered() -> None:
-    boxless = {**ROWS[0], "answers": [dict(answer) for answer in ROWS[0]["answers"]]}
-    boxless["answers"][1]["in_form"] = False
-    found = summarise([boxless, ROWS[1]], {"format": 0.5, "confidence": 0.5}, NAMES, 0.55)["threshold"]
-    assert (found["answers"], found["remembered"]) == (5, 2)
-    assert found["remembered_right"]["mean"] == 0.5  # of question one the wrong greedy answer is left
 
 
 def test_confident_but_wrong_answers_are_the_highest_of_each_question() -> None:
@@ -90,11 +81,10 @@ def test_tables_are_shown_with_and_without_results(capsys: pytest.CaptureFixture
     show(Screen(), results())
     text = capsys.readouterr().out
     assert "best by format" in text
-    assert "suggestion, to be tried on other questions" in text
     assert "asked:    two" in text
     right = [row("q", [("1", True, {}), ("1", True, {})])]
     show(Screen(), summarise(right, {"format": 1.0}, NAMES, 0.5))
-    assert "suggestion" not in capsys.readouterr().out
+    assert "confident but wrong" not in capsys.readouterr().out
 
 
 def test_document_is_json_also_of_one_question() -> None:

@@ -6,7 +6,7 @@ from bench.serve.arms import body, order, parse_arms, parse_levels, questions
 from bench.serve.bare import without_steering
 from bench.serve.load import Reply, Round
 from bench.serve.rounds import Plan
-from bench.serve.statistics import summary
+from bench.serve.summary import summary
 from cli.failure import CommandError
 from config.settings import Settings
 from server.engine.launch import engine_arguments

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bench.stream.runner import START
-from bench.stream.summary import auc, days, scores, unlike
+from bench.stream.summary import days, scores, unlike
 
 
 def row(arm: str, question: str, correct: bool, *, stage: str = START, **more: Any) -> dict[str, Any]:
@@ -23,17 +23,6 @@ def row(arm: str, question: str, correct: bool, *, stage: str = START, **more: A
         "wall_s": 0.5,
         **more,
     }
-
-
-def test_auc_of_a_small_example() -> None:
-    # Right: 0.9, 0.5. Wrong: 0.5, 0.1. Of 4 pairs 3 are in order and one is a tie.
-    assert auc([0.9, 0.5, 0.5, 0.1], [True, True, False, False]) == 3.5 / 4
-    assert auc([0.1, 0.9], [True, False]) == 0.0
-
-
-@pytest.mark.parametrize("right", [[True, True], [False, False], []])
-def test_auc_needs_right_and_wrong_ones(right: list[bool]) -> None:
-    assert auc([0.5] * len(right), right) is None
 
 
 def test_difference_to_plain_is_paired_by_question() -> None:

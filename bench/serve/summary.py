@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.ratio import ratio
-from bench.result import quantiles_ms
 from bench.serve.arms import BARE
 from bench.serve.load import Round
+from bench.statistics import quantiles_ms, ratio
 
 MEASURES = {"throughput": "tokens_per_s", "first_token": "first_s", "between_tokens": "gap_s"}
 """Ratios by name, and the property of a round that each compares."""
