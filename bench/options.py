@@ -41,6 +41,26 @@ def engine_kind(name: str) -> EngineKind:
     return cast(EngineKind, name)
 
 
+def numbers(text: str, option: str, *, least: int = 0, rising: bool = False) -> list[int]:
+    """Return the different numbers of a comma-separated option.
+
+    Raises:
+        CommandError: exit code 2, they are none.
+    """
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < least or len(set(found)) < len(found) or (rising and found != sorted(found)):
+        kind = "rising" if rising else "different"
+        raise CommandError(
+            f"{option} {text}: not {kind} numbers from {least} on",
+            f"such as {option} {least},{least + 1}",
+            USAGE,
+        )
+    return found
+
+
 def digest(path: Path) -> str:
     """Return sixteen hex digits that name the content of a file.
 

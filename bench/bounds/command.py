@@ -11,7 +11,7 @@ import typer
 
 from bench.engine import open_engine
 from bench.machine import describe
-from bench.options import digest
+from bench.options import digest, numbers
 from bench.result import finite
 from bench.run import open_run, read_head
 from cli.demonstration.tree import ISOLATED
@@ -61,7 +61,7 @@ def bounds(
     stage = f"night-{last}"
     rows = read_rows(run / "rows.jsonl")
     known = sorted({row["seed"] for row in rows if (row["arm"], row["stage"]) == ("night", stage)})
-    wanted = _seeds(seeds, known)
+    wanted = known if seeds is None else [seed for seed in numbers(seeds, "--seeds") if seed in known]
     if not wanted:
         raise CommandError(f"{run} has no {stage}", "let the run finish that night first", USAGE)
     overrides = plan.overrides | given(model=model or plan.model, cache_dir=cache_dir)
@@ -152,13 +152,3 @@ def _show(
         title="What limits the night (95 % intervals over questions, paired)",
     )  # fmt: skip
     screen.document(finite({**head, "results": [vars(one) for one in (*results, *compared)]}))
-
-
-def _seeds(text: str | None, known: list[int]) -> list[int]:
-    if text is None:
-        return known
-    try:
-        wanted = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise CommandError(f"--seeds {text}: not numbers", "such as --seeds 0,1,2", USAGE) from None
-    return [seed for seed in wanted if seed in known]

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from bench.options import numbers
 from bench.result import Output, Report
-from cli.failure import USAGE, CommandError
 from cli.options import Json
 from cli.screen import Screen
 
@@ -28,7 +28,7 @@ def evidence(
     output: Output = None,
 ) -> None:
     """How often the test that lets rows serve is wrong. And how soon it is right, on made-up streams."""
-    at = _numbers(looks)
+    at = tuple(numbers(looks, "--looks", least=1, rising=True))
     screen = Screen(as_json)
     options = {"repetitions": repetitions, "looks": list(at), "seed": seed}
     report = Report(screen, "evidence", options, output)
@@ -99,16 +99,6 @@ def evidence(
             "told": [asdict(one) for one in people],
         }
     )
-
-
-def _numbers(looks: str) -> tuple[int, ...]:
-    try:
-        found = tuple(int(part) for part in looks.split(","))
-    except ValueError:
-        found = ()
-    if not found or found[0] < 1 or list(found) != sorted(set(found)):
-        raise CommandError(f"--looks {looks}: not rising numbers of prompts", "such as 9,28,120", USAGE)
-    return found
 
 
 def _share(value: float) -> str:

@@ -4,7 +4,6 @@ Owns the options, the folder and the table.
 """
 
 import contextlib
-import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.options import numbers
 from bench.result import Output, Report
 from cli.failure import INTERRUPTED, USAGE, CommandError
 from cli.options import Json, load_settings
@@ -43,7 +43,7 @@ def memory(
 ) -> None:
     """Time recall and insertion of the embedded store as it grows."""
     screen = Screen(as_json)
-    wanted = parse_sizes(sizes)
+    wanted = numbers(sizes, "--sizes", least=1, rising=True)
     from bench.memory.growth import Plan, grow
     from bench.memory.workload import Workload
     from memory.edge_store import EdgeStore
@@ -69,21 +69,6 @@ def memory(
         raise typer.Exit(INTERRUPTED) from None
     show(screen, rows)
     report.publish({"sizes": rows})
-
-
-def parse_sizes(text: str) -> list[int]:
-    """Return rising sizes.
-
-    Raises:
-        CommandError: exit code 2.
-    """
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or sizes[0] < 1 or any(b <= a for a, b in itertools.pairwise(sizes)):
-        raise CommandError(f"--sizes {text}: not rising numbers", "such as --sizes 1000,10000", USAGE)
-    return sizes
 
 
 @contextlib.contextmanager

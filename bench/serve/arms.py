@@ -29,21 +29,6 @@ def parse_arms(text: str) -> tuple[str, ...]:
     return arms
 
 
-def parse_levels(text: str) -> tuple[int, ...]:
-    """Return numbers of clients.
-
-    Raises:
-        CommandError: exit code 2.
-    """
-    try:
-        levels = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        levels = ()
-    if not levels or min(levels) < 1 or len(set(levels)) < len(levels):
-        raise CommandError(f"--concurrency {text}: not different numbers from 1", None, USAGE)
-    return levels
-
-
 def order(arms: Sequence[str], turn: int) -> tuple[str, ...]:
     """Return the arms in the order of one round: every arm goes first, second, … in turn."""
     at = turn % len(arms)

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.options import numbers
 from bench.result import Output, Report
-from bench.serve.arms import parse_arms, parse_levels
+from bench.serve.arms import parse_arms
 from cli.demonstration.stream import EXAMPLES, read_prompts
 from cli.demonstration.tree import ISOLATED
 from cli.failure import INTERRUPTED, CommandError
@@ -49,7 +50,7 @@ def serve(
 ) -> None:
     """Compare the steered server with bare vLLM, round by round."""
     screen = Screen(as_json)
-    chosen, levels = parse_arms(arms), parse_levels(concurrency)
+    chosen, levels = parse_arms(arms), tuple(numbers(concurrency, "--concurrency", least=1))
     texts = read_prompts(data)
     overrides = given(model=model, cache_dir=cache_dir)
     settings = load_settings(**overrides)

@@ -25,6 +25,7 @@ from bench.options import (
     System,
     digest,
     engine_kind,
+    numbers,
     of_results,
     pairs,
 )
@@ -111,7 +112,7 @@ def stream(
             raise CommandError(f"--setting {name}: the stream sets it itself", "leave it out", USAGE)
     overrides = given(model=model, cache_dir=cache_dir, gateway_url=url, api_key=api_key) | chosen_settings
     settings = load_settings(**overrides)
-    wanted = _seeds(seeds)
+    wanted = numbers(seeds, "--seeds")
     served = settings.model
     if url is not None:
         if model is not None or setting or engine != "transformers":
@@ -225,10 +226,3 @@ async def _opener(run: Path, plan: "Plan", overrides: dict[str, Any]) -> AsyncIt
             return load_settings(**overrides | ISOLATED | further)
 
         yield lambda seed: open_loop(engine, own(seed), plan)
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise CommandError(f"--seeds {text}: not numbers", "such as --seeds 0,1,2", USAGE) from None

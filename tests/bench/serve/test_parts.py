@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.serve.arms import body, order, parse_arms, parse_levels, questions
+from bench.serve.arms import body, order, parse_arms, questions
 from bench.serve.bare import without_steering
 from bench.serve.load import Reply, Round
 from bench.serve.rounds import Plan
@@ -20,12 +20,6 @@ def test_arms_are_read_in_order() -> None:
 def test_arms_that_make_no_comparison_are_refused(text: str) -> None:
     with pytest.raises(CommandError):
         parse_arms(text)
-
-
-@pytest.mark.parametrize("text", ["", "0", "4,4", "four"])
-def test_concurrency_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(CommandError):
-        parse_levels(text)
 
 
 def test_every_arm_is_first_once_in_turn() -> None:
