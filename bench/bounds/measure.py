@@ -19,7 +19,7 @@ from bench.stream.arms import Reply, decoded, reply_of
 from bench.stream.journal import Journal
 from bench.stream.loop import Loop
 from bench.stream.questions import STREAM, Questions
-from bench.stream.runner import row_of
+from bench.stream.runner import Progress, row_of
 from bench.stream.score import Scorer
 from cli.demonstration.stream import Item
 from memory.atomic import write_file
@@ -35,7 +35,6 @@ GOLD = "+gold"
 CHUNK = 32
 """Questions between two writes of rows."""
 
-Progress = Callable[[str, int, int, str], None]
 Answer = Callable[[Sequence[RenderedPrompt]], Awaitable[list[Reply]]]
 
 

@@ -46,11 +46,6 @@ class Answers:
             votes=[one["vote"] for _, _, one in flat],
         )
 
-    def of_kind(self, kind: str) -> "Answers":
-        """Return the answers to questions whose answer is of this type."""
-        rows = [row for row in self.rows if row["kind"] == kind]
-        return Answers.of(rows, list(self.signals))
-
     def quality(self, weights: Mapping[str, float]) -> Floats:
         """Return Q as in the server, (N,): the weighted mean of the signals that apply, 0 without any."""
         total, weight = np.zeros(len(self.texts)), np.zeros(len(self.texts))

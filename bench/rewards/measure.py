@@ -5,14 +5,14 @@ rows say together.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.asking import first_seed, render, samples, vote
 from bench.stream.journal import Journal
+from bench.stream.runner import Progress
 from bench.stream.score import Scorer as Labels
-from cli.demonstration.score import number_of
 from cli.demonstration.stream import Item
 from cli.failure import CommandError
 from model.engine import Engine, Generation, SteeredPrompt
@@ -25,9 +25,6 @@ CHUNK = 8
 """Questions whose answers are decoded in one batch, and between two writes of rows."""
 STAGE, ARM = "rewards", "bare"
 """What stands in every row: there is one way to answer."""
-
-Progress = Callable[[str, int, int, str], None]
-"""Called with (phase, done, total, what is going on)."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,6 @@ class Measurement:
             "arm": ARM,
             "question": item.question,
             "expected": item.answer,
-            "kind": kind_of(item),
             "answers": [
                 {
                     "text": answer.text,
@@ -134,10 +130,3 @@ class Measurement:
                 read = len(prompt.token_ids)
             found[reward.name] = {"generated": generated, "forward": generated + read}
         return found
-
-
-def kind_of(item: Item) -> str:
-    """Return the type of a question's answer: `choice`, `number` or `text`."""
-    if item.choices:
-        return "choice"
-    return "text" if number_of(str(item.answer)) is None else "number"

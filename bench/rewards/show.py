@@ -44,16 +44,6 @@ def show(screen: Screen, results: Mapping[str, Any]) -> None:
         ],
         title="One answer per question, out of its samples",
     )
-    screen.table(
-        ["answers", "questions", "signal", "AUC", "AUC within", "on"],
-        [
-            [kind, str(found["questions"]), name, _number(each["auc"]), _number(each["auc_within"]),
-             str(each["auc_within_questions"])]
-            for kind, found in results["kinds"].items()
-            for name, each in {**found["signals"], "Q": found["quality"]}.items()
-        ],
-        title="By type of answer",
-    )  # fmt: skip
     at = results["threshold"]
     screen.line(f"Q ≥ {at['at']:g}: {at['answers']} answers, {_share(at['right'])} right")
     if results["confident_but_wrong"]:

@@ -52,9 +52,6 @@ def summarise(
             "answers": int((quality >= threshold).sum()),
             "right": _interval(share(answers.right, quality >= threshold, answers.question)),
         },
-        "kinds": {
-            kind: _kind(answers.of_kind(kind), weights) for kind in sorted({row["kind"] for row in rows})
-        },
         "confident_but_wrong": _confident(answers, quality),
     }
 
@@ -89,16 +86,6 @@ def _cost(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
     return {
         f"{kind}_per_answer": sum(row["spent"][name][kind] for row in rows) / scored
         for kind in ("generated", "forward")
-    }
-
-
-def _kind(answers: Answers, weights: Mapping[str, float]) -> dict[str, Any]:
-    found = {name: _auc(answers, values) for name, values in answers.signals.items()}
-    return {
-        "questions": len(answers.rows),
-        "right": _interval(share(answers.right, np.ones_like(answers.right), answers.question)),
-        "signals": found,
-        "quality": _auc(answers, answers.quality(weights)),
     }
 
 

@@ -15,7 +15,6 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from bench.asking import elected, samples, seed_of, vote
-from memory.episode import Episode
 from model.engine import Generation, SteeredPrompt, Usage
 from server.steering.metrics import Metrics
 from server.steering.outcome import Outcome
@@ -28,11 +27,6 @@ from worker.measure import same_norms
 
 if TYPE_CHECKING:
     from bench.stream.loop import Loop
-
-FIFO = 32
-"""Latents that the `fifo` baseline remembers."""
-EMA = 0.9
-"""Decay of the `ema` baseline per episode."""
 
 
 @dataclass(frozen=True)
@@ -211,31 +205,11 @@ async def random_walk(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) 
     return await decoded(loop, prompts, latents)
 
 
-def remembered(combine: Callable[[list[Episode]], np.ndarray[Any, Any]]) -> Answer:
-    """One latent for all, made of those that earned their place; plain while there are none."""
-
-    async def answer(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
-        earned = [episode for episode in loop.gateway.store.scroll() if episode.latent_earned]
-        earned.sort(key=lambda episode: episode.created_at)
-        latent = torch.from_numpy(combine(earned).astype(np.float32)) if earned else None
-        return await decoded(loop, prompts, [latent] * len(prompts), [{"of": len(earned)}] * len(prompts))
-
-    return answer
-
-
-def _mean(episodes: list[Episode]) -> np.ndarray[Any, Any]:
-    return np.asarray(np.mean([episode.latent for episode in episodes], axis=0))
-
-
-def _fifo(episodes: list[Episode]) -> np.ndarray[Any, Any]:
-    return _mean(episodes[-FIFO:])
-
-
-def _ema(episodes: list[Episode]) -> np.ndarray[Any, Any]:
-    found = episodes[0].latent
-    for episode in episodes[1:]:
-        found = EMA * found + (1 - EMA) * episode.latent
-    return found
+async def mean_latent(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
+    """The mean of the latents that earned their place, the same for all; plain while there are none."""
+    earned = [episode.latent for episode in loop.gateway.store.scroll() if episode.latent_earned]
+    latent = torch.from_numpy(np.mean(earned, axis=0, dtype=np.float32)) if earned else None
+    return await decoded(loop, prompts, [latent] * len(prompts), [{"of": len(earned)}] * len(prompts))
 
 
 REQUESTS: Mapping[str, Mapping[str, Any]] = {
@@ -257,9 +231,7 @@ ARMS: Mapping[str, Arm] = {
     "low": Arm(steered(**REQUESTS["low"]), "nightly"),
     "recall": Arm(steered(recalls=True, effort="low", prior="none"), "nightly"),
     "prior": Arm(steered(**REQUESTS["prior"]), "nightly"),
-    "mean": Arm(remembered(_mean), "nightly"),
-    "ema": Arm(remembered(_ema), "nightly"),
-    "fifo": Arm(remembered(_fifo), "nightly"),
+    "mean": Arm(mean_latent, "nightly"),
     "walk": Arm(random_walk, "nightly"),
     "medium": Arm(steered(**REQUESTS["medium"]), "nightly"),
     "evolution": Arm(steered(**REQUESTS["evolution"]), "nightly", refines=True),

@@ -25,7 +25,6 @@ def row(
     question: str,
     answers: Sequence[Made],
     *,
-    kind: str = "number",
     cut: Sequence[int] = (),
     formless: Sequence[int] = (),
 ) -> dict[str, Any]:
@@ -36,7 +35,6 @@ def row(
         "arm": "bare",
         "question": question,
         "expected": 1,
-        "kind": kind,
         "answers": [
             {
                 "text": text,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.rewards.answers import Answers
-from bench.rewards.measure import Measurement, kind_of
+from bench.rewards.measure import Measurement
 from bench.stream.journal import Journal
 from bench.stream.score import Scorer as Labels
 from cli.demonstration.stream import Item
@@ -53,7 +53,6 @@ async def test_each_answer_has_its_signals_and_label(tmp_path: Path) -> None:
     labels = Labels(ITEMS, box=False)
     for row, item in zip(rows, ITEMS, strict=True):
         assert len(row["answers"]) == 5
-        assert row["kind"] == kind_of(item)
         for answer in row["answers"]:
             assert answer["correct"] == labels.correct(answer["text"], item)
             assert {"confidence", "format"} <= set(answer["signals"])
@@ -116,16 +115,3 @@ async def test_signal_that_cannot_be_had_ends_the_run_and_leaves_no_rows(tmp_pat
     with pytest.raises(CommandError, match="verifier"):
         await found.run(ITEMS, quiet)
     assert found.journal.rows == []
-
-
-@pytest.mark.parametrize(
-    ("item", "kind"),
-    [
-        (Item("q", 7), "number"),
-        (Item("q", "1,000.5"), "number"),
-        (Item("q", "seven"), "text"),
-        (Item("q", "7", ("7", "8")), "choice"),
-    ],
-)
-def test_types_of_answers(item: Item, kind: str) -> None:
-    assert kind_of(item) == kind

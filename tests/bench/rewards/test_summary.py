@@ -32,7 +32,6 @@ ROWS = [
             ("2", False, {"confidence": 0.95}),
             ("1", True, {"format": 0.6, "confidence": 0.6}),
         ],
-        kind="choice",
         cut=(1,),
     ),
 ]
@@ -58,15 +57,6 @@ def test_confident_but_wrong_answers_are_the_highest_of_each_question() -> None:
         ("one", "5", 0.55),
     ]
     assert cases[0]["signals"] == {"confidence": 0.95}
-
-
-def test_types_of_answers_are_reported_apart() -> None:
-    kinds = results()["kinds"]
-    assert isinstance(kinds, dict)
-    assert {kind: found["questions"] for kind, found in kinds.items()} == {"choice": 1, "number": 1}
-    assert kinds["number"]["signals"]["format"]["auc"]["mean"] == 1.0
-    assert kinds["choice"]["signals"]["confidence"]["auc"]["mean"] == 0.0
-    assert kinds["choice"]["signals"]["format"]["auc"] is None  # does not apply to the wrong one
 
 
 def test_compute_is_per_answer() -> None:
