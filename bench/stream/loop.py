@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from bench.asking import render, seed_of
 from bench.stream.arms import ARMS, Reply
 from bench.stream.plan import Plan
-from bench.stream.runner import Lived, Progress
+from bench.stream.runner import Lived, Progress, check_reason
 from cli.demonstration.stream import Item
 from cli.failure import USAGE, CommandError
 from config.settings import Settings
@@ -34,8 +34,6 @@ from worker.night import run_night
 DEADLINE_S = 3600.0
 """Of a refinement: a result must not depend on how busy the machine is."""
 
-BROKEN = ("engine-error", "steering-failed", "search-failed", "-unavailable", "signal-lost")
-"""Parts of reasons that tell of a failure: the server answers all the same, a measurement stops."""
 AGAIN = "see the log above; the same command goes on from here"
 
 
@@ -70,8 +68,7 @@ class Loop:
         chosen: dict[str, Any] = {"effort": "low", "store": False, "explore": False, "deadline_s": DEADLINE_S}
         chosen |= options
         outcome = await self.gateway.steering.steer(prompt, Options.of(self.settings, **chosen), new_id())
-        if any(broken in outcome.reason for broken in BROKEN):
-            raise CommandError(f"steering failed: {outcome.reason}", AGAIN)
+        check_reason(outcome.reason, AGAIN)
         return outcome
 
     def check_room(self, asked: Iterable[Item], unlike: Iterable[Item]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from bench.asking import asked
 from bench.stream.arms import REQUESTS, Reply, with_search
 from bench.stream.plan import Plan
-from bench.stream.runner import Lived, Progress
+from bench.stream.runner import Lived, Progress, check_reason
 from cli.chat import Chat
 from cli.demonstration import day
 from cli.demonstration.day import plain_and_low, run_day
@@ -51,7 +51,11 @@ class Remote:
         """The server itself refuses what is too long."""
 
     async def live(self, items: Sequence[Item], seed: int) -> list[Lived]:
-        """Serve some of a day's requests; what is worth it is remembered when this returns."""
+        """Serve some of a day's requests; what is worth it is remembered when this returns.
+
+        Raises:
+            CommandError: something failed; the same requests may be asked again.
+        """
         effort = self._plan.day_effort
         latent = {"effort": effort, "seed": seed, **({"explore": True} if effort == "low" else {})}
         replies = await asyncio.to_thread(self._ask, items, latent)
@@ -105,7 +109,7 @@ class Remote:
 
     def _ask(self, items: Sequence[Item], latent: dict[str, Any]) -> list[day.Reply]:
         plan = self._plan
-        return run_day(
+        replies = run_day(
             self._chat,
             self._gateway,
             [asked(item, plan.instruction) for item in items],
@@ -115,8 +119,14 @@ class Remote:
             concurrency=CONCURRENCY,
             system=plan.system or None,
         ).replies
+        for reply in replies:
+            check_reason(reply.reason, AGAIN)
+        return replies
 
     def _episode(self, trace: dict[str, Any]) -> dict[str, Any] | None:
+        why = trace.get("why_not_remembered")
+        if trace.get("remembered") in ("pending", "failed", "dropped") or why == "exploring failed":
+            raise CommandError(f"an answer is not remembered: {why or trace['remembered']}", AGAIN)
         if trace.get("remembered") != "stored":
             return None
         return self._gateway.get(f"/v1/memory/episodes/{trace['episode_id']}")
@@ -181,6 +191,10 @@ def _reply(reply: day.Reply) -> Reply:
         finished=answer.finish_reason == "stop",
         generated=tokens,
         forward=prompt + latents + tokens,
-        facts={"mode": reply.mode, "reason": reply.reason},
+        facts={
+            "mode": reply.mode,
+            "reason": reply.reason,
+            "why_not_remembered": trace.get("why_not_remembered"),
+        },
     )
     return with_search(decoded, Usage(**used), prompt, found=reply.mode in SEARCHED)

@@ -19,6 +19,7 @@ from bench.stream.questions import STREAM, Questions
 from bench.stream.score import Scorer
 from cli.demonstration.labels import labels_right
 from cli.demonstration.stream import Item
+from cli.failure import CommandError
 
 CHUNK = 16
 """Questions of a day between two writes of rows; each is explored with several rollouts."""
@@ -27,6 +28,8 @@ JUDGED = 64
 REFINED = 4
 """The same of arms that refine, which take minutes per question."""
 START = "start"
+BROKEN = ("engine-error", "steering-failed", "search-failed", "-unavailable", "signal-lost")
+"""Parts of reasons that tell of a failure: the server answers all the same, a measurement stops."""
 SERVED, NIGHT, UNLIKE = "served", "night", "unlike"
 """Arms of rows that are no way to answer: a day's requests, a night, and prompts unlike the stream."""
 
@@ -247,6 +250,16 @@ class Runner:
                     seconds += left * fmean(taken[step.name])
         but = f" and {', '.join(dict.fromkeys(unknown))}" if unknown else ""
         return f"; {_duration(seconds)}{but} left" if seconds or not unknown else ""
+
+
+def check_reason(reason: str, hint: str) -> None:
+    """Say that steering failed, where the reason of an answer tells so: a plain answer is no result.
+
+    Raises:
+        CommandError: that is so; `hint` says what to do next.
+    """
+    if any(broken in reason for broken in BROKEN):
+        raise CommandError(f"steering failed: {reason}", hint)
 
 
 def _duration(seconds: float) -> str:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from bench.main import app
 from cli.failure import USAGE, CommandError
+from model.engine import EngineError
 from tests.bench.stream.conftest import items_of
 from tests.cli.server import Server
 
@@ -91,6 +92,24 @@ def test_a_day_a_night_and_held_out_questions_by_http(
     assert again.exit_code == 0, again.output
     assert rows_of(run) == rows
     assert len(server.engine.calls) == asked  # nothing is left to do
+
+
+def test_what_fails_in_the_server_stops_the_run_which_goes_on_later(
+    tmp_path: Path, files: list[str], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*arguments: Any, **options: Any) -> None:
+        raise EngineError("out of order")
+
+    more = ["--seeds", "0", "--arms", "plain", "--day-effort", "medium"]
+    with monkeypatch.context() as broken:
+        broken.setattr(server.engine, "keys", fails)
+        ran = stream(tmp_path / "run", files, server.url, *more)
+    assert isinstance(ran.exception, CommandError)
+    assert "steering failed: engine-error" in ran.exception.message
+    assert {row["stage"] for row in rows_of(tmp_path / "run")} == {"start"}
+    again = stream(tmp_path / "run", files, server.url, *more)
+    assert again.exit_code == 0, again.output + repr(again.exception)
+    assert sum(row["arm"] == "served" for row in rows_of(tmp_path / "run")) == 12
 
 
 def test_memory_that_is_not_empty_is_no_beginning(tmp_path: Path, files: list[str], server: Server) -> None:
