@@ -93,10 +93,11 @@ async def test_metrics_show_both_arms(held: Served) -> None:
     Experiments(held.gateway.state, held.gateway.space).note("default", values)
     await held.gateway.experiment.look()
     text = (await held.http.get("/metrics")).text
-    assert 'latentevolve_experiment_mean{arm="steered",metric="tokens"}' in text
+    assert 'latentevolve_experiment_mean{arm="steered",metric="tokens",tenant="default"}' in text
     for bound in ("mean", "lower", "upper"):
-        assert f'latentevolve_experiment_difference{{bound="{bound}",metric="tokens"}}' in text
-    assert 'latentevolve_experiment_harm_e_value{metric="rating"}' in text
+        named = f'bound="{bound}",metric="tokens",tenant="default"'
+        assert f"latentevolve_experiment_difference{{{named}}}" in text
+    assert 'latentevolve_experiment_harm_e_value{metric="rating",tenant="default"}' in text
 
 
 @pytest.mark.parametrize("body", [{"steering": "maybe"}, {}, {"steering": "on", "share": 0.5}])
