@@ -120,7 +120,10 @@ def delete(
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Forget episodes: those named, or those that a filter names, or all; or what requests left anywhere."""
+    """Forget episodes, or what requests left anywhere.
+
+    Those that are named, or those that a filter names, or all.
+    """
     where = _where(reward_min, reward_max, effort, found_by, since, until, cluster)
     if sum((bool(ids), bool(where), bool(requests), everything)) != 1:
         raise CommandError(
