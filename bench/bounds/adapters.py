@@ -67,8 +67,9 @@ class Lora:
         def adds(name: str) -> Callable[[Any, Any, Tensor], Tensor]:
             def add(_layer: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
                 (given,) = inputs
-                wide: Tensor = given @ self._down[name].to(given.dtype).T @ self._up[name].to(given.dtype).T
-                return output + 2 * wide
+                # In float32: CPUs are slow at products in bfloat16 that are not laid out for them.
+                update: Tensor = given.float() @ self._down[name].T @ self._up[name].T
+                return output + (2 * update).to(output.dtype)
 
             return add
 

@@ -4,6 +4,7 @@ Owns their order, what of them is kept on disk, and how each answers. Knows noth
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from bench.stream.arms import Reply, decoded, reply_of
 from bench.stream.journal import Journal
 from bench.stream.loop import Loop
 from bench.stream.questions import STREAM, Questions
-from bench.stream.runner import Progress, row_of
+from bench.stream.runner import Progress, duration, row_of
 from bench.stream.score import Scorer
 from cli.demonstration.stream import Item
 from memory.atomic import write_file
@@ -91,9 +92,7 @@ class Bounds:
                 data.fold,
                 Recipe.of(self.loop.settings, len(data.fold.train)),
                 checkpoint=path.with_suffix(".checkpoint"),
-                progress=lambda done, total, message: self.progress(
-                    f"{self.stage} {name} training", done, total, message
-                ),
+                progress=self._training(name),
             )
             self._keep(name, {"latents": found.latents}, data)
             path.with_suffix(".checkpoint").unlink(missing_ok=True)
@@ -129,11 +128,9 @@ class Bounds:
                 for key, value in load_file(path).items():
                     adapter.tensors()[key].copy_(value)
         else:
-
-            def tell(done: int, total: int, message: str) -> None:
-                self.progress(f"{self.stage} {name} training", done, total, message)
-
-            await asyncio.to_thread(fit, model, adapter, data.examples, self.passes, self.seed, tell)
+            await asyncio.to_thread(
+                fit, model, adapter, data.examples, self.passes, self.seed, self._training(name)
+            )
             self._keep(name, {key: value.detach() for key, value in adapter.tensors().items()}, data)
 
         async def ask(prompts: Sequence[RenderedPrompt]) -> list[Reply]:
@@ -166,6 +163,22 @@ class Bounds:
                     for item, reply in zip(some, replies, strict=True)
                 )
             self.progress(f"{self.stage} {name}", len(questions.items), len(questions.items), questions.name)
+
+    def _training(self, name: str) -> Callable[[int, int, str], None]:
+        """Show the steps of a training, and how long the rest of them will take."""
+        began: list[tuple[float, int]] = []
+
+        def tell(done: int, total: int, message: str) -> None:
+            if not began:
+                began.append((time.monotonic(), done))
+            since, first = began[0]
+            left = ""
+            if done > first:
+                each = (time.monotonic() - since) / (done - first)
+                left = f"; {duration(each * (total - done))} left of this training"
+            self.progress(f"{self.stage} {name} training", done, total, f"{message}{left}")
+
+        return tell
 
     def _keep(self, name: str, tensors: dict[str, torch.Tensor], data: Labelled) -> None:
         """Keep a row of what was trained on, then what was trained."""

@@ -249,7 +249,7 @@ class Runner:
                 elif left:
                     seconds += left * fmean(taken[step.name])
         but = f" and {', '.join(dict.fromkeys(unknown))}" if unknown else ""
-        return f"; {_duration(seconds)}{but} left" if seconds or not unknown else ""
+        return f"; {duration(seconds)}{but} left" if seconds or not unknown else ""
 
 
 def check_reason(reason: str, hint: str) -> None:
@@ -262,7 +262,7 @@ def check_reason(reason: str, hint: str) -> None:
         raise CommandError(f"steering failed: {reason}", hint)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time to a unit that an estimate deserves."""
     minutes = round(seconds / 60)
     if minutes < 1:
