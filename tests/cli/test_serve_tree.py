@@ -74,25 +74,29 @@ def test_ready_box_and_clean_end_in_a_pipe(project: Project) -> None:
     assert project.left() == []
 
 
-def test_json_has_events_on_stdout_and_logs_on_stderr(project: Project) -> None:
-    process = start(project, "--json")
-    lines = wait_for_line(process, lambda line: '"ready"' in line)
+def test_json_tells_of_the_start_and_of_a_gateway_that_comes_back_while_the_worker_lives_on(
+    project: Project,
+) -> None:
+    """Events are on stdout, logs on stderr, and options are the children's settings."""
+    process = start(project, "--json", "--effort", "high")
+    started = [json.loads(line) for line in wait_for_line(process, lambda line: '"ready"' in line)]
+    assert {event["name"] for event in started if event["event"] == "check"} >= {"engine", "worker"}
+    before = project.sessions()
+    os.kill(before["gateway"], signal.SIGKILL)
+    events = [json.loads(line) for line in wait_for_line(process, lambda line: '"ready"' in line)]
+    assert httpx.get(f"http://127.0.0.1:{project.port}/readyz").status_code == 200
+    env = httpx.get(f"http://127.0.0.1:{project.port}/env").json()
+    assert env["LATENTEVOLVE_DEFAULT_EFFORT"] == "high"
     process.terminate()
     out, err = process.communicate(timeout=60)
-    events = [json.loads(line) for line in [*lines, *out.splitlines()]]
-    assert events[-1] == {"event": "stopped", "code": 0}
-    assert {event["name"] for event in events if event["event"] == "check"} >= {"engine", "worker"}
+    assert [event["event"] for event in events] == ["ended", "restart", "started", *["check"] * 4, "ready"]
+    assert {event["name"] for event in events[:3]} == {"gateway"}
+    assert [event["name"] for event in events[3:7]] == ["gateway", "engine", "memory", "self-checks"]
+    after = project.sessions()
+    assert after["worker"] == before["worker"]
+    assert after["gateway"] != before["gateway"]
+    assert json.loads(out.splitlines()[-1]) == {"event": "stopped", "code": 0}
     assert "weights are loading" in err
-
-
-def test_children_get_the_options_as_settings(project: Project) -> None:
-    process = start(project, "--json", "--no-worker", "--effort", "high")
-    wait_for_line(process, lambda line: '"ready"' in line)
-    env = httpx.get(f"http://127.0.0.1:{project.port}/env").json()
-    process.terminate()
-    process.communicate(timeout=60)
-    assert env["LATENTEVOLVE_DEFAULT_EFFORT"] == "high"
-    assert set(project.sessions()) == {"model", "gateway"}
 
 
 def test_failed_self_check_is_shown_and_steering_said_to_be_off(project: Project) -> None:
@@ -103,6 +107,7 @@ def test_failed_self_check_is_shown_and_steering_said_to_be_off(project: Project
     assert "✗ self-checks" in shown
     assert "mixed-prompt: cosine 0.2" in shown
     assert "none (a self-check failed" in shown
+    assert set(project.sessions()) == {"model", "gateway"}
 
 
 def test_gateway_that_cannot_start_ends_all_with_its_code_and_words(project: Project) -> None:
@@ -113,23 +118,6 @@ def test_gateway_that_cannot_start_ends_all_with_its_code_and_words(project: Pro
     assert "  weights are loading" in out
     assert project.left() == []
     assert "--- ended, killed by SIGKILL" not in (project.data / "logs" / "worker.log").read_text()
-
-
-def test_gateway_that_dies_comes_back_with_its_checklist_while_the_worker_lives_on(project: Project) -> None:
-    process = start(project, "--json")
-    wait_for_line(process, lambda line: '"ready"' in line)
-    before = project.sessions()
-    os.kill(before["gateway"], signal.SIGKILL)
-    events = [json.loads(line) for line in wait_for_line(process, lambda line: '"ready"' in line)]
-    assert httpx.get(f"http://127.0.0.1:{project.port}/readyz").status_code == 200
-    process.terminate()
-    process.communicate(timeout=60)
-    assert [event["event"] for event in events] == ["ended", "restart", "started", *["check"] * 4, "ready"]
-    assert {event["name"] for event in events[:3]} == {"gateway"}
-    assert [event["name"] for event in events[3:7]] == ["gateway", "engine", "memory", "self-checks"]
-    after = project.sessions()
-    assert after["worker"] == before["worker"]
-    assert after["gateway"] != before["gateway"]
 
 
 def test_reader_that_goes_away_does_not_end_the_server(project: Project) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from config.settings import DEFAULT_MODEL
-from tests.e2e.processes import TREE, Gateway, running
+from tests.e2e.processes import TREE, Gateway, running, wait_for
 from tests.e2e.verifier import verifier
 
 CHOICES = ["World", "Sports", "Business", "Technology"]
@@ -104,6 +104,14 @@ def served(tiny_model: str, judged: str, tmp_path_factory: pytest.TempPathFactor
         vllm_args="--dtype float32",  # as the bare vLLM of test_plain_path
     ) as gateway:
         yield gateway
+
+
+@pytest.fixture(autouse=True)
+def there(request: pytest.FixtureRequest) -> None:
+    """Wait for the gateway of the shared tree, whose end the test before may have been about."""
+    if "served" in request.fixturenames:
+        gateway = request.getfixturevalue("served")
+        wait_for(f"{gateway.url}/readyz", gateway.process)
 
 
 @pytest.fixture(scope="session")

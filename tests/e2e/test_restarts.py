@@ -1,4 +1,4 @@
-"""A gateway and an engine that die. Last of the tests that share a tree, whose gateway is started again."""
+"""A gateway and an engine that die, of the tree that tests share. Last: another test would wait for a start."""
 
 import os
 import re
@@ -27,12 +27,11 @@ def engine_pid(served: Gateway) -> int:
 
 
 def wait_for_another(served: Gateway, gateway: int) -> None:
-    """Wait until `serve` has started another gateway and that is ready."""
+    """Wait until `serve` has started another gateway."""
     deadline = time.monotonic() + READY_S
     while gateway_pid(served) == gateway:
         assert time.monotonic() < deadline, served.process.tail()
         time.sleep(0.1)
-    wait_for(f"{served.url}/readyz", served.process)
 
 
 def store_until_killed(gateway: Gateway, seconds: float) -> list[str]:
@@ -62,6 +61,9 @@ def test_every_acknowledged_episode_survives_kill_nine(served: Gateway) -> None:
     acknowledged = store_until_killed(served, seconds=2.5)
     assert acknowledged, "nothing was stored that could be lost"
     wait_for_another(served, killed)
+    wait_for(f"{served.url}/readyz", served.process)
+    text, _ = served.ask("Name a colour.", max_tokens=4)
+    assert text
     stats = served.get("/v1/memory/stats")
     assert stats["spaces"][stats["space"]]["episodes"] >= len(set(acknowledged))
     for episode_id in acknowledged:
@@ -70,9 +72,9 @@ def test_every_acknowledged_episode_survives_kill_nine(served: Gateway) -> None:
         assert episode["answer_token_ids"]
 
 
-def test_engine_that_dies_is_started_again_and_answers(served: Gateway) -> None:
+def test_engine_that_dies_takes_its_gateway_along_and_another_is_started(served: Gateway) -> None:
+    """That one that is started again serves is the test before this one's."""
     gateway = gateway_pid(served)
     os.kill(engine_pid(served), signal.SIGKILL)
     wait_for_another(served, gateway)
-    text, _ = served.ask("Name a colour.", max_tokens=4)
-    assert text
+    assert not psutil.pid_exists(gateway)
