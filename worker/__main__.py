@@ -14,6 +14,7 @@ from config.queue import NIGHT_TASK, make_celery
 from config.settings import Settings
 from memory.night import UnknownNightError
 from worker.night import run_night
+from worker.process import STOPPED
 from worker.recovery import orphaned_nights, sweep
 
 logger = logging.getLogger("worker")
@@ -47,7 +48,7 @@ async def _night(night_id: str, settings: Settings) -> None:
         logger.error("%s; is LATENTEVOLVE_DATA_DIR the gateway's?", error)
     except asyncio.CancelledError:
         logger.info("night %s was stopped, and goes on later", night_id)
-        os._exit(0)  # no thread that loads a model is waited for
+        os._exit(STOPPED)  # no thread that loads a model is waited for
     else:
         logger.info("night %s ended as %s: %s", record.id, record.state, record.error or record.message)
 

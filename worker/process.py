@@ -11,6 +11,8 @@ import threading
 
 logger = logging.getLogger(__name__)
 
+STOPPED = 75
+"""Exit code of a process that was told to stop, by whomever: sysexits' EX_TEMPFAIL."""
 STOP_S = 5.0
 """How long what was told to stop may take; then it is killed, which costs it a count of its attempts."""
 
@@ -36,7 +38,7 @@ class Runner:
         """Run a process to its end, and return its exit code. Blocks.
 
         Raises:
-            StoppedError: it was told to stop, before or meanwhile, or was killed, by lack of memory say.
+            StoppedError: it was told to stop, before or meanwhile, or killed, by lack of memory say.
         """
         # Once it is started it hears of a signal: before, the signal would be lost on the way.
         with self._starting:
@@ -44,8 +46,10 @@ class Runner:
                 raise StoppedError("the worker stops")
             self._process = subprocess.Popen([*self._command, *words])
         code = self._process.wait()
-        if self._stopped or code < 0:
-            raise StoppedError("the worker stops" if self._stopped else f"killed by signal {-code}")
+        if self._stopped:
+            raise StoppedError("the worker stops")
+        if code < 0 or code == STOPPED:
+            raise StoppedError(f"killed by signal {-code}" if code < 0 else "told to stop")
         return code
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""A gateway and an engine that die, of the tree that tests share. Last: another test would wait for a start."""
+"""A gateway and an engine that die, of the tree that tests share. Last: others would wait for a start."""
 
 import os
 import re

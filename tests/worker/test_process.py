@@ -79,6 +79,11 @@ def test_a_stop_in_the_midst_of_a_start_is_heard(
     stop.join()
 
 
+def test_a_process_that_was_told_to_stop_by_others_is_for_another_time() -> None:
+    with pytest.raises(StoppedError):
+        runner(f"raise SystemExit({process.STOPPED})").run()
+
+
 def test_a_task_whose_process_is_killed_is_for_another_time(
     tmp_path: Path, thread: ThreadPoolExecutor
 ) -> None:

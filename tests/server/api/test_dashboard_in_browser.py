@@ -212,6 +212,17 @@ async def test_a_night_is_started_by_a_button_and_its_progress_is_shown_as_it_go
         }
         log.update(replace(night, state="promoted", version="v2", evidence=evidence))
         await expect(seen.page.get_by_text("31 to 1 that it helps, after 12 comparisons.")).to_be_visible()
+        for number in range(30):
+            one = log.create(site.served.gateway.space, "api")
+            log.update(replace(one, state="failed", error=f"for a test, {number}"))
+        await seen.page.reload()
+        nights = seen.page.locator(".timeline > li")
+        await expect(nights).to_have_count(25)
+        await seen.page.get_by_role("button", name="Older").click()
+        await expect(nights).to_have_count(7)
+        await expect(seen.page.get_by_role("button", name="Older")).to_have_count(0)
+        await seen.page.get_by_role("button", name="Newer").click()
+        await expect(nights).to_have_count(25)
         assert not seen.errors
 
 
