@@ -138,7 +138,7 @@ class State(Database):
     ) -> int:
         """Note how prompts were answered with a row of a prior, against how they would be without it.
 
-        A prompt counts once per source: what was noted of it first stays.
+        A prompt counts once per source: what was noted of it first stays, of what people say the least.
 
         Args:
             space: Id of the latent space.
@@ -148,7 +148,7 @@ class State(Database):
             source: Who has observed it.
 
         Returns:
-            How many are new.
+            How many are new, or less than what people have said.
 
         Raises:
             ValueError: a difference outside of [-1, 1], or another source.
@@ -166,10 +166,16 @@ class State(Database):
             return 0
         self.room.demand("outcomes", reserve=True)
         about = {"space": space, "tenant": tenant, "prior_row": row, "source": source}
-        known = select(outcomes.c.prompt).filter_by(**about)
+        known = select(outcomes.c.number, outcomes.c.prompt, outcomes.c.difference).filter_by(**about)
         with self.write() as connection:
-            for prompt in connection.scalars(known):
-                wanted.pop(prompt, None)
+            lowered = []
+            for number, prompt, difference in connection.execute(known):
+                if source == "people" and wanted.get(prompt, difference) < difference:
+                    lowered.append(number)  # noted anew, so that gateways see it
+                else:
+                    wanted.pop(prompt, None)
+            if lowered:
+                connection.execute(delete(outcomes).where(outcomes.c.number.in_(lowered)))
             new = [
                 about | {"prompt": prompt, "difference": difference, "observed_at": now()}
                 for prompt, difference in wanted.items()
@@ -178,16 +184,19 @@ class State(Database):
                 connection.execute(insert(outcomes), new)
         return len(new)
 
-    def count_outcomes(self, space: str, tenant: str) -> int:
-        """Return how many outcomes were noted: whoever knows as many knows them all.
+    def seen_outcomes(self, space: str, tenant: str) -> tuple[int, int]:
+        """Return how many outcomes are noted, and the number of the last: whoever knows both knows them all.
 
         Raises:
             StateUnavailableError: the database does not answer.
         """
-        # Not the last number: of writers at once the later one may be done first.
-        query = select(func.count()).select_from(outcomes).filter_by(space=space, tenant=tenant)
+        # Not the last number alone: of writers at once the later one may be done first.
+        query = select(func.count(), func.coalesce(func.max(outcomes.c.number), 0)).filter_by(
+            space=space, tenant=tenant
+        )
         with self.read() as connection:
-            return connection.scalar(query) or 0
+            count, last = connection.execute(query.select_from(outcomes)).one()
+        return count, last
 
     def follow(self, space: str, cron: str, moment: datetime) -> datetime:
         """Return since when the schedule of a space is followed; from `moment` on when it is another one.

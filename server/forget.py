@@ -69,9 +69,7 @@ async def forget_one(gateway: Gateway, tenant: str, episode_id: str) -> Forgotte
     """
     if not is_own_id(tenant, episode_id):
         return NOTHING
-    found = await gateway.lookups.call(lambda store: store.get(episode_id))
-    tokens = found.prompt_token_ids if found else ()
-    return await _forget(gateway, tenant, {episode_id: prompt_digest(tokens)})
+    return await _forget(gateway, tenant, {episode_id: await _digest(gateway, episode_id)})
 
 
 async def forget_request(gateway: Gateway, tenant: str, name: str) -> Forgotten | None:
@@ -86,17 +84,25 @@ async def forget_request(gateway: Gateway, tenant: str, name: str) -> Forgotten 
     said = await asyncio.to_thread(gateway.state.feedback, name, tenant)
     trace_id = said.trace if said else name
     kept = await gateway.traces.exchange(trace_id, tenant)
-    meant = {}
-    if kept is not None and kept.asked is not None:
-        meant = {kept.asked.prompt: prompt_digest(kept.asked.token_ids)}
-        gateway.steering.explorer.forget(tenant, meant)
+    prompt = await gateway.traces.prompt(trace_id, tenant)
+    if prompt is not None:
+        gateway.steering.explorer.forget(tenant, {prompt})
     await _written(gateway)
     where = Where(tenant, trace_id=trace_id)
-    meant |= await gateway.statistics.call(lambda store: _meant(store, where))
+    meant = await gateway.statistics.call(lambda store: _meant(store, where))
+    if prompt is not None and prompt not in meant:
+        asked = kept.asked if kept else None
+        meant[prompt] = prompt_digest(asked.token_ids) if asked else await _digest(gateway, prompt)
     if kept is None and not meant:
         return None
     await gateway.traces.forget_one(trace_id, tenant)
     return await _forget(gateway, tenant, meant, evicted=True)
+
+
+async def _digest(gateway: Gateway, episode_id: str) -> str:
+    """Return the digest of an episode's prompt, of none where there is no such episode."""
+    found = await gateway.lookups.call(lambda store: store.get(episode_id))
+    return prompt_digest(found.prompt_token_ids if found else ())
 
 
 async def _written(gateway: Gateway) -> None:

@@ -6,6 +6,7 @@ bounded where API keys are made.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from memory.tenants import parted
 from server.nights import NightCoordinator
 from server.priors import Priors
 from server.steering.priors import ActivePrior
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,19 @@ class Tenants:
     async def keep(self, tenants: Collection[str]) -> None:
         """Have the parts of these open, and no others but the default one's.
 
-        A request under way goes on with what it has; one that comes later opens them again.
+        A request under way goes on with what it has; one that comes later opens them again. What cannot be
+        opened or closed is logged, and the others are all the same.
         """
-        for tenant in tenants:
-            await self.of(tenant)
         for tenant in self._open.keys() - {TENANT, *tenants}:
-            await self._open.pop(tenant)[1].aclose()
+            try:
+                await self._open.pop(tenant)[1].aclose()
+            except Exception:
+                logger.exception("the priors and nights of tenant %s were not closed in order", tenant)
+        for tenant in tenants:
+            try:
+                await self.of(tenant)
+            except Exception:
+                logger.exception("the priors and nights of tenant %s cannot be opened", tenant)
 
     async def close(self) -> None:
         """Close all."""

@@ -30,7 +30,7 @@ class Runner:
 
     def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "worker")) -> None:
         self._command = command
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()  # a second signal comes in the midst of the first
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
 

@@ -285,8 +285,8 @@ async def episodes(
     """
     where = asked.where(access.tenant, own)
     after = None if asked.cursor is None else place(asked.cursor)
-    access_to = gateway.lookups if where.region is None else gateway.statistics  # which takes longer
-    page = await access_to.call(lambda store: store.page(where, limit=asked.limit, after=after))
+    calls = gateway.lookups if where.region is None else gateway.statistics  # which may take longer
+    page = await calls.call(lambda store: store.page(where, limit=asked.limit, after=after))
     return EpisodePage(
         data=await asyncio.to_thread(_summaries, gateway, page.episodes),
         has_more=page.next is not None,

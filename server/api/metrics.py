@@ -69,13 +69,21 @@ async def _seen(request: Request, gateway: Gateway | None) -> AsyncIterator[Metr
             shown = await asyncio.to_thread(gateway.doorman.keys.tenants)
         for family in _experiments({tenant: gateway.experiment.known(tenant) for tenant in shown}):
             yield family
-        parts = [await gateway.tenants.of(tenant) for tenant in shown]
+        parts = [one for tenant in shown if (one := await _parts(gateway, tenant)) is not None]
         for family in _priors(parts):
             yield family
         for family in await asyncio.to_thread(_nights, gateway, parts):
             yield family
     except LatentMemoryError as error:
         logger.warning("priors and nights are not counted: %s", error)
+
+
+async def _parts(gateway: Gateway, tenant: str) -> Parts | None:
+    try:
+        return await gateway.tenants.of(tenant)
+    except Exception as error:
+        logger.warning("priors and nights of tenant %s are not counted: %s", tenant, error)
+        return None
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:

@@ -229,11 +229,13 @@ function mix([low, middle, high], value) {
 
 function List({ open, point, stamp, kinds }) {
   const [words, setWords] = useState("");
-  const [row, setRow] = useState("");
+  const [chosen, setChosen] = useState("");
   const [found, setFound] = useState(null);
   const [pages, setPages] = useState([]);
   const [more, setMore] = useState(null);
   const [error, setError] = useState(null);
+  const rows = kinds.flatMap((kind) => kind.rows.map(({ id }) => ({ id, like: kind.typical[0]?.question })));
+  const row = rows.some(({ id }) => id === chosen) ? chosen : ""; // its prior may have gone
   const load = async (cursor) => {
     try {
       const asked = new URLSearchParams({ limit: 25, ...(row && { cluster: row }), ...(cursor && { cursor }) });
@@ -248,7 +250,6 @@ function List({ open, point, stamp, kinds }) {
   useEffect(() => {
     load(null);
   }, [stamp, row]);
-  const rows = kinds.flatMap((kind) => kind.rows.map(({ id }) => ({ id, like: kind.typical[0]?.question })));
   const search = async (event) => {
     event.preventDefault();
     if (!words.trim()) return setFound(null);
@@ -278,7 +279,7 @@ function List({ open, point, stamp, kinds }) {
       </form>
       ${!found &&
       rows.length > 0 &&
-      html`<select aria-label="Kind of request" value=${row} onChange=${(event) => setRow(event.target.value)}>
+      html`<select aria-label="Kind of request" value=${row} onChange=${(event) => setChosen(event.target.value)}>
         <option value="">All kinds of request</option>
         ${rows.map(({ id, like }) => html`<option key=${id} value=${id}>${id}${like ? ` ${shortened(like, 40)}` : ""}</option>`)}
       </select>`}

@@ -187,8 +187,8 @@ class ActivePrior:
         """Return what changes whenever something else may serve; blocks."""
         if whole is None:
             return None
-        count = self._state.count_outcomes(*parted(whole.space))
-        return whole.version, whole.manifest.get("sha256"), self._registry.pinned(), count
+        seen = self._state.seen_outcomes(*parted(whole.space))
+        return whole.version, whole.manifest.get("sha256"), self._registry.pinned(), seen
 
     def _weigh(self, whole: Prior) -> Serving:
         """Return what serves of a version; blocks."""

@@ -181,6 +181,20 @@ class TraceLog:
             return self._exchange(found, answer, graded)
         return self._kept(asked, answer, graded)
 
+    async def prompt(self, trace_id: str, tenant: str = TENANT) -> str | None:
+        """Return the id of the episode of what a trace was asked, whether or not its text may be kept.
+
+        None: the tenant has no such trace, or was to keep nothing of it.
+
+        Raises:
+            StateUnavailableError: the state cannot be read.
+        """
+        trace = self._fresh_of(tenant, trace_id)
+        if trace is not None:
+            return trace.asked.prompt if trace.asked else None
+        found = await asyncio.to_thread(self._state.exchange, trace_id, tenant)
+        return found.prompt if found else None
+
     async def recent(
         self, space: str, limit: int, before: int | None = None, tenant: str = TENANT
     ) -> list[ListedTrace]:

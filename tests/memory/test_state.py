@@ -46,24 +46,33 @@ def test_a_prompt_counts_once_per_source_and_its_first_word_stays(state: State) 
 
 def test_spaces_and_tenants_have_outcomes_of_their_own(state: State) -> None:
     for place in (("space", "default"), ("space", "other"), ("elsewhere", "default")):
-        assert state.count_outcomes(*place) == 0
+        assert state.seen_outcomes(*place) == (0, 0)
         state.add_outcomes(*place, "v1/0", [("a", 0.5)], "night")
         assert state.outcomes(*place) == {"v1/0": [0.5]}
-        assert state.count_outcomes(*place) == 1
+        assert state.seen_outcomes(*place)[0] == 1
 
 
 def test_what_people_say_bounds_what_the_day_has_measured_and_nothing_else(state: State) -> None:
     about = ("s", "default", "v1/0")
     state.add_outcomes(*about, [("a", 0.9), ("b", 0.8)], "night")
     state.add_outcomes(*about, [("a", 0.7), ("b", -0.4), ("c", 0.6)], "day")
-    before, count = state.outcomes(*about[:2])["v1/0"], state.count_outcomes(*about[:2])
+    before, seen = state.outcomes(*about[:2])["v1/0"], state.seen_outcomes(*about[:2])
     bounds = [("a", -0.2), ("b", 1.0), ("unheard of", -1.0)]
     assert state.add_outcomes(*about, bounds, "people") == 3
     state.add_outcomes("s", "default", "v1/1", [("a", 1.0)], "people")
     assert before == [0.9, 0.8, 0.7, -0.4, 0.6]
     assert state.outcomes(*about[:2]) == {"v1/0": [0.9, 0.8, -0.2, -0.4, 0.6]}
-    assert state.count_outcomes(*about[:2]) > count  # by which gateways see that something has changed
-    assert state.add_outcomes(*about, [("a", -1.0)], "people") == 0
+    assert state.seen_outcomes(*about[:2]) != seen, "by which gateways see that something has changed"
+
+
+def test_of_what_people_say_of_a_prompt_the_least_stays(state: State) -> None:
+    about = ("s", "default", "v1/0")
+    state.add_outcomes(*about, [("a", 0.7), ("b", 0.6)], "day")
+    for said, new, left in ((0.9, 1, 0.7), (-0.2, 1, -0.2), (0.5, 0, -0.2), (-1.0, 1, -1.0)):
+        seen = state.seen_outcomes(*about[:2])
+        assert state.add_outcomes(*about, [("a", said)], "people") == new
+        assert state.outcomes(*about[:2]) == {"v1/0": [left, 0.6]}
+        assert (state.seen_outcomes(*about[:2]) != seen) == bool(new)
 
 
 @pytest.mark.parametrize("difference", [1.01, -1.5, math.nan, math.inf])

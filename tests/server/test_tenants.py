@@ -5,6 +5,8 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from memory.tenants import partition
 from server.tenants import Parts, Tenants
 
@@ -49,3 +51,25 @@ async def test_the_parts_of_tenants_that_are_gone_are_closed_and_open_again_when
     assert sorted(running) == ["default", "desk", "shop"]
     await tenants.close()
     assert running == []
+
+
+async def test_one_tenant_that_fails_leaves_the_others_looked_after(caplog: pytest.LogCaptureFixture) -> None:
+    running: list[str] = []
+
+    @asynccontextmanager
+    async def build(tenant: str) -> AsyncIterator[Parts]:
+        if tenant == "bad":
+            raise OSError("its folder is gone")
+        running.append(tenant)
+        yield Parts(tenant, nothing, nothing, nothing, nothing)
+        running.remove(tenant)
+        if tenant == "old":
+            raise OSError("its folder is gone")
+
+    tenants = Tenants(build)
+    for tenant in ("old", "older"):
+        await tenants.of(tenant)
+    await tenants.keep(["bad", "shop"])
+    assert running == ["shop"]
+    assert [record.args for record in caplog.records] == [("old",), ("bad",)]
+    await tenants.close()

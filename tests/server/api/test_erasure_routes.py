@@ -70,6 +70,24 @@ async def test_what_a_request_left_is_forgotten_by_each_id_that_its_client_holds
     assert (await served.http.get(f"/v1/memory/episodes/{episode.id}")).status_code == 404
 
 
+@pytest.mark.parametrize("kept", [{"memory_text": "off"}, {"memory_redact": "nobody"}])
+async def test_a_request_is_forgotten_as_well_where_its_text_was_not_to_be_kept(
+    serve: Serve, kept: dict[str, Any]
+) -> None:
+    served = await serve(**kept)
+    explorer = served.gateway.steering.explorer
+    with explorer.client():
+        waiting = await served.chat(SECRET, latent={"explore": True})
+        assert explorer.waiting == 1
+        assert (await forgotten(served, waiting.json()["id"]))[0] == 200
+        assert explorer.waiting == 0
+    await served.chat(SECRET, latent={"effort": "high"})
+    again = await served.chat(SECRET)
+    assert len(await episodes(served)) == 1
+    assert (await forgotten(served, again.json()["id"]))[1]["deleted"] == 1
+    assert await episodes(served) == []
+
+
 async def test_an_episode_is_found_by_its_request_also_when_the_trace_is_gone(serve: Serve) -> None:
     served = await serve(trace_limit=1)
     answer = await served.chat(SECRET, latent={"effort": "high"})
