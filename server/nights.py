@@ -45,6 +45,8 @@ AGAIN_AFTER_S = 60.0
 AGAIN_AFTER_MOST_S = 600.0
 """The same, when that has failed some times."""
 SEND_TIMEOUT_S = 10.0
+_SAID = 160
+"""Of what a broker says that refuses, which may be a page long."""
 PAGE = 128
 """Episodes of a snapshot that are in memory at a time."""
 
@@ -297,7 +299,8 @@ class NightCoordinator:
                 await asyncio.wait_for(sending, SEND_TIMEOUT_S)
             except Exception as error:  # whatever the transport raises: kombu's, redis', OSError
                 raise QueueUnreachableError(
-                    "the night could not be queued; start the broker of LATENTEVOLVE_BROKER_URL and ask again"
+                    f"the night could not be queued, {_reason(error)[:_SAID]}: look at the broker of"
+                    " LATENTEVOLVE_BROKER_URL and ask again"
                 ) from error
             return record
         finally:

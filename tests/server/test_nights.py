@@ -586,7 +586,7 @@ async def test_a_night_that_is_sent_later_tells_its_episodes_and_of_no_failure(s
 
 async def test_a_night_that_could_not_be_sent_tells_its_episodes(scheduled: Scheduled) -> None:
     scheduled.broker.away = True
-    with pytest.raises(QueueUnreachableError):
+    with pytest.raises(QueueUnreachableError, match="ConnectionError: refused"):
         await scheduled.nights.start("api")
     [night] = scheduled.log.list()
     assert (night.episodes, night.state) == (5, "failed")
