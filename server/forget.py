@@ -84,7 +84,7 @@ async def forget_request(gateway: Gateway, tenant: str, name: str) -> Forgotten 
     said = await asyncio.to_thread(gateway.state.feedback, name, tenant)
     trace_id = said.trace if said else name
     kept = await gateway.traces.exchange(trace_id, tenant)
-    prompt = await gateway.traces.prompt(trace_id, tenant)
+    prompt = kept.prompt if kept else None
     if prompt is not None:
         gateway.steering.explorer.forget(tenant, {prompt})
     await _written(gateway)

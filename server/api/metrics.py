@@ -178,14 +178,12 @@ def _disk(gateway: Gateway) -> Iterator[Metric]:
     except OSError as error:
         logger.warning("the disk's free space is not known: %s", error)
         return
-    yield GaugeMetricFamily(
-        "latentevolve_data_free_bytes", "Free space on the disk of the data folder.", value=free
-    )
-    yield GaugeMetricFamily("latentevolve_data_size_bytes", "Size of that disk.", value=size)
-    yield GaugeMetricFamily(
+    yield _gauge("latentevolve_data_free_bytes", "Free space on the disk of the data folder.", free)
+    yield _gauge("latentevolve_data_size_bytes", "Size of that disk.", size)
+    yield _gauge(
         "latentevolve_data_floor_bytes",
         "Free space below which no episode is stored; 0: never looked at.",
-        value=gateway.room.floor,
+        gateway.room.floor,
     )
 
 

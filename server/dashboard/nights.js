@@ -1,7 +1,7 @@
 // Nights: the one that runs, those that were, what each found, and when the next one comes.
 import { api, stream, useData } from "./api.js";
 import { html, useEffect, useState } from "./lib.js";
-import { Acting, Asking, Badge, Card, Dialog, Empty, Meter, Trouble } from "./ui.js";
+import { Acting, Asking, Badge, Card, Dialog, Empty, Meter, Pager, Trouble } from "./ui.js";
 import { ago, odds, seconds, several, shortened, STANDINGS, time } from "./words.js";
 
 const LIST = "v1/consolidations?limit=25";
@@ -62,10 +62,7 @@ export function Nights() {
     <ol class="timeline">
       ${data?.data.filter(ended).map((night) => html`<${Past} key=${night.id} night=${night} />`)}
     </ol>
-    <div class="buttons left">
-      ${cursors.length > 0 && html`<button onClick=${() => setCursors(cursors.slice(0, -1))}>Newer</button>`}
-      ${data?.has_more && html`<button onClick=${() => setCursors([...cursors, data.next_cursor])}>Older</button>`}
-    </div>
+    <${Pager} page=${data} cursors=${cursors} go=${setCursors} />
   `;
 }
 

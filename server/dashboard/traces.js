@@ -2,7 +2,7 @@
 import { api, useData } from "./api.js";
 import { Forgotten } from "./episode.js";
 import { html, useState } from "./lib.js";
-import { Acting, Asking, Badge, Card, Dialog, Empty, Thumb, Trouble } from "./ui.js";
+import { Acting, Asking, Badge, Card, Dialog, Empty, Pager, Thumb, Trouble } from "./ui.js";
 import { ago, MODES, seconds, time } from "./words.js";
 
 const EVERY_MS = 10000;
@@ -24,10 +24,7 @@ export function Traces() {
     <ul class="rows">
       ${data?.data.map((one) => html`<${Line} key=${one.id} one=${one} reload=${reload} show=${() => setShown(one.id)} />`)}
     </ul>
-    <div class="buttons left">
-      ${cursors.length > 0 && html`<button onClick=${() => setCursors(cursors.slice(0, -1))}>Newer</button>`}
-      ${data?.has_more && html`<button onClick=${() => setCursors([...cursors, data.next_cursor])}>Older</button>`}
-    </div>
+    <${Pager} page=${data} cursors=${cursors} go=${setCursors} />
     ${shown &&
     html`<${Trace}
       id=${shown}

@@ -31,6 +31,14 @@ export const Empty = ({ title, children }) => html`
   </div>
 `;
 
+/** Buttons to the pages before and after the one that is shown: `cursors` are those of the pages up to it. */
+export const Pager = ({ page, cursors, go }) => html`
+  <div class="buttons left">
+    ${cursors.length > 0 && html`<button onClick=${() => go(cursors.slice(0, -1))}>Newer</button>`}
+    ${page?.has_more && html`<button onClick=${() => go([...cursors, page.next_cursor])}>Older</button>`}
+  </div>
+`;
+
 export const Trouble = ({ error }) =>
   error && error.status !== 401 && html`<p class="trouble" role="alert">${error.message}</p>`;
 

@@ -38,6 +38,8 @@ class Exchange:
     answer: Answer | None
     graded: dict[str, Any] | None = None
     """What answers said that were graded, by the row that was measured."""
+    prompt: str | None = None
+    """Id of the prompt's episode, also where no text may be kept; None: nothing was to be kept."""
 
 
 @dataclass(frozen=True)
@@ -179,21 +181,7 @@ class TraceLog:
             if found is None:
                 return None
             return self._exchange(found, answer, graded)
-        return self._kept(asked, answer, graded)
-
-    async def prompt(self, trace_id: str, tenant: str = TENANT) -> str | None:
-        """Return the id of the episode of what a trace was asked, whether or not its text may be kept.
-
-        None: the tenant has no such trace, or was to keep nothing of it.
-
-        Raises:
-            StateUnavailableError: the state cannot be read.
-        """
-        trace = self._fresh_of(tenant, trace_id)
-        if trace is not None:
-            return trace.asked.prompt if trace.asked else None
-        found = await asyncio.to_thread(self._state.exchange, trace_id, tenant)
-        return found.prompt if found else None
+        return self._kept(asked.prompt if asked else None, asked, answer, graded)
 
     async def recent(
         self, space: str, limit: int, before: int | None = None, tenant: str = TENANT
@@ -220,12 +208,19 @@ class TraceLog:
         """Return a written exchange, with the answer that is not yet written, if any."""
         asked = Asked.of_json(found.prompt, found.asked) if found.prompt and found.asked else None
         answer = answer or (Answer.of_json(found.answer) if found.answer else None)
-        return self._kept(asked, answer, graded or found.graded)
+        return self._kept(found.prompt, asked, answer, graded or found.graded)
 
-    def _kept(self, asked: Asked | None, answer: Answer | None, graded: dict[str, Any] | None) -> Exchange:
+    def _kept(
+        self,
+        prompt: str | None,
+        asked: Asked | None,
+        answer: Answer | None,
+        graded: dict[str, Any] | None,
+    ) -> Exchange:
         if asked is None or not self._may_keep(asked):
-            return Exchange(None, None)
-        return Exchange(asked, answer if answer and self._redact.keeps(answer.text) else None, graded)
+            return Exchange(None, None, prompt=prompt)
+        kept = answer if answer and self._redact.keeps(answer.text) else None
+        return Exchange(asked, kept, graded, prompt)
 
     async def forget(self, prompts: Collection[str] | None, tenant: str = TENANT) -> None:
         """Keep nothing more of what was asked and answered under ids of prompts; None: all of the tenant's.

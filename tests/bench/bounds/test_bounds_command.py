@@ -19,9 +19,9 @@ from bench.stream.plan import Plan
 from bench.stream.questions import Files
 from cli.failure import CommandError
 from config.settings import Settings
-from memory.episode import Episode
 from model.engine import SteeredPrompt
 from model.transformers_engine import TransformersEngine
+from tests.bench.bounds.remembering import remember
 from tests.worker.conftest import one_thread
 
 __all__ = ["one_thread"]  # autouse, here as there
@@ -64,37 +64,22 @@ def run(tmp_path: Path, data: Path, tiny_model: str) -> Path:
     (folder / "seed-0").mkdir()
     held_out, (day,), _ = Files(plan).deal(0)
 
-    async def remember() -> None:
+    async def live() -> None:
         engine = TransformersEngine(tiny_model, length=4, placement=settings.placement)
         try:
             async with open_loop(engine, settings, plan) as loop:
                 prompts = [loop.render(item) for item in day]
-                keys = (await engine.keys([prompt.token_ids for prompt in prompts])).numpy()
-                answers = await engine.generate(
+                decoded = await engine.generate(
                     [SteeredPrompt(prompt.token_ids) for prompt in prompts], prompts[0].decoding
                 )
-                loop.gateway.store.add(
-                    [
-                        Episode(
-                            space=engine.space.id,
-                            key=key,
-                            latent=engine.neutral_latent().numpy(),
-                            reward=0.9,
-                            # Labels that nobody called right are left out where no choice is sure.
-                            signals={"verifier": 1.0},
-                            prompt_token_ids=prompt.token_ids,
-                            answer_token_ids=answer.token_ids,
-                            prompt_text=prompt.text,
-                            answer_text=answer.text,
-                            choices=LABELS,
-                        )
-                        for key, prompt, answer in zip(keys, prompts, answers, strict=True)
-                    ]
-                )
+                answers = [(answer.token_ids, answer.text) for answer in decoded]
+                # Labels that nobody called right are left out where no choice is sure.
+                called_right = {"verifier": 1.0}
+                await remember(loop, engine, prompts, answers, signals=called_right, choices=LABELS)
         finally:
             await engine.close()
 
-    asyncio.run(remember())
+    asyncio.run(live())
     plain = {"seed": 0, "stage": "start", "set": "stream", "arm": "plain", "correct": False, "wall_s": 1}
     plain |= {"tokens": 2, "finished": True, "generated": 2, "forward": 9}
     Journal(folder / "rows.jsonl").add(

@@ -13,9 +13,9 @@ from bench.stream.score import Scorer
 from cli.demonstration.stream import Item
 from cli.failure import CommandError
 from config.settings import Settings
-from memory.episode import Episode
 from model.engine import Decoding
 from model.scripted_engine import ScriptedEngine
+from tests.bench.bounds.remembering import remember
 
 ITEMS = [Item(f"apples number {n}", n % 2) for n in range(12)]
 SCORER = Scorer(ITEMS, box=False)
@@ -40,24 +40,8 @@ async def loop(tmp_path: Path) -> AsyncIterator[Loop]:
     plan = Plan(model="scripted", data="", max_tokens=24)
     async with open_loop(engine, settings, plan) as opened:
         prompts = [opened.render(item) for item in ITEMS]
-        keys = (await engine.keys([prompt.token_ids for prompt in prompts])).numpy()
-        opened.gateway.store.add(
-            [
-                Episode(
-                    space=engine.space.id,
-                    key=key,
-                    latent=engine.neutral_latent().numpy(),
-                    reward=0.9,
-                    signals={},
-                    prompt_token_ids=prompt.token_ids,
-                    answer_token_ids=engine.answer_tokens("it is 0"),
-                    prompt_text=prompt.text,
-                    answer_text="it is 0",
-                    max_tokens=24,
-                )
-                for key, prompt in zip(keys, prompts, strict=True)
-            ]
-        )
+        answers = [(engine.answer_tokens("it is 0"), "it is 0")] * len(prompts)
+        await remember(opened, engine, prompts, answers, signals={}, max_tokens=24)
         yield opened
 
 
