@@ -61,6 +61,20 @@ def numbers(text: str, option: str, *, least: int = 0, rising: bool = False) -> 
     return found
 
 
+def names(text: str, option: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Return the different names of a comma-separated option.
+
+    Raises:
+        CommandError: exit code 2, one is not among the known ones, or is there twice.
+    """
+    found = tuple(part.strip() for part in text.split(","))
+    if unknown := [name for name in found if name not in known]:
+        raise CommandError(f"{option}: {unknown[0]!r} is none", f"known are {', '.join(known)}", USAGE)
+    if len(set(found)) < len(found):
+        raise CommandError(f"{option} {text}: one is named twice", "name each once", USAGE)
+    return found
+
+
 def digest(path: Path) -> str:
     """Return sixteen hex digits that name the content of a file.
 

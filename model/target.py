@@ -4,7 +4,7 @@ Owns which tokens have to be read after a prompt, which answers share them, and 
 logits there. Knows nothing of models.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,7 +27,7 @@ class Target:
     def __post_init__(self) -> None:
         decided = []
         for at, token in enumerate(self.tokens):
-            allowed = self._allowed(at)
+            allowed = self.allowed(at)
             if allowed is not None and token not in allowed:
                 raise ValueError(f"token {at} of the answer belongs to none of its choices")
             if allowed is None or len(allowed) > 1:
@@ -53,7 +53,8 @@ class Target:
             steps.append(row[allowed].log_softmax(dim=0)[allowed.index(self.tokens[at])])
         return torch.stack(steps).sum()
 
-    def _allowed(self, at: int) -> list[int] | None:
+    def allowed(self, at: int) -> list[int] | None:
+        """Return the tokens that a grammar allows at an index; None: all of them."""
         return None if self.trie is None else self.trie.allowed(self.tokens[:at])
 
 
@@ -131,7 +132,10 @@ def offsets_of(needed: Sequence[Reading]) -> list[int]:
 
 
 def values_of(
-    logits: torch.Tensor, needed: Sequence[Reading], offsets: Sequence[int]
+    logits: torch.Tensor,
+    needed: Sequence[Reading],
+    offsets: Sequence[int],
+    value: Callable[[Target, torch.Tensor], torch.Tensor] = Target.value,
 ) -> list[tuple[int, torch.Tensor]]:
     """Return (index of a label, what an answer adds to it, a scalar) for all that is read off rows.
 
@@ -139,12 +143,13 @@ def values_of(
         logits: (B, len(offsets), V), of a row for each reading.
         needed: B readings.
         offsets: columns, counted from the last one.
+        value: what an answer is worth by the logits of its decided tokens.
     """
     column = {offset: at for at, offset in enumerate(offsets)}
     return [
         (
             part.label,
-            part.probability * part.target.value(row[[column[o] for o in one.offsets_of(part)]].float()),
+            part.probability * value(part.target, row[[column[o] for o in one.offsets_of(part)]].float()),
         )
         for row, one in zip(logits, needed, strict=True)
         for part in one.parts

@@ -1,1 +1,1 @@
-"""`latentevolve bench bounds`: what else could have been learned from the answers that a night kept."""
+"""`latentevolve bench bounds`: what else could have been learned from the questions of a night."""

@@ -1,6 +1,6 @@
-"""What carries more than a latent: a low-rank update of the weights, and a prefix of keys and values.
+"""What is trained in place of latents: weights' updates, prefixes of keys and values, rows before the prompt.
 
-Owns the parameters of both and how they take part in a forward pass. Bench only: the server never changes a
+Owns the parameters of each and how they take part in a forward pass. Bench only: the server never changes a
 weight. Knows nothing of labels or of training.
 """
 
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from model.prefill import Row
 from model.prefixes import Prefix, Prefixes
 
 
@@ -18,9 +19,14 @@ class Adapter(Protocol):
     """What is trained in place of a latent."""
 
     learning_rate: float
-    prefix: Prefix
-    """What stands before every prompt, as tokens that `kept` knows."""
+    before: int
+    """Positions that it puts before every prompt."""
     kept: Prefixes | None
+    """Knows the prefixes of `row`."""
+
+    def row(self, prompt: Tensor) -> Row:
+        """Return a prompt, (T, d) embeddings, with what stands before it."""
+        ...
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is trained, by name."""
@@ -38,7 +44,7 @@ class Lora:
     """
 
     learning_rate = 1e-3
-    prefix: Prefix = ()
+    before = 0
     kept: Prefixes | None = None
 
     def __init__(self, network: Any, rank: int, seed: int) -> None:
@@ -51,6 +57,10 @@ class Lora:
             down = torch.randn(rank, layer.in_features, generator=generator) / layer.in_features**0.5
             self._down[name] = down.to(network.device).requires_grad_()
             self._up[name] = torch.zeros(layer.out_features, rank, device=network.device, requires_grad=True)
+
+    def row(self, prompt: Tensor) -> Row:
+        """Return a prompt as it is."""
+        return Row((), prompt)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return both factors of each layer: (rank, in) and (out, rank), float32."""
@@ -100,8 +110,12 @@ class KvPrefix(Prefixes):
             [part.detach().float().requires_grad_() for part in (layer.keys, layer.values)]
             for layer in layers  # (1, H, L, w) each
         ]
-        self.prefix: Prefix = (0,) * len(neutral)
+        self.before = len(neutral)
         self.kept: Prefixes | None = self
+
+    def row(self, prompt: Tensor) -> Row:
+        """Return a prompt behind the prefix."""
+        return Row((0,) * self.before, prompt)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return keys and values of each layer, (1, H, L, w) float32."""
@@ -124,3 +138,31 @@ class KvPrefix(Prefixes):
         for number, (keys, values) in enumerate(self._layers):
             cache.update(keys.to(self._dtype), values.to(self._dtype), number)
         return cache
+
+
+class SoftPrompt:
+    """Rows of the input-embedding space before every prompt, as TTSV trains them (arXiv 2512.04748).
+
+    They start as copies of the neutral latent's first row. The learning rate is the published one.
+    """
+
+    learning_rate = 1e-3
+    kept: Prefixes | None = None
+
+    def __init__(self, neutral: Tensor, count: int = 20) -> None:
+        """`neutral` is an (L, d) latent; `count` rows, as published."""
+        self.before = count
+        self._rows = neutral[:1].repeat(count, 1).float().requires_grad_()  # (count, d)
+
+    def row(self, prompt: Tensor) -> Row:
+        """Return a prompt behind the rows."""
+        return Row((), torch.cat([self._rows, prompt]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the rows, (count, d) float32."""
+        return {"rows": self._rows}
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Change nothing: the rows stand before the prompt."""
+        yield

@@ -1,4 +1,4 @@
-"""`latentevolve bench bounds`: whether labels or capacity limit what a night learns.
+"""`latentevolve bench bounds`: whether labels or capacity limit a night, and what other methods do.
 
 Owns its options and the tables.
 """
@@ -11,7 +11,7 @@ import typer
 
 from bench.engine import open_engine
 from bench.machine import describe
-from bench.options import digest, numbers
+from bench.options import digest, names, numbers
 from bench.result import finite
 from bench.run import open_run, read_head
 from cli.demonstration.tree import ISOLATED
@@ -35,13 +35,17 @@ def bounds(
     ] = None,
     rank: Annotated[int, typer.Option("--rank", min=1, help="Of the low-rank update.")] = 8,
     passes: Annotated[
-        int, typer.Option("--passes", min=1, help="Times that update and prefix see each answer.")
+        int, typer.Option("--passes", min=1, help="Times that all but latents see each question.")
     ] = 4,
+    ways: Annotated[
+        str | None, typer.Option("--ways", help="What is trained, comma-separated. Default: everything.")
+    ] = None,
     model: Model = None,
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """Train other things on what a night kept. Do labels or capacity limit it?"""
+    """Train other things on a night's questions. Do labels or capacity limit it, do other methods do more?"""
+    from bench.bounds.measure import WAYS
     from bench.stream.journal import read_rows
     from bench.stream.plan import plan_of
 
@@ -64,13 +68,14 @@ def bounds(
     wanted = known if seeds is None else [seed for seed in numbers(seeds, "--seeds") if seed in known]
     if not wanted:
         raise CommandError(f"{run} has no {stage}", "let the run finish that night first", USAGE)
+    chosen = WAYS if ways is None else names(ways, "--ways", WAYS)
     overrides = plan.overrides | given(model=model or plan.model, cache_dir=cache_dir)
     folder = run / "bounds"
     options = {"rank": rank, "passes": passes, "model": overrides["model"]}
     head = open_run(folder, "bounds", options, begun=(folder / "rows.jsonl").exists())
     screen.line(describe(head))
     try:
-        found = asyncio.run(_measure(screen, run, plan, overrides, wanted, stage, options))
+        found = asyncio.run(_measure(screen, run, plan, overrides, wanted, stage, chosen, options))
     except KeyboardInterrupt:
         screen.note(f"stopped; the same command goes on from here ({run})")
         raise
@@ -84,6 +89,7 @@ async def _measure(
     overrides: dict[str, Any],
     seeds: list[int],
     stage: str,
+    ways: tuple[str, ...],
     options: dict[str, Any],
 ) -> list[dict[str, Any]]:
     from bench.bounds.measure import Bounds
@@ -108,6 +114,7 @@ async def _measure(
                         folder=run / "bounds",
                         seed=seed,
                         stage=stage,
+                        ways=ways,
                         rank=options["rank"],
                         passes=options["passes"],
                         progress=bars.update,
@@ -137,9 +144,12 @@ def _show(
     screen.table(list(HEADERS), table(results), title=f"{plan.model} on {plan.data}, {stage}")
     learned = trainings(mine)
     screen.table(
-        ["what", "seed", "labels", "of these right", "values trained"],
+        ["what", "seed", "labels", "of these right", "values trained", "forward tokens"],
         [
-            [row["question"], row["seed"], row["labels"], row["labels_right"], row["values"]]
+            [
+                row.get(name, "")
+                for name in ("question", "seed", "labels", "labels_right", "values", "forward")
+            ]
             for row in learned
         ],
         title="What was learned from",
@@ -149,6 +159,6 @@ def _show(
         ["what differs", "questions of", "right, in points"],
         [[f"{one.what}: {one.above} − {one.below}", one.questions, percent(one.difference, sign=True)]
          for one in compared],
-        title="What limits the night (95 % intervals over questions, paired)",
+        title="Beside each other (95 % intervals over questions, paired)",
     )  # fmt: skip
     screen.document(finite({**head, "results": [vars(one) for one in (*results, *compared)]}))

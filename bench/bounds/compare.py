@@ -1,21 +1,23 @@
 """What the ways to learn say of each other.
 
-Owns which pairs are compared: what carries more, on the same labels, and better labels, in the same. Knows
-nothing of how they were made.
+Owns which pairs are compared: what carries more, on the same labels; better labels, in the same; and the
+latent with what published methods make of the same questions. Knows nothing of how they were made.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.bounds.measure import GOLD, KV, LATENT, LORA
+from bench.bounds.measure import GOLD, KV, LATENT, LORA, TTRL, TTSV
 from bench.statistics import Interval
 from bench.stream.questions import STREAM
 from bench.stream.summary import Row, paired
 
-CAPACITY, LABELS = "capacity", "labels"
+CAPACITY, LABELS, METHOD = "capacity", "labels", "method"
 PAIRS = (
     (CAPACITY, LORA, LATENT),
     (CAPACITY, KV, LATENT),
+    (METHOD, LATENT, TTSV),
+    (METHOD, LATENT, TTRL),
     (LABELS, f"{LATENT}{GOLD}", LATENT),
     (CAPACITY, f"{LORA}{GOLD}", f"{LATENT}{GOLD}"),
     (CAPACITY, f"{KV}{GOLD}", f"{LATENT}{GOLD}"),

@@ -1,6 +1,6 @@
-"""The ways to learn from a night's answers, trained and asked.
+"""The ways to learn from a stream's days, trained and asked.
 
-Owns their order, what of them is kept on disk, and how each answers. Knows nothing of tables.
+Owns what each is trained on and how, what is kept on disk, and how each answers. Knows nothing of tables.
 """
 
 import asyncio
@@ -8,14 +8,16 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.bounds.adapters import Adapter, KvPrefix, Lora
-from bench.bounds.fit import answer, fit
+from bench.bounds.adapters import Adapter, KvPrefix, Lora, SoftPrompt
+from bench.bounds.fit import Rise, answer, fit
 from bench.bounds.labels import Labelled, of_night, with_gold
+from bench.bounds.teach import by_certainty, by_labels, by_majority
 from bench.stream.arms import Reply, decoded, reply_of
 from bench.stream.journal import Journal
 from bench.stream.loop import Loop
@@ -27,12 +29,16 @@ from memory.atomic import write_file
 from model.engine import SteeredPrompt
 from model.transformers_engine import TransformersEngine
 from server.steering.prompt import RenderedPrompt
-from worker.train import Recipe, train
+from worker.train import MAX_WATCHED, Recipe, train
 
-LATENT, LORA, KV = "latent", "lora", "kv"
-WAYS = (LATENT, LORA, KV)
+LATENT, LORA, KV, TTSV, TTRL = "latent", "lora", "kv", "ttsv", "ttrl"
 GOLD = "+gold"
-"""Ends the names of arms that learned from right labels."""
+"""Ends the names of ways that learn from right labels."""
+WAYS = (LATENT, LORA, KV, TTSV, TTRL, *(f"{way}{GOLD}" for way in (LATENT, LORA, KV)))
+REWARDED_RATE = 3e-4
+"""Learning rate of a low-rank update that rewards teach: they are noisier than labels."""
+BATCH, CERTAIN_BATCH = 4, 8
+"""Of a step; TTSV's is the published one."""
 CHUNK = 32
 """Questions between two writes of rows."""
 
@@ -47,8 +53,9 @@ class Bounds:
         loop: Of the seed, with all that it remembers.
         folder: Of what was trained.
         stage: The night.
+        ways: Of `WAYS`, what is trained.
         rank: Of the low-rank update.
-        passes: Times that adapters see each example.
+        passes: Times that adapters see each question.
     """
 
     loop: Loop
@@ -57,6 +64,7 @@ class Bounds:
     folder: Path
     seed: int
     stage: str
+    ways: Sequence[str]
     rank: int
     passes: int
     progress: Progress
@@ -67,34 +75,75 @@ class Bounds:
         Raises:
             CommandError: there is nothing to train on.
         """
-        night, known = await of_night(self.loop, learned, scorer)
-        latents = await self._latents(LATENT, night)
-        await self._ask(LATENT, held_out, self._under(latents, night))
-        for way in (LORA, KV):
-            await self._adapted(way, way, night, held_out)
-        if all(self._done(f"{way}{GOLD}", held_out) for way in WAYS):
+        todo = [way for way in self.ways if not self._done(way, held_out)]
+        if not todo:
             return
+        prompts = list(map(self.loop.render, learned))
+        night, known = await of_night(self.loop, learned, scorer)
+        gold: Labelled | None = None
+        for way in todo:
+            if way in (TTSV, TTRL):
+                answers = await self._published(way, prompts)
+            elif not way.endswith(GOLD):
+                answers = await self._taught(way, way, night)
+            else:
+                gold = gold or await self._gold(night, known, scorer)
+                answers = await self._taught(way.removesuffix(GOLD), way, gold)
+            await self._ask(way, held_out, answers)
+
+    async def _gold(self, night: Labelled, known: dict[str, Item], scorer: Scorer) -> Labelled:
+        latents = await self._latents(LATENT, night)
         self.progress(f"{self.stage} gold", 0, 1, "looking for right answers")
         gold = await with_gold(self.engine, night, known, scorer, latents, self.seed)
         self.progress(f"{self.stage} gold", 1, 1, f"{len(gold.examples)} of {len(night.examples)} questions")
-        latents = await self._latents(f"{LATENT}{GOLD}", gold)
-        await self._ask(f"{LATENT}{GOLD}", held_out, self._under(latents, gold))
-        for way in (LORA, KV):
-            await self._adapted(way, f"{way}{GOLD}", gold, held_out)
+        return gold
+
+    async def _taught(self, way: str, name: str, data: Labelled) -> Answer:
+        """Train a way on labels, and return how it answers."""
+        if way == LATENT:
+            return self._under(await self._latents(name, data), data)
+        model = self.engine.model
+        adapter: Adapter
+        if way == LORA:
+            adapter = Lora(model.network, self.rank, self.seed)
+        else:
+            adapter = KvPrefix(model.network, model.neutral_latent())
+        rise = by_labels(model, adapter, data.examples)
+        await self._fit(name, adapter, rise, len(data.examples), BATCH, "log-likelihood", data.right_share)
+        return self._with(adapter)
+
+    async def _published(self, way: str, prompts: Sequence[RenderedPrompt]) -> Answer:
+        """Train as a published method does, on the questions alone, and return how it answers."""
+        model = self.engine.model
+        if way == TTSV:
+            rows = SoftPrompt(model.neutral_latent())
+            certain = by_certainty(model, rows, prompts)
+            await self._fit(way, rows, certain, len(prompts), CERTAIN_BATCH, "entropy", None)
+            return self._with(rows)
+        update = Lora(model.network, self.rank, self.seed)
+        update.learning_rate = REWARDED_RATE
+        rewarded = by_majority(model, update, prompts, self.seed)
+        await self._fit(way, update, rewarded, len(prompts), BATCH, "agreement", None)
+        return self._with(update)
 
     async def _latents(self, name: str, data: Labelled) -> torch.Tensor:
         """Return the latents, (C, L, d), that a night trains on these labels."""
         path = self._path(name)
         if not path.exists():
+            recipe = Recipe.of(self.loop.settings, len(data.fold.train))
             found = await train(
                 self.engine,
                 data.dataset,
                 data.fold,
-                Recipe.of(self.loop.settings, len(data.fold.train)),
+                recipe,
                 checkpoint=path.with_suffix(".checkpoint"),
                 progress=self._training(name),
             )
-            self._keep(name, {"latents": found.latents}, data)
+            size = fmean(len(one.prompt) + len(one.label.answers[0]) for one in data.examples)
+            size += self.engine.space.length
+            looked = len(found.looks) * min(len(data.examples), MAX_WATCHED)
+            forward = round(size * (3 * found.steps * recipe.batch + looked))
+            self._keep(name, {"latents": found.latents}, data.right_share, forward)
             path.with_suffix(".checkpoint").unlink(missing_ok=True)
         return load_file(path)["latents"]
 
@@ -113,33 +162,48 @@ class Bounds:
 
         return ask
 
-    async def _adapted(self, way: str, name: str, data: Labelled, held_out: Sequence[Questions]) -> None:
-        if self._done(name, held_out):
-            return
-        model = self.engine.model
-        adapter: Adapter
-        if way == LORA:
-            adapter = Lora(model.network, self.rank, self.seed)
-        else:
-            adapter = KvPrefix(model.network, model.neutral_latent())
+    async def _fit(
+        self,
+        name: str,
+        adapter: Adapter,
+        rise: Rise,
+        count: int,
+        batch: int,
+        what: str,
+        labels: tuple[int, int] | None,
+    ) -> None:
+        """Train an adapter, or take it as it was trained."""
         path = self._path(name)
         if path.exists():
             with torch.no_grad():
                 for key, value in load_file(path).items():
                     adapter.tensors()[key].copy_(value)
-        else:
-            await asyncio.to_thread(
-                fit, model, adapter, data.examples, self.passes, self.seed, self._training(name)
-            )
-            self._keep(name, {key: value.detach() for key, value in adapter.tensors().items()}, data)
+            return
+        tell = self._training(name)
+        told = await asyncio.to_thread(
+            fit,
+            adapter,
+            rise,
+            count,
+            passes=self.passes,
+            batch=batch,
+            seed=self.seed,
+            progress=lambda done, total, value: tell(done, total, f"{what} {value}"),
+        )
+        tensors = {key: value.detach() for key, value in adapter.tensors().items()}
+        self._keep(name, tensors, labels, sum(one.forward for one in told))
 
-        async def ask(prompts: Sequence[RenderedPrompt]) -> list[Reply]:
+    def _with(self, adapter: Adapter) -> Answer:
+        """Answer with an adapter."""
+
+        def decoded_with(prompts: Sequence[RenderedPrompt]) -> list[Reply]:
             tokens = [prompt.token_ids for prompt in prompts]
-            found = await asyncio.to_thread(answer, model, adapter, tokens, [p.decoding for p in prompts])
+            with adapter.attached():
+                found = answer(self.engine.model, adapter, tokens, [prompt.decoding for prompt in prompts])
             replies = [reply_of(one, SteeredPrompt(some)) for one, some in zip(found, tokens, strict=True)]
-            return [replace(reply, forward=reply.forward + len(adapter.prefix)) for reply in replies]
+            return [replace(reply, forward=reply.forward + adapter.before) for reply in replies]
 
-        await self._ask(name, held_out, ask)
+        return lambda prompts: asyncio.to_thread(decoded_with, prompts)
 
     async def _ask(self, name: str, held_out: Sequence[Questions], ask: Answer) -> None:
         for questions in held_out:
@@ -180,14 +244,17 @@ class Bounds:
 
         return tell
 
-    def _keep(self, name: str, tensors: dict[str, torch.Tensor], data: Labelled) -> None:
-        """Keep a row of what was trained on, then what was trained."""
+    def _keep(
+        self, name: str, tensors: dict[str, torch.Tensor], labels: tuple[int, int] | None, forward: int
+    ) -> None:
+        """Keep a row of what was trained on, right labels of how many, then what was trained."""
         whole = {key: value.cpu().contiguous() for key, value in tensors.items()}
-        right, labels = data.right_share
         if not self._has("training", name):
             row = {"seed": self.seed, "stage": self.stage, "arm": "training", "question": name}
-            values = sum(value.numel() for value in whole.values())
-            self.journal.add([row | {"labels": labels, "labels_right": right, "values": values}])
+            row |= {"values": sum(value.numel() for value in whole.values()), "forward": forward}
+            if labels is not None:
+                row |= {"labels_right": labels[0], "labels": labels[1]}
+            self.journal.add([row])
         write_file(self._path(name), lambda path: save_file(whole, path))
 
     def _path(self, name: str) -> Path:

@@ -6,6 +6,7 @@ Owns names, what a request of each arm carries, and the order of rounds.
 from collections.abc import Sequence
 from typing import Any
 
+from bench.options import names
 from cli.failure import USAGE, CommandError
 
 BARE = "bare"
@@ -18,12 +19,7 @@ def parse_arms(text: str) -> tuple[str, ...]:
     Raises:
         CommandError: exit code 2.
     """
-    arms = tuple(part.strip() for part in text.split(","))
-    known = (BARE, *EFFORTS)
-    if unknown := [arm for arm in arms if arm not in known]:
-        raise CommandError(f"--arms: {unknown[0]!r} is none of {', '.join(known)}", None, USAGE)
-    if len(set(arms)) < len(arms):
-        raise CommandError(f"--arms {text}: one is named twice", None, USAGE)
+    arms = names(text, "--arms", (BARE, *EFFORTS))
     if BARE not in arms:
         raise CommandError("--arms: without bare there is nothing to compare with", None, USAGE)
     return arms

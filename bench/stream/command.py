@@ -25,6 +25,7 @@ from bench.options import (
     System,
     digest,
     engine_kind,
+    names,
     numbers,
     of_results,
     pairs,
@@ -99,11 +100,8 @@ def stream(
 
     screen = Screen(as_json)
     known = list(ARMS if url is None else REQUESTS)
-    named = arms or (DEFAULT_ARMS if url is None else SERVER_ARMS)
-    chosen = known if named == "all" else [name.strip() for name in named.split(",") if name.strip()]
-    for name in chosen:
-        if name not in known:
-            raise CommandError(f"--arms: no arm {name!r}", f"known are {', '.join(known)}", USAGE)
+    asked = arms or (DEFAULT_ARMS if url is None else SERVER_ARMS)
+    chosen = known if asked == "all" else list(names(asked, "--arms", known))
     if day_effort not in ("low", "medium", "high"):
         raise CommandError(f"--day-effort {day_effort}: not low, medium or high", None, USAGE)
     chosen_settings = pairs(setting)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.options import numbers
+from bench.options import names, numbers
 from cli.failure import USAGE, CommandError
 
 
@@ -22,3 +22,16 @@ def test_what_are_no_different_numbers_is_refused(text: str) -> None:
 def test_numbers_that_have_to_rise_do(text: str) -> None:
     with pytest.raises(CommandError, match="not rising numbers from 1 on"):
         numbers(text, "--sizes", least=1, rising=True)
+
+
+def test_names_keep_their_order() -> None:
+    assert names("low, plain", "--arms", ("plain", "low", "recall")) == ("low", "plain")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("low,fast", "'fast' is none"), ("low,low", "twice"), ("", "''")]
+)
+def test_a_name_that_is_none_or_stands_twice_is_refused(text: str, message: str) -> None:
+    with pytest.raises(CommandError, match=message) as refused:
+        names(text, "--arms", ("plain", "low"))
+    assert refused.value.exit_code == USAGE

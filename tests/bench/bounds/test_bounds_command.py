@@ -27,7 +27,7 @@ from tests.worker.conftest import one_thread
 __all__ = ["one_thread"]  # autouse, here as there
 
 LABELS = ("red", "blue")
-ARMS = ("latent", "lora", "kv", "latent+gold", "lora+gold", "kv+gold")
+ARMS = ("latent", "lora", "kv", "ttsv", "ttrl", "latent+gold", "lora+gold", "kv+gold")
 
 
 @pytest.fixture(autouse=True)
@@ -114,10 +114,12 @@ def test_every_way_is_trained_and_asked_once_and_a_stopped_run_goes_on(run: Path
     assert learned["latent"]["labels"] == learned["kv+gold"]["labels"] == 10
     assert learned["latent"]["labels_right"] < learned["lora+gold"]["labels_right"] == 10
     assert learned["latent"]["values"] < learned["kv"]["values"]
+    assert "labels" not in learned["ttrl"]
+    assert min(row["forward"] for row in learned.values()) > 0
     document = json.loads(ran.stdout)
     compared = {(one["above"], one["below"]) for one in document["results"] if "above" in one}
     assert ("lora", "latent") in compared
-    assert ("latent+gold", "latent") in compared
+    assert {("latent+gold", "latent"), ("latent", "ttrl"), ("latent", "ttsv")} <= compared
     assert any(one.get("arm") == "plain" for one in document["results"])
 
     # Stopped while the update was asked: its answers are missing, and all that comes after it.
@@ -131,6 +133,16 @@ def test_every_way_is_trained_and_asked_once_and_a_stopped_run_goes_on(run: Path
     assert texts_of(rows_of(run)) == texts_of(rows)
     files = {file.name: file.stat().st_mtime_ns for file in (run / "bounds").glob("*.safetensors")}
     assert files == trained  # nothing is trained twice
+
+
+def test_only_what_is_named_is_trained(run: Path) -> None:
+    assert bounds(run, "--ways", "ttsv,lora+gold").exit_code == 0
+    rows = rows_of(run)
+    assert {row["arm"] for row in rows if row["arm"] != "training"} == {"ttsv", "lora+gold"}
+    assert {row["question"] for row in rows if row["arm"] == "training"} == {"ttsv", "latent", "lora+gold"}
+    ran = bounds(run, "--ways", "lora,prompts")
+    assert isinstance(ran.exception, CommandError)
+    assert "'prompts' is none" in ran.exception.message
 
 
 def test_other_options_do_not_go_on(run: Path) -> None:

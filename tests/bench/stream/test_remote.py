@@ -147,7 +147,7 @@ def test_with_a_key_each_seed_has_a_memory_of_its_own(tmp_path: Path, files: lis
         (["--seeds", "0,1"], "has one memory"),
         (["--seeds", "0", "--setting", "recall_k=8"], "are the server's"),
         (["--seeds", "0", "--model", "small"], "are the server's"),
-        (["--seeds", "0", "--arms", "majority"], "no arm 'majority'"),
+        (["--seeds", "0", "--arms", "majority"], "'majority' is none"),
     ],
 )
 def test_what_a_server_cannot_do_is_refused_before_it_is_asked(
