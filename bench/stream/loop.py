@@ -9,11 +9,12 @@ import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 
 from bench.asking import render, seed_of
+from bench.engine import Counted
 from bench.stream.arms import ARMS, Reply
 from bench.stream.plan import Plan
 from bench.stream.runner import Lived, Progress, check_reason
@@ -40,14 +41,20 @@ AGAIN = "see the log above; the same command goes on from here"
 class Loop:
     """One memory and its priors, around an engine that is shared with other loops."""
 
-    def __init__(self, engine: Engine, gateway: Gateway, plan: Plan, registry: CollectorRegistry) -> None:
-        self.engine, self.gateway, self.plan = engine, gateway, plan
+    def __init__(self, engine: Counted, gateway: Gateway, plan: Plan, registry: CollectorRegistry) -> None:
+        self._counted, self.engine = engine, cast(Engine, engine)
+        self.gateway, self.plan = gateway, plan
         self._registry = registry
 
     @property
     def settings(self) -> Settings:
         """The server's settings."""
         return self.gateway.settings
+
+    @property
+    def spent(self) -> int:
+        """What the engine has computed since this was opened, in forward-equivalent tokens."""
+        return self._counted.forward
 
     def render(self, item: Item, *, instructed: bool = True) -> RenderedPrompt:
         """Return a question as the gateway would see it, with the plan's instruction and system or bare."""
@@ -169,7 +176,7 @@ class Loop:
         if not record.ended:
             watching = asyncio.create_task(_watch(log, record.id, progress))
             try:
-                record = await run_night(record.id, self.settings, lambda settings: _Shared(self.engine))
+                record = await run_night(record.id, self.settings, lambda settings: self.engine)
             finally:
                 watching.cancel()
             await self.gateway.prior.refresh()
@@ -188,17 +195,18 @@ async def open_loop(engine: Engine, settings: Settings, plan: Plan) -> AsyncIter
     async def answers() -> bool:
         return True
 
+    counted = Counted(engine)
     async with assemble(
         settings,
         registry,
-        engine=engine,
+        engine=cast(Engine, counted),
         inner=None,
         served=tuple,
         engine_answers=answers,
         checks=(),
         send_night=lambda night_id: None,  # run here, at once
     ) as gateway:
-        yield Loop(engine, gateway, plan, registry)
+        yield Loop(counted, gateway, plan, registry)
 
 
 async def _watch(log: NightLog, night_id: str, progress: Progress) -> None:
@@ -207,16 +215,3 @@ async def _watch(log: NightLog, night_id: str, progress: Progress) -> None:
         record = log.get(night_id)
         if record is not None:
             progress(record.phase, record.done, record.total, record.message)
-
-
-class _Shared:
-    """An engine that the night may not close."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    async def close(self) -> None:
-        """Leave it open."""

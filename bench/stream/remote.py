@@ -47,6 +47,9 @@ class Remote:
     def __init__(self, gateway: Gateway, chat: Chat, plan: Plan, folder: Path) -> None:
         self._gateway, self._chat, self._plan, self._folder = gateway, chat, plan, folder
 
+    spent: int | None = None
+    """A server does not tell what its nights compute."""
+
     def check_room(self, asked: Iterable[Item], unlike: Iterable[Item]) -> None:
         """The server itself refuses what is too long."""
 

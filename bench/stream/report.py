@@ -11,7 +11,7 @@ from bench.machine import describe
 from bench.statistics import percent
 from bench.stream.journal import builds, several
 from bench.stream.pictures import draw
-from bench.stream.summary import Against, Row, Score, days, scores, unlike
+from bench.stream.summary import Against, Row, Score, costs, days, scores, unlike
 
 HEADERS = (
     "stage",
@@ -100,6 +100,17 @@ def write_report(folder: Path, head: dict[str, Any], rows: Sequence[Row]) -> Non
                 ]
                 for row in rows
                 if row["arm"] == "night"
+            ],
+        ),
+        "",
+        "What days and nights have computed until then, exploring included, per seed. It is paid back when",
+        "answering by the majority would have cost more; that is said where `low` is right at least as often.",
+        "",
+        *_markdown(
+            ("night", "forward", "in plain answers", "paid back after answers"),
+            [
+                [c.stage, f"{c.forward:.0f}", _number(c.plain_answers, 0), _number(c.pays_after, 0)]
+                for c in costs(rows, found)
             ],
         ),
         "",

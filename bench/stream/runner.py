@@ -51,6 +51,11 @@ class Lived:
 class Server(Protocol):
     """What a run asks: the loop in this process (`loop.py`), or a server that runs (`remote.py`)."""
 
+    @property
+    def spent(self) -> int | None:
+        """Forward-equivalent tokens computed since it was opened; None: it does not tell."""
+        ...
+
     def check_room(self, asked: Iterable[Item], unlike: Iterable[Item]) -> None:
         """Say before hours of work that a question is too long for its answer budget, where that is known."""
         ...
@@ -165,10 +170,12 @@ class Runner:
             chunk = todo[start : start + step.chunk]
             done = len(items) - len(todo) + start
             self.progress(step.phase, done, len(items), f"{step.questions.name}{self._left(steps)}")
-            began = time.monotonic()
+            began, before = time.monotonic(), server.spent
             rows = await self._rows(server, seed, step, chunk)
-            wall_s = round((time.monotonic() - began) / len(chunk), 3)
-            self.journal.add(self._head(seed, step, item) | row | {"wall_s": wall_s} for item, row in rows)
+            each: dict[str, Any] = {"wall_s": round((time.monotonic() - began) / len(chunk), 3)}
+            if step.arm == SERVED:
+                each["spent"] = _spent(server, before, len(chunk))
+            self.journal.add(self._head(seed, step, item) | row | each for item, row in rows)
         if todo:
             self.progress(step.phase, len(items), len(items), step.questions.name)
 
@@ -194,7 +201,7 @@ class Runner:
             return
         left = self._left(steps)
         self.progress(step.stage, 0, 1, f"consolidating{left}")
-        began = time.monotonic()
+        began, before = time.monotonic(), server.spent
 
         def tell(phase: str, done: int, total: int, message: str) -> None:
             self.progress(f"{step.stage} {phase}", done, total, f"{message}{left}")
@@ -209,6 +216,7 @@ class Runner:
         known = {episode: questions[row["question"]] for episode, row in kept.items()}
         row = self._head(seed, step, Item("", "")) | {
             "wall_s": round(time.monotonic() - began, 1),
+            "spent": _spent(server, before),
             "message": record["error"] or record["message"],
             **{name: record[name] for name in ("state", "episodes", "version", "evidence")},
             **labels_right(
@@ -268,6 +276,12 @@ def duration(seconds: float) -> str:
     if minutes < 1:
         return "under a minute"
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _spent(server: Server, before: int | None, questions: int = 1) -> int | None:
+    """Return what was computed since, for each of some questions; None where the server does not tell."""
+    now = server.spent
+    return None if now is None or before is None else round((now - before) / questions)
 
 
 def _item(text: str) -> Item:

@@ -162,6 +162,45 @@ def remembered(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What days and nights have computed until the end of one, exploring included; a mean over seeds."""
+
+    stage: str
+    forward: float
+    """Forward-equivalent tokens."""
+    plain_answers: float | None
+    """The same in plain answers to the stream's questions; None where plain was not asked."""
+    pays_after: float | None
+    """Answers at `low` after which it is less than what the majority would have cost more; None where the
+    majority was not asked, or `low` is less accurate or costs more."""
+
+
+def costs(rows: Sequence[Row], found: Sequence[Score]) -> list[Cost]:
+    """Return the cost of each night, given all scores; nothing of a run that did not count it."""
+    arms = {(score.arm, score.stage): score for score in found}
+    plain, majority = arms.get(("plain", START)), arms.get((MAJORITY, START))
+    seeds = {row["seed"] for row in rows if row["arm"] == "night"}
+    spent: dict[str, float] = defaultdict(float)
+    for row in rows:
+        if row["arm"] in ("served", "night"):
+            spent[row["stage"].rpartition("-")[2]] += row.get("spent") or math.nan
+    costs, total = [], 0.0
+    for stage in dict.fromkeys(row["stage"] for row in rows if row["arm"] == "night"):
+        total += spent[stage.rpartition("-")[2]] / len(seeds)
+        low = arms.get(("low", stage))
+        pays_after = None
+        if (
+            low
+            and majority
+            and low.accuracy.mean >= majority.accuracy.mean
+            and low.forward < majority.forward
+        ):
+            pays_after = total / (majority.forward - low.forward)
+        costs.append(Cost(stage, total, total / plain.forward if plain else None, pays_after))
+    return [cost for cost in costs if math.isfinite(cost.forward)]
+
+
 def unlike(rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
     """Return by stage how many answers to unlike prompts stayed the same, of how many."""
     found: dict[str, tuple[int, int]] = {}

@@ -1,6 +1,7 @@
 """Every way to answer, on the scripted engine."""
 
 from collections.abc import Sequence
+from typing import cast
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -31,8 +32,7 @@ def prompts_of(loop: Loop, count: int = 3) -> list[RenderedPrompt]:
 
 async def remember(loop: Loop, progress: Sequence[float] = (0.5, 0.7), *, earned: bool = True) -> None:
     """Remember latents that help with questions about apples, oldest first, found under the active prior."""
-    engine = loop.engine
-    assert isinstance(engine, ScriptedEngine)
+    engine = cast(ScriptedEngine, loop.engine)
     neutral = engine.neutral_latent()
     for number, share in enumerate(progress):
         prompt = loop.render(Item(f"apples remembered {number}", 0))
@@ -56,8 +56,7 @@ async def remember(loop: Loop, progress: Sequence[float] = (0.5, 0.7), *, earned
 async def publish(loop: Loop) -> None:
     """Make a prior active that answers questions about apples well."""
     prompt = loop.render(Item("apples", 0))
-    engine = loop.engine
-    assert isinstance(engine, ScriptedEngine)
+    engine = cast(ScriptedEngine, loop.engine)
     key = (await engine.keys([prompt.token_ids])).numpy()
     registry = loop.gateway.registry
     version = registry.publish([row(engine.best_latent(prompt.token_ids), key)], {})

@@ -43,6 +43,7 @@ def test_page_has_a_row_per_arm_and_stage_and_names_its_pictures(tmp_path: Path)
     assert "| day-1 | 6 | 5 | 40% | 5.0 | 1.00 |" in page
     assert "| night-1 | refused | v1 | 9 |  |  | 1.0 |" in page, "a build that did not tell"
     assert "| night-2 | refused | v1 | 9 | 8 | 75% | 1.0 |" in page
+    assert "| night-1 | 8" not in page, "nobody counted"
     names = ["accuracy-by-night.png", "accuracy-against-compute.png", "reward-calibration.png"]
     assert pictures(page) == names
     for name in pictures(page):

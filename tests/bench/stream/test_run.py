@@ -101,6 +101,8 @@ async def test_stopped_run_goes_on_and_gives_each_row_once(
     assert counts == WHOLE
     assert len({(row["stage"], row["arm"], row["question"]) for row in rows}) == len(rows)
     (night,) = (row for row in rows if row["arm"] == "night")
+    assert night["spent"] > 0
+    assert all(row["spent"] > 0 for row in rows if row["arm"] == "served")
     assert night["state"] in ("promoted", "on trial", "refused")
     remembered = [row["remembered"] for row in rows if "remembered" in row]
     assert night["episodes"] == len(remembered) > 0
@@ -175,6 +177,8 @@ async def test_what_fails_stops_the_run_and_is_no_result(
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert Counter((row["stage"], row["arm"]) for row in rows) == WHOLE
     (night,) = (row for row in rows if row["arm"] == "night")
+    assert night["spent"] > 0
+    assert all(row["spent"] > 0 for row in rows if row["arm"] == "served")
     assert night["state"] in ("promoted", "on trial", "refused")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bench.stream.runner import START
-from bench.stream.summary import days, scores, unlike
+from bench.stream.summary import costs, days, scores, unlike
 
 
 def row(arm: str, question: str, correct: bool, *, stage: str = START, **more: Any) -> dict[str, Any]:
@@ -144,3 +144,23 @@ def test_days_tell_what_was_remembered_and_how_well_rewards_knew() -> None:
 def test_unlike_prompts_are_counted_by_stage() -> None:
     rows = [{"arm": "unlike", "stage": "night-1", "correct": same} for same in (True, True, False)]
     assert unlike(rows) == {"night-1": (2, 3)}
+
+
+def test_a_night_is_paid_back_by_what_the_majority_would_have_cost_more() -> None:
+    rows = [row("plain", "q", False), row("majority", "q", True, forward=120)]
+    for seed in (0, 1):
+        for night, accurate in (("1", True), ("2", False)):
+            lived = {"seed": seed, "arm": "served", "question": "d", "spent": 150 + 100 * seed}
+            rows.append(lived | {"stage": f"day-{night}"})
+            rows.append(
+                {"seed": seed, "stage": f"night-{night}", "arm": "night", "question": "", "spent": 600}
+            )
+            rows.append(row("low", "q", accurate, stage=f"night-{night}", seed=seed))
+    first, second = costs(rows, scores(rows))
+    assert (first.stage, first.forward, first.plain_answers, first.pays_after) == ("night-1", 800, 40, 8)
+    assert (second.forward, second.pays_after) == (1600, None), "less accurate than the majority"
+
+
+def test_what_nobody_counted_has_no_cost() -> None:
+    rows = [{"seed": 0, "stage": "night-1", "arm": "night", "question": "", "spent": None}]
+    assert costs(rows, scores(rows)) == []
