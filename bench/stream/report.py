@@ -104,7 +104,7 @@ def write_report(folder: Path, head: dict[str, Any], rows: Sequence[Row]) -> Non
         ),
         "",
         "What days and nights have computed until then, exploring included, per seed. It is paid back when",
-        "answering by the majority would have cost more; that is said where `low` is right at least as often.",
+        "answering by the majority would have cost more; said where `low` is right at least as often.",
         "",
         *_markdown(
             ("night", "forward", "in plain answers", "paid back after answers"),

@@ -2,7 +2,7 @@
 
 from bench.engine import Counted
 from model.engine import Decoding, Label, SteeredPrompt
-from model.scripted_engine import ScriptedEngine
+from tests.scripted_engine import ScriptedEngine
 
 
 async def test_what_rows_share_counts_once_and_a_backward_pass_twice_more() -> None:

@@ -14,11 +14,11 @@ from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
 from memory.episode import Episode
-from model.scripted_engine import ScriptedEngine
 from server.app import create_app
 from server.gateway import Gateway
 from server.wiring import assemble
 from tests.cli.ports import free_port
+from tests.scripted_engine import ScriptedEngine
 from tests.server.api.inner import MODEL, inner_app
 from worker.night import run_night
 

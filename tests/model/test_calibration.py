@@ -5,7 +5,7 @@ import pytest
 
 from model.calibration import calibrated, chosen_right, label_of, leaning
 from model.engine import Label, SteeredPrompt
-from model.scripted_engine import ScriptedEngine
+from tests.scripted_engine import ScriptedEngine
 from tests.worker.choosing import ChoosingEngine
 
 UNIFORM = np.full(4, 0.25)

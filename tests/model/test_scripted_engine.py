@@ -13,8 +13,8 @@ from model.engine import (
     SteeredPrompt,
     UnsupportedError,
 )
-from model.scripted_engine import GOOD, POOR, ScriptedEngine
 from model.space import LatentRejectedError
+from tests.scripted_engine import GOOD, POOR, ScriptedEngine
 
 GREEDY = Decoding(max_tokens=64)
 

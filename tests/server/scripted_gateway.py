@@ -10,11 +10,11 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
-from model.scripted_engine import ScriptedEngine
 from server.app import create_app
 from server.gateway import Gateway
 from server.log import configure_logging
 from server.wiring import assemble
+from tests.scripted_engine import ScriptedEngine
 from tests.server.api.inner import MODEL, inner_app
 
 

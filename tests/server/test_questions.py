@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from model.scripted_engine import ScriptedEngine
 from server.questions import Questions
+from tests.scripted_engine import ScriptedEngine
 
 
 class Templated(ScriptedEngine):

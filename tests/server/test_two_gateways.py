@@ -21,11 +21,11 @@ import redis
 from memory.registry import PriorRegistry
 from memory.signal import announce
 from memory.state import State
-from model.scripted_engine import ScriptedEngine
 from tests.cli.ports import free_port
 from tests.e2e.processes import HTTP, Process, environment, start
 from tests.postgres_server import PostgresServer
 from tests.redis_server import RedisServer
+from tests.scripted_engine import ScriptedEngine
 from tests.server.api.inner import MODEL
 from tests.tables import row
 

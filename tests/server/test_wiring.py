@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
 from memory.signal import announce
-from model.scripted_engine import ScriptedEngine
 from server.wiring import assemble
+from tests.scripted_engine import ScriptedEngine
 from tests.tables import row
 
 

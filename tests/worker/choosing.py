@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from model.engine import Label
-from model.scripted_engine import ScriptedEngine
+from tests.scripted_engine import ScriptedEngine
 
 CHOICES = ("fruit", "tool", "town", "bird")
 

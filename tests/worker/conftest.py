@@ -17,8 +17,8 @@ from memory.registry import PriorRegistry
 from memory.snapshot import write_snapshot
 from memory.state import State
 from model.engine import Decoding, SteeredPrompt
-from model.scripted_engine import CLOSE, ScriptedEngine
 from model.transformers_engine import TransformersEngine
+from tests.scripted_engine import CLOSE, ScriptedEngine
 from tests.worker.real_episodes import real_episodes
 
 TOPICS = ("sums", "poems", "news")

@@ -13,7 +13,7 @@ import pytest
 from memory.episode import Episode, prompt_id
 from memory.snapshot import write_snapshot
 from model.engine import Label
-from model.scripted_engine import ScriptedEngine
+from tests.scripted_engine import ScriptedEngine
 from tests.worker.choosing import CHOICES, ChoosingEngine
 from tests.worker.conftest import scripted_episodes
 from worker.dataset import FEWEST, Dataset, load

@@ -11,7 +11,7 @@ import torch
 
 from memory.prior import Prior
 from model.engine import Generation, SteeredPrompt
-from model.scripted_engine import ScriptedEngine
+from tests.scripted_engine import ScriptedEngine
 from tests.tables import row
 from tests.worker.conftest import scripted_episodes
 from tests.worker.test_dataset import dataset

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.engine import Generation, Label, SteeredPrompt
-from model.scripted_engine import ScriptedEngine
+from tests.scripted_engine import ScriptedEngine
 from tests.worker.choosing import CHOICES, ChoosingEngine
 from tests.worker.conftest import scripted_episodes
 from tests.worker.test_dataset import choosing_episodes, dataset

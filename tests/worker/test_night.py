@@ -22,7 +22,7 @@ from memory.schema import leases
 from memory.spaces import memory_id
 from memory.state import State
 from model.engine import Generation, LatentGradient, ModelUnavailableError
-from model.scripted_engine import CLOSE, POOR, ScriptedEngine
+from tests.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.tables import row
 from tests.worker.conftest import Place, scripted_episodes
 from worker import lock as locks

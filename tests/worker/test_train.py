@@ -12,8 +12,8 @@ import torch
 
 from config.settings import Settings
 from model.engine import Label, LatentGradient
-from model.scripted_engine import ScriptedEngine
 from tests.memory.full_disk import Disk
+from tests.scripted_engine import ScriptedEngine
 from tests.worker.choosing import ChoosingEngine
 from tests.worker.conftest import scripted_episodes
 from tests.worker.test_dataset import choosing_episodes, dataset

@@ -19,9 +19,9 @@ from config.queue import NIGHT_TASK, NightQueue, make_celery
 from config.settings import Settings
 from memory.episode import Episode
 from memory.night import NightRecord
-from model.scripted_engine import ScriptedEngine
 from model.transformers_engine import TransformersEngine
 from tests.redis_server import RedisServer
+from tests.scripted_engine import ScriptedEngine
 from tests.worker.conftest import Place, scripted_episodes
 from tests.worker.real_episodes import real_episodes
 

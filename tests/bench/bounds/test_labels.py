@@ -14,8 +14,8 @@ from cli.demonstration.stream import Item
 from cli.failure import CommandError
 from config.settings import Settings
 from model.engine import Decoding
-from model.scripted_engine import ScriptedEngine
 from tests.bench.bounds.remembering import remember
+from tests.scripted_engine import ScriptedEngine
 
 ITEMS = [Item(f"apples number {n}", n % 2) for n in range(12)]
 SCORER = Scorer(ITEMS, box=False)

@@ -13,10 +13,10 @@ from bench.stream.score import Scorer as Labels
 from cli.demonstration.stream import Item
 from cli.failure import CommandError
 from model.engine import Generation
-from model.scripted_engine import ScriptedEngine
 from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.reward import SignalUnavailableError
 from server.steering.rewards.scorer import Scorer, parse_weights
+from tests.scripted_engine import ScriptedEngine
 
 SIGNALS = "consistency=1,confidence=1,format=1"
 ITEMS = [

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from bench.main import app
 from cli.failure import USAGE, CommandError
-from model.scripted_engine import ScriptedEngine
+from tests.scripted_engine import ScriptedEngine
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The memory that `bench serve` starts with."""
 
 from bench.serve.remembered import episodes_of
-from model.scripted_engine import ScriptedEngine
+from tests.scripted_engine import ScriptedEngine
 
 
 async def test_episodes_have_the_real_keys_and_latents_that_a_store_takes() -> None:

@@ -13,10 +13,10 @@ from bench.step.endless import endless
 from bench.step.latentseek import LatentSeek
 from bench.step.searching import Clock, Step, prompt_of, search_step
 from model.engine import Generation
-from model.scripted_engine import ScriptedEngine
 from server.steering.search.evolution import Evolution
 from server.steering.search.gradient import Gradient
 from server.steering.search.result import Search
+from tests.scripted_engine import ScriptedEngine
 
 END = 2
 PROMPT = (5, 6, 7, 8)

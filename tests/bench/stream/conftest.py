@@ -9,7 +9,7 @@ from bench.stream.loop import Loop, open_loop
 from bench.stream.plan import Plan
 from cli.demonstration.stream import Item
 from config.settings import Settings
-from model.scripted_engine import ScriptedEngine
+from tests.scripted_engine import ScriptedEngine
 from tests.worker.conftest import one_thread
 
 __all__ = ["one_thread"]  # autouse, here as there

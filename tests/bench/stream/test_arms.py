@@ -1,10 +1,10 @@
 """Every way to answer, on the scripted engine."""
 
 from collections.abc import Sequence
-from typing import cast
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -18,9 +18,9 @@ from cli.demonstration.stream import Item
 from config.settings import Settings
 from memory.episode import Episode
 from model.engine import Decoding
-from model.scripted_engine import CLOSE, ScriptedEngine
 from server.steering.prompt import RenderedPrompt
 from tests.bench.stream.conftest import items_of
+from tests.scripted_engine import CLOSE, ScriptedEngine
 from tests.tables import row
 
 SEED = 5

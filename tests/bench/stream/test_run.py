@@ -25,8 +25,8 @@ from cli.failure import USAGE, CommandError
 from cli.options import SECRETS
 from config.settings import Settings
 from model.engine import EngineError
-from model.scripted_engine import ScriptedEngine
 from tests.bench.stream.conftest import items_of
+from tests.scripted_engine import ScriptedEngine
 from worker.errors import TrainingDivergedError
 
 ARMS = ("plain", "random", "low", "evolution")

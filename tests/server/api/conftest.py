@@ -14,10 +14,10 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
-from model.scripted_engine import ScriptedEngine
 from server.app import create_app
 from server.gateway import Gateway
 from server.wiring import assemble
+from tests.scripted_engine import ScriptedEngine
 from tests.server.api.inner import MODEL, inner_app
 
 CHAT = "/v1/chat/completions"

@@ -12,10 +12,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from model.engine import Decoding, SteeredPrompt
-from model.scripted_engine import ScriptedEngine
 from server.steering.outcome import Answer, Outcome
 from server.steering.prompt import RenderedPrompt, SteeringRejectedError
 from server.steering.request import current_call
+from tests.scripted_engine import ScriptedEngine
 
 MODEL = "small"
 

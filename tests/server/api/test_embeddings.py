@@ -8,8 +8,8 @@ import numpy as np
 import openai
 import pytest
 
-from model.scripted_engine import CLOSE
 from server.api.embeddings import MAX_INPUTS
+from tests.scripted_engine import CLOSE
 from tests.server.api.conftest import Served
 from tests.server.api.inner import MODEL
 

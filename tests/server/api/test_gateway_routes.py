@@ -15,9 +15,9 @@ import pytest
 from config import folder_queue
 from memory.edge_store import EdgeStore
 from memory.free_space import MIB, FreeSpace
-from model.scripted_engine import ScriptedEngine
 from server.steering.store_access import THREADS
 from tests.postgres_server import PostgresServer
+from tests.scripted_engine import ScriptedEngine
 from tests.server.api.conftest import CheckFound, Parts, Serve, Served
 from tests.tables import row
 

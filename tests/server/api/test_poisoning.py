@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from memory.episode import Episode, prompt_id
-from model.scripted_engine import CLOSE, POOR, ScriptedEngine
+from tests.scripted_engine import CLOSE, POOR, ScriptedEngine
 from tests.server.api.conftest import Serve, Served
 from tests.server.api.test_tenants import Tenant, archive, tenant
 from tests.worker.conftest import TOPICS, one_thread, scripted_episodes

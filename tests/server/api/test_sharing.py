@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 from memory.episode import TENANT, is_own_id, new_id, prompt_id
-from model.scripted_engine import ScriptedEngine
+from tests.scripted_engine import ScriptedEngine
 from tests.server.api.conftest import Serve
 from tests.server.api.test_poisoning import consolidate, of_tenant, remember
 from tests.server.api.test_tenants import tenant

@@ -11,7 +11,6 @@ from pydantic import BaseModel, Field
 
 from model.engine import Decoding, SteeredPrompt
 from model.placement import Placement
-from model.scripted_engine import ScriptedEngine
 from server.engine.decoding import Native
 from server.engine.guard import real_tokens
 from server.engine.injection import (
@@ -26,6 +25,7 @@ from server.engine.injection import (
     why_untouched,
 )
 from server.engine.vllm import VLLMEngine
+from tests.scripted_engine import ScriptedEngine
 from tests.server.steering.fakes import options
 
 TOKENS = {"type": "token", "prompt_token_ids": [1, 2, 3]}

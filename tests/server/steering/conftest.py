@@ -17,7 +17,6 @@ from memory.prior import RECALL_FLOOR
 from memory.registry import PriorRegistry
 from memory.state import State
 from memory.store import EpisodeStore
-from model.scripted_engine import ScriptedEngine
 from server.steering.experiment import Experiment
 from server.steering.metrics import Metrics
 from server.steering.outcome import Outcome
@@ -26,6 +25,7 @@ from server.steering.priors import ActivePrior
 from server.steering.prompt import Options, RenderedPrompt
 from server.steering.remember import Remember
 from server.steering.traces import TraceLog
+from tests.scripted_engine import ScriptedEngine
 from tests.server.steering.fakes import ListStore, rendered
 from tests.tables import row
 

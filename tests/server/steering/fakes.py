@@ -14,8 +14,8 @@ from memory.free_space import NoRoomError
 from memory.listing import Page, Place
 from memory.store import EVERYWHERE, Neighbour, Outline, StoreStats, Where
 from model.engine import Decoding, Generation
-from model.scripted_engine import GOOD, ScriptedEngine
 from server.steering.prompt import Options, RenderedPrompt
+from tests.scripted_engine import GOOD, ScriptedEngine
 
 
 def rendered(

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from model.engine import EngineError, SteeredPrompt
-from model.scripted_engine import ScriptedEngine
 from server.steering.search.choose import Thought, choose
+from tests.scripted_engine import ScriptedEngine
 from tests.server.steering.conftest import MakeDay
 from tests.server.steering.fakes import rendered
 

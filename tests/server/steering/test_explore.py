@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from model.engine import EngineDeadError, in_background
-from model.scripted_engine import ScriptedEngine
 from server.steering.explore import MOST_TRIES
+from tests.scripted_engine import ScriptedEngine
 from tests.server.steering.conftest import Day, MakeDay
 from tests.server.steering.fakes import rendered
 

@@ -11,11 +11,11 @@ import torch
 
 from memory.prior import Row
 from model.engine import Decoding, Generation, SteeredPrompt
-from model.scripted_engine import ScriptedEngine
 from server.steering.measure import SAMPLES, Measured, measure
 from server.steering.priors import Comparison
 from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.reward import SignalUnavailableError
+from tests.scripted_engine import ScriptedEngine
 from tests.server.steering.fakes import answer, rendered
 from tests.tables import row
 

@@ -13,9 +13,9 @@ from memory.edge_store import EdgeStore
 from memory.episode import Episode, new_id
 from memory.prior import DEFAULT_RECALL_FLOOR
 from model.engine import Decoding, EngineDeadError
-from model.scripted_engine import ScriptedEngine
 from server.steering.prompt import Options, SteeringRejectedError
 from server.steering.search.select import ALIKE
+from tests.scripted_engine import ScriptedEngine
 from tests.server.steering.conftest import Day, MakeDay, same
 from tests.server.steering.fakes import ListStore, answer, rendered
 

@@ -10,11 +10,11 @@ import pytest
 
 from model.engine import Decoding, Generation
 from model.final_answer import boxed, final_answer, final_span
-from model.scripted_engine import ScriptedEngine
 from server.steering.rewards.confidence import Confidence, final_confidence
 from server.steering.rewards.consistency import Consistency
 from server.steering.rewards.format import RULE_CHARS, Format, are_in_form
 from server.steering.rewards.scorer import RewardSettingsError, Scorer, parse_weights
+from tests.scripted_engine import ScriptedEngine
 from tests.server.steering.fakes import answer, rendered
 
 ENGINE = ScriptedEngine()

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from model.engine import Decoding, EngineDeadError, Label, SteeredPrompt, UnsupportedError
-from model.scripted_engine import GOOD, ScriptedEngine
 from server.steering.prompt import Options, RenderedPrompt
 from server.steering.rewards.confidence import Confidence
 from server.steering.rewards.consistency import Consistency
@@ -23,6 +22,7 @@ from server.steering.search.result import Search, SearchResult
 from server.steering.search.session import PATIENCE, Session
 from server.steering.search.trust_region import RADIUS, project
 from server.steering.search.vote import Vote
+from tests.scripted_engine import GOOD, ScriptedEngine
 from tests.server.steering.fakes import GoodAnswers, options, rendered
 from tests.server.steering.fakes import answer as said
 

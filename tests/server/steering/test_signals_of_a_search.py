@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import pytest
 
 from model.engine import Generation
-from model.scripted_engine import ScriptedEngine
 from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.confidence import Confidence
 from server.steering.rewards.reward import SignalUnavailableError
@@ -14,6 +13,7 @@ from server.steering.search.evolution import Evolution
 from server.steering.search.gradient import Gradient
 from server.steering.search.result import Search, SearchResult
 from server.steering.search.session import Session
+from tests.scripted_engine import ScriptedEngine
 from tests.server.steering.fakes import answer, options, rendered
 
 both = pytest.mark.parametrize("search", [Evolution(), Gradient()])

@@ -11,7 +11,7 @@ from memory.database import StateUnavailableError
 from memory.episode import new_id, prompt_digest
 from memory.state import Feedback
 from model.engine import Decoding
-from model.scripted_engine import ScriptedEngine
+from tests.scripted_engine import ScriptedEngine
 from tests.server.steering.conftest import Day, MakeDay
 from tests.server.steering.fakes import rendered
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from model.scripted_engine import ScriptedEngine
 from server.steering.breaker import Breaker, CircuitOpenError
 from server.steering.metrics import Metrics
 from server.steering.rewards.confidence import Confidence
 from server.steering.rewards.reward import SignalUnavailableError
 from server.steering.rewards.scorer import RewardSettingsError, Scorer
 from server.steering.rewards.verifier import Verifier
+from tests.scripted_engine import ScriptedEngine
 from tests.server.steering.fakes import answer, rendered
 from tests.server.steering.verifier_service import HANG, Service, reply, running, scores
 
