@@ -14,7 +14,7 @@ from cli.demonstration.stream import Item
 from model.engine import Decoding, Engine, Generation, SteeredPrompt
 from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.format import in_form
-from server.steering.search.votes import said
+from server.steering.search.consensus import said
 
 
 def asked(item: Item, instruction: str) -> str:

@@ -55,7 +55,6 @@ from memory.record import (
 )
 from memory.redaction import EVERYTHING, Redaction
 from memory.store import EVERYWHERE, Neighbour, Outline, StoreStats, Where
-from memory.tally import counted
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +230,7 @@ class EdgeStore:
         known = self._stats.get(tenant)
         if known is not None and known[0] == version:
             return known[1]
-        stats = counted(self.outlines(Where(tenant)))
+        stats = StoreStats.of(self.outlines(Where(tenant)))
         self._stats[tenant] = (version, stats)
         return stats
 

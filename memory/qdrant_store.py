@@ -40,7 +40,6 @@ from memory.record import (
 )
 from memory.redaction import EVERYTHING, Redaction
 from memory.store import EVERYWHERE, Neighbour, Outline, StoreStats, Where
-from memory.tally import counted
 
 T = TypeVar("T")
 
@@ -195,7 +194,7 @@ class QdrantStore:
 
     def stats(self, *, tenant: str | None = None) -> StoreStats:
         """Return counts and the reward distribution; reads the outlines of all episodes."""
-        return counted(self.outlines(Where(tenant)))
+        return StoreStats.of(self.outlines(Where(tenant)))
 
     def compact(self) -> bool:
         """Return False: the server drops by itself what was deleted, once enough of a segment was."""

@@ -5,7 +5,7 @@ Owns the protocol that both stores keep: `memory/edge_store.py` (Qdrant Edge, in
 same scenarios on both.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -13,6 +13,9 @@ from typing import Protocol
 from memory.episode import Array, Episode
 from memory.listing import Page, Place
 from memory.prior import Coverage
+
+BINS = 10
+"""Of the histogram of rewards."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,21 @@ class StoreStats:
     """Episodes per tenth of the reward's range: [0, 0.1), …, [0.9, 1]."""
     oldest: datetime | None
     newest: datetime | None
+
+    @classmethod
+    def of(cls, outlines: Iterable[Outline]) -> "StoreStats":
+        """Count episodes; means and times of nothing are None."""
+        bins = [0] * BINS
+        rewards, seen = 0.0, 0
+        oldest = newest = None
+        for one in outlines:
+            bins[min(int(one.reward * BINS), BINS - 1)] += 1
+            rewards += one.reward
+            seen += one.seen
+            oldest = one.created_at if oldest is None else min(oldest, one.created_at)
+            newest = one.created_at if newest is None else max(newest, one.created_at)
+        episodes = sum(bins)
+        return cls(episodes, seen, rewards / episodes if episodes else None, tuple(bins), oldest, newest)
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from server.errors import NotReadyError
 from server.landscape import Landscape
 from server.nights import NightCoordinator
 from server.questions import Questions
+from server.steering.active_prior import ActivePrior
 from server.steering.experiment import Experiment
 from server.steering.metrics import Metrics
 from server.steering.pipeline import Steering
-from server.steering.priors import ActivePrior
 from server.steering.remember import Remember
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog

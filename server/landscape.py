@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from memory.episode import Array, LatentMemoryError, now
 from memory.prior import CLUSTER_COSINE, Prior, unit
 from memory.store import EpisodeStore, Outline, Where
-from server.steering.priors import PriorsOf
+from server.steering.active_prior import PriorsOf
 from server.steering.store_access import StoreAccess
 
 logger = logging.getLogger(__name__)

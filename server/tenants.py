@@ -16,7 +16,7 @@ from memory.registry import PriorRegistry
 from memory.tenants import parted
 from server.nights import NightCoordinator
 from server.priors import Priors
-from server.steering.priors import ActivePrior
+from server.steering.active_prior import ActivePrior
 
 logger = logging.getLogger(__name__)
 

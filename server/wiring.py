@@ -42,10 +42,10 @@ from server.nights import NightCoordinator
 from server.priors import Priors
 from server.questions import Questions
 from server.schedule import Plan, Schedule
+from server.steering.active_prior import ActivePrior
 from server.steering.experiment import Experiment
 from server.steering.metrics import Metrics
 from server.steering.pipeline import Steering
-from server.steering.priors import ActivePrior
 from server.steering.remember import Remember
 from server.steering.store_access import StoreAccess
 from server.steering.traces import TraceLog

@@ -20,7 +20,7 @@ SPOKEN = {
     "server/steering/start.py": r'"((?:memory|recall|nothing|store|prior)[a-z]*-[a-z-]+|recalled)"',
     "server/steering/request.py": r'"(several-[a-z-]+)"',
     "server/steering/outcome.py": r'reason = "([a-z-]+)"|return "([a-z-]+)"$',
-    "server/steering/priors.py": r': "(prior-[a-z-]+)"',
+    "server/steering/active_prior.py": r': "(prior-[a-z-]+)"',
     "server/api/steered.py": r'reason="([a-z-]+)"',
     "server/engine/injection.py": r'Outcome\("plain", "([a-z-]+)"|return "([a-z-]+)"$',
 }

@@ -21,11 +21,11 @@ from model.engine import Engine, EngineError, Generation, in_background
 from model.engine_time import engine_time
 from model.space import LatentRejectedError
 from server.spans import span
+from server.steering.active_prior import PriorsOf
 from server.steering.measure import measure
 from server.steering.metrics import Metrics
 from server.steering.new_episode import episode_of
 from server.steering.people import People
-from server.steering.priors import PriorsOf
 from server.steering.prompt import Options, longest_answer, seed_of
 from server.steering.remember import Remember
 from server.steering.request import Request

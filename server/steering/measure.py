@@ -18,13 +18,13 @@ import torch
 from memory.prior import Row
 from model.calibration import calibrated, choice_logits, label_of
 from model.engine import Decoding, Engine, Generation, SteeredPrompt
+from server.steering.active_prior import Comparison
 from server.steering.people import Graded
-from server.steering.priors import Comparison
 from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.format import are_in_form
 from server.steering.rewards.reward import Reward, SignalUnavailableError
+from server.steering.search.consensus import counted, leading, said
 from server.steering.search.session import ROLLOUT_TEMPERATURE
-from server.steering.search.votes import counted, leading, said
 
 SAMPLES = 4
 """Sampled answers of a side that are graded, beside its greedy one; and those that vote."""

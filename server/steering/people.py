@@ -12,8 +12,8 @@ from typing import Any, Self
 from memory.episode import GOOD, prompt_digest
 from memory.state import Feedback
 from model.final_answer import final_answer
+from server.steering.active_prior import PriorsOf
 from server.steering.outcome import Answer, Asked
-from server.steering.priors import PriorsOf
 from server.steering.traces import Exchange, TraceLog
 
 

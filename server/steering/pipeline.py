@@ -15,13 +15,13 @@ from memory.registry import RegistryError
 from memory.store import EpisodeStore
 from model.engine import Engine, EngineError, SteeredPrompt, UnsupportedError
 from model.space import LatentRejectedError
+from server.steering.active_prior import PriorsOf, Serving
 from server.steering.experiment import Experiment
 from server.steering.explore import Exploration, Explorer, ExplorerLimits
 from server.steering.metrics import Metrics
 from server.steering.new_episode import episode_of, episode_of_choice
 from server.steering.outcome import Answer, Assignment, Outcome, reason_of
 from server.steering.people import People
-from server.steering.priors import PriorsOf, Serving
 from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError, no_gradient
 from server.steering.recall import Recall
 from server.steering.remember import Remember

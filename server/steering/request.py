@@ -15,9 +15,9 @@ from config.settings import SearchName
 from memory.episode import Array, Episode, new_id, prompt_digest, prompt_id
 from memory.prior import Prior
 from server.spans import span
+from server.steering.active_prior import Comparison, Serving
 from server.steering.metrics import Metrics
 from server.steering.outcome import Answer, Asked, Assignment, Outcome, Trace
-from server.steering.priors import Comparison, Serving
 from server.steering.prompt import Options, RenderedPrompt, seed_of
 from server.steering.search.choose import Choice
 from server.steering.search.result import SearchResult

@@ -1,7 +1,7 @@
 """What would be served to a request without searching, and where a search begins.
 
 Owns key, recall, transfer and what they lead to, and which base each neighbour's delta is taken from. The
-formula itself is `memory/transfer.py`. Knows nothing of searches.
+formula itself is `server/steering/transfer.py`. Knows nothing of searches.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ from memory.evidence import weigh
 from memory.prior import Prior
 from memory.store import Neighbour, Recalled
 from memory.tenants import parted
-from memory.transfer import momentum_transfer
 from model.engine import Engine
 from server.steering.outcome import Mode, Outcome
 from server.steering.recall import Recall
 from server.steering.request import Request
+from server.steering.transfer import momentum_transfer
 
 BaseOf = Callable[[Array], torch.Tensor]
 """Base latent, (L, d), of a key, (d,)."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from model.engine import Generation
 from server.steering.prompt import RenderedPrompt
-from server.steering.search.votes import counted, said
+from server.steering.search.consensus import counted, said
 
 CONSISTENCY = "consistency"
 

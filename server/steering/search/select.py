@@ -10,8 +10,8 @@ from model.final_answer import final_span
 from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.confidence import final_confidence
 from server.steering.rewards.scorer import VERIFIER
+from server.steering.search.consensus import counted, leading, said
 from server.steering.search.result import Candidate
-from server.steering.search.votes import counted, leading, said
 
 BETTER = 0.05
 """Least reward by which a refined answer must beat the best of those that voted."""

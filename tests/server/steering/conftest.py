@@ -17,11 +17,11 @@ from memory.prior import RECALL_FLOOR
 from memory.registry import PriorRegistry
 from memory.state import State
 from memory.store import EpisodeStore
+from server.steering.active_prior import ActivePrior
 from server.steering.experiment import Experiment
 from server.steering.metrics import Metrics
 from server.steering.outcome import Outcome
 from server.steering.pipeline import Steering
-from server.steering.priors import ActivePrior
 from server.steering.prompt import Options, RenderedPrompt
 from server.steering.remember import Remember
 from server.steering.traces import TraceLog

@@ -11,8 +11,8 @@ import torch
 
 from memory.prior import Row
 from model.engine import Decoding, Generation, SteeredPrompt
+from server.steering.active_prior import Comparison
 from server.steering.measure import SAMPLES, Measured, measure
-from server.steering.priors import Comparison
 from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.reward import SignalUnavailableError
 from tests.scripted_engine import ScriptedEngine

@@ -14,8 +14,8 @@ from sqlalchemy import text
 
 from memory.registry import WEIGHTS, PriorRegistry, UnknownVersionError
 from memory.state import State
+from server.steering.active_prior import ActivePrior
 from server.steering.metrics import Metrics
-from server.steering.priors import ActivePrior
 from tests.tables import row
 
 

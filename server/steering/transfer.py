@@ -1,7 +1,6 @@
 """Momentum transfer: what recalled latents say about a new prompt (arXiv 2509.24771).
 
-Owns the formula that the gateway and the night's kNN control share. Knows nothing of stores,
-priors or where a base comes from.
+Owns the formula. Knows nothing of stores, priors or where a base comes from.
 """
 
 import numpy as np

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from memory.transfer import momentum_transfer, transfer_weights
+from server.steering.transfer import momentum_transfer, transfer_weights
 
 rng = np.random.default_rng(0)
 BASE = rng.normal(size=(3, 4)).astype(np.float32)
