@@ -18,10 +18,11 @@ from bench.bounds.adapters import Adapter, KvPrefix, Lora, SoftPrompt
 from bench.bounds.fit import Rise, answer, fit
 from bench.bounds.labels import Labelled, of_night, with_gold
 from bench.bounds.teach import by_certainty, by_labels, by_majority
-from bench.stream.arms import Reply, decoded, reply_of
+from bench.stream.arms import decoded
 from bench.stream.journal import Journal
 from bench.stream.loop import Loop
 from bench.stream.questions import STREAM, Questions
+from bench.stream.reply import Reply, reply_of
 from bench.stream.runner import Progress, duration, row_of
 from bench.stream.score import Scorer
 from cli.demonstration.stream import Item

@@ -1,10 +1,7 @@
 """One optimisation step as LatentSeek publishes it (arXiv 2505.13308, code bigai-nlco/LatentSeek).
 
-Owns our own rendering of that step, which keeps its costs: the optimised vectors are the last hidden states
-of the answer's first tokens; the loss passes from there through the output head only; after one step of
-Adam the head's likeliest tokens begin the answer, and the rest is decoded greedily with a forward pass over
-the whole sequence for every token. Of its parameters, the share of the answer that is optimised and the
-learning rate are the published ones.
+Owns our own rendering of what that step costs: after one on the answer's first states, which is
+`bench/latentseek.py`, the rest is decoded greedily, each token by a forward pass over the whole sequence.
 
 Left out, in its favour: its self-reward, up to four judgements of the model per step.
 """
@@ -14,10 +11,7 @@ from typing import Any
 
 import torch
 
-SHARE = 0.1
-"""ρ: share of the answer's tokens whose states are optimised."""
-RATE = 0.03
-_TINY = 1e-8
+from bench.latentseek import SHARE, Opening
 
 
 class LatentSeek:
@@ -37,25 +31,17 @@ class LatentSeek:
         count = int(SHARE * len(states))
         if count < 1:
             raise ValueError(f"an answer of {answer_tokens} tokens has no state to optimise: 10 are needed")
-        self._states = torch.nn.Parameter(states[:count].clone())  # (U, d)
-        self._adam = torch.optim.Adam([self._states], lr=RATE)
+        self._opening = Opening(self._head, states[:count])
 
     def step(self, reward: float) -> list[int]:
         """Take one step against the reward of the last answer and return the new one's tokens."""
-        self._adam.zero_grad()
-        with torch.enable_grad():
-            likely = self._head(self._states).softmax(dim=-1) + _TINY  # (U, V)
-            chosen = likely.argmax(dim=-1, keepdim=True)
-            loss = -reward * likely.gather(-1, chosen).log().sum()
-        loss.backward()
-        self._adam.step()
+        self._opening.step(reward)
         return self._answer()
 
     @torch.no_grad()
     def _answer(self) -> list[int]:
-        begun = self._head(self._states).argmax(dim=-1)  # (U,)
-        sequence = torch.cat([self._prompt, begun[None]], dim=1)
-        tokens: list[int] = begun.tolist()
+        tokens = self._opening.tokens()
+        sequence = torch.cat([self._prompt, torch.tensor([tokens], device=self._prompt.device)], dim=1)
         while len(tokens) < self._length:
             output = self._network.base_model(sequence, output_hidden_states=True)
             token = self._head(output[0][:, -1]).argmax(dim=-1)  # (1,)

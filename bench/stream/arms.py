@@ -7,7 +7,7 @@ labels, so that no arm can use them.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,7 +15,9 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from bench.asking import elected, samples, seed_of, vote
-from model.engine import Generation, SteeredPrompt, Usage
+from bench.stream.latentseek import latentseek
+from bench.stream.reply import Reply, Sample, reply_of, with_search
+from model.engine import Generation, SteeredPrompt
 from server.steering.metrics import Metrics
 from server.steering.outcome import Outcome
 from server.steering.prompt import RenderedPrompt
@@ -27,34 +29,6 @@ from worker.measure import same_norms
 
 if TYPE_CHECKING:
     from bench.stream.loop import Loop
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One of the answers that an arm chose from."""
-
-    text: str
-    tokens: int
-    finished: bool
-    vote: str | None
-    """In a majority; None: it has none."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One answer of an arm, and what it cost."""
-
-    text: str
-    tokens: int
-    """Of the answer alone."""
-    finished: bool
-    generated: int
-    """Tokens generated for it in all: rollouts, candidates and rewards included."""
-    forward: int
-    """Forward-equivalent tokens: a token of a forward pass counts 1, of forward and backward 3."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    samples: tuple[Sample, ...] = ()
-    """That it was chosen from."""
 
 
 Answer = Callable[["Loop", Sequence[RenderedPrompt], int], Awaitable[list[Reply]]]
@@ -157,27 +131,6 @@ def _spent(
     return with_search(decoded, outcome.usage, len(prompt.token_ids), found=outcome.answer is not None)
 
 
-def with_search(answer: Reply, used: Usage, prompt_tokens: int, *, found: bool) -> Reply:
-    """Return a reply with all that it cost: what was decoded for it, and what searching spent before.
-
-    Args:
-        answer: With the cost of decoding it alone.
-        used: By searching.
-        prompt_tokens: Of its prompt.
-        found: Whether the search has found it, so that it was not decoded once more.
-    """
-    if found:
-        if not used.generated_tokens:  # the choice was scored, not sampled
-            return answer
-        return replace(answer, generated=used.generated_tokens, forward=used.forward_tokens)
-    return replace(
-        answer,
-        generated=answer.generated + used.generated_tokens,
-        # Where a search has read the prompt, its cache serves the answer too.
-        forward=answer.forward + used.forward_tokens - (prompt_tokens if used.prompt_tokens else 0),
-    )
-
-
 async def random_latent(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
     """Random directions with the norms of what `low` injects; the neutral latent's where that is nothing."""
     neutral = loop.engine.neutral_latent()
@@ -227,6 +180,7 @@ ARMS: Mapping[str, Arm] = {
     "sampled": Arm(sampled, "once"),
     "majority": Arm(majority, "once"),
     "best-of": Arm(best_of, "once"),
+    "latentseek": Arm(latentseek, "once", refines=True),
     "random": Arm(random_latent, "nightly"),
     "low": Arm(steered(**REQUESTS["low"]), "nightly"),
     "recall": Arm(steered(recalls=True, effort="low", prior="none"), "nightly"),
@@ -259,20 +213,6 @@ def _chosen(
             Sample(one.text, len(one.token_ids), one.finish_reason == "stop", vote(prompt, one))
             for one in found
         ),
-    )
-
-
-def reply_of(answer: Generation, prompt: SteeredPrompt, facts: Mapping[str, Any] | None = None) -> Reply:
-    """Return an answer with the cost of decoding it alone."""
-    generated = len(answer.token_ids)
-    latents = 0 if prompt.latent is None else len(prompt.latent)
-    return Reply(
-        text=answer.text,
-        tokens=generated,
-        finished=answer.finish_reason == "stop",
-        generated=generated,
-        forward=len(prompt.token_ids) + latents + generated,
-        facts=dict(facts or {}),
     )
 
 

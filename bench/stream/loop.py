@@ -15,8 +15,9 @@ from prometheus_client import CollectorRegistry
 
 from bench.asking import render, seed_of
 from bench.engine import Counted
-from bench.stream.arms import ARMS, Reply
+from bench.stream.arms import ARMS
 from bench.stream.plan import Plan
+from bench.stream.reply import Reply
 from bench.stream.runner import Lived, Progress, check_reason
 from cli.demonstration.stream import Item
 from cli.failure import USAGE, CommandError

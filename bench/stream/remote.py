@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.asking import asked
-from bench.stream.arms import REQUESTS, Reply, with_search
+from bench.stream.arms import REQUESTS
 from bench.stream.plan import Plan
+from bench.stream.reply import Reply, with_search
 from bench.stream.runner import Lived, Progress, check_reason
 from cli.chat import Chat
 from cli.demonstration import day

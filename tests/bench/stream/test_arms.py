@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from bench.asking import render
-from bench.stream.arms import ARMS, Reply
+from bench.stream.arms import ARMS
 from bench.stream.loop import Loop, open_loop
 from bench.stream.plan import Plan
+from bench.stream.reply import Reply
 from cli.demonstration.stream import Item
 from config.settings import Settings
 from memory.episode import Episode
@@ -71,6 +72,8 @@ async def test_every_arm_answers_and_pays_at_least_for_its_answer(loop: Loop, le
         await remember(loop)
     prompts = prompts_of(loop)
     for name, arm in ARMS.items():
+        if name == "latentseek":  # needs weights: test_latentseek.py
+            continue
         replies = await arm.answer(loop, prompts, SEED)
         assert len(replies) == len(prompts), name
         for prompt, reply in zip(prompts, replies, strict=True):
