@@ -17,11 +17,6 @@ from server.steering.rewards.format import in_form
 from server.steering.search.consensus import said
 
 
-def asked(item: Item, instruction: str) -> str:
-    """Return what a user says who asks a question."""
-    return f"{item.question}\n\n{instruction}" if instruction else item.question
-
-
 def render(engine: Engine, item: Item, *, instruction: str, system: str, max_tokens: int) -> RenderedPrompt:
     """Return a question as the gateway would see it.
 
@@ -32,7 +27,7 @@ def render(engine: Engine, item: Item, *, instruction: str, system: str, max_tok
         system: System prompt; empty: the chat template's own.
         max_tokens: Answer budget.
     """
-    question = asked(item, instruction)
+    question = item.asked(instruction)
     messages = [{"role": "system", "content": system}] if system else []
     tokens = engine.render([*messages, {"role": "user", "content": question}])
     decoding = Decoding(max_tokens=max_tokens, choices=item.choices or None)

@@ -9,6 +9,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +56,8 @@ def demo(
     ] = 36,
     unrelated: Annotated[int, typer.Option("--unrelated", min=1, help="Prompts unlike the stream.")] = 8,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 8,
+    instruction: Annotated[str, typer.Option("--instruction", help="Follows each question.")] = "",
+    system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests at a time.")] = 4,
     seed: Annotated[int, typer.Option("--seed", help="Which questions are held out.")] = 0,
     model: Model = None,
@@ -71,13 +74,13 @@ def demo(
 ) -> None:
     """Show the loop: a day, a night, new questions. Nothing is rigged."""
     screen = Screen(as_json)
-    items = read_items(data)
+    items = [replace(item, question=item.asked(instruction)) for item in read_items(data)]
     first, second, others = split(items, limit, held_out, seed)
     prompts = read_prompts(UNRELATED)[:unrelated]
     overrides = given(model=model, cache_dir=cache_dir)
     check_folder(report, "--report")
     load_settings(**overrides)  # what is wrong is said before anything starts
-    show = Demonstration(screen, Scorer(item.answer for item in items), max_tokens, concurrency)
+    show = Demonstration(screen, Scorer(item.answer for item in items), max_tokens, system, concurrency)
     started = time.monotonic()
     try:
         with show.timed("start"):
@@ -111,10 +114,13 @@ def _own_gateway(screen: Screen, overrides: dict[str, Any]) -> Iterator[str]:
 class Demonstration:
     """One run of the demo against one gateway."""
 
-    def __init__(self, screen: Screen, scorer: Scorer, max_tokens: int, concurrency: int) -> None:
+    def __init__(
+        self, screen: Screen, scorer: Scorer, max_tokens: int, system: str | None, concurrency: int
+    ) -> None:
         self._screen = screen
         self._scorer = scorer
         self._max_tokens = max_tokens
+        self._system = system
         self._concurrency = concurrency
         self._timings: dict[str, float] = {}
 
@@ -155,10 +161,12 @@ class Demonstration:
         self._heading(f"Day 2: {len(second)} new questions")
         with self.timed("day 2"):
             plain = self._day(chat, gateway, second, "none")
+            # What searching finds on the same questions, by the model as it was before the night.
+            voted = self._day(chat, gateway, second, "medium", prior="none", store=False)
             steered = self._day(chat, gateway, second, "low")
         passes = {
             effort: accuracy(tally, second, self._scorer)
-            for effort, tally in (("none", plain), ("low", steered))
+            for effort, tally in (("none", plain), ("medium", voted), ("low", steered))
         }
         compared = comparison(plain, steered, second, self._scorer)
         show_second_day(self._screen, passes, compared)
@@ -201,17 +209,16 @@ class Demonstration:
             show_rows(self._screen, rows)
         return {"questions": asked, "rows": rows}
 
-    def _day(
-        self, chat: Chat, gateway: Gateway, items: list[Item], effort: str, *, explore: bool = False
-    ) -> Tally:
+    def _day(self, chat: Chat, gateway: Gateway, items: list[Item], effort: str, **options: Any) -> Tally:
         with PhaseProgress(self._screen) as progress:
             return run_day(
                 chat,
                 gateway,
                 [item.question for item in items],
                 [item.choices for item in items],
-                latent={"effort": effort, **({"explore": True} if explore else {})},
+                latent={"effort": effort, **options},
                 max_tokens=self._max_tokens,
+                system=self._system,
                 concurrency=self._concurrency,
                 on_reply=lambda tally: progress.update(
                     f"effort {effort}", len(tally.replies), len(items), tally.line()

@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.asking import asked
 from bench.stream.arms import REQUESTS
 from bench.stream.plan import Plan
 from bench.stream.reply import Reply, with_search
@@ -116,7 +115,7 @@ class Remote:
         replies = run_day(
             self._chat,
             self._gateway,
-            [asked(item, plan.instruction) for item in items],
+            [item.asked(plan.instruction) for item in items],
             [item.choices for item in items],
             latent=latent,
             max_tokens=plan.max_tokens,

@@ -108,10 +108,9 @@ def show_day(screen: Screen, day: dict[str, Any]) -> None:
 
 
 def show_second_day(screen: Screen, passes: dict[str, dict[str, Any]], compared: dict[str, Any]) -> None:
-    """Write both passes over the held-out questions, side by side."""
-    plain, steered = passes["none"], passes["low"]
+    """Write all passes over the held-out questions, side by side."""
     rows = [
-        (name, *(cell(found) for found in (plain, steered)))
+        (name, *(cell(passes[effort]) for effort in ("none", "medium", "low")))
         for name, cell in (
             ("right answers", lambda f: f"{f['right']} of {f['questions']} ({100 * f['accuracy']:.1f} %)"),
             ("frequent answers", lambda f: counts(f["answers"])),
@@ -119,13 +118,14 @@ def show_second_day(screen: Screen, passes: dict[str, dict[str, Any]], compared:
             ("recalled something", lambda f: f["recalled"]),
             ("mean similarity", lambda f: shown(f["similarity_mean"])),
             ("tokens per answer", lambda f: f"{f['tokens']['answers'] / f['questions']:.1f}"),
+            ("generated for it", lambda f: f"{_generated(f) / f['questions']:.1f}"),
             ("ended by themselves", lambda f: f"{f['finished']} of {f['questions']}"),
             ("median latency", lambda f: f"{f['latency_median_s']:.2f} s"),
         )
     ]
-    screen.table(("day 2, held-out questions", "effort none", "effort low"), rows)
+    screen.table(("day 2, held-out questions", "effort none", "effort medium, no prior", "effort low"), rows)
     screen.line(
-        f"difference {100 * compared['difference']:+.1f} points"
+        f"effort low against none: {100 * compared['difference']:+.1f} points"
         f" (95 % interval {100 * compared['low']:+.1f} … {100 * compared['high']:+.1f});"
         f" newly right {compared['newly_right']}, newly wrong {compared['newly_wrong']}"
     )
@@ -174,7 +174,7 @@ def show_rows(screen: Screen, rows: Mapping[str, Mapping[str, Any]]) -> None:
 def show_summary(screen: Screen, report: dict[str, Any]) -> None:
     """Write the whole demo as one table, and its accuracies as a picture."""
     day, night, compared = report["day_1"], report["night"], report["day_2"]["comparison"]
-    plain, low = (report["day_2"]["passes"][effort] for effort in ("none", "low"))
+    plain, voted, low = (report["day_2"]["passes"][effort] for effort in ("none", "medium", "low"))
     harmed, trial = report["unrelated"], report["trial"]
     version = f" {night['version']}" if night.get("version") else ""
     standing = ", ".join(f"{row} {found['standing']}" for row, found in trial["rows"].items())
@@ -183,7 +183,11 @@ def show_summary(screen: Screen, report: dict[str, Any]) -> None:
         ("day 1", f"{day['questions']} questions at effort medium, {day['stored']} answers remembered"),
         ("night", f"{night['state']}{version}{_labels(night)}"),
         ("trial", f"{trial['questions']} questions explored in the morning; {standing or 'nothing to try'}"),
-        ("held out", f"{plain['right']} of {plain['questions']} right plain, {low['right']} at effort low"),
+        (
+            "held out",
+            f"{plain['right']} of {plain['questions']} right plain, {voted['right']} by searching,"
+            f" {low['right']} at effort low",
+        ),
         (
             "difference",
             f"{100 * compared['difference']:+.0f} points"
@@ -197,7 +201,7 @@ def show_summary(screen: Screen, report: dict[str, Any]) -> None:
     screen.line()
     shares = (
         ("plain", plain["accuracy"]),
-        ("the search of day 1, other questions", day["accuracy"]),
+        ("effort medium, as before the night", voted["accuracy"]),
         ("effort low, one pass, after the night", low["accuracy"]),
     )
     width = max(len(name) for name, _ in shares)
@@ -213,6 +217,12 @@ def _labels(night: dict[str, Any]) -> str:
         if kept
         else ""
     )
+
+
+def _generated(found: Mapping[str, Any]) -> int:
+    """Return the tokens that answers took; those that won a search are among what that has generated."""
+    tokens = found["tokens"]
+    return max(int(tokens["steering_generated"]), int(tokens["answers"]))
 
 
 def counts(found: dict[str, Any]) -> str:

@@ -24,6 +24,10 @@ class Item:
     choices: tuple[str, ...] = ()
     """The answers that the request allows; () when it allows any."""
 
+    def asked(self, instruction: str) -> str:
+        """Return what a user says who asks the question, with an instruction after it; "": without."""
+        return f"{self.question}\n\n{instruction}" if instruction else self.question
+
 
 def read_items(path: Path) -> list[Item]:
     """Return the items of a JSONL file with `question` and `answer` on each line, and `choices` if need be.

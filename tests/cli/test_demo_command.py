@@ -33,7 +33,7 @@ def test_answers_never_reach_the_server(run: Run, gateway: FakeGateway, stream: 
     gateway.nights = [record("promoted", version="v1", evidence=EVIDENCE)]
     ran = run(*options(gateway, stream))
     assert ran.code == 0, ran.err
-    assert len(gateway.asked) == 8 + 8 + 8 + 3 + 3 + 3
+    assert len(gateway.asked) == 8 + 8 + 8 + 8 + 3 + 3 + 3
     assert "secret" not in json.dumps(gateway.asked)
 
 
@@ -56,17 +56,21 @@ def test_an_answer_from_the_prefix_cache_is_compared_with_one_from_there(
     assert "unlike prompts: 3 of 3 answers byte-identical to plain" in ran.err + ran.out
 
 
-def test_day_is_medium_and_the_next_compares_none_with_low(
+def test_day_is_medium_and_the_next_compares_none_with_low_and_what_searching_finds(
     run: Run, gateway: FakeGateway, stream: Path
 ) -> None:
     gateway.nights = [record("promoted", version="v1", evidence=EVIDENCE)]
     run(*options(gateway, stream))
     sent = [(body["latent"]["effort"], body["messages"][0]["content"]) for body in gateway.asked]
-    first = {question for effort, question in sent if effort == "medium"}
+    first = {question for effort, question in sent[:8] if effort == "medium"}
+    searched = [body for body in gateway.asked[8:] if body["latent"]["effort"] == "medium"]
     none = {question for effort, question in sent[8:] if effort == "none"}
     low = {question for effort, question in sent[8:] if effort == "low"}
     assert len(first) == 8
     assert none == low
+    assert len(searched) == 8
+    assert {body["messages"][0]["content"] for body in searched} < none
+    assert all((body["latent"]["prior"], body["latent"]["store"]) == ("none", False) for body in searched)
     assert not first & none
     assert all(body["temperature"] == 0 for body in gateway.asked)
 
@@ -95,12 +99,25 @@ def test_labels_that_the_night_kept_are_counted_and_the_right_ones_told(
     gateway.recalls = "secret2"
     ran = run(*options(gateway, stream), "--json")
     night = json.loads(ran.out)["night"]
-    asked = {body["messages"][0]["content"] for body in gateway.asked if body["latent"]["effort"] == "medium"}
+    asked = {body["messages"][0]["content"] for body in gateway.asked[:8]}
     answers = {row["question"]: row["answer"] for row in map(json.loads, stream.read_text().splitlines())}
     right = sum(answers[question] == "secret2" for question in asked)
     assert 0 < right < 8
     assert (night["labels"], night["labels_right"]) == (8, right)
     assert f"{right} of 8 labels right" in ran.err
+
+
+def test_every_question_is_followed_by_the_instruction_and_none_that_is_unlike(
+    run: Run, gateway: FakeGateway, stream: Path
+) -> None:
+    gateway.nights = [record("skipped")]
+    more = ("--instruction", "One word.", "--system", "Be brief.")
+    run(*options(gateway, stream), *more)
+    days, unlike = gateway.asked[:-9], gateway.asked[-9:]
+    assert all(body["messages"][0] == {"role": "system", "content": "Be brief."} for body in days)
+    assert all(body["messages"][1]["content"].endswith("\n\nOne word.") for body in days)
+    assert all(len(body["messages"]) == 1 for body in unlike)
+    assert not any(body["messages"][0]["content"].endswith("One word.") for body in unlike)
 
 
 def test_json_is_one_document(run: Run, gateway: FakeGateway, stream: Path) -> None:
@@ -172,7 +189,7 @@ def test_summary_ends_with_a_picture_of_what_was_right(run: Run, gateway: FakeGa
     bars = [line for line in lines if line.endswith("% right")]
     assert [line.split("  ")[0].strip() for line in bars] == [
         "plain",
-        "the search of day 1, other questions",
+        "effort medium, as before the night",
         "effort low, one pass, after the night",
     ]
     assert all(line.count("█") + line.count("░") == 40 for line in bars)
