@@ -7,7 +7,7 @@ them together, without HTTP. Knows nothing of arms, labels or files of results.
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import chain
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from cli.demonstration.stream import Item
 from cli.failure import USAGE, CommandError
 from config.settings import Settings
 from memory.atomic import write_json
-from memory.episode import Episode, new_id
+from memory.episode import Episode, LatentMemoryError, new_id
 from memory.night import NightLog
 from model.engine import Engine
 from server.gateway import Gateway
@@ -190,23 +190,35 @@ class Loop:
 
 @asynccontextmanager
 async def open_loop(engine: Engine, settings: Settings, plan: Plan) -> AsyncIterator[Loop]:
-    """Open the memory in the settings' data folder around an engine."""
+    """Open the memory in the settings' data folder around an engine.
+
+    Raises:
+        CommandError: another process has it open, or it cannot be read.
+    """
     registry = CollectorRegistry()
 
     async def answers() -> bool:
         return True
 
     counted = Counted(engine)
-    async with assemble(
-        settings,
-        registry,
-        engine=cast(Engine, counted),
-        inner=None,
-        served=tuple,
-        engine_answers=answers,
-        checks=(),
-        send_night=lambda night_id: None,  # run here, at once
-    ) as gateway:
+    async with AsyncExitStack() as stack:
+        try:
+            gateway = await stack.enter_async_context(
+                assemble(
+                    settings,
+                    registry,
+                    engine=cast(Engine, counted),
+                    inner=None,
+                    served=tuple,
+                    engine_answers=answers,
+                    checks=(),
+                    send_night=lambda night_id: None,  # run here, at once
+                )
+            )
+        except LatentMemoryError as error:
+            raise CommandError(
+                str(error), "end what else runs on this folder, then give the command again"
+            ) from error
         yield Loop(counted, gateway, plan, registry)
 
 

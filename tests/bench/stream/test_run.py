@@ -128,6 +128,15 @@ async def test_run_says_how_long_the_rest_will_take_as_far_as_its_rows_tell(
     assert said[-1][1] == "stream"
 
 
+async def test_a_memory_that_another_run_has_open_is_said(
+    engine: ScriptedEngine, settings: Settings, plan: Plan
+) -> None:
+    async with open_loop(engine, settings, plan):
+        with pytest.raises(CommandError, match="in use by another process"):
+            async with open_loop(engine, settings, plan):
+                pass
+
+
 class Broken(ScriptedEngine):
     """Fails in one of its methods while it is told to."""
 
