@@ -289,6 +289,8 @@ def _replaced(row: Row, serving: Prior | None, new: Sequence[Row], judged: Seque
         for made, judgement in zip(new, judged, strict=True)
         if not serves or judgement.evidence.standing == "serves"
     ]
+    told = (row.leanings or ((),)) if not row.promoted else ()
+    taking = [made for made in taking if all(made.speaks_to(choices) for choices in told)]
     return all(any(made.coverage.covers(centroid) for made in taking) for centroid in row.coverage.centroids)
 
 

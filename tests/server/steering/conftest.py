@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +72,18 @@ class Day:
         pinned: bool = True,
         part: float = 1.0,
         floor: float | None = None,
+        choices: tuple[str, ...] = (),
     ) -> str:
         """Publish a prior that goes `part` of the way to this topic's best answers, and swap it in.
 
-        Its row speaks whatever the evidence, unless it is not `pinned`.
+        Its row speaks whatever the evidence, unless it is not `pinned`: to requests held to `choices`, or to
+        free ones.
         """
         prompt = rendered(self.engine, question)
         key = (await self.engine.keys([prompt.token_ids])).numpy()
         neutral, best = self.engine.neutral_latent(), self.engine.best_latent(prompt.token_ids)
-        made = row(torch.lerp(neutral, best, part), key)
+        leanings = {choices: (0.0,) * len(choices)} if choices else {}
+        made = replace(row(torch.lerp(neutral, best, part), key), leanings=leanings)
         version = self.registry.publish([made], {} if floor is None else {RECALL_FLOOR: floor})
         if active:
             self.registry.activate(version, pinned=pinned)
