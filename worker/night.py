@@ -13,14 +13,14 @@ import shutil
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from config.settings import Settings
 from memory.episode import LatentMemoryError
-from memory.evidence import PROOF
+from memory.evidence import PROOF, Evidence
 from memory.free_space import FreeSpace
 from memory.night import NightLog, NightRecord, UnknownNightError
 from memory.night import State as NightState
@@ -120,6 +120,21 @@ async def _take_lock(held: ExitStack, night: "_Night") -> None:
                 raise
         await asyncio.sleep(LOOK_S)
         night.journal.look()
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The active prior, as a night meets it."""
+
+    alive: Prior | None = None
+    """What of it is not retired."""
+    serving: Prior | None = None
+    """What of that serves."""
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return self.alive.rows if self.alive else ()
 
 
 @dataclass(frozen=True)
@@ -237,16 +252,16 @@ async def _consolidate(night: _Night, opened: AsyncExitStack) -> None:
         calibration=settings.night_calibration,
         seed=settings.night_seed,
     )
-    alive, serving = _active(night)
-    journal.change(parent=alive.version if alive else None)
-    rows, manifest = await _learn(night, engine, dataset, alive, serving)
+    known = _active(night)
+    journal.change(parent=known.alive.version if known.alive else None)
+    rows, manifest = await _learn(night, engine, dataset, known)
     journal.change(phase="publish", done=0, total=1, message="publishing")
     version = await asyncio.to_thread(night.registry.publish, rows, manifest)
     _finish(night, night.registry.load(version).manifest)
 
 
 async def _learn(
-    night: _Night, engine: Engine, dataset: Dataset, alive: Prior | None, serving: Prior | None
+    night: _Night, engine: Engine, dataset: Dataset, known: _Known
 ) -> tuple[list[Row], dict[str, Any]]:
     """Train a latent per cluster, judge each, and return the version's rows and its manifest."""
     settings, journal = night.settings, night.journal
@@ -268,11 +283,11 @@ async def _learn(
         done += recipe.steps
     journal.change(phase="evidence", done=0, total=1, message="comparing with what is served now")
     judged = await judge(
-        engine, dataset, trainings, serving, seed=settings.night_seed, progress=journal.progress
+        engine, dataset, trainings, known.serving, seed=settings.night_seed, progress=journal.progress
     )
-    new, floor = rows(dataset, trainings[-1][1], serving, seed=settings.night_seed)
-    carried = [row for row in alive.rows if not _replaced(row, serving, new, judged)] if alive else []
-    manifest = manifest_of(journal.record, settings, dataset, trainings, judged, carried, alive, floor)
+    new, floor = rows(dataset, trainings[-1][1], known.serving, seed=settings.night_seed)
+    carried = _carried(known, new, judged)
+    manifest = manifest_of(journal.record, settings, dataset, trainings, judged, carried, known.alive, floor)
     return [*new, *carried], manifest
 
 
@@ -281,17 +296,34 @@ def _tell(journal: Journal, before: int, total: int, name: str, done: int, _: in
     journal.progress(before + done, total, f"{which}{message}")
 
 
-def _replaced(row: Row, serving: Prior | None, new: Sequence[Row], judged: Sequence[Judged]) -> bool:
-    """Whether new rows take over all that an older one covers: one that serves only by others that do."""
-    serves = serving is not None and any(row.id == other.id for other in serving.rows)
-    taking = [
-        made
-        for made, judgement in zip(new, judged, strict=True)
-        if not serves or judgement.evidence.standing == "serves"
-    ]
+def _carried(known: _Known, new: Sequence[Row], judged: Sequence[Judged]) -> list[Row]:
+    """Return the rows that go on beside the new ones.
+
+    One that serves does until proven ones take over all that it covers. Of those on trial that their evidence
+    speaks for the most telling one goes on being measured: a gain over what serves already is small, and were
+    each night to begin anew, few traffic would never prove it. Any other row gives way to new ones.
+    """
+    proven = [row for row, found in zip(new, judged, strict=True) if found.evidence.standing == "serves"]
+    serves = known.serving.rows if known.serving else ()
+    carried: list[Row] = []
+    for row in sorted(known.rows, key=lambda row: known.evidence[row.id].e_value, reverse=True):
+        evidence = known.evidence[row.id]
+        others: Sequence[Row] = new
+        if evidence.standing == "serves":
+            others = proven
+        elif evidence.e_value > 1:
+            waiting = [one for one in carried if known.evidence[one.id].standing == "on trial"]
+            others = [*proven, *waiting, *(one for one in serves if one.born > row.born)]
+        if not _take_over(others, row):
+            carried.append(row)
+    return [row for row in known.rows if row in carried]
+
+
+def _take_over(others: Sequence[Row], row: Row) -> bool:
+    """Whether other rows speak wherever a row does."""
     told = (row.leanings or ((),)) if not row.promoted else ()
-    taking = [made for made in taking if all(made.speaks_to(choices) for choices in told)]
-    return all(any(made.coverage.covers(centroid) for made in taking) for centroid in row.coverage.centroids)
+    able = [other for other in others if all(other.speaks_to(choices) for choices in told)]
+    return all(any(other.coverage.covers(centroid) for other in able) for centroid in row.coverage.centroids)
 
 
 def _finish(night: _Night, manifest: Mapping[str, Any]) -> None:
@@ -362,10 +394,10 @@ def _take_space(engine: Engine, settings: Settings) -> None:
     engine.space = replace(engine.space, known_as=known_as)
 
 
-def _active(night: _Night) -> tuple[Prior | None, Prior | None]:
-    """Return what of the active prior is not retired, and what of that serves.
+def _active(night: _Night) -> _Known:
+    """Return what is known of the active prior.
 
-    Rows that learned from what was erased since are none of either, so that no later version has them.
+    Rows that learned from what was erased since are not in it, so that no later version has them.
     """
     registry = night.registry
     try:
@@ -373,15 +405,14 @@ def _active(night: _Night) -> tuple[Prior | None, Prior | None]:
         prior = registry.load(version) if version else None
     except RegistryError as error:
         logger.warning("the active prior cannot be read and is not compared with: %s", error)
-        return None, None
+        return _Known()
     if prior is None:
-        return None, None
-    outcomes = night.state.outcomes(*parted(prior.space))
-    standing_of = {row: evidence.standing for row, evidence in standings(prior, outcomes).items()}
+        return _Known()
+    evidence = standings(prior, night.state.outcomes(*parted(prior.space)))
     erased = {one.row for one in night.state.erased_rows(prior.space)}
-    standing_of = {row: standing for row, standing in standing_of.items() if row not in erased}
-    alive = prior.only([row for row, standing in standing_of.items() if standing != "retired"])
-    return alive, alive.only([row for row, standing in standing_of.items() if standing == "serves"])
+    alive = prior.only([row for row in evidence if evidence[row].standing != "retired" and row not in erased])
+    serving = alive.only([row for row in evidence if evidence[row].standing == "serves"])
+    return _Known(alive, serving, evidence)
 
 
 def _count_attempt(night: _Night) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from sqlalchemy import update
 
 from config.settings import Settings
 from memory.atomic import write_json
-from memory.episode import now
+from memory.episode import Episode, now
 from memory.night import NightRecord, UnknownNightError
 from memory.prior import standings
 from memory.schema import leases
@@ -55,6 +55,17 @@ def run(
     **settings: Any,
 ) -> NightRecord:
     return asyncio.run(run_night(record.id, place.settings.model_copy(update=settings), engine))
+
+
+def contradicting(episodes: Sequence[Episode]) -> list[Episode]:
+    """Return episodes of which half contradict the others: there is nothing to learn."""
+    poor = f"{POOR}7"
+    return [
+        replace(episode, answer_text=poor, answer_token_ids=(*poor.encode(), CLOSE))
+        if number % 2
+        else episode
+        for number, episode in enumerate(episodes)
+    ]
 
 
 def outcomes(place: Place) -> dict[str, list[float]]:
@@ -115,15 +126,7 @@ def test_the_manifest_says_what_the_version_is_made_of(place: Place, engine: Scr
 
 
 def test_what_is_no_better_is_on_trial_and_serves_nobody(place: Place, engine: ScriptedEngine) -> None:
-    """Half of the remembered answers contradict the other half: there is nothing to learn."""
-    poor = f"{POOR}7"
-    mixed = [
-        replace(episode, answer_text=poor, answer_token_ids=(*poor.encode(), CLOSE))
-        if number % 2
-        else episode
-        for number, episode in enumerate(scripted_episodes(engine, progress=0.0))
-    ]
-    record = run(place, place.queue(mixed))
+    record = run(place, place.queue(contradicting(scripted_episodes(engine, progress=0.0))))
     assert record.state == "on trial", record
     assert record.version == place.registry.active() == "v1"
     assert "serves" not in {found["standing"] for found in clusters(record)}
@@ -182,6 +185,42 @@ def test_a_row_of_what_is_not_asked_any_more_is_carried_on(place: Place, engine:
     prior = place.registry.load("v2")
     for episode in episodes:
         assert prior.covers(episode.key)
+
+
+@pytest.mark.parametrize("proven", [False, True])
+def test_of_rows_on_trial_the_most_telling_goes_on_beside_new_ones_that_are_not_proven(
+    place: Place, engine: ScriptedEngine, proven: bool
+) -> None:
+    episodes = scripted_episodes(engine)
+    keys = np.stack([episode.key for episode in episodes])
+    made = row(engine.neutral_latent(), keys, 0.9)
+    place.registry.activate(place.registry.publish([made] * 4, {}))
+    seen = {"v1/0": [0.5] * 2, "v1/1": [0.5] * 3, "v1/2": [-0.5] * 2}
+    with State.open(place.settings) as state:
+        for name, differences in seen.items():
+            pairs = [(f"{number}", difference) for number, difference in enumerate(differences)]
+            state.add_outcomes(place.space, "default", name, pairs, "day")
+    if not proven:
+        episodes = contradicting(episodes)
+    record = run(place, place.queue(episodes))
+    assert record.state == ("promoted" if proven else "on trial")
+    carried = [one.id for one in place.registry.load("v2").rows if one.born == 1]
+    assert carried == ([] if proven else ["v1/1"])
+
+
+def test_a_row_on_trial_older_than_what_serves_is_let_go(place: Place, engine: ScriptedEngine) -> None:
+    episodes = scripted_episodes(engine)
+    keys = np.stack([episode.key for episode in episodes])
+    made = row(engine.neutral_latent(), keys, 0.9)
+    place.registry.publish([made], {})
+    (older,) = place.registry.load("v1").rows
+    place.registry.activate(place.registry.publish([made, older], {}))
+    with State.open(place.settings) as state:
+        for name, count in (("v1/0", 3), ("v2/0", 20)):
+            pairs = [(f"{number}", 0.5) for number in range(count)]
+            state.add_outcomes(place.space, "default", name, pairs, "day")
+    run(place, place.queue(contradicting(episodes)))
+    assert [one.id for one in place.registry.load("v3").rows if one.born < 3] == ["v2/0"]
 
 
 def test_a_row_for_choices_is_carried_on_where_free_requests_of_the_same_prompts_are_learned(
