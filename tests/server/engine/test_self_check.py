@@ -5,8 +5,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from model.engine import LatentGradient
 from server.engine.self_check import CheckResult, run_checks
+from tests.scripted_engine import ScriptedEngine
 
 
 class BoundedEngine:
@@ -57,3 +60,48 @@ async def test_without_lists_of_likeliest_tokens_there_is_nothing_to_check() -> 
     assert check.ok
     assert "--max-logprobs 0" in check.detail
     assert engine.asked == []
+
+
+class WithGradient(ScriptedEngine):
+    """As much of an engine as the check of gradients asks for, whose gradients `fault` changes."""
+
+    gradient_worker = object()
+
+    def __init__(self, dtype: torch.dtype, fault: str) -> None:
+        super().__init__()
+        self.llm = SimpleNamespace(model_config=SimpleNamespace(dtype=dtype))
+        self._fault = fault
+
+    async def latent_gradient(self, *arguments: Any, **named: Any) -> LatentGradient:
+        found = await super().latent_gradient(*arguments, **named)
+        of = {
+            "none": lambda true: true,
+            "of another length": lambda true: 1.3 * true,
+            "rounded": lambda true: true * (1 + 0.2 * torch.randn(true.shape, generator=torch.Generator())),
+            "downhill": lambda true: -true,
+            "of other columns": lambda true: true.roll(1, dims=2),
+            "zero": torch.zeros_like,
+            "no number": lambda true: true * torch.nan,
+        }
+        return LatentGradient(found.log_likelihood, of[self._fault](found.gradient))
+
+
+@pytest.mark.parametrize(
+    ("fault", "exact", "rounded"),
+    [
+        ("none", True, True),
+        ("rounded", True, True),
+        ("of another length", False, True),
+        ("downhill", False, False),
+        ("of other columns", False, False),
+        ("zero", False, False),
+        ("no number", False, False),
+    ],
+)
+async def test_a_gradient_is_believed_where_likelihoods_rise_as_it_says(
+    fault: str, exact: bool, rounded: bool
+) -> None:
+    for dtype, passes in ((torch.float32, exact), (torch.bfloat16, rounded)):
+        checks = await run_checks(WithGradient(dtype, fault))  # type: ignore[arg-type]
+        (check,) = (check for check in checks if check.name == "gradient")
+        assert check.ok == passes, check.detail
