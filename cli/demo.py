@@ -9,7 +9,6 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,13 +73,14 @@ def demo(
 ) -> None:
     """Show the loop: a day, a night, new questions. Nothing is rigged."""
     screen = Screen(as_json)
-    items = [replace(item, question=item.asked(instruction)) for item in read_items(data)]
+    items = read_items(data)
     first, second, others = split(items, limit, held_out, seed)
     prompts = read_prompts(UNRELATED)[:unrelated]
     overrides = given(model=model, cache_dir=cache_dir)
     check_folder(report, "--report")
     load_settings(**overrides)  # what is wrong is said before anything starts
-    show = Demonstration(screen, Scorer(item.answer for item in items), max_tokens, system, concurrency)
+    scorer = Scorer(item.answer for item in items)
+    show = Demonstration(screen, scorer, max_tokens, instruction, system, concurrency)
     started = time.monotonic()
     try:
         with show.timed("start"):
@@ -115,12 +115,18 @@ class Demonstration:
     """One run of the demo against one gateway."""
 
     def __init__(
-        self, screen: Screen, scorer: Scorer, max_tokens: int, system: str | None, concurrency: int
+        self,
+        screen: Screen,
+        scorer: Scorer,
+        max_tokens: int,
+        instruction: str,
+        system: str | None,
+        concurrency: int,
     ) -> None:
         self._screen = screen
         self._scorer = scorer
         self._max_tokens = max_tokens
-        self._system = system
+        self._instruction, self._system = instruction, system
         self._concurrency = concurrency
         self._timings: dict[str, float] = {}
 
@@ -214,7 +220,7 @@ class Demonstration:
             return run_day(
                 chat,
                 gateway,
-                [item.question for item in items],
+                [item.asked(self._instruction) for item in items],
                 [item.choices for item in items],
                 latent={"effort": effort, **options},
                 max_tokens=self._max_tokens,

@@ -112,7 +112,9 @@ def test_every_question_is_followed_by_the_instruction_and_none_that_is_unlike(
 ) -> None:
     gateway.nights = [record("skipped")]
     more = ("--instruction", "One word.", "--system", "Be brief.")
-    run(*options(gateway, stream), *more)
+    ran = run(*options(gateway, stream), *more)
+    assert "answers that changed" in ran.out
+    assert "One word." not in ran.out, "where questions are told apart"
     days, unlike = gateway.asked[:-9], gateway.asked[-9:]
     assert all(body["messages"][0] == {"role": "system", "content": "Be brief."} for body in days)
     assert all(body["messages"][1]["content"].endswith("\n\nOne word.") for body in days)
