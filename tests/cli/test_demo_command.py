@@ -110,7 +110,7 @@ def test_labels_that_the_night_kept_are_counted_and_the_right_ones_told(
 def test_every_question_is_followed_by_the_instruction_and_none_that_is_unlike(
     run: Run, gateway: FakeGateway, stream: Path
 ) -> None:
-    gateway.nights = [record("skipped")]
+    gateway.nights, gateway.rounds = [record("promoted", version="v1", evidence=EVIDENCE)], True
     more = ("--instruction", "One word.", "--system", "Be brief.")
     ran = run(*options(gateway, stream), *more)
     assert "answers that changed" in ran.out
