@@ -40,7 +40,7 @@ def compare(a: Prior, b: Prior) -> list[Match]:
     """Return the clusters of two versions of one space: those that both have first, each row once.
 
     A row of both is its own match. Of the others those match whose centroids are nearest, the nearest first,
-    down to the cosine at which nights put prompts into one cluster; rows for choices match no others.
+    down to the cosine at which nights put prompts into one cluster.
     """
     shared = {row.id for row in a.rows} & {row.id for row in b.rows}
     mine, theirs = ({row.id: row for row in one.rows} for one in (a, b))
@@ -56,12 +56,7 @@ def compare(a: Prior, b: Prior) -> list[Match]:
 
 def _nearest_pairs(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
     ranked = sorted(
-        (
-            (_key_cosine(one, other), one, other)
-            for one in rows
-            for other in others
-            if bool(one.leanings) == bool(other.leanings)
-        ),
+        ((_key_cosine(one, other), one, other) for one in rows for other in others),
         key=lambda ranking: (-ranking[0], ranking[1].id, ranking[2].id),
     )
     taken: set[str] = set()

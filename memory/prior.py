@@ -82,9 +82,7 @@ class Coverage:
         return cast(Array, self.centroids @ np.asarray(key, np.float32) / np.float32(norm))
 
 
-Choices = tuple[str, ...]
-"""What a request is held to; (): nothing."""
-Leanings = Mapping[Choices, tuple[float, ...]]
+Leanings = Mapping[tuple[str, ...], tuple[float, ...]]
 """How much too likely the model takes each of some choices to be, by the choices (`model/calibration.py`)."""
 
 
@@ -106,15 +104,6 @@ class Row:
     promoted: bool = False
     """Whether the gate of an earlier build let it serve, so that it does until outcomes take it away."""
 
-    def speaks_to(self, choices: Choices) -> bool:
-        """Return whether it has learned from requests that are held to these choices, in any order.
-
-        A row that has learned from free ones speaks to these, and one of a build that did not tell to all.
-        """
-        if self.promoted or not self.leanings:
-            return self.promoted or not choices
-        return frozenset(choices) in map(frozenset, self.leanings)
-
     @property
     def born(self) -> int:
         """Number of the version that it was born in."""
@@ -130,17 +119,16 @@ class Prior:
     rows: tuple[Row, ...]
     manifest: Mapping[str, Any]
 
-    def row(self, key: Array, choices: Choices = ()) -> Row | None:
+    def row(self, key: Array) -> Row | None:
         """Return the row that speaks for `key`, (d,): the first of those that cover it. None: none does.
 
         Raises:
             ValueError: `key` has another shape.
         """
-        return next(iter(self.covering(key, choices)), None)
+        return next(iter(self.covering(key)), None)
 
-    def covering(self, key: Array, choices: Choices = ()) -> list[Row]:
-        """Return the rows that cover requests of `key`, (d,), held to choices or free: those born last first,
-        and of these the nearest.
+    def covering(self, key: Array) -> list[Row]:
+        """Return the rows that cover `key`, (d,): those born last first, and of these the nearest.
 
         Raises:
             ValueError: `key` has another shape.
@@ -149,20 +137,20 @@ class Prior:
             raise ValueError(
                 f"key has shape {key.shape}, expected {self.rows[0].coverage.centroids.shape[1:]}"
             )
-        covering = [row for row in self.rows if row.coverage.covers(key) and row.speaks_to(choices)]
+        covering = [row for row in self.rows if row.coverage.covers(key)]
         return sorted(covering, key=lambda row: (row.born, row.coverage.score(key)), reverse=True)
 
-    def covers(self, key: Array, choices: Choices = ()) -> bool:
+    def covers(self, key: Array) -> bool:
         """Return whether a row speaks for `key`, (d,)."""
-        return self.row(key, choices) is not None
+        return self.row(key) is not None
 
-    def predict(self, key: Array, choices: Choices = ()) -> Array:
+    def predict(self, key: Array) -> Array:
         """Return the latent, (L, d), of the row that speaks for `key`, (d,).
 
         Raises:
             LookupError: none does.
         """
-        row = self.row(key, choices)
+        row = self.row(key)
         if row is None:
             raise LookupError(f"no row of {self.version} covers the key")
         return row.latent

@@ -179,7 +179,7 @@ async def load(
         )
     return Dataset(
         tuple(examples),
-        tuple(_learned(leanings.get(cluster, {}), examples, at) for at, cluster in enumerate(kept)),
+        tuple(leanings.get(cluster, {}) for cluster in kept),
         _folds(examples, holdout_share, seed),
         episodes=reader.episodes,
         left_out=reader.episodes - len(examples),
@@ -197,8 +197,6 @@ class _Found:
     """Hash of the prompt's tokens and of its choices."""
     key: Array
     """(d,), norm 1."""
-    held: bool
-    """Whether its answer is one of the choices that it was held to."""
     told: bool
     """Whether somebody has called its answer right."""
     reward: float
@@ -227,7 +225,6 @@ class _Reader:
                 episode.id,
                 hash((episode.prompt_token_ids, episode.choices)),
                 unit(episode.key[None])[0],
-                episode.answer_text in episode.choices,
                 episode.feedback is not None,
                 episode.reward,
                 episode.seen_last.timestamp(),
@@ -303,29 +300,16 @@ def _deduplicated(candidates: Sequence[_Found]) -> list[_Found]:
     best: dict[int, _Found] = {}
     for one in sorted(candidates, key=lambda one: (not one.told, -one.reward, -one.seen_at, one.id)):
         best.setdefault(one.question, one)
-    kept = []
-    for ranked in _kinds(best.values()):
-        alike = first_of_alike(np.stack([one.key for one in ranked]), SAME_COSINE)
-        kept += [ranked[at] for at in alike]
+    ranked = list(best.values())
+    kept = [ranked[at] for at in first_of_alike(np.stack([one.key for one in ranked]), SAME_COSINE)]
     return sorted(kept, key=lambda one: (one.seen_at, one.id))
-
-
-def _kinds(found: Iterable[_Found]) -> list[list[_Found]]:
-    """Part those held to choices from free ones: what a row learns from one says nothing of the other."""
-    parted: dict[bool, list[_Found]] = {}
-    for one in found:
-        parted.setdefault(one.held, []).append(one)
-    return list(parted.values())
 
 
 def _clustered(candidates: Sequence[_Found]) -> list[list[_Found]]:
     """Return the clusters that are large enough to be learned, the largest first."""
-    clusters = [
-        [kind[at] for at in cluster]
-        for kind in _kinds(candidates)
-        for cluster in chains(np.stack([one.key for one in kind]), CLUSTER_COSINE)
-    ]
-    return sorted((cluster for cluster in clusters if len(cluster) >= FEWEST), key=len, reverse=True)
+    linked = chains(np.stack([one.key for one in candidates]), CLUSTER_COSINE)
+    large = sorted((cluster for cluster in linked if len(cluster) >= FEWEST), key=len, reverse=True)
+    return [[candidates[at] for at in cluster] for cluster in large]
 
 
 def _newest(clusters: Sequence[Sequence[_Found]], most: int) -> dict[str, int]:
@@ -375,12 +359,6 @@ async def _held_logits(
     prompts = [SteeredPrompt(examples[at].prompt) for at in unknown]
     asked = iter(await choice_logits(engine, prompts, choices, held=True) if prompts else ())
     return np.array([example.held or next(asked) for example in examples])
-
-
-def _learned(leanings: Leanings, examples: Sequence[Example], cluster: int) -> Leanings:
-    """Return the leanings of those choices that examples of the cluster are left of."""
-    left = {example.choices for example in examples if example.cluster == cluster}
-    return {choices: leans for choices, leans in leanings.items() if choices in left}
 
 
 def _frequencies(examples: Sequence[Example], choices: Sequence[str]) -> NDArray[np.float64]:

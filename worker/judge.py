@@ -100,7 +100,7 @@ async def judge(
             base: list[torch.Tensor | None] = []
             for number in numbers:
                 example = dataset.examples[number]
-                row = serving.row(example.key, example.choices) if serving else None
+                row = serving.row(example.key) if serving else None
                 if row is not None and example.digest in learned.get(row.id, ()):
                     continue
                 examples.append(example)
@@ -157,8 +157,7 @@ def rows(dataset: Dataset, trained: Trained, serving: Prior | None, *, seed: int
         keys = dataset.keys(numbers)
         reach, nearest = _reach(dataset, numbers, seed)
         threshold = max(1 - FARTHER * (1 - reach), DEFAULT_FLOOR) - _ROUNDING
-        choices = dataset.examples[numbers[0]].choices
-        baseline = serving.row(keys.mean(axis=0), choices) if serving else None
+        baseline = serving.row(keys.mean(axis=0)) if serving else None
         made.append(
             Row(
                 "",

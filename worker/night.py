@@ -321,9 +321,7 @@ def _carried(known: _Known, new: Sequence[Row], judged: Sequence[Judged]) -> lis
 
 def _take_over(others: Sequence[Row], row: Row) -> bool:
     """Whether other rows speak wherever a row does."""
-    told = (row.leanings or ((),)) if not row.promoted else ()
-    able = [other for other in others if all(other.speaks_to(choices) for choices in told)]
-    return all(any(other.coverage.covers(centroid) for other in able) for centroid in row.coverage.centroids)
+    return all(any(one.coverage.covers(centroid) for one in others) for centroid in row.coverage.centroids)
 
 
 def _finish(night: _Night, manifest: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from memory.episode import Array, LatentMemoryError
 from memory.evidence import Evidence, Standing
-from memory.prior import Choices, Prior, Row, standings
+from memory.prior import Prior, Row, standings
 from memory.registry import PriorRegistry
 from memory.state import Source, State
 from memory.tenants import parted
@@ -48,25 +48,25 @@ class Serving:
     pinned: bool = False
     """Whether all rows serve because an operator has chosen this version."""
 
-    def silence(self, key: Array | None, choices: Choices) -> str | None:
-        """Return why no row for `key`, (d,), and its choices speaks; None: one does, or there is none.
+    def silence(self, key: Array | None) -> str | None:
+        """Return why no row that covers `key`, (d,), speaks; None: one does, or none covers it.
 
         Without a key, which is not looked for where no row speaks at all: why none does.
         """
-        if self.prior.rows and (key is None or self.prior.covers(key, choices)):
+        if self.prior.rows and (key is None or self.prior.covers(key)):
             return None
-        rows = self.whole.covering(key, choices) if key is not None else self.whole.rows
+        rows = self.whole.rows if key is None else self.whole.covering(key)
         covering = [self.evidence[row.id].standing for row in rows]
         return next((reason for standing, reason in _SILENT.items() if standing in covering), None)
 
-    def comparisons(self, key: Array, choices: Choices, prompt: str) -> tuple[Comparison, ...]:
-        """Return what the prompt with this `key`, (d,), its choices and its digest can measure.
+    def comparisons(self, key: Array, prompt: str) -> tuple[Comparison, ...]:
+        """Return what the prompt with this `key`, (d,), and digest can measure.
 
         That is the newest row that serves by its evidence, against the next one that does, and rows on trial
         that are newer, against it. Rows that have learned from the prompt know its answer by heart, so those
         and what is compared with them are left out.
         """
-        rows = [row for row in self.whole.covering(key, choices) if row.id in self.evidence]
+        rows = [row for row in self.whole.covering(key) if row.id in self.evidence]
         standing = {row.id: self.evidence[row.id].standing for row in rows}
         served = [row for row in rows if standing[row.id] == "serves"]
         served_by, without = (*served[:2], None, None)[:2]

@@ -406,7 +406,7 @@ class Explorer:
             return {}
         given: dict[str | None, Sequence[Generation]] = {None: result.plain_answers}
         if request.prior is not None and start.without.mode == "prior":
-            row = request.prior.row(key, request.prompt.scored_choices)
+            row = request.prior.row(key)
             given |= {row.id: result.served_answers} if row is not None else {}
         room = self._engine.max_model_len - len(prompt) - len(start.latent)
         try:

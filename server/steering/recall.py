@@ -139,4 +139,4 @@ def _base_is_known(episode: Episode, prior: Prior) -> bool:
     whole, whatever it was found from. Elsewhere a latent that was found on top of an older prior, less what
     the prior of now gives, would undo what the night has learned since (decisions/memory.md).
     """
-    return episode.prior_version == prior.version or not prior.covers(episode.key, episode.choices)
+    return episode.prior_version == prior.version or not prior.covers(episode.key)

@@ -103,10 +103,7 @@ class Request:
 
     def comparisons(self, key: Array) -> tuple[Comparison, ...]:
         """Return what this request, of `key` (d,), can tell of rows."""
-        if self.serving is None:
-            return ()
-        digest = prompt_digest(self.prompt.token_ids)
-        return self.serving.comparisons(key, self.prompt.scored_choices, digest)
+        return self.serving.comparisons(key, prompt_digest(self.prompt.token_ids)) if self.serving else ()
 
     @contextmanager
     def stage(self, name: Literal["key", "recall", "transfer", "choose", "search"]) -> Iterator[None]:

@@ -13,7 +13,7 @@ import torch
 from config.settings import Settings
 from memory.episode import Array
 from memory.evidence import weigh
-from memory.prior import Choices, Prior
+from memory.prior import Prior
 from memory.store import Neighbour, Recalled
 from memory.tenants import parted
 from model.engine import Engine
@@ -22,8 +22,8 @@ from server.steering.recall import Recall
 from server.steering.request import Request
 from server.steering.transfer import momentum_transfer
 
-BaseOf = Callable[[Array, Choices], torch.Tensor]
-"""Base latent, (L, d), of a key, (d,), and the choices that its request is held to."""
+BaseOf = Callable[[Array], torch.Tensor]
+"""Base latent, (L, d), of a key, (d,)."""
 
 _REASONS: dict[Mode, str] = {
     "recall": "recalled",
@@ -67,20 +67,19 @@ class Starts:
         serving = request.serving
         silent = "memory-empty" if recalls else "recall-off"
         if not (filled or request.searches or (request.prior and request.prior.rows)):
-            silent = (serving and serving.silence(None, request.prompt.scored_choices)) or silent
+            silent = (serving and serving.silence(None)) or silent
             silent = silent if request.store_answers else "store-unavailable"
             return Start(None, self._neutral, position, request.unsteered(silent))
 
         with request.stage("key"):
             key: Array = (await self._engine.keys([request.prompt.token_ids]))[0].numpy()
-        choices = request.prompt.scored_choices
-        covered = request.prior is not None and request.prior.covers(key, choices)
+        covered = request.prior is not None and request.prior.covers(key)
         recalled, near = await self._recall.near(request, key, covered=covered) if filled else ([], [])
         silent = "nothing-recalled" if recalls else "recall-off"
         if not request.store_answers:
             silent = "store-unavailable"
         if serving is not None and not covered:
-            silent = serving.silence(key, choices) or silent
+            silent = serving.silence(key) or silent
         if recalled and _harms(near, request.prior.version if request.prior else None):
             recalled, silent = [], "recall-retired"
         with request.stage("transfer"):
@@ -109,7 +108,6 @@ class Starts:
         """Return the latent, (L, d), that prior and recalled episodes lead to."""
         moved = transfer(
             key,
-            request.prompt.scored_choices,
             recalled,
             base_of(request.prior, self._neutral),
             temperature=self._settings.recall_temperature,
@@ -120,42 +118,35 @@ class Starts:
 
 
 def base_of(prior: Prior | None, neutral: torch.Tensor) -> BaseOf:
-    """Return the function from a request to its base: the prior where a row of it covers that, neutral
+    """Return the function from a key to its base: the prior where a row of it covers that, neutral
     elsewhere."""
 
-    def base(key: Array, choices: Choices) -> torch.Tensor:
-        row = prior.row(key, choices) if prior is not None else None
+    def base(key: Array) -> torch.Tensor:
+        row = prior.row(key) if prior is not None else None
         return neutral if row is None else torch.from_numpy(np.array(row.latent, dtype=np.float32))
 
     return base
 
 
 def transfer(
-    key: Array,
-    choices: Choices,
-    recalled: Sequence[Recalled],
-    bases: BaseOf,
-    *,
-    temperature: float,
-    clamp: float,
+    key: Array, recalled: Sequence[Recalled], bases: BaseOf, *, temperature: float, clamp: float
 ) -> torch.Tensor:
     """Return z_0, (L, d): the key's base, moved by what a search gained for its neighbours.
 
     Args:
         key: (d,) of the request.
-        choices: That it is held to.
         recalled: Its neighbours, in any order; none leaves the base as it is.
         bases: Base latent of a key under the prior that is active now.
         temperature: T of the softmax over similarities.
         clamp: Longest summed delta, relative to the norm of the base.
     """
-    base = bases(key, choices)
+    base = bases(key)
     if not recalled:
         return base.clone()
     moved = momentum_transfer(
         base.numpy(),
         np.stack([np.asarray(near.episode.latent, dtype=np.float32) for near in recalled]),  # (k, L, d)
-        np.stack([bases(near.episode.key, near.episode.choices).numpy() for near in recalled]),  # (k, L, d)
+        np.stack([bases(near.episode.key).numpy() for near in recalled]),  # (k, L, d)
         np.array([near.similarity for near in recalled]),
         temperature=temperature,
         clamp=clamp,

@@ -1,7 +1,5 @@
 """Two versions side by side: which clusters they share, and how far they agree there."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -53,12 +51,3 @@ def test_coverage_is_the_share_of_centroids_that_the_other_row_covers() -> None:
 def test_a_latent_without_direction_has_no_cosine() -> None:
     [match] = compare(prior("v1", made("v1/0", 0)), prior("v2", made("v2/0", 0, latent=0 * LATENT)))
     assert (match.latent_cosine, match.latent_distance) == (None, None)
-
-
-def test_rows_for_choices_match_no_rows_of_free_requests() -> None:
-    held = replace(made("v2/1", 0), leanings={("yes", "no"): (0.0, 0.0)})
-    found = compare(prior("v1", made("v1/0", 0)), prior("v2", held))
-    assert [(one.a is None, one.b is None) for one in found] == [(False, True), (True, False)]
-    before = replace(held, id="v1/1")
-    [match] = compare(prior("v1", before), prior("v2", held))
-    assert (match.a, match.b) == (before, held)

@@ -108,24 +108,6 @@ def test_where_no_row_speaks_there_is_none(tasks: Callable[[int], list[Array]]) 
     assert not prior().covers(first)
 
 
-def test_a_row_speaks_to_requests_of_the_kind_that_it_has_learned_from(
-    tasks: Callable[[int], list[Array]],
-) -> None:
-    (key,) = tasks(1)
-    free = row(latent(1), key[None], id="v1/0")
-    held = replace(row(latent(2), key[None], id="v2/0"), leanings={("yes", "no"): (0.5, -0.5)})
-    both = prior(free, held)
-    assert both.row(key) is free
-    assert both.row(key, ("yes", "no")) is held
-    assert both.row(key, ("no", "yes")) is held, "the same choices"
-    assert both.row(key, ("yes", "no", "perhaps")) is None
-    assert not prior(held).covers(key)
-    assert not prior(free).covers(key, ("yes", "no"))
-    of_old = prior(replace(free, promoted=True))
-    assert of_old.covers(key)
-    assert of_old.covers(key, ("yes", "no")), "its build did not tell"
-
-
 def test_some_rows_of_a_version_can_be_left_out(tasks: Callable[[int], list[Array]]) -> None:
     first, second = tasks(2)
     whole = prior(row(latent(1), first[None], id="v1/0"), row(latent(2), second[None], id="v1/1"))

@@ -59,8 +59,7 @@ def test_a_loaded_prior_gives_what_was_published_to_the_bit(registry: PriorRegis
             original.stake,
             original.leanings,
         )
-        choices = next(iter(original.leanings), ())
-        assert np.array_equal(prior.predict(original.coverage.centroids[1], choices), original.latent)
+        assert np.array_equal(prior.predict(original.coverage.centroids[1]), original.latent)
     assert (prior.version, prior.space) == (version, "space-a")
     assert prior.manifest["metrics"] == {"nll": 1.5}
 

@@ -283,24 +283,6 @@ def test_of_one_question_asked_twice_what_somebody_called_right_is_the_label(
     ]
 
 
-def test_the_same_prompts_held_to_choices_and_free_are_two_kinds(tmp_path: Path) -> None:
-    engine = ChoosingEngine()
-    beliefs = [[0.94, 0.02, 0.02, 0.02], [0.04, 0.9, 0.03, 0.03]] * 6
-    held = choosing_episodes(engine, beliefs)
-    free = [
-        replace(one, id=f"free {at}", choices=(), answer_text=f"it is {at}", reward=0.9)
-        for at, one in enumerate(held)
-    ]
-    found = dataset(engine, [*held, *free], tmp_path)
-    assert len(found.examples) == len(held) + len(free), "none is taken for another one's duplicate"
-    kinds = [
-        {bool(found.examples[at].choices) for at in found.of(cluster, range(24))} for cluster in range(2)
-    ]
-    assert sorted(map(len, kinds)) == [1, 1]
-    assert kinds[0] != kinds[1]
-    assert [bool(leanings) for leanings in found.leanings] == [kind == {True} for kind in kinds]
-
-
 def test_leanings_are_kept_for_the_days_that_follow(tmp_path: Path) -> None:
     engine = ChoosingEngine()
     beliefs = [[0.94, 0.02, 0.02, 0.02], [0.04, 0.9, 0.03, 0.03]] * 8

@@ -223,20 +223,6 @@ def test_a_row_on_trial_older_than_what_serves_is_let_go(place: Place, engine: S
     assert [one.id for one in place.registry.load("v3").rows if one.born < 3] == ["v2/0"]
 
 
-def test_a_row_for_choices_is_carried_on_where_free_requests_of_the_same_prompts_are_learned(
-    place: Place, engine: ScriptedEngine
-) -> None:
-    episodes = scripted_episodes(engine)
-    keys = np.stack([episode.key for episode in episodes])
-    free = row(engine.neutral_latent(), keys, 0.9)
-    held = replace(free, leanings={("yes", "no"): (0.0, 0.0)})
-    place.registry.activate(place.registry.publish([free, held], {}))
-    run(place, place.queue(episodes))
-    prior = place.registry.load("v2")
-    assert [one.id for one in prior.rows] == ["v2/0", "v2/1", "v2/2", "v1/1"]
-    assert prior.row(keys[0], ("yes", "no")) is prior.rows[-1]
-
-
 def test_a_row_that_harms_is_not_carried_on(place: Place, engine: ScriptedEngine) -> None:
     episodes = scripted_episodes(engine)
     run(place, place.queue(episodes))

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +72,15 @@ class Day:
         pinned: bool = True,
         part: float = 1.0,
         floor: float | None = None,
-        choices: tuple[str, ...] = (),
     ) -> str:
         """Publish a prior that goes `part` of the way to this topic's best answers, and swap it in.
 
-        Its row speaks whatever the evidence, unless it is not `pinned`: to requests held to `choices`, or to
-        free ones.
+        Its row speaks whatever the evidence, unless it is not `pinned`.
         """
         prompt = rendered(self.engine, question)
         key = (await self.engine.keys([prompt.token_ids])).numpy()
         neutral, best = self.engine.neutral_latent(), self.engine.best_latent(prompt.token_ids)
-        leanings = {choices: (0.0,) * len(choices)} if choices else {}
-        made = replace(row(torch.lerp(neutral, best, part), key), leanings=leanings)
+        made = row(torch.lerp(neutral, best, part), key)
         version = self.registry.publish([made], {} if floor is None else {RECALL_FLOOR: floor})
         if active:
             self.registry.activate(version, pinned=pinned)

@@ -126,7 +126,7 @@ async def test_low_answers_choices_plainly_until_a_row_serves_them(make_day: Mak
     held = rendered(day.engine, choices=CHOICES)
     outcome, _ = await day.ask(held)
     assert (outcome.mode, outcome.answer) == ("plain", None)
-    await day.publish(choices=CHOICES)
+    await day.publish()
     outcome, _ = await day.ask(held)
     assert (outcome.mode, outcome.reason, outcome.answer.text) == ("prior", "prior-covers", NO)
     assert not day.engine.asked_plainly  # what the model thinks by itself is not asked where nobody wants it
@@ -170,7 +170,7 @@ async def test_choices_that_cannot_be_scored_are_answered_as_low_does(
     outcome, trace = await day.ask(held, "medium", deadline_s=0.05)
     assert (outcome.mode, outcome.reason, outcome.answer) == ("plain", reason, None)
     assert trace["remembered"] == "no"
-    await day.publish(choices=CHOICES)
+    await day.publish()
     outcome, _ = await day.ask(held, deadline_s=0.05)
     assert (outcome.mode, outcome.reason, outcome.answer) == ("prior", reason, None)
     assert outcome.latent is not None

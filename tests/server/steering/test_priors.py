@@ -319,7 +319,7 @@ async def compared(
     assert serving is not None
     return [
         (one.row.id, one.baseline.id if one.baseline else None)
-        for one in serving.comparisons(KEYS[0], (), prompt)
+        for one in serving.comparisons(KEYS[0], prompt)
     ]
 
 
@@ -372,7 +372,7 @@ async def test_why_a_covered_request_is_answered_without_a_row_is_told(
     await priors.refresh()
     serving = priors.serving()
     assert serving is not None
-    said = [serving.silence(key, ()) for key in KEYS[:4]]
+    said = [serving.silence(key) for key in KEYS[:4]]
     assert said == ["prior-on-trial", "prior-retired", None, None]
 
 
@@ -384,5 +384,5 @@ async def test_rows_of_a_pinned_version_speak_and_are_measured(
     serving = priors.serving()
     assert serving is not None
     assert serving.prior.covers(KEYS[0])
-    assert [one.row.id for one in serving.comparisons(KEYS[0], (), "a prompt")] == ["v1/0"]
+    assert [one.row.id for one in serving.comparisons(KEYS[0], "a prompt")] == ["v1/0"]
     assert (priors.summary()["version"], priors.summary()["pinned"]) == ("v1", True)
