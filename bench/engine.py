@@ -48,7 +48,7 @@ async def open_engine(settings: Settings, kind: EngineKind) -> AsyncIterator["En
 class Counted:
     """An engine that somebody else closes, and what it has computed.
 
-    As everywhere in the benchmarks, what rows of one call have in common counts once.
+    What rows of one call have in common counts once; each call reads its prompts anew.
     """
 
     def __init__(self, engine: "Engine") -> None:

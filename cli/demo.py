@@ -167,7 +167,7 @@ class Demonstration:
         self._heading(f"Day 2: {len(second)} new questions")
         with self.timed("day 2"):
             plain = self._day(chat, gateway, second, "none")
-            # What searching finds on the same questions, by the model as it was before the night.
+            # What searching finds on the same questions by the model alone, without the night's prior.
             voted = self._day(chat, gateway, second, "medium", prior="none", store=False)
             steered = self._day(chat, gateway, second, "low")
         passes = {

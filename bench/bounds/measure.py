@@ -80,17 +80,18 @@ class Bounds:
         if not todo:
             return
         prompts = list(map(self.loop.render, learned))
+        for way in [way for way in todo if way in (TTSV, TTRL)]:
+            await self._ask(way, held_out, await self._published(way, prompts))
+        taught = [way for way in todo if way not in (TTSV, TTRL)]
+        if not taught:
+            return
         night, known = await of_night(self.loop, learned, scorer)
         gold: Labelled | None = None
-        for way in todo:
-            if way in (TTSV, TTRL):
-                answers = await self._published(way, prompts)
-            elif not way.endswith(GOLD):
-                answers = await self._taught(way, way, night)
-            else:
+        for way in taught:
+            if way.endswith(GOLD):
                 gold = gold or await self._gold(night, known, scorer)
-                answers = await self._taught(way.removesuffix(GOLD), way, gold)
-            await self._ask(way, held_out, answers)
+            data = gold if gold and way.endswith(GOLD) else night
+            await self._ask(way, held_out, await self._taught(way.removesuffix(GOLD), way, data))
 
     async def _gold(self, night: Labelled, known: dict[str, Item], scorer: Scorer) -> Labelled:
         latents = await self._latents(LATENT, night)
@@ -140,10 +141,13 @@ class Bounds:
                 checkpoint=path.with_suffix(".checkpoint"),
                 progress=self._training(name),
             )
-            size = fmean(len(one.prompt) + len(one.label.answers[0]) for one in data.examples)
-            size += self.engine.space.length
+            before = fmean(self.engine.position(one.prompt) for one in data.examples)
+            whole = fmean(len(one.prompt) + len(one.label.answers[0]) for one in data.examples)
+            whole += self.engine.space.length
             looked = len(found.looks) * min(len(data.examples), MAX_WATCHED)
-            forward = round(size * (3 * found.steps * recipe.batch + looked))
+            # What stands before a latent is read without gradient.
+            stepped = found.steps * recipe.batch * (before + 3 * (whole - before))
+            forward = round(stepped + looked * whole)
             self._keep(name, {"latents": found.latents}, data.right_share, forward)
             path.with_suffix(".checkpoint").unlink(missing_ok=True)
         return load_file(path)["latents"]

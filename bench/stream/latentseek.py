@@ -78,7 +78,7 @@ async def _sought(
 
 @torch.no_grad()
 def _states(model: Any, prompt: RenderedPrompt, answer: Generation) -> torch.Tensor:
-    """Return the last hidden states that the answer's first tokens were read from, (U, d) float32."""
+    """Return the last hidden states that the answer's first tokens were read from, (U, d)."""
     count = max(1, math.ceil(SHARE * len(answer.token_ids)))
     tokens = torch.tensor([[*prompt.token_ids, *answer.token_ids[: count - 1]]], device=model.network.device)
     states: torch.Tensor = model.network.base_model(tokens, use_cache=False).last_hidden_state[0, -count:]

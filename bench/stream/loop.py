@@ -170,6 +170,7 @@ class Loop:
         """
         log = NightLog(self.gateway.state)
         known = self.settings.data_dir / f"{name}.json"
+        resumed = known.exists()
         record = log.get(json.loads(known.read_text())["id"]) if known.exists() else None
         if record is None:
             record = log.running(self.gateway.space) or await self.gateway.nights.start("cli")
@@ -185,7 +186,7 @@ class Loop:
             known.unlink()
             raise CommandError(f"the night failed: {record.error}", AGAIN)
         manifest = self.gateway.registry.load(record.version).manifest if record.version else {}
-        return {**record.to_json(), "labels": manifest.get("labels", ())}
+        return {**record.to_json(), "labels": manifest.get("labels", ()), "resumed": resumed}
 
 
 @asynccontextmanager

@@ -69,7 +69,7 @@ class Server(Protocol):
         """Consolidate, once per name, and serve what was promoted.
 
         Returns the night's record, and under `labels` what it has taken for right: pairs of an episode's id
-        and a choice, None for the answer as it was remembered.
+        and a choice, None for the answer as it was remembered. Under `resumed`: whether it was begun before.
         """
         ...
 
@@ -217,7 +217,7 @@ class Runner:
         known = {episode: questions[row["question"]] for episode, row in kept.items()}
         row = self._head(seed, step, Item("", "")) | {
             "wall_s": round(time.monotonic() - began, 1),
-            "spent": _spent(server, before),
+            "spent": None if record.get("resumed") else _spent(server, before),
             "message": record["error"] or record["message"],
             **{name: record[name] for name in ("state", "episodes", "version", "evidence")},
             **labels_right(

@@ -164,7 +164,7 @@ def remembered(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What days and nights have computed until the end of one, exploring included; a mean over seeds."""
+    """What days and nights have computed until the end of one, exploring included; a mean over its seeds."""
 
     stage: str
     forward: float
@@ -180,14 +180,17 @@ def costs(rows: Sequence[Row], found: Sequence[Score]) -> list[Cost]:
     """Return the cost of each night, given all scores; nothing of a run that did not count it."""
     arms = {(score.arm, score.stage): score for score in found}
     plain, majority = arms.get(("plain", START)), arms.get((MAJORITY, START))
-    seeds = {row["seed"] for row in rows if row["arm"] == "night"}
-    spent: dict[str, float] = defaultdict(float)
+    so_far: dict[int, float] = defaultdict(float)
+    until: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row["arm"] in ("served", "night"):
-            spent[row["stage"].rpartition("-")[2]] += row.get("spent") or math.nan
-    costs, total = [], 0.0
-    for stage in dict.fromkeys(row["stage"] for row in rows if row["arm"] == "night"):
-        total += spent[stage.rpartition("-")[2]] / len(seeds)
+            spent = row.get("spent")
+            so_far[row["seed"]] += math.nan if spent is None else spent
+        if row["arm"] == "night":
+            until[row["stage"]].append(so_far[row["seed"]])
+    costs = []
+    for stage, totals in until.items():
+        total = float(np.mean(totals))
         low = arms.get(("low", stage))
         pays_after = None
         if (

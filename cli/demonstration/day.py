@@ -89,7 +89,15 @@ class Tally:
         """Return the counts for the report."""
         before, after = self.rewards()
         similarities = [similarity for reply in self.replies for similarity in reply.similarities]
-        usage = [reply.trace.get("usage") or {} for reply in self.replies]
+        steering = [
+            int((reply.trace.get("usage") or {}).get("generated_tokens") or 0) for reply in self.replies
+        ]
+        answers = [reply.answer.completion_tokens or 0 for reply in self.replies]
+        # An answer that won a search is among what searching has generated.
+        generated = [
+            spent + (0 if spent and reply.mode in SEARCHED else own)
+            for reply, spent, own in zip(self.replies, steering, answers, strict=True)
+        ]
         return {
             "questions": len(self.replies),
             "by_mode": dict(Counter(reply.mode for reply in self.replies)),
@@ -102,8 +110,9 @@ class Tally:
             "reward_after_mean": after,
             "tokens": {
                 "prompt": sum(reply.answer.prompt_tokens or 0 for reply in self.replies),
-                "answers": sum(reply.answer.completion_tokens or 0 for reply in self.replies),
-                "steering_generated": sum(int(spent.get("generated_tokens") or 0) for spent in usage),
+                "answers": sum(answers),
+                "steering_generated": sum(steering),
+                "generated": sum(generated),
             },
             "finished": self.count(lambda reply: reply.answer.finish_reason == "stop"),
             "latency_median_s": statistics.median(reply.answer.total_s for reply in self.replies),

@@ -118,7 +118,7 @@ def show_second_day(screen: Screen, passes: dict[str, dict[str, Any]], compared:
             ("recalled something", lambda f: f["recalled"]),
             ("mean similarity", lambda f: shown(f["similarity_mean"])),
             ("tokens per answer", lambda f: f"{f['tokens']['answers'] / f['questions']:.1f}"),
-            ("generated for it", lambda f: f"{_generated(f) / f['questions']:.1f}"),
+            ("generated for it", lambda f: f"{f['tokens']['generated'] / f['questions']:.1f}"),
             ("ended by themselves", lambda f: f"{f['finished']} of {f['questions']}"),
             ("median latency", lambda f: f"{f['latency_median_s']:.2f} s"),
         )
@@ -201,7 +201,7 @@ def show_summary(screen: Screen, report: dict[str, Any]) -> None:
     screen.line()
     shares = (
         ("plain", plain["accuracy"]),
-        ("effort medium, as before the night", voted["accuracy"]),
+        ("effort medium, without the prior", voted["accuracy"]),
         ("effort low, one pass, after the night", low["accuracy"]),
     )
     width = max(len(name) for name, _ in shares)
@@ -217,12 +217,6 @@ def _labels(night: dict[str, Any]) -> str:
         if kept
         else ""
     )
-
-
-def _generated(found: Mapping[str, Any]) -> int:
-    """Return the tokens that answers took; those that won a search are among what that has generated."""
-    tokens = found["tokens"]
-    return max(int(tokens["steering_generated"]), int(tokens["answers"]))
 
 
 def counts(found: dict[str, Any]) -> str:

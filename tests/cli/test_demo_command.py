@@ -191,7 +191,7 @@ def test_summary_ends_with_a_picture_of_what_was_right(run: Run, gateway: FakeGa
     bars = [line for line in lines if line.endswith("% right")]
     assert [line.split("  ")[0].strip() for line in bars] == [
         "plain",
-        "effort medium, as before the night",
+        "effort medium, without the prior",
         "effort low, one pass, after the night",
     ]
     assert all(line.count("█") + line.count("░") == 40 for line in bars)

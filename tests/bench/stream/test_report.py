@@ -43,11 +43,21 @@ def test_page_has_a_row_per_arm_and_stage_and_names_its_pictures(tmp_path: Path)
     assert "| day-1 | 6 | 5 | 40% | 5.0 | 1.00 |" in page
     assert "| night-1 | refused | v1 | 9 |  |  | 1.0 |" in page, "a build that did not tell"
     assert "| night-2 | refused | v1 | 9 | 8 | 75% | 1.0 |" in page
-    assert "| night-1 | 8" not in page, "nobody counted"
+    assert "paid back after answers |\n|---|---|---|---|\n\n" in page, "nobody counted"
     names = ["accuracy-by-night.png", "accuracy-against-compute.png", "reward-calibration.png"]
     assert pictures(page) == names
     for name in pictures(page):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_page_says_what_days_and_nights_have_computed(tmp_path: Path) -> None:
+    counted = [row("majority", str(n), n < 2, forward=40) for n in range(4)]
+    spent = {"served": 100, "night": 400}
+    counted += [one | {"spent": spent.get(one["arm"])} for one in rows() if one["arm"] != "majority"]
+    write_report(tmp_path, HEAD, counted)
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| night-1 | 1000 | 50 | 50 |" in page
+    assert "| night-2 | 1400 | 70 | 70 |" in page
 
 
 def test_each_set_of_questions_has_a_panel_and_each_arm_one_colour(

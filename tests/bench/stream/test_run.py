@@ -114,6 +114,21 @@ async def test_stopped_run_goes_on_and_gives_each_row_once(
     assert len(engine.calls) == calls  # nothing is left to do
 
 
+async def test_what_a_night_has_computed_is_counted(
+    engine: ScriptedEngine, settings: Settings, plan: Plan, tmp_path: Path
+) -> None:
+    await runner(engine, settings, plan, tmp_path, lambda at: False).run([0])
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    spent = {row["arm"]: row["spent"] for row in rows if "spent" in row}
+    assert spent["night"] > spent["served"] > 0
+
+
+async def test_a_night_that_goes_on_says_so_for_only_a_part_of_it_was_counted(loop: Loop) -> None:
+    first = await loop.night("night-1", lambda *_: None)
+    again = await loop.night("night-1", lambda *_: None)
+    assert (first["resumed"], again["resumed"]) == (False, True)
+
+
 async def test_run_says_how_long_the_rest_will_take_as_far_as_its_rows_tell(
     engine: ScriptedEngine, settings: Settings, plan: Plan, tmp_path: Path
 ) -> None:

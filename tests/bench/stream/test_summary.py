@@ -161,6 +161,22 @@ def test_a_night_is_paid_back_by_what_the_majority_would_have_cost_more() -> Non
     assert (second.forward, second.pays_after) == (1600, None), "less accurate than the majority"
 
 
+def test_a_night_that_computed_nothing_costs_nothing_and_seeds_count_where_they_have_come() -> None:
+    def spent(seed: int, stage: str, tokens: int) -> dict[str, Any]:
+        arm = "night" if stage.startswith("night") else "served"
+        return {"seed": seed, "stage": stage, "arm": arm, "question": "", "spent": tokens}
+
+    rows = [
+        spent(0, "day-1", 1000),
+        spent(0, "night-1", 0),
+        spent(0, "day-2", 1000),
+        spent(0, "night-2", 500),
+    ]
+    assert [cost.forward for cost in costs(rows, scores(rows))] == [1000, 2500]
+    rows += [spent(1, "day-1", 3000), spent(1, "night-1", 200), spent(1, "day-2", 7000)]
+    assert [cost.forward for cost in costs(rows, scores(rows))] == [(1000 + 3200) / 2, 2500]
+
+
 def test_what_nobody_counted_has_no_cost() -> None:
     rows = [{"seed": 0, "stage": "night-1", "arm": "night", "question": "", "spent": None}]
     assert costs(rows, scores(rows)) == []
