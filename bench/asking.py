@@ -10,10 +10,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
 from cli.demonstration.stream import Item
+from config.settings import Settings
 from model.engine import Decoding, Engine, Generation, SteeredPrompt
+from server.steering.metrics import Metrics
 from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.format import in_form
+from server.steering.rewards.scorer import Scorer
+from server.steering.rewards.verifier import Verifier
 from server.steering.search.consensus import said
 
 
@@ -56,6 +62,15 @@ def elected(votes: Sequence[str | None]) -> int | None:
     """Return the number of the first vote for what most voted for; None without any vote."""
     counted = Counter(said for said in votes if said is not None)
     return votes.index(counted.most_common(1)[0][0]) if counted else None
+
+
+def scorer_of(settings: Settings) -> Scorer:
+    """Return the server's own reward; what it counts is kept nowhere.
+
+    Raises:
+        RewardSettingsError: the settings name none.
+    """
+    return Scorer.of(settings.rewards, Verifier.of(settings, Metrics(CollectorRegistry())))
 
 
 async def samples(

@@ -12,17 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from prometheus_client import CollectorRegistry
 
-from bench.asking import elected, samples, seed_of, vote
+from bench.asking import elected, samples, scorer_of, seed_of, vote
 from bench.stream.latentseek import latentseek
 from bench.stream.reply import Reply, Sample, reply_of, with_search
 from model.engine import Generation, SteeredPrompt
-from server.steering.metrics import Metrics
 from server.steering.outcome import Outcome
 from server.steering.prompt import RenderedPrompt
-from server.steering.rewards.scorer import Scorer
-from server.steering.rewards.verifier import Verifier
 from server.steering.search.evolution import NOISE
 from server.steering.search.trust_region import RADIUS, project
 from worker.measure import same_norms
@@ -86,8 +82,7 @@ async def majority(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> 
 
 async def best_of(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
     """The one of n samples that the server's own reward likes best."""
-    verifier = Verifier.of(loop.settings, Metrics(CollectorRegistry()))
-    scorer = Scorer.of(loop.settings.rewards, verifier)
+    scorer = scorer_of(loop.settings)
     replies = []
     for prompt, found in zip(prompts, await _samples(loop, prompts, loop.plan.samples, seed), strict=True):
         scores = [scored.reward for scored in await scorer.score(prompt, found, found)]

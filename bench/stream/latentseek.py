@@ -6,23 +6,25 @@ models, gives way to the server's own reward, whose votes count as part of its c
 a KV cache, which the published code does without. Needs the transformers engine.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from prometheus_client import CollectorRegistry
 
-from bench.asking import samples, seed_of
+from bench.asking import samples, scorer_of, seed_of
 from bench.latentseek import SHARE, STEPS, Opening
 from bench.stream.reply import Reply, reply_of
 from cli.failure import USAGE, CommandError
 from model.engine import Generation, SteeredPrompt
-from server.steering.metrics import Metrics
 from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.scorer import Scorer
-from server.steering.rewards.verifier import Verifier
+
+if TYPE_CHECKING:
+    from bench.stream.loop import Loop
 
 ENOUGH = -0.2
 """A reward above this, of the published range [−1, 0], ends the search."""
@@ -30,7 +32,7 @@ VOTES = 8
 """Samples that the reward compares answers with."""
 
 
-async def latentseek(loop: Any, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
+async def latentseek(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
     """Answer each question by ten steps, or fewer where the reward is high before.
 
     Raises:
@@ -41,7 +43,7 @@ async def latentseek(loop: Any, prompts: Sequence[RenderedPrompt], seed: int) ->
         raise CommandError(
             "latentseek: needs free answers and the engine transformers", "leave it out of --arms", USAGE
         )
-    scorer = Scorer.of(loop.settings.rewards, Verifier.of(loop.settings, Metrics(CollectorRegistry())))
+    scorer = scorer_of(loop.settings)
     pools = await samples(loop.engine, prompts, VOTES, [seed_of(prompt, seed) for prompt in prompts])
     firsts = await loop.engine.generate(
         [SteeredPrompt(prompt.token_ids) for prompt in prompts], [prompt.decoding for prompt in prompts]

@@ -171,7 +171,7 @@ class Loop:
         log = NightLog(self.gateway.state)
         known = self.settings.data_dir / f"{name}.json"
         resumed = known.exists()
-        record = log.get(json.loads(known.read_text())["id"]) if known.exists() else None
+        record = log.get(json.loads(known.read_text())["id"]) if resumed else None
         if record is None:
             record = log.running(self.gateway.space) or await self.gateway.nights.start("cli")
             write_json(known, {"id": record.id})
