@@ -195,6 +195,8 @@ class _Found:
     id: str
     question: int
     """Hash of the prompt's tokens and of its choices."""
+    held_to: int
+    """Hash of its choices."""
     key: Array
     """(d,), norm 1."""
     told: bool
@@ -224,6 +226,7 @@ class _Reader:
             _Found(
                 episode.id,
                 hash((episode.prompt_token_ids, episode.choices)),
+                hash(episode.choices),
                 unit(episode.key[None])[0],
                 episode.feedback is not None,
                 episode.reward,
@@ -293,15 +296,21 @@ def _fits(engine: Engine, episode: Episode) -> bool:
 
 
 def _deduplicated(candidates: Sequence[_Found]) -> list[_Found]:
-    """Return one episode per prompt, oldest first.
+    """Return one episode per prompt and set of choices, oldest first.
 
     It is one that somebody called right, else the one of the best reward, then the newest.
     """
     best: dict[int, _Found] = {}
     for one in sorted(candidates, key=lambda one: (not one.told, -one.reward, -one.seen_at, one.id)):
         best.setdefault(one.question, one)
-    ranked = list(best.values())
-    kept = [ranked[at] for at in first_of_alike(np.stack([one.key for one in ranked]), SAME_COSINE)]
+    held: dict[int, list[_Found]] = {}
+    for one in best.values():
+        held.setdefault(one.held_to, []).append(one)
+    kept = [
+        ranked[at]
+        for ranked in held.values()
+        for at in first_of_alike(np.stack([one.key for one in ranked]), SAME_COSINE)
+    ]
     return sorted(kept, key=lambda one: (one.seen_at, one.id))
 
 

@@ -9,7 +9,7 @@ are found or of HTTP. Requests without a call, such as those of `/tokenize`, pas
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from model.engine import Decoding, cache_salt
@@ -243,6 +243,7 @@ def rendered_prompt(
     sampling = native.params
     text = text or engine.tokenizer.decode(list(token_ids))
     grammar = sampling.structured_outputs
+    choices = choices_of(grammar)
     return RenderedPrompt(
         token_ids=token_ids,
         text=text,
@@ -251,12 +252,12 @@ def rendered_prompt(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             seed=sampling.seed,
-            choices=tuple(grammar.choice) if grammar and grammar.choice else None,
+            choices=choices if grammar and grammar.choice else None,
             native=native,
         ),
         scored_choices=()
         if native.reasoning or not scorable(sampling, engine.llm.model_config.get_diff_sampling_param())
-        else scored(choices_of(grammar)),
+        else scored(choices),
         asked_tokens=asked,
         answers=sampling.n,
         held_to=held_to(grammar),
@@ -267,13 +268,14 @@ def rendered_prompt(
 def choices_of(grammar: Any) -> tuple[str, ...]:
     """Return the texts that a grammar allows where they are few and said by a list, () of other grammars.
 
+    They are sorted: clients send them in any order, and what is remembered of them goes by them.
     A JSON schema says them with an enum of strings, or an object of which that is the only property. More
     properties, where the schema says nothing of them, are left out: no grammar of vLLM's asks for any.
     """
     if grammar is None:
         return ()
     if grammar.choice:
-        return tuple(grammar.choice)
+        return _sorted(grammar.choice)
     schema = grammar.json
     if isinstance(schema, str):
         try:
@@ -318,7 +320,11 @@ def _texts(values: Sequence[Any], inner: str | None = None) -> tuple[str, ...]:
     plain = [value if inner is None else value[inner] for value in values]
     if not plain or not all(isinstance(value, str) for value in plain):
         return ()
-    return tuple(dict.fromkeys(json.dumps(value, ensure_ascii=False) for value in values))
+    return _sorted(json.dumps(value, ensure_ascii=False) for value in values)
+
+
+def _sorted(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(texts)))
 
 
 def scorable(sampling: Any, defaults: Mapping[str, Any]) -> bool:
@@ -344,7 +350,9 @@ def held_to(grammar: Any) -> str | None:
     """Return the grammar of a request as text, the same for the same one; None: there is none."""
     if grammar is None:
         return None
-    kinds = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+    if choices := choices_of(grammar):
+        return json.dumps({"choice": choices})
+    kinds = ("json", "regex", "grammar", "json_object", "structural_tag")
     named = {kind: getattr(grammar, kind) for kind in kinds if getattr(grammar, kind) is not None}
     return json.dumps(named, sort_keys=True)
 

@@ -90,6 +90,24 @@ def test_of_one_prompt_the_best_answer_counts_then_the_newest(engine: ScriptedEn
     assert found.left_out == 1
 
 
+def test_a_prompt_with_two_sets_of_choices_is_two_questions_of_one_group(tmp_path: Path) -> None:
+    engine = ChoosingEngine()
+    beliefs = [(0.8, 0.1, 0.05, 0.05), (0.1, 0.8, 0.05, 0.05)] * 12
+    episodes = choosing_episodes(engine, beliefs)
+    fewer = [
+        replace(one, id=prompt_id("space", "default", (number,)), choices=CHOICES[:2], answer_text=CHOICES[0])
+        for number, one in enumerate(episodes)
+    ]
+    found = dataset(engine, [*episodes, *fewer], tmp_path)
+    asked = {(example.prompt, example.choices) for example in found.examples}
+    assert len(asked) == 48
+    assert all(set(leanings) == {CHOICES, CHOICES[:2]} for leanings in found.leanings)
+    groups: dict[tuple[int, ...], set[int]] = {}
+    for example in found.examples:
+        groups.setdefault(example.prompt, set()).add(example.group)
+    assert all(len(of_prompt) == 1 for of_prompt in groups.values())
+
+
 def test_near_duplicates_are_of_one_group_and_on_one_side(engine: ScriptedEngine, tmp_path: Path) -> None:
     episodes = scripted_episodes(engine, 60)
     twins = [

@@ -53,8 +53,14 @@ def test_what_an_answer_is_held_to_is_told_apart_by_kind_and_content() -> None:
     assert None not in held
 
 
-ENUM = {"type": "string", "enum": ["yes", "no"]}
-SAID = ('{"said": "yes"}', '{"said": "no"}')
+def test_the_same_choices_in_another_order_are_the_same_grammar() -> None:
+    assert held_to(grammar(choice=["a", "b"])) == held_to(grammar(choice=["b", "a", "b"]))
+    backwards = ENUM | {"enum": ENUM["enum"][::-1]}
+    assert held_to(grammar(json=ENUM)) == held_to(grammar(json=backwards)) is not None
+
+
+ENUM: dict[str, Any] = {"type": "string", "enum": ["yes", "no"]}
+SAID = ('{"said": "no"}', '{"said": "yes"}')
 LOOP = {"properties": {"said": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"$ref": "#/$defs/A"}}}
 
 
@@ -75,8 +81,9 @@ CLOSED = {"type": "object", "properties": {"said": ENUM}, "required": ["said"], 
 @pytest.mark.parametrize(
     ("fields", "choices"),
     [
-        ({"choice": ["yes", "no"]}, ("yes", "no")),
-        ({"json": ENUM}, ('"yes"', '"no"')),
+        ({"choice": ["yes", "no"]}, ("no", "yes")),
+        ({"choice": ["no", "yes", "no"]}, ("no", "yes")),
+        ({"json": ENUM}, ('"no"', '"yes"')),
         ({"json": json.dumps(CLOSED)}, SAID),
         ({"json": CLOSED | {"additionalProperties": True}}, ()),
         ({"json": {name: CLOSED[name] for name in CLOSED if name[0] != "a"}}, SAID),
