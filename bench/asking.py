@@ -8,19 +8,17 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
-
-from prometheus_client import CollectorRegistry
+from typing import TYPE_CHECKING, Any
 
 from cli.demonstration.stream import Item
-from config.settings import Settings
 from model.engine import Decoding, Engine, Generation, SteeredPrompt
-from server.steering.metrics import Metrics
 from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.format import in_form
 from server.steering.rewards.scorer import Scorer
-from server.steering.rewards.verifier import Verifier
 from server.steering.search.consensus import said
+
+if TYPE_CHECKING:  # questions are asked on machines with torch and little else (`scripts/gpu.py`)
+    from config.settings import Settings
 
 
 def render(engine: Engine, item: Item, *, instruction: str, system: str, max_tokens: int) -> RenderedPrompt:
@@ -64,12 +62,17 @@ def elected(votes: Sequence[str | None]) -> int | None:
     return votes.index(counted.most_common(1)[0][0]) if counted else None
 
 
-def scorer_of(settings: Settings) -> Scorer:
+def scorer_of(settings: "Settings") -> Scorer:
     """Return the server's own reward; what it counts is kept nowhere.
 
     Raises:
         RewardSettingsError: the settings name none.
     """
+    from prometheus_client import CollectorRegistry
+
+    from server.steering.metrics import Metrics
+    from server.steering.rewards.verifier import Verifier
+
     return Scorer.of(settings.rewards, Verifier.of(settings, Metrics(CollectorRegistry())))
 
 

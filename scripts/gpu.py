@@ -4,15 +4,20 @@
     python scripts/gpu.py MODEL --device cpu ... a rehearsal: the CPU beside itself, for which two cores need
                                                  --prompts 4 --tokens 16 --train 32 --held-out 16
                                                  --night-steps 10 --step-tokens 96 --repetitions 1
+                                                 --day 12 --asked 8 --stream-tokens 96
 
 Owns the comparison of one device with the CPU: gradients, decoding with latents, a night's training on the
-example stream, and `bench step`. Needs torch, transformers and MODEL, a folder in Hugging Face's layout with
-a chat template; no vLLM, no network, nothing installed. A folder without weights gets random ones, good for
-times and for comparing devices, not for what a night is worth. A part that cannot run says so in the table,
-and the others go on; each row is printed when it is known. Ends with 1 when something did not run.
+example stream, `bench step`, and a stream of word problems with long answers. Needs torch, transformers and
+MODEL, a folder in Hugging Face's layout with a chat template; no vLLM, no network, nothing installed. A
+folder without weights gets random ones, good for times and for comparing devices, not for what a night is
+worth. A part that cannot run says so in the table, and the others go on; each row is printed when it is
+known. Ends with 1 when something did not run.
 
-The night learns the labels of examples/topics.jsonl, as if a verifier had let only right answers into memory:
-it shows that training on the device works, not what the loop reaches without labels (docs/results.md).
+The night learns the labels of examples/topics.jsonl, as if a verifier had let only right answers into
+memory: it shows that training on the device works, not what the loop reaches without labels
+(docs/results.md). The stream knows none: its night learns what samples agree on, and new questions are
+answered behind what that was, whatever the evidence, beside the plain answer and the majority of eight.
+`--data` names other questions.
 """
 
 import argparse
@@ -31,8 +36,13 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-PARTS = ("gradient", "decoding", "night", "step")
-STREAM = ROOT / "examples" / "topics.jsonl"
+PARTS = ("gradient", "decoding", "night", "step", "stream")
+HEADLINES = ROOT / "examples" / "topics.jsonl"
+PROBLEMS = ROOT / "examples" / "word_problems.jsonl"
+INSTRUCTION = r"Put the final answer in \boxed{}."
+VOTES = 8
+TOGETHER = 16
+"""Questions whose samples are decoded in one batch."""
 NOISE = 0.02
 """Of the latents beside the neutral ones, so that rows differ."""
 
@@ -92,6 +102,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--step-tokens", type=int, default=1024, help="of every answer of `bench step`")
     parser.add_argument("--repetitions", type=int, default=2, help="of `bench step`")
     parser.add_argument("--population", type=int, default=4, help="of `bench step`; even")
+    parser.add_argument("--data", type=Path, default=PROBLEMS, help="questions of the stream, with answers")
+    parser.add_argument("--day", type=int, default=24, help="questions of its day; GSM8K has room for 64")
+    parser.add_argument("--asked", type=int, default=16, help="new questions after its night")
+    parser.add_argument("--stream-tokens", type=int, default=200, help="of its answers")
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"--parts: there is no {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
@@ -173,10 +187,10 @@ def _dtypes(device: str) -> tuple[Any, ...]:
 
 
 def _headlines(count: int) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in STREAM.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in HEADLINES.read_text(encoding="utf-8").splitlines()]
     random.Random(0).shuffle(rows)
     if len(rows) < count:
-        raise ValueError(f"{STREAM.name} has {len(rows)} headlines, not {count}")
+        raise ValueError(f"{HEADLINES.name} has {len(rows)} headlines, not {count}")
     return rows[:count]
 
 
@@ -289,59 +303,22 @@ def night(model: str, options: argparse.Namespace, show: Show) -> None:
 
 
 async def _night(model: str, options: argparse.Namespace, show: Show) -> None:
-    from memory.episode import Episode
-    from memory.snapshot import write_snapshot
-    from model.transformers_engine import TransformersEngine
-    from worker.dataset import load
     from worker.measure import outcomes
     from worker.train import Recipe, train
 
-    engine = TransformersEngine(
-        model,
-        length=options.length,
-        placement=options.placement,
-        device=options.device,
-        dtype=_dtypes(options.device)[-1],
-    )
+    engine = _engine(model, options)
     try:
         rows = _headlines(options.train + options.held_out)
         prompts = [engine.render([{"role": "user", "content": row["question"]}]) for row in rows]
-        neutral = engine.neutral_latent()
         begun = time.perf_counter()
         keys = (await engine.keys(prompts)).numpy()
         show(Row("night, keys", f"{len(rows)} prompts", f"{time.perf_counter() - begun:.2f} s"))
-        episodes = [
-            Episode(
-                space=engine.space.id,
-                key=key,
-                latent=neutral.numpy(),
-                latent_earned=False,
-                reward=1.0,
-                signals={"verifier": 1.0},
-                prompt_token_ids=prompt,
-                answer_token_ids=engine.answer_tokens(row["answer"]),
-                prompt_text=row["question"],
-                answer_text=row["answer"],
-                choices=tuple(row["choices"]),
-            )
-            for row, prompt, key in zip(rows, prompts, keys, strict=True)
-        ]
-        with tempfile.TemporaryDirectory() as folder:
-            write_snapshot(episodes, Path(folder) / "snapshot")
-            dataset = await load(
-                Path(folder) / "snapshot",
-                engine,
-                space=engine.space.id,
-                min_reward=0.0,
-                min_episodes=1,
-                holdout_share=options.held_out / len(rows),
-                calibration=1.0,
-                seed=0,
-            )
+        answers = [(engine.answer_tokens(row["answer"]), row["answer"]) for row in rows]
+        held = [tuple(row["choices"]) for row in rows]
+        dataset = await _dataset(engine, keys, prompts, answers, held, options.held_out / len(rows))
         fold = dataset.folds[0]  # where there are few, a half that the other half is asked of
-        recipe = Recipe(options.night_steps, 4)
         begun = time.perf_counter()
-        trained = await train(engine, dataset, fold, recipe)
+        trained = await train(engine, dataset, fold, Recipe(options.night_steps, 4))
         took = time.perf_counter() - begun
         size = f"{trained.steps} steps on {len(fold.train)} headlines, step {trained.best_step} kept"
         show(Row("night, training", size, f"{took:.1f} s"))
@@ -356,20 +333,69 @@ async def _night(model: str, options: argparse.Namespace, show: Show) -> None:
         await engine.close()
 
 
-def step(model: str, options: argparse.Namespace, show: Show) -> None:
-    """One optimisation step of our searches beside LatentSeek's, as `latentevolve bench step`."""
-    from bench.statistics import ratio_text
-    from bench.step import QUESTION
-    from bench.step.compare import compare, summary
+def _engine(model: str, options: argparse.Namespace) -> Any:
     from model.transformers_engine import TransformersEngine
 
-    engine = TransformersEngine(
+    return TransformersEngine(
         model,
         length=options.length,
         placement=options.placement,
         device=options.device,
         dtype=_dtypes(options.device)[-1],
     )
+
+
+async def _dataset(
+    engine: Any,
+    keys: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[tuple[Sequence[int], str]],
+    choices: Sequence[tuple[str, ...]],
+    held_out: float,
+) -> Any:
+    """Return what a night makes of answers, tokens and text, that it takes for right."""
+    from memory.episode import Episode
+    from memory.snapshot import write_snapshot
+    from worker.dataset import load
+
+    neutral = engine.neutral_latent().numpy()
+    episodes = [
+        Episode(
+            space=engine.space.id,
+            key=key,
+            latent=neutral,
+            latent_earned=False,
+            reward=1.0,
+            signals={"verifier": 1.0},
+            prompt_token_ids=tuple(prompt),
+            answer_token_ids=tuple(tokens),
+            prompt_text=engine.decode(prompt),
+            answer_text=text,
+            choices=held,
+        )
+        for key, prompt, (tokens, text), held in zip(keys, prompts, answers, choices, strict=True)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        write_snapshot(episodes, Path(folder) / "snapshot")
+        return await load(
+            Path(folder) / "snapshot",
+            engine,
+            space=engine.space.id,
+            min_reward=0.0,
+            min_episodes=1,
+            holdout_share=held_out,
+            calibration=1.0,
+            seed=0,
+        )
+
+
+def step(model: str, options: argparse.Namespace, show: Show) -> None:
+    """One optimisation step of our searches beside LatentSeek's, as `latentevolve bench step`."""
+    from bench.statistics import ratio_text
+    from bench.step import QUESTION
+    from bench.step.compare import compare, summary
+
+    engine = _engine(model, options)
     try:
         steps = compare(
             engine, QUESTION, options.step_tokens, options.population, options.repetitions, lambda *_: None
@@ -383,11 +409,101 @@ def step(model: str, options: argparse.Namespace, show: Show) -> None:
         show(Row(f"step, {name}", said, f"{found['seconds_median']:.2f} s"))
 
 
+def stream(model: str, options: argparse.Namespace, show: Show) -> None:
+    """A day without labels, a night on what its samples agree on, and new questions in one pass."""
+    asyncio.run(_stream(model, options, show))
+
+
+async def _stream(model: str, options: argparse.Namespace, show: Show) -> None:
+    from bench.asking import elected, vote
+    from bench.stream.score import Scorer
+    from cli.demonstration.stream import read_items, split
+    from model.engine import SteeredPrompt
+    from worker.train import Recipe, train
+
+    engine = _engine(model, options)
+    try:
+        items = read_items(options.data)
+        day, asked, _ = split(items, options.day, options.asked, seed=0)
+        scorer = Scorer(items, box=True)
+
+        begun = time.perf_counter()
+        learned = []
+        for item, (prompt, found) in zip(day, await _sampled(engine, day, options), strict=True):
+            example = _example(engine, prompt, found)
+            if example is not None:
+                learned.append((item, prompt, example))
+        if not learned:
+            raise ValueError(
+                f"no two samples agree on any of {len(day)} questions: there is nothing to learn"
+            )
+        right = sum(scorer.correct(example.text, item) for item, _, example in learned)
+        found = f"samples agree on {len(learned)} of {len(day)} questions, rightly on {right}"
+        show(Row("stream, day", found, f"{time.perf_counter() - begun:.1f} s"))
+
+        begun = time.perf_counter()
+        prompts = [prompt.token_ids for _, prompt, _ in learned]
+        answers = [(example.token_ids, example.text) for _, _, example in learned]
+        keys = (await engine.keys(prompts)).numpy()
+        dataset = await _dataset(engine, keys, prompts, answers, [()] * len(prompts), 0.25)
+        fold = dataset.folds[-1]
+        trained = await train(engine, dataset, fold, Recipe(options.night_steps, 4))
+        size = f"{trained.steps} steps on {len(fold.train)} answers, step {trained.best_step} kept"
+        show(Row("stream, training", size, f"{time.perf_counter() - begun:.1f} s"))
+
+        sampled = await _sampled(engine, asked, options)
+        most = [said[elected([vote(prompt, one) for one in said]) or 0] for prompt, said in sampled]
+        greedy = [prompt.decoding for prompt, _ in sampled]
+        # One cluster as a rule, whose latent is tried on every question.
+        ways = {"plain": None, "one pass after the night": trained.latents[0]}
+        told = {f"majority of {VOTES}": most}
+        for name, latent in ways.items():
+            given = [SteeredPrompt(prompt.token_ids, latent) for prompt, _ in sampled]
+            told[name] = await engine.generate(given, greedy)
+        for name, replies in told.items():
+            good = sum(scorer.correct(one.text, item) for one, item in zip(replies, asked, strict=True))
+            length = statistics.fmean(len(one.token_ids) for one in replies)
+            show(Row(f"stream, {name}", f"{good} of {len(asked)} right, {length:.0f} tokens an answer"))
+    finally:
+        await engine.close()
+
+
+async def _sampled(engine: Any, items: Sequence[Any], options: argparse.Namespace) -> list[tuple[Any, Any]]:
+    """Return each question as it is asked, and samples of it."""
+    from bench.asking import first_seed, render, samples
+
+    system = f"Answer in at most {options.stream_tokens} tokens: short steps, then the answer in \\boxed{{}}."
+    prompts = [
+        render(engine, item, instruction=INSTRUCTION, system=system, max_tokens=options.stream_tokens)
+        for item in items
+    ]
+    found = []
+    for start in range(0, len(prompts), TOGETHER):
+        some = prompts[start : start + TOGETHER]
+        seeds = [first_seed(0, start + number) for number in range(len(some))]
+        found += zip(some, await samples(engine, some, VOTES, seeds), strict=True)
+    return found
+
+
+def _example(engine: Any, prompt: Any, answers: Sequence[Any]) -> Any:
+    """Return the answer that a night would learn: what most say, said as shortly as it is sure; else None."""
+    from bench.asking import vote
+    from server.steering.rewards.scorer import Scored
+    from server.steering.search.result import Candidate
+    from server.steering.search.select import elect, shortest_of_the_surest
+
+    tried = [Candidate(one, Scored(1.0), None, False, vote(prompt, one) is not None) for one in answers]
+    chosen = elect(prompt, tried, [one.answer for one in tried if one.finished], by_votes=True)
+    best = shortest_of_the_surest(prompt, chosen, tried, engine.decode)
+    return best and best.answer
+
+
 _RUN: dict[str, Callable[[str, argparse.Namespace, Show], None]] = {
     "gradient": gradient,
     "decoding": decoding,
     "night": night,
     "step": step,
+    "stream": stream,
 }
 
 

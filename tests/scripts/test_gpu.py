@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 SIZES = {
     "--length": 4, "--prompts": 3, "--tokens": 4, "--train": 24, "--held-out": 12, "--night-steps": 3,
     "--step-tokens": 16, "--repetitions": 1, "--population": 2,
+    "--day": 16, "--asked": 4, "--stream-tokens": 12,
 }  # fmt: skip
 SMALL = ["--device", "cpu", *(str(part) for size in SIZES.items() for part in size)]
 
@@ -77,13 +78,31 @@ def test_every_part_runs_with_torch_and_transformers_alone(shape: Path) -> None:
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    # Answers of random weights agree in nothing.
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.count("NOT RUN") == 1, done.stdout + done.stderr
+    assert "ValueError: no two samples agree on any of 16 questions: there is nothing to learn" in done.stdout
     rows = {line[:36].strip(): line for line in done.stdout.splitlines()}
     assert "RANDOM WEIGHTS" in rows["model"]
     assert "cosine 1.00000 at least" in rows["gradient, float32"]
     assert "3 of 3 answers equal" in rows["decoding, float32"]
     assert "% for the right choice before" in rows["night, held out"]
     assert {"step, latentseek", "step, gradient", "step, evolution"} <= set(rows)
+
+
+def test_the_stream_learns_what_samples_agree_on_and_asks_new_questions(
+    shape: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = script("gpu")
+    # Answers of random weights agree in nothing, so any of them is taken for what most say.
+    monkeypatch.setattr(gpu, "_example", lambda engine, prompt, answers: answers[0])
+    lines: list[str] = []
+    assert gpu.main([str(shape), *SMALL, "--parts", "stream"], lines.append) == 0
+    rows = {line[:36].strip(): line for line in lines}
+    assert "samples agree on 16 of 16 questions, rightly on 0" in rows["stream, day"]
+    assert "3 steps on 16 answers" in rows["stream, training"]
+    for way in ("plain", "majority of 8", "one pass after the night"):
+        assert "0 of 4 right, 12 tokens an answer" in rows[f"stream, {way}"]
 
 
 def test_part_that_cannot_run_says_so_and_the_others_go_on(shape: Path) -> None:
