@@ -26,7 +26,7 @@ def sweep(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run `bench stream` side by side with one option that differs."""
+    """Compare runs of `bench stream` in which one option differs."""
     from bench.statistics import percent
     from bench.stream.journal import several
     from bench.sweep.points import read
