@@ -119,8 +119,7 @@ class Doorman:
         if settings.api_key and self._operator is None:
             logger.warning("LATENTEVOLVE_API_KEY is one of the keys that were made: it is not the operator's")
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
-        self._exist = False
-        self._exist_read_at = self._exist_asked_at = float("-inf")
+        self._exist: tuple[bool, float] = (False, float("-inf"))
         self._verifying = asyncio.Semaphore(1)
         self._waiting = 0
         self._rates = _Rates(settings.broker_url)
@@ -129,21 +128,15 @@ class Doorman:
         """Return whether a key is needed: the operator has one, or there ever was another.
 
         Raises:
-            StateUnavailableError: it does not answer, and has not for `STALE_S`.
+            StateUnavailableError: it does not answer, and nothing is known.
         """
-        if self._operator is not None or self._exist:
+        if self._operator is not None:
             return True
-        at = self._monotonic()
-        known = at - self._exist_read_at <= STALE_S
-        if not known or at - self._exist_asked_at > FRESH_S:
-            self._exist_asked_at = at  # while one asks, others go by what is known
-            try:
-                self._exist = await asyncio.to_thread(self.keys.exist)
-                self._exist_read_at = at
-            except StateUnavailableError:
-                if not known:
-                    raise
-        return self._exist
+        exist, read_at = self._exist
+        if not exist and self._monotonic() - read_at > FRESH_S:
+            exist = await asyncio.to_thread(self.keys.exist)
+            self._exist = exist, self._monotonic()
+        return exist
 
     async def admit(self, token: str | None) -> Access:
         """Return whom a token names; without any key in the world, whoever it is.

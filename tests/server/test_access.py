@@ -36,11 +36,6 @@ class Keys(ApiKeys):
             raise StateUnavailableError("away")
         return super().get(key_id)
 
-    def exist(self) -> bool:
-        if self.away:
-            raise StateUnavailableError("away")
-        return super().exist()
-
 
 @asynccontextmanager
 async def closed(redis: RedisServer) -> AsyncIterator[None]:
@@ -148,30 +143,6 @@ async def test_without_any_key_whoever_comes_is_the_operator_until_there_is_one(
     for token in (None, "none", "le-x"):
         with pytest.raises(UnauthorizedError):
             await doorman.admit(token)
-
-
-async def test_without_any_key_requests_go_on_for_a_while_without_the_state(
-    keys: Keys, clock: Clock, doorman: Doorman
-) -> None:
-    keys.away = True
-    with pytest.raises(StateUnavailableError):
-        await doorman.admit(None)  # a key may have been made before
-    keys.away = False
-    assert (await doorman.admit(None)).operates
-    keys.away = True
-    clock.now += STALE_S
-    assert (await doorman.admit(None)).operates
-    clock.now += 1
-    with pytest.raises(StateUnavailableError):
-        await doorman.admit(None)
-    keys.away = False
-    keys.create("app", ["infer"])
-    with pytest.raises(UnauthorizedError):
-        await doorman.admit(None)
-    keys.away = True
-    clock.now += 10 * STALE_S
-    with pytest.raises(UnauthorizedError):  # there was one once, which no state takes back
-        await doorman.admit(None)
 
 
 async def test_the_operators_key_is_the_settings_one(keys: ApiKeys, clock: Clock) -> None:
