@@ -34,11 +34,10 @@ def render(engine: Engine, item: Item, *, instruction: str, system: str, max_tok
     question = item.asked(instruction)
     messages = [{"role": "system", "content": system}] if system else []
     tokens = engine.render([*messages, {"role": "user", "content": question}])
-    decoding = Decoding(max_tokens=max_tokens, choices=item.choices or None)
+    choices = tuple(sorted(set(item.choices)))  # as the gateway reads them
+    decoding = Decoding(max_tokens=max_tokens, choices=choices or None)
     rules: dict[str, Any] = {"boxed": True} if "\\boxed" in system + question else {}
-    return RenderedPrompt(
-        tokens, engine.decode(tokens), question, decoding, rules, scored_choices=item.choices or ()
-    )
+    return RenderedPrompt(tokens, engine.decode(tokens), question, decoding, rules, scored_choices=choices)
 
 
 def seed_of(prompt: RenderedPrompt, seed: int) -> int:

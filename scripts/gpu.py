@@ -1,10 +1,10 @@
-"""What of this project can be tried on a GPU in ten minutes, as a table.
+"""What of this project can be tried on a GPU in minutes, as a table.
 
     python scripts/gpu.py MODEL                  on a machine with a GPU
     python scripts/gpu.py MODEL --device cpu ... a rehearsal: the CPU beside itself, for which two cores need
                                                  --prompts 4 --tokens 16 --train 32 --held-out 16
                                                  --night-steps 10 --step-tokens 96 --repetitions 1
-                                                 --day 12 --asked 8 --stream-tokens 96
+                                                 --asked 8 --stream-tokens 96
 
 Owns the comparison of one device with the CPU: gradients, decoding with latents, a night's training on the
 example stream, `bench step`, and a stream of word problems with long answers. Needs torch, transformers and
@@ -103,7 +103,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=2, help="of `bench step`")
     parser.add_argument("--population", type=int, default=4, help="of `bench step`; even")
     parser.add_argument("--data", type=Path, default=PROBLEMS, help="questions of the stream, with answers")
-    parser.add_argument("--day", type=int, default=24, help="questions of its day; GSM8K has room for 64")
+    parser.add_argument("--day", type=int, default=24, help="questions of its day")
     parser.add_argument("--asked", type=int, default=16, help="new questions after its night")
     parser.add_argument("--stream-tokens", type=int, default=200, help="of its answers")
     options = parser.parse_args(arguments)
@@ -419,6 +419,7 @@ async def _stream(model: str, options: argparse.Namespace, show: Show) -> None:
     from bench.stream.score import Scorer
     from cli.demonstration.stream import read_items, split
     from model.engine import SteeredPrompt
+    from worker.dataset import FEWEST
     from worker.train import Recipe, train
 
     engine = _engine(model, options)
@@ -433,10 +434,10 @@ async def _stream(model: str, options: argparse.Namespace, show: Show) -> None:
             example = _example(engine, prompt, found)
             if example is not None:
                 learned.append((item, prompt, example))
-        if not learned:
-            raise ValueError(
-                f"no two samples agree on any of {len(day)} questions: there is nothing to learn"
-            )
+        if len(learned) < FEWEST:
+            found = f"samples agree on {len(learned)} of {len(day)} questions: too few to learn"
+            show(Row("stream, day", found, f"{time.perf_counter() - begun:.1f} s"))
+            return
         right = sum(scorer.correct(example.text, item) for item, _, example in learned)
         found = f"samples agree on {len(learned)} of {len(day)} questions, rightly on {right}"
         show(Row("stream, day", found, f"{time.perf_counter() - begun:.1f} s"))
@@ -448,22 +449,31 @@ async def _stream(model: str, options: argparse.Namespace, show: Show) -> None:
         dataset = await _dataset(engine, keys, prompts, answers, [()] * len(prompts), 0.25)
         fold = dataset.folds[-1]
         trained = await train(engine, dataset, fold, Recipe(options.night_steps, 4))
-        size = f"{trained.steps} steps on {len(fold.train)} answers, step {trained.best_step} kept"
+        size = f"{trained.steps} steps on {len(fold.train)} answers in {dataset.clusters} clusters"
         show(Row("stream, training", size, f"{time.perf_counter() - begun:.1f} s"))
 
         sampled = await _sampled(engine, asked, options)
-        most = [said[elected([vote(prompt, one) for one in said]) or 0] for prompt, said in sampled]
-        greedy = [prompt.decoding for prompt, _ in sampled]
-        # One cluster as a rule, whose latent is tried on every question.
-        ways = {"plain": None, "one pass after the night": trained.latents[0]}
-        told = {f"majority of {VOTES}": most}
-        for name, latent in ways.items():
+        votes = [[vote(prompt, one) for one in said] for prompt, said in sampled]
+        most = [
+            None if (at := elected(told)) is None else said[at]
+            for told, (_, said) in zip(votes, sampled, strict=True)
+        ]
+        good = sum(
+            one is not None and scorer.correct(one.text, item) for one, item in zip(most, asked, strict=True)
+        )
+        written = statistics.fmean(sum(len(one.token_ids) for one in said) for _, said in sampled)
+        show(
+            Row(
+                f"stream, majority of {VOTES}", f"{good} of {len(asked)} right, {written:.0f} tokens for each"
+            )
+        )
+        # The latent of the largest cluster, whatever the evidence and the question.
+        for name, latent in {"plain": None, "one pass after the night": trained.latents[0]}.items():
             given = [SteeredPrompt(prompt.token_ids, latent) for prompt, _ in sampled]
-            told[name] = await engine.generate(given, greedy)
-        for name, replies in told.items():
+            replies = await engine.generate(given, [prompt.decoding for prompt, _ in sampled])
             good = sum(scorer.correct(one.text, item) for one, item in zip(replies, asked, strict=True))
             length = statistics.fmean(len(one.token_ids) for one in replies)
-            show(Row(f"stream, {name}", f"{good} of {len(asked)} right, {length:.0f} tokens an answer"))
+            show(Row(f"stream, {name}", f"{good} of {len(asked)} right, {length:.0f} tokens for each"))
     finally:
         await engine.close()
 
@@ -486,12 +496,19 @@ async def _sampled(engine: Any, items: Sequence[Any], options: argparse.Namespac
 
 
 def _example(engine: Any, prompt: Any, answers: Sequence[Any]) -> Any:
-    """Return the answer that a night would learn: what most say, said as shortly as it is sure; else None."""
+    """Return what most say, as shortly as it is sure; None where no two agree, or others are as many.
+
+    The server asks for a reward of 0.5 besides.
+    """
     from bench.asking import vote
     from server.steering.rewards.scorer import Scored
+    from server.steering.search.consensus import counted, leading
     from server.steering.search.result import Candidate
     from server.steering.search.select import elect, shortest_of_the_surest
 
+    first = leading(counted(prompt, answers))
+    if len(first) != 1:
+        return None
     tried = [Candidate(one, Scored(1.0), None, False, vote(prompt, one) is not None) for one in answers]
     chosen = elect(prompt, tried, [one.answer for one in tried if one.finished], by_votes=True)
     best = shortest_of_the_surest(prompt, chosen, tried, engine.decode)

@@ -30,7 +30,7 @@ from worker.errors import SpaceMismatchError, TooFewEpisodesError
 logger = logging.getLogger(__name__)
 
 SAME_COSINE = 0.999
-"""Keys this similar are one prompt asked twice: the better answer stays."""
+"""Keys this similar, with the same choices, are one prompt asked twice: the better answer stays."""
 
 DUPLICATE_COSINES = (0.97, 0.98, 0.99, 0.995)
 """Tried in turn. Prompts that share a long instruction are similar however they differ, and with many of them
@@ -166,16 +166,17 @@ async def load(
             f"{len(candidates)} episodes of reward {min_reward:g} or more; a night needs {min_episodes}"
         )
     different = _deduplicated(candidates)
+    prompts = len({one.prompt for one in different})
     clustered = _clustered(different)
     if not clustered:
         raise TooFewEpisodesError(
-            f"{len(different)} different prompts, no {FEWEST} of one kind: that is the fewest to learn from"
+            f"{prompts} different prompts, no {FEWEST} of one kind: that is the fewest to learn from"
         )
     labelled, leanings = await _labelled(engine, reader.examples(_newest(clustered, MOST)), calibration)
     examples, kept, cosine = _grouped(labelled)
     if not examples:
         raise TooFewEpisodesError(
-            f"{len(different)} different prompts, no {FEWEST} of one kind with a label that is sure enough"
+            f"{prompts} different prompts, no {FEWEST} of one kind with a label that is sure enough"
         )
     return Dataset(
         tuple(examples),
@@ -193,10 +194,10 @@ class _Found:
     """What decides whether a night learns from an episode."""
 
     id: str
-    question: int
-    """Hash of the prompt's tokens and of its choices."""
-    held_to: int
-    """Hash of its choices."""
+    prompt: int
+    """Hash of its tokens."""
+    choices: int
+    """Hash of what may be answered."""
     key: Array
     """(d,), norm 1."""
     told: bool
@@ -225,7 +226,7 @@ class _Reader:
         return [
             _Found(
                 episode.id,
-                hash((episode.prompt_token_ids, episode.choices)),
+                hash(episode.prompt_token_ids),
                 hash(episode.choices),
                 unit(episode.key[None])[0],
                 episode.feedback is not None,
@@ -300,12 +301,12 @@ def _deduplicated(candidates: Sequence[_Found]) -> list[_Found]:
 
     It is one that somebody called right, else the one of the best reward, then the newest.
     """
-    best: dict[int, _Found] = {}
+    best: dict[tuple[int, int], _Found] = {}
     for one in sorted(candidates, key=lambda one: (not one.told, -one.reward, -one.seen_at, one.id)):
-        best.setdefault(one.question, one)
+        best.setdefault((one.prompt, one.choices), one)
     held: dict[int, list[_Found]] = {}
     for one in best.values():
-        held.setdefault(one.held_to, []).append(one)
+        held.setdefault(one.choices, []).append(one)
     kept = [
         ranked[at]
         for ranked in held.values()

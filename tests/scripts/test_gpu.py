@@ -78,15 +78,13 @@ def test_every_part_runs_with_torch_and_transformers_alone(shape: Path) -> None:
         text=True,
         timeout=300,
     )
-    # Answers of random weights agree in nothing.
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stdout.count("NOT RUN") == 1, done.stdout + done.stderr
-    assert "ValueError: no two samples agree on any of 16 questions: there is nothing to learn" in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
     rows = {line[:36].strip(): line for line in done.stdout.splitlines()}
     assert "RANDOM WEIGHTS" in rows["model"]
     assert "cosine 1.00000 at least" in rows["gradient, float32"]
     assert "3 of 3 answers equal" in rows["decoding, float32"]
     assert "% for the right choice before" in rows["night, held out"]
+    assert "samples agree on 0 of 16 questions: too few to learn" in rows["stream, day"]
     assert {"step, latentseek", "step, gradient", "step, evolution"} <= set(rows)
 
 
@@ -101,8 +99,8 @@ def test_the_stream_learns_what_samples_agree_on_and_asks_new_questions(
     rows = {line[:36].strip(): line for line in lines}
     assert "samples agree on 16 of 16 questions, rightly on 0" in rows["stream, day"]
     assert "3 steps on 16 answers" in rows["stream, training"]
-    for way in ("plain", "majority of 8", "one pass after the night"):
-        assert "0 of 4 right, 12 tokens an answer" in rows[f"stream, {way}"]
+    for way, tokens in (("plain", 12), ("majority of 8", 96), ("one pass after the night", 12)):
+        assert f"0 of 4 right, {tokens} tokens for each" in rows[f"stream, {way}"]
 
 
 def test_part_that_cannot_run_says_so_and_the_others_go_on(shape: Path) -> None:
