@@ -434,13 +434,13 @@ async def _stream(model: str, options: argparse.Namespace, show: Show) -> None:
             example = _example(engine, prompt, found)
             if example is not None:
                 learned.append((item, prompt, example))
-        if len(learned) < FEWEST:
-            found = f"samples agree on {len(learned)} of {len(day)} questions: too few to learn"
-            show(Row("stream, day", found, f"{time.perf_counter() - begun:.1f} s"))
-            return
         right = sum(scorer.correct(example.text, item) for item, _, example in learned)
-        found = f"samples agree on {len(learned)} of {len(day)} questions, rightly on {right}"
+        few = len(learned) < FEWEST
+        found = f"samples agree on {len(learned)} of {len(day)} questions"
+        found += ": too few to learn" if few else f", rightly on {right}"
         show(Row("stream, day", found, f"{time.perf_counter() - begun:.1f} s"))
+        if few:
+            return
 
         begun = time.perf_counter()
         prompts = [prompt.token_ids for _, prompt, _ in learned]
@@ -452,28 +452,24 @@ async def _stream(model: str, options: argparse.Namespace, show: Show) -> None:
         size = f"{trained.steps} steps on {len(fold.train)} answers in {dataset.clusters} clusters"
         show(Row("stream, training", size, f"{time.perf_counter() - begun:.1f} s"))
 
+        def tell(name: str, answers: Sequence[Any], tokens: Sequence[int]) -> None:
+            pairs = zip(answers, asked, strict=True)
+            good = sum(one is not None and scorer.correct(one.text, item) for one, item in pairs)
+            each = f"{statistics.fmean(tokens):.0f} tokens for each"
+            show(Row(f"stream, {name}", f"{good} of {len(asked)} right, {each}"))
+
         sampled = await _sampled(engine, asked, options)
-        votes = [[vote(prompt, one) for one in said] for prompt, said in sampled]
-        most = [
-            None if (at := elected(told)) is None else said[at]
-            for told, (_, said) in zip(votes, sampled, strict=True)
-        ]
-        good = sum(
-            one is not None and scorer.correct(one.text, item) for one, item in zip(most, asked, strict=True)
-        )
-        written = statistics.fmean(sum(len(one.token_ids) for one in said) for _, said in sampled)
-        show(
-            Row(
-                f"stream, majority of {VOTES}", f"{good} of {len(asked)} right, {written:.0f} tokens for each"
-            )
-        )
+        most = []
+        for prompt, said in sampled:
+            at = elected([vote(prompt, one) for one in said])
+            most.append(None if at is None else said[at])
+        written = [sum(len(one.token_ids) for one in said) for _, said in sampled]
+        tell(f"majority of {VOTES}", most, written)
         # The latent of the largest cluster, whatever the evidence and the question.
         for name, latent in {"plain": None, "one pass after the night": trained.latents[0]}.items():
             given = [SteeredPrompt(prompt.token_ids, latent) for prompt, _ in sampled]
             replies = await engine.generate(given, [prompt.decoding for prompt, _ in sampled])
-            good = sum(scorer.correct(one.text, item) for one, item in zip(replies, asked, strict=True))
-            length = statistics.fmean(len(one.token_ids) for one in replies)
-            show(Row(f"stream, {name}", f"{good} of {len(asked)} right, {length:.0f} tokens for each"))
+            tell(name, replies, [len(one.token_ids) for one in replies])
     finally:
         await engine.close()
 
@@ -506,11 +502,11 @@ def _example(engine: Any, prompt: Any, answers: Sequence[Any]) -> Any:
     from server.steering.search.result import Candidate
     from server.steering.search.select import elect, shortest_of_the_surest
 
-    first = leading(counted(prompt, answers))
-    if len(first) != 1:
-        return None
     tried = [Candidate(one, Scored(1.0), None, False, vote(prompt, one) is not None) for one in answers]
-    chosen = elect(prompt, tried, [one.answer for one in tried if one.finished], by_votes=True)
+    voters = [one.answer for one in tried if one.finished]
+    if len(leading(counted(prompt, voters))) != 1:
+        return None
+    chosen = elect(prompt, tried, voters, by_votes=True)
     best = shortest_of_the_surest(prompt, chosen, tried, engine.decode)
     return best and best.answer
 
