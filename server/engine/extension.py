@@ -1,8 +1,8 @@
 """The part of us that runs inside vLLM's workers.
 
 Owns the final hidden states of requests that ask for a retrieval key, which leave with the step's own output,
-the model's input embeddings and head, and the end of an engine whose front end was killed; what computes
-gradients comes from `GradientHost`.
+seeds that hold for prompts which are read in parts, the model's input embeddings and head, and the end of an
+engine whose front end was killed; what computes gradients comes from `GradientHost`.
 Imported by vLLM by name (`worker_extension_cls`); its methods are called with `collective_rpc`. Knows
 nothing of prompts, of how keys are centred, or of steering.
 
@@ -16,9 +16,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import psutil  # type: ignore[import-untyped]
 import torch
 
@@ -51,18 +52,21 @@ class StateCatcher(GradientHost):
         return take_rows_alone()
 
     def _answer_with_states(self) -> None:
+        """Wrap the drawing of tokens: states leave with them, and a prompt in parts draws once."""
         runner = self.model_runner
         if hasattr(runner, "sample_without_states"):
             return
         sample_tokens = runner.sample_without_states = runner.sample_tokens
 
         def sample_with_states(*args: Any, **kwargs: Any) -> Any:
-            state, rows = runner.execute_model_state, None
-            if state is not None:
-                ids = runner.input_batch.req_ids
-                unfinished = runner.discard_request_mask.np[: len(ids)]
-                rows = rows_of_keys(ids, unfinished, state.sample_hidden_states)
-            output = sample_tokens(*args, **kwargs)
+            state = runner.execute_model_state
+            if state is None:
+                return sample_tokens(*args, **kwargs)
+            ids = runner.input_batch.req_ids
+            unfinished = runner.discard_request_mask.np[: len(ids)]
+            rows = rows_of_keys(ids, unfinished, state.sample_hidden_states)
+            with undrawn(runner.input_batch.generators, unfinished):
+                output = sample_tokens(*args, **kwargs)
             if rows is not None:
                 # With asynchronous scheduling the output is wrapped in what waits for the sampled tokens.
                 getattr(output, "_model_runner_output", output).pooler_output = rows
@@ -143,6 +147,24 @@ def rows_of_keys(
         for id, more, row in zip(request_ids, unfinished, rows, strict=True)
     ]
     return states if any(row is not None for row in states) else None
+
+
+@contextlib.contextmanager
+def undrawn(generators: dict[int, torch.Generator], unfinished: Sequence[bool]) -> Iterator[None]:
+    """Let requests of whose prompt more is to come draw from no generator of their own.
+
+    vLLM draws a token for them, too, throws it away and turns the generator back; one on the CPU cannot be
+    turned back, and that ended the engine.
+
+    Args:
+        generators: The batch's, of requests with a seed, by their place in it.
+        unfinished: Whether more of the request's prompt is to come.
+    """
+    aside = {at: generators.pop(at) for at in np.flatnonzero(unfinished).tolist() if at in generators}
+    try:
+        yield
+    finally:
+        generators.update(aside)
 
 
 def _floats(values: torch.Tensor) -> bytes:

@@ -101,6 +101,15 @@ async def test_same_seed_same_sample(engine: VLLMEngine) -> None:
     assert first.token_ids != other.token_ids
 
 
+async def test_a_seed_holds_for_a_prompt_that_is_read_in_parts(engine: VLLMEngine) -> None:
+    drawn = Decoding(8, temperature=1.0, seed=11)
+    long = [SteeredPrompt(prompt(engine, f"{LONG} {n} boats come in.")) for n in range(3)]
+    in_parts = await engine.generate(long, [drawn] * 3)
+    (alone,) = await engine.generate(long[:1], drawn)  # what stands before the last block is cached
+    assert alone.token_ids == in_parts[0].token_ids
+    assert len(set(in_parts[0].token_ids)) > 1
+
+
 async def test_answers_keep_to_choices(engine: VLLMEngine) -> None:
     tokens = SteeredPrompt(prompt(engine, "Is the sea salty?"), engine.neutral_latent())
     (chosen,) = await engine.generate([tokens], Decoding(8, choices=("perhaps", "never")))
