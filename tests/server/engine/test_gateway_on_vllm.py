@@ -1,6 +1,7 @@
 """The gateway in front of vLLM's own app: vLLM's answers stay its own, and every route knows our names."""
 
 import asyncio
+import itertools
 import json
 import logging
 import re
@@ -56,6 +57,19 @@ ASKED: dict[str, dict[str, Any]] = {
 """How each route that takes a model's name is asked."""
 UNREAD = {"/invocations": 200, "/v1/systemone": 501}
 """What an unknown name gets where it is not read: at SageMaker's door, and for want of a model that can."""
+
+HOW: list[dict[str, Any]] = [
+    {"temperature": 1.0, "seed": 3},
+    {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.05},
+    {"temperature": 1.0, "seed": 3, "n": 2, "logprobs": True, "top_logprobs": 2},
+    {"temperature": 0, "prompt_logprobs": 1},
+    {"temperature": 1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.1, "bad_words": ["river"]},
+    {"temperature": 1.0, "seed": 4, "min_tokens": 2, "ignore_eos": True, "stop": ["."]},
+    {"temperature": 1.0, "seed": 5, "logit_bias": {"100": 5}},
+    {"temperature": 1.0, "seed": 6, "structured_outputs": {"choice": ["yes", "no"]}},
+    {"temperature": 1.0, "seed": 7, "structured_outputs": {"regex": "[0-9]{1,3}"}},
+]
+"""Ways of drawing that vLLM has code of its own for."""
 
 OWN = re.compile(
     r'"(?:id|created|created_at|completed_at|request_id|trace_id|metrics|item_id|cached_tokens|created_cache_tokens)":\s*'
@@ -235,6 +249,23 @@ BAD: list[tuple[str, Any]] = [
     ("/v1/nothing-here", {}),
     ("/v1/models", {}),
 ]
+
+
+async def test_a_burst_of_long_prompts_is_answered_however_tokens_are_drawn(
+    gateway: httpx.AsyncClient, launched: Launched
+) -> None:
+    bodies = [
+        {
+            "model": name(launched),
+            "messages": [{"role": "user", "content": f"{at} " + "boats come and go " * (10 + 15 * (at % 5))}],
+            "max_tokens": 4,
+            **how,
+            "latent": {"effort": effort},
+        }
+        for at, (how, effort) in enumerate(itertools.product(HOW, ("none", "low", "medium")))
+    ]
+    answers = await asyncio.gather(*(gateway.post(CHAT, json=body) for body in bodies))
+    assert [answer.text for answer in answers if answer.status_code != 200] == []
 
 
 @pytest.mark.parametrize("stream", [False, True])
