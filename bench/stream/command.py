@@ -147,6 +147,10 @@ def stream(
         digests=tuple(digest(path) for path in (data, *(also or []), unlike)),
     )
     files, prompts = Files(plan), list(dict.fromkeys(read_prompts(unlike)))
+    if "latentseek" in chosen and (plan.engine != "transformers" or files.held):
+        raise CommandError(
+            "--arms latentseek: needs free answers and --engine transformers", "name the others alone", USAGE
+        )
     for seed in wanted:
         files.deal(seed)  # too few questions are said before there is a run of them
     # More nights go on from where fewer ended: they leave the earlier days as they were.

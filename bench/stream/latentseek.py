@@ -3,7 +3,7 @@
 Owns its loop over one question. Steps are the published ones, and as published the last answer is given, not
 the best. Its self-reward, judgements by the model that tell right from wrong no better than chance on small
 models, gives way to the server's own reward, whose votes count as part of its cost. Answers are decoded with
-a KV cache, which the published code does without. Needs the transformers engine.
+a KV cache, which the published code does without. Needs the transformers engine, and answers that are free.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from bench.asking import samples, scorer_of, seed_of
 from bench.latentseek import SHARE, STEPS, Opening
 from bench.stream.reply import Reply, reply_of
-from cli.failure import USAGE, CommandError
 from model.engine import Generation, SteeredPrompt
 from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.scorer import Scorer
 
 if TYPE_CHECKING:
     from bench.stream.loop import Loop
+    from model.transformers_engine import TransformersEngine
 
 ENOUGH = -0.2
 """A reward above this, of the published range [−1, 0], ends the search."""
@@ -33,16 +33,8 @@ VOTES = 8
 
 
 async def latentseek(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
-    """Answer each question by ten steps, or fewer where the reward is high before.
-
-    Raises:
-        CommandError: the engine has no weights to ask, or answers are held to choices.
-    """
-    model = getattr(loop.engine, "model", None)
-    if model is None or any(prompt.decoding.choices for prompt in prompts):
-        raise CommandError(
-            "latentseek: needs free answers and the engine transformers", "leave it out of --arms", USAGE
-        )
+    """Answer each question by ten steps, or fewer where the reward is high before."""
+    model = cast("TransformersEngine", loop.engine).model
     scorer = scorer_of(loop.settings)
     pools = await samples(loop.engine, prompts, VOTES, [seed_of(prompt, seed) for prompt in prompts])
     firsts = await loop.engine.generate(

@@ -46,6 +46,11 @@ class Files:
                 )
             self._also[path.stem] = list({item.question: item for item in self._read(path)}.values())
 
+    @property
+    def held(self) -> bool:
+        """Whether any answer is held to choices."""
+        return any(item.choices for items in (self._items, *self._also.values()) for item in items)
+
     def _read(self, path: Path) -> list[Item]:
         items = read_items(path)
         if not self._plan.choices:

@@ -1,7 +1,6 @@
 """The published search as an arm, on random weights."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from bench.latentseek import STEPS, Opening
 from bench.stream.latentseek import VOTES, latentseek
 from bench.stream.loop import Loop, open_loop
 from bench.stream.plan import Plan
-from cli.failure import CommandError
 from config.settings import Settings
 from model.transformers_engine import TransformersEngine
 from tests.bench.stream.conftest import items_of
@@ -61,9 +59,3 @@ async def test_the_first_answer_stays_where_its_reward_is_enough(
     (plain,) = await weights.ask("plain", items_of(1), 0)
     (reply,) = await weights.ask("latentseek", items_of(1), 0)
     assert (reply.facts["steps"], reply.text) == (0, plain.text)
-
-
-async def test_answers_held_to_choices_are_refused(weights: Loop) -> None:
-    held = replace(items_of(1)[0], choices=("red", "blue"))
-    with pytest.raises(CommandError, match="free answers"):
-        await latentseek(weights, [weights.render(held)], 0)

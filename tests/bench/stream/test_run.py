@@ -296,3 +296,11 @@ def test_too_few_questions_leave_no_run_behind(tmp_path: Path) -> None:
     assert isinstance(ran.exception, CommandError)
     assert "are needed" in ran.exception.message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("more", [["--choices"], ["--engine", "vllm"]])
+def test_latentseek_is_refused_at_once_where_it_cannot_answer(tmp_path: Path, more: list[str]) -> None:
+    ran = CliRunner().invoke(app, ["stream", str(tmp_path / "run"), "--arms", "plain,latentseek", *more])
+    assert isinstance(ran.exception, CommandError)
+    assert "latentseek" in ran.exception.message
+    assert not (tmp_path / "run").exists()
