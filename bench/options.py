@@ -6,7 +6,7 @@ Owns their names and help, and how settings are given as name=value.
 import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -20,7 +20,7 @@ TOPICS = EXAMPLES / "topics.jsonl"
 """The questions of a benchmark that is given no others."""
 
 Data = Annotated[Path, typer.Option("--data", help="JSONL file with `question` and `answer`.")]
-EngineName = Annotated[str, typer.Option("--engine", help="transformers or vllm.")]
+EngineName = Annotated[EngineKind, typer.Option("--engine", help="What decodes.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Answer budget.")]
 Instruction = Annotated[str, typer.Option("--instruction", help="Follows each question.")]
 System = Annotated[str, typer.Option("--system", help="System prompt.")]
@@ -28,17 +28,6 @@ SettingPairs = Annotated[
     list[str] | None,
     typer.Option("--setting", help="Server setting as name=value, such as recall_k=8; repeatable."),
 ]
-
-
-def engine_kind(name: str) -> EngineKind:
-    """Return the kind of engine of that name.
-
-    Raises:
-        CommandError: exit code 2, there is none.
-    """
-    if name not in ("transformers", "vllm"):
-        raise CommandError(f"--engine {name}: not transformers or vllm", None, USAGE)
-    return cast(EngineKind, name)
 
 
 def numbers(text: str, option: str, *, least: int = 0, rising: bool = False) -> list[int]:

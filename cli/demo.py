@@ -107,7 +107,7 @@ def _own_gateway(screen: Screen, overrides: dict[str, Any]) -> Iterator[str]:
     """Run a tree on an empty temporary data directory and yield its URL."""
     with tempfile.TemporaryDirectory(prefix="latentevolve-demo-") as folder:
         screen.line("Starting a server of its own with an empty memory", "bold")
-        with own_tree(screen, Path(folder), **overrides) as address:
+        with own_tree(screen, Path(folder), **overrides) as (address, _):
             yield address
 
 

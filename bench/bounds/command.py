@@ -132,7 +132,7 @@ def _show(
     before: list[dict[str, Any]],
     found: list[dict[str, Any]],
 ) -> None:
-    from bench.bounds.compare import comparisons, trainings
+    from bench.bounds.compare import comparisons
     from bench.statistics import percent
     from bench.stream.report import HEADERS, table
     from bench.stream.runner import START
@@ -142,7 +142,7 @@ def _show(
     beside = [row for row in before if row["stage"] in (START, stage) and row["seed"] in seeds]
     results = scores([*beside, *mine])
     screen.table(list(HEADERS), table(results), title=f"{plan.model} on {plan.data}, {stage}")
-    learned = trainings(mine)
+    learned = [row for row in mine if row["arm"] == "training"]
     screen.table(
         ["what", "seed", "labels", "of these right", "values trained", "forward tokens"],
         [

@@ -18,9 +18,7 @@ PAIRS = (
     (CAPACITY, KV, LATENT),
     (METHOD, LATENT, TTSV),
     (METHOD, LATENT, TTRL),
-    (LABELS, f"{LATENT}{GOLD}", LATENT),
-    (CAPACITY, f"{LORA}{GOLD}", f"{LATENT}{GOLD}"),
-    (CAPACITY, f"{KV}{GOLD}", f"{LATENT}{GOLD}"),
+    (LABELS, GOLD, LATENT),
 )
 
 
@@ -49,8 +47,3 @@ def comparisons(rows: Sequence[Row]) -> list[Compared]:
             if difference is not None:
                 found.append(Compared(what, above, below, name, difference))
     return found
-
-
-def trainings(rows: Sequence[Row]) -> list[Row]:
-    """Return what each was trained on."""
-    return [row for row in rows if row["arm"] == "training"]

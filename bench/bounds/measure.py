@@ -32,10 +32,8 @@ from model.transformers_engine import TransformersEngine
 from server.steering.prompt import RenderedPrompt
 from worker.train import MAX_WATCHED, Recipe, train
 
-LATENT, LORA, KV, TTSV, TTRL = "latent", "lora", "kv", "ttsv", "ttrl"
-GOLD = "+gold"
-"""Ends the names of ways that learn from right labels."""
-WAYS = (LATENT, LORA, KV, TTSV, TTRL, *(f"{way}{GOLD}" for way in (LATENT, LORA, KV)))
+LATENT, LORA, KV, TTSV, TTRL, GOLD = "latent", "lora", "kv", "ttsv", "ttrl", "latent+gold"
+WAYS = (LATENT, LORA, KV, TTSV, TTRL, GOLD)
 REWARDED_RATE = 3e-4
 """Learning rate of a low-rank update that rewards teach: they are noisier than labels."""
 BATCH, CERTAIN_BATCH = 4, 8
@@ -86,12 +84,9 @@ class Bounds:
         if not taught:
             return
         night, known = await of_night(self.loop, learned, scorer)
-        gold: Labelled | None = None
         for way in taught:
-            if way.endswith(GOLD):
-                gold = gold or await self._gold(night, known, scorer)
-            data = gold if gold and way.endswith(GOLD) else night
-            await self._ask(way, held_out, await self._taught(way.removesuffix(GOLD), way, data))
+            data = await self._gold(night, known, scorer) if way == GOLD else night
+            await self._ask(way, held_out, await self._taught(way, data))
 
     async def _gold(self, night: Labelled, known: dict[str, Item], scorer: Scorer) -> Labelled:
         latents = await self._latents(LATENT, night)
@@ -100,10 +95,10 @@ class Bounds:
         self.progress(f"{self.stage} gold", 1, 1, f"{len(gold.examples)} of {len(night.examples)} questions")
         return gold
 
-    async def _taught(self, way: str, name: str, data: Labelled) -> Answer:
+    async def _taught(self, way: str, data: Labelled) -> Answer:
         """Train a way on labels, and return how it answers."""
-        if way == LATENT:
-            return self._under(await self._latents(name, data), data)
+        if way in (LATENT, GOLD):
+            return self._under(await self._latents(way, data), data)
         model = self.engine.model
         adapter: Adapter
         if way == LORA:
@@ -111,7 +106,7 @@ class Bounds:
         else:
             adapter = KvPrefix(model.network, model.neutral_latent())
         rise = by_labels(model, adapter, data.examples)
-        await self._fit(name, adapter, rise, len(data.examples), BATCH, "log-likelihood", data.right_share)
+        await self._fit(way, adapter, rise, len(data.examples), BATCH, "log-likelihood", data.right_share)
         return self._with(adapter)
 
     async def _published(self, way: str, prompts: Sequence[RenderedPrompt]) -> Answer:

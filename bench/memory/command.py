@@ -15,7 +15,7 @@ import typer
 
 from bench.options import numbers
 from bench.result import Output, Report
-from cli.failure import INTERRUPTED, USAGE, CommandError
+from cli.failure import USAGE, CommandError
 from cli.options import Json, load_settings
 from cli.progress import PhaseProgress
 from cli.screen import Screen
@@ -54,19 +54,15 @@ def memory(
     plan = Plan(wanted, queries, batch, settings.recall_k, floor)
     options = {**asdict(plan), "hidden_size": hidden_size, "length": length, "seed": seed}
     report = Report(screen, "memory", options, output)
-    try:
-        with own_folder(folder, wanted[-1]) as data_dir, PhaseProgress(screen) as progress:
-            rows = grow(
-                lambda: EdgeStore(data_dir / SPACE, space=SPACE, length=length, hidden_size=hidden_size),
-                data_dir,
-                Workload(SPACE, hidden_size, length, seed),
-                plan,
-                progress.update,
-            )
-            progress.finish()
-    except KeyboardInterrupt:
-        screen.note("interrupted", "yellow")
-        raise typer.Exit(INTERRUPTED) from None
+    with own_folder(folder, wanted[-1]) as data_dir, PhaseProgress(screen) as progress:
+        rows = grow(
+            lambda: EdgeStore(data_dir / SPACE, space=SPACE, length=length, hidden_size=hidden_size),
+            data_dir,
+            Workload(SPACE, hidden_size, length, seed),
+            plan,
+            progress.update,
+        )
+        progress.finish()
     show(screen, rows)
     report.publish({"sizes": rows})
 

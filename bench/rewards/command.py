@@ -22,7 +22,6 @@ from bench.options import (
     SettingPairs,
     System,
     digest,
-    engine_kind,
     of_results,
     pairs,
     settings_at_default,
@@ -64,7 +63,6 @@ def rewards(
 ) -> None:
     """Measure how well each reward signal tells right from wrong."""
     screen = Screen(as_json)
-    kind = engine_kind(engine)
     settings = load_settings(**(given(model=model, cache_dir=cache_dir) | pairs(setting)))
     weights, names = _weights(settings, signals)
     everything = read_items(data)
@@ -77,7 +75,7 @@ def rewards(
         "model": settings.model,
         "data": str(data),
         "data_digest": digest(data),
-        "engine": kind,
+        "engine": engine,
         "max_tokens": max_tokens,
         "instruction": instruction,
         "system": system,
@@ -104,7 +102,7 @@ def rewards(
             )
         report = Report(screen, "rewards", options, output)
         try:
-            found = asyncio.run(_measure(screen, settings, kind, options, everything, items, rows))
+            found = asyncio.run(_measure(screen, settings, engine, options, everything, items, rows))
         except KeyboardInterrupt:
             if folder is not None:
                 screen.note(f"stopped; the same command goes on from here ({folder})")

@@ -17,12 +17,10 @@ from bench.result import Output, Report
 from bench.serve.arms import parse_arms
 from cli.demonstration.stream import EXAMPLES, read_prompts
 from cli.demonstration.tree import ISOLATED
-from cli.failure import INTERRUPTED, CommandError
+from cli.failure import CommandError
 from cli.options import CacheDir, Json, Model, given, load_settings
 from cli.progress import PhaseProgress
 from cli.screen import Screen
-
-IDLE_S = 5.0
 
 
 def serve(
@@ -60,17 +58,13 @@ def serve(
     engine = ("model", "max_num_seqs", "kv_cache_gib", "enforce_eager", "vllm_args", "medium_votes")
     options = {**asdict(plan), **{name: getattr(settings, name) for name in engine}, "data": str(data)}
     report = Report(screen, "serve", options, output)
-    try:
-        found = _measure(screen, plan, texts, overrides)
-    except KeyboardInterrupt:
-        screen.note("interrupted", "yellow")
-        raise typer.Exit(INTERRUPTED) from None
+    found = _measure(screen, plan, texts, overrides)
     show(screen, found)
     report.publish(found)
 
 
 def _measure(screen: Screen, plan: Any, texts: list[str], overrides: dict[str, Any]) -> dict[str, Any]:
-    from bench.processes import idle_cores, memory
+    from bench.processes import memory
     from bench.serve.arms import questions
     from bench.serve.remembered import remember
     from bench.serve.rounds import Addresses, run
@@ -90,13 +84,12 @@ def _measure(screen: Screen, plan: Any, texts: list[str], overrides: dict[str, A
         with screen.busy("remembering"):
             asyncio.run(remember(own, path, questions(texts, 0, plan.remembered)))
         screen.line("Starting bare vLLM", "bold")
-        bare = stack.enter_context(bare_server(screen, folder, overrides))
+        bare = stack.enter_context(bare_server(screen, overrides))
         screen.line(f"ready after {bare.ready_s:.1f} s")
         screen.line(f"Starting LatentEvolve with {plan.remembered} episodes", "bold")
         steered = stack.enter_context(steered_server(screen, folder / "data", overrides))
         screen.line(f"ready after {steered.ready_s:.1f} s")
         pids = {"bare": bare.pid, "latentevolve": steered.pid}
-        busy = dict(zip(pids, idle_cores(list(pids.values()), IDLE_S), strict=True))
         before = {name: memory(pid) for name, pid in pids.items()}
         at = Addresses(bare.url, steered.url, settings.api_key)
         with PhaseProgress(screen) as progress:
@@ -107,7 +100,6 @@ def _measure(screen: Screen, plan: Any, texts: list[str], overrides: dict[str, A
         "servers": {
             name: {
                 "ready_s": round(server.ready_s, 1),
-                "idle_cores": round(busy[name], 3),
                 "memory_before": before[name],
                 "memory_after": after[name],
             }
@@ -122,12 +114,11 @@ def show(screen: Screen, found: dict[str, Any]) -> None:
     from bench.statistics import ratio_text
 
     screen.table(
-        ["server", "ready s", "busy cores when idle", "MiB before", "MiB after"],
+        ["server", "ready s", "MiB before", "MiB after"],
         [
             [
                 name,
                 server["ready_s"],
-                server["idle_cores"],
                 server["memory_before"]["total_mib"],
                 server["memory_after"]["total_mib"],
             ]

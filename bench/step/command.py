@@ -9,7 +9,7 @@ import typer
 
 from bench.result import Output, Report
 from bench.step import QUESTION
-from cli.failure import INTERRUPTED, USAGE, CommandError
+from cli.failure import USAGE, CommandError
 from cli.options import CacheDir, Json, Model, load_settings
 from cli.progress import PhaseProgress
 from cli.screen import Screen
@@ -78,9 +78,6 @@ def step(
         raise CommandError(str(error)) from error
     except PromptTooLongError as error:
         raise CommandError(str(error), "choose a smaller --answer-tokens", USAGE) from error
-    except KeyboardInterrupt:
-        screen.note("interrupted", "yellow")
-        raise typer.Exit(INTERRUPTED) from None
     results = summary(steps)
     show(screen, results)
     report.publish({**results, "threads": torch.get_num_threads()})

@@ -61,22 +61,13 @@ async def plain(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> lis
     return await decoded(loop, prompts, [None] * len(prompts))
 
 
-async def sampled(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
-    """The model alone, one sample at temperature 1."""
-    return [
-        reply_of(found[0], SteeredPrompt(prompt.token_ids))
-        for prompt, found in zip(prompts, await _samples(loop, prompts, 1, seed), strict=True)
-    ]
-
-
 async def majority(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
     """The answer that most of n samples give; those cut off or not in the form asked for have no vote."""
     replies = []
     for prompt, found in zip(prompts, await _samples(loop, prompts, loop.plan.samples, seed), strict=True):
         votes = [vote(prompt, one) for one in found]
         chosen = elected(votes)
-        share = 0.0 if chosen is None else votes.count(votes[chosen]) / len(found)
-        replies.append(_chosen(prompt, found, chosen or 0, {"share": share}))
+        replies.append(_chosen(prompt, found, chosen or 0))
     return replies
 
 
@@ -87,7 +78,7 @@ async def best_of(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> l
     for prompt, found in zip(prompts, await _samples(loop, prompts, loop.plan.samples, seed), strict=True):
         scores = [scored.reward for scored in await scorer.score(prompt, found, found)]
         chosen = int(np.argmax(scores))
-        replies.append(_chosen(prompt, found, chosen, {"reward": scores[chosen]}))
+        replies.append(_chosen(prompt, found, chosen))
     return replies
 
 
@@ -97,10 +88,7 @@ def steered(*, recalls: bool = False, **options: Any) -> Answer:
     async def answer(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) -> list[Reply]:
         named = {**options, **({"k": loop.settings.recall_k} if recalls else {})}
         outcomes = [await loop.steer(prompt, seed=seed_of(prompt, seed), **named) for prompt in prompts]
-        facts = [
-            {"mode": outcome.mode, "reason": outcome.reason, "norm": _norm(outcome.latent)}
-            for outcome in outcomes
-        ]
+        facts = [{"mode": outcome.mode, "reason": outcome.reason} for outcome in outcomes]
         open_ = [at for at, outcome in enumerate(outcomes) if outcome.answer is None]
         decoded_now = await decoded(
             loop,
@@ -157,13 +145,12 @@ async def mean_latent(loop: Loop, prompts: Sequence[RenderedPrompt], seed: int) 
     """The mean of the latents that earned their place, the same for all; plain while there are none."""
     earned = [episode.latent for episode in loop.gateway.store.scroll() if episode.latent_earned]
     latent = torch.from_numpy(np.mean(earned, axis=0, dtype=np.float32)) if earned else None
-    return await decoded(loop, prompts, [latent] * len(prompts), [{"of": len(earned)}] * len(prompts))
+    return await decoded(loop, prompts, [latent] * len(prompts))
 
 
 REQUESTS: Mapping[str, Mapping[str, Any]] = {
     "plain": {"effort": "none"},
     "low": {"effort": "low"},
-    "prior": {"effort": "low", "floor": 1.0},
     "medium": {"effort": "medium"},
     "evolution": {"effort": "high", "search": "evolution"},
     "gradient": {"effort": "high", "search": "gradient"},
@@ -172,14 +159,12 @@ REQUESTS: Mapping[str, Mapping[str, Any]] = {
 
 ARMS: Mapping[str, Arm] = {
     "plain": Arm(plain, "once"),
-    "sampled": Arm(sampled, "once"),
     "majority": Arm(majority, "once"),
     "best-of": Arm(best_of, "once"),
     "latentseek": Arm(latentseek, "once", refines=True),
     "random": Arm(random_latent, "nightly"),
     "low": Arm(steered(**REQUESTS["low"]), "nightly"),
     "recall": Arm(steered(recalls=True, effort="low", prior="none"), "nightly"),
-    "prior": Arm(steered(**REQUESTS["prior"]), "nightly"),
     "mean": Arm(mean_latent, "nightly"),
     "walk": Arm(random_walk, "nightly"),
     "medium": Arm(steered(**REQUESTS["medium"]), "nightly"),
@@ -195,11 +180,9 @@ async def _samples(
     return await samples(loop.engine, prompts, count, firsts)
 
 
-def _chosen(
-    prompt: RenderedPrompt, found: Sequence[Generation], chosen: int, facts: Mapping[str, Any]
-) -> Reply:
+def _chosen(prompt: RenderedPrompt, found: Sequence[Generation], chosen: int) -> Reply:
     generated = sum(len(one.token_ids) for one in found)
-    reply = reply_of(found[chosen], SteeredPrompt(prompt.token_ids), facts)
+    reply = reply_of(found[chosen], SteeredPrompt(prompt.token_ids))
     return replace(
         reply,
         generated=generated,
@@ -209,7 +192,3 @@ def _chosen(
             for one in found
         ),
     )
-
-
-def _norm(latent: torch.Tensor | None) -> float | None:
-    return None if latent is None else round(float(latent.norm()), 3)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,7 +24,6 @@ from bench.options import (
     SettingPairs,
     System,
     digest,
-    engine_kind,
     names,
     numbers,
     of_results,
@@ -78,7 +77,10 @@ def stream(
     skew: Annotated[
         str, typer.Option("--skew", help="Share of one class in each day.", metavar="LABEL=SHARE")
     ] = "",
-    day_effort: Annotated[str, typer.Option("--day-effort", help="low (explored), medium or high.")] = "low",
+    day_effort: Annotated[
+        Literal["low", "medium", "high"],
+        typer.Option("--day-effort", help="Of a day's requests; at low they are explored."),
+    ] = "low",
     samples: Annotated[int, typer.Option("--samples", min=2, help="Of `majority` and `best-of`.")] = 8,
     refined: Annotated[int, typer.Option("--refined", min=1, help="Questions of arms that refine.")] = 16,
     unlike: Annotated[
@@ -102,8 +104,6 @@ def stream(
     known = list(ARMS if url is None else REQUESTS)
     asked = arms or (DEFAULT_ARMS if url is None else SERVER_ARMS)
     chosen = known if asked == "all" else list(names(asked, "--arms", known))
-    if day_effort not in ("low", "medium", "high"):
-        raise CommandError(f"--day-effort {day_effort}: not low, medium or high", None, USAGE)
     chosen_settings = pairs(setting)
     for name in chosen_settings:
         if name in SET_BY_STREAM:
@@ -129,7 +129,7 @@ def stream(
         model=served,
         data=str(data),
         also=tuple(str(path) for path in also or []),
-        engine="server" if url is not None else engine_kind(engine),
+        engine="server" if url is not None else engine,
         day=day,
         held_out=held_out,
         nights=nights,
@@ -138,7 +138,7 @@ def stream(
         system=system,
         choices=choices,
         skew=skew,
-        day_effort=cast(Literal["low", "medium", "high"], day_effort),
+        day_effort=day_effort,
         samples=samples,
         refined=refined,
         settings={} if url is not None else of_results(settings, SET_BY_STREAM),

@@ -8,7 +8,6 @@ import json
 import os
 import queue
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +34,8 @@ ISOLATED = {
 
 
 @contextmanager
-def own_tree(screen: Screen, data_dir: Path, **overrides: Any) -> Iterator[str]:
-    """Run a whole tree on `data_dir` and yield its URL once it is ready.
+def own_tree(screen: Screen, data_dir: Path, **overrides: Any) -> Iterator[tuple[str, int]]:
+    """Run a whole tree on `data_dir` and yield its URL and its first process once it is ready.
 
     Raises:
         CommandError: it ended before it was ready.
@@ -52,9 +51,9 @@ def own_tree(screen: Screen, data_dir: Path, **overrides: Any) -> Iterator[str]:
         try:
             with screen.busy("waiting for the server"):
                 _wait_until_ready(screen, events, child, data_dir)
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", child.pid
         finally:
-            _end(child)
+            child.end(STOP_S + 5.0)
             os.write(guard_fd, b"-%d\n" % child.pid)
 
 
@@ -87,11 +86,3 @@ def _event(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return event if isinstance(event, dict) else {}
-
-
-def _end(child: Child) -> None:
-    child.terminate()
-    deadline = time.monotonic() + STOP_S + 5.0
-    while child.alive and time.monotonic() < deadline:
-        time.sleep(0.05)
-    child.reap()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -112,6 +113,14 @@ class Child:
     def kill(self) -> None:
         """End the whole session now."""
         send(members({self.pid}), signal.SIGKILL)
+
+    def end(self, within_s: float) -> int:
+        """Ask the first process to end, kill what is left after `within_s`, and return the exit code."""
+        self.terminate()
+        deadline = time.monotonic() + within_s
+        while self.alive and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.reap()
 
     def left_behind(self) -> int:
         """Return how many processes of the session still run, the first one apart."""

@@ -1,10 +1,9 @@
 """Counting what processes take."""
 
-import os
 import subprocess
 import sys
 
-from bench.processes import children, family, idle_cores, memory, resident_mib
+from bench.processes import family, memory, resident_mib
 
 
 def test_family_reaches_grandchildren_and_knows_the_dead() -> None:
@@ -14,12 +13,10 @@ def test_family_reaches_grandchildren_and_knows_the_dead() -> None:
     )
     assert child.stdout is not None
     child.stdout.readline()  # the grandchild runs
-    assert child.pid in children()
     assert len(family(child.pid)) == 2
     found = memory(child.pid)
     assert len(found["processes"]) == 2
     assert found["total_mib"] == sum(each["mib"] for each in found["processes"]) > 0
-    assert idle_cores([child.pid], 0.05)[0] <= os.cpu_count()
     child.communicate("\n")
     assert family(child.pid) == []
 

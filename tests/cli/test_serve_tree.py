@@ -149,7 +149,7 @@ def test_demo_runs_a_tree_of_its_own_and_ends_it(project: Project, monkeypatch: 
         monkeypatch.setenv(name, value)
     in_file = "LATENTEVOLVE_MEMORY_URL=http://127.0.0.1:2\nLATENTEVOLVE_BROKER_URL=redis://127.0.0.1:3\n"
     (project.folder / ".env").write_text(in_file)
-    with own_tree(Screen(), project.data) as url:
+    with own_tree(Screen(), project.data) as (url, _):
         env = httpx.get(f"{url}/env").json()
         for name in ("LATENTEVOLVE_MEMORY_URL", "LATENTEVOLVE_BROKER_URL"):
             monkeypatch.setenv(name, env[name])

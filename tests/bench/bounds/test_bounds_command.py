@@ -27,7 +27,7 @@ from tests.worker.conftest import one_thread
 __all__ = ["one_thread"]  # autouse, here as there
 
 LABELS = ("red", "blue")
-ARMS = ("latent", "lora", "kv", "ttsv", "ttrl", "latent+gold", "lora+gold", "kv+gold")
+ARMS = ("latent", "lora", "kv", "ttsv", "ttrl", "latent+gold")
 
 
 @pytest.fixture(autouse=True)
@@ -111,8 +111,8 @@ def test_every_way_is_trained_and_asked_once_and_a_stopped_run_goes_on(run: Path
     assert answered == dict.fromkeys(ARMS, 4)
     learned = {row["question"]: row for row in rows if row["arm"] == "training"}
     assert set(learned) == set(ARMS)
-    assert learned["latent"]["labels"] == learned["kv+gold"]["labels"] == 10
-    assert learned["latent"]["labels_right"] < learned["lora+gold"]["labels_right"] == 10
+    assert learned["latent"]["labels"] == learned["latent+gold"]["labels"] == 10
+    assert learned["latent"]["labels_right"] < learned["latent+gold"]["labels_right"] == 10
     assert learned["latent"]["values"] < learned["kv"]["values"]
     assert "labels" not in learned["ttrl"]
     assert min(row["forward"] for row in learned.values()) > 0
@@ -136,10 +136,10 @@ def test_every_way_is_trained_and_asked_once_and_a_stopped_run_goes_on(run: Path
 
 
 def test_only_what_is_named_is_trained(run: Path) -> None:
-    assert bounds(run, "--ways", "ttsv,lora+gold").exit_code == 0
+    assert bounds(run, "--ways", "ttsv,latent+gold").exit_code == 0
     rows = rows_of(run)
-    assert {row["arm"] for row in rows if row["arm"] != "training"} == {"ttsv", "lora+gold"}
-    assert {row["question"] for row in rows if row["arm"] == "training"} == {"ttsv", "latent", "lora+gold"}
+    assert {row["arm"] for row in rows if row["arm"] != "training"} == {"ttsv", "latent+gold"}
+    assert {row["question"] for row in rows if row["arm"] == "training"} == {"ttsv", "latent", "latent+gold"}
     ran = bounds(run, "--ways", "lora,prompts")
     assert isinstance(ran.exception, CommandError)
     assert "'prompts' is none" in ran.exception.message

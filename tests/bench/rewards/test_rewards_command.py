@@ -96,7 +96,6 @@ def test_tables_are_plain_in_a_pipe(engine: ScriptedEngine, data: Path) -> None:
         ("--signals", "verifier"),
         ("--setting", "rewards=luck=1"),
         ("--setting", "no_such=1"),
-        ("--engine", "steam"),
         ("--data", "missing.jsonl"),
     ],
 )

@@ -92,7 +92,7 @@ async def test_steered_arms_use_what_they_are_named_for(loop: Loop) -> None:
     prompts = prompts_of(loop, 1)
     (plain,) = await ARMS["plain"].answer(loop, prompts, SEED)
     assert plain.text.startswith("Perhaps ")
-    for name, mode in (("low", "recall+prior"), ("recall", "recall"), ("prior", "prior")):
+    for name, mode in (("low", "recall+prior"), ("recall", "recall")):
         (reply,) = await ARMS[name].answer(loop, prompts, SEED)
         assert reply.facts["mode"] == mode
         assert reply.text.startswith("Answer: ")
@@ -163,7 +163,6 @@ async def test_majority_takes_the_most_frequent_finished_answer(
     texts = ["so 4", long, "I say 7", long, "it is 7", long, "3"]
     reply = await answering(texts, settings, plan, "majority", tmp_path)
     assert reply.text == "I say 7"
-    assert reply.facts["share"] == 2 / 7
     assert [sample.vote for sample in reply.samples] == ["4", None, "7", None, "7", None, "3"]
 
 
@@ -174,7 +173,6 @@ async def test_majority_counts_answers_in_the_form_asked_for(
     texts = ["so 4", "it is 4", "\\boxed{7}", "\\boxed{7} then", "\\boxed{3}"]
     reply = await answering(texts, settings, boxed, "majority", tmp_path)
     assert reply.text == "\\boxed{7}"
-    assert reply.facts["share"] == 2 / 5
 
 
 async def test_majority_without_any_vote_still_answers(
@@ -192,7 +190,6 @@ async def test_best_of_takes_what_the_reward_likes_best(
     agreeing = settings.model_copy(update={"rewards": "consistency=1"})
     reply = await answering(["1", "2", "3", "2", "5"], agreeing, plan, "best-of", tmp_path)
     assert reply.text == "2"
-    assert reply.facts["reward"] == 2 / 5
 
 
 def test_box_is_a_rule_where_the_request_asks_for_one(engine: ScriptedEngine) -> None:
