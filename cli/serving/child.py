@@ -89,7 +89,8 @@ class Child:
         self._events = events
         self._reader = threading.Thread(target=self._read, name=f"{spec.name}-output", daemon=True)
         self._reader.start()
-        threading.Thread(target=self._wait, name=f"{spec.name}-end", daemon=True).start()
+        self._waiter = threading.Thread(target=self._wait, name=f"{spec.name}-end", daemon=True)
+        self._waiter.start()
 
     @property
     def name(self) -> str:
@@ -130,6 +131,7 @@ class Child:
         """Kill what is left of the session and return the exit code, negative for a signal."""
         while left := members({self.pid}):  # a process may fork between the listing and the signal
             send(left, signal.SIGKILL)
+        self._waiter.join()  # it waits for the same end, of which nothing is left once it is reaped
         code = self._process.wait()
         self._reader.join(timeout=1.0)  # all writers are dead: the pipe ends at once
         return code
