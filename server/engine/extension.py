@@ -16,12 +16,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import torch
+from torch.nn.functional import pad
 
 from server.engine.gradient_host import GradientHost
 from server.engine.latent_rows import take_rows_alone
@@ -48,6 +49,7 @@ class StateCatcher(GradientHost):
             Whether the engine schedules in this process.
         """
         self._answer_with_states()
+        self._keep_lists_apart()
         share_prefixes()
         return take_rows_alone()
 
@@ -73,6 +75,25 @@ class StateCatcher(GradientHost):
             return output
 
         runner.sample_tokens = sample_with_states
+
+    def _keep_lists_apart(self) -> None:
+        """Leave each request of a batch its own list of log-probabilities.
+
+        Where one asks for those of tokens that it names, vLLM takes their lists away from all others.
+        """
+        runner = self.model_runner
+        sampler = getattr(runner, "sampler", None)
+        if sampler is None or hasattr(sampler, "named_without_others"):
+            return
+        named = sampler.named_without_others = sampler.gather_specific_token_logprobs
+
+        def apart(logs: torch.Tensor, wanted: Mapping[int, Sequence[int]], sampled: torch.Tensor) -> Any:
+            found, most = named(logs, wanted, sampled), runner.input_batch.max_num_logprobs
+            if found is None or most is None or most < 1:  # the sampled token is in every list
+                return found
+            return beside(found, sampler.gather_logprobs(logs, most, token_ids=sampled), wanted)
+
+        sampler.gather_specific_token_logprobs = apart
 
     def embed_latent_tokens(self, token_ids: Sequence[int]) -> bytes:
         """Return the input embeddings of tokens as float32 bytes, (n, d) row by row."""
@@ -147,6 +168,30 @@ def rows_of_keys(
         for id, more, row in zip(request_ids, unfinished, rows, strict=True)
     ]
     return states if any(row is not None for row in states) else None
+
+
+def beside(named: Any, likeliest: Any, wanted: Mapping[int, Sequence[int]]) -> Any:
+    """Return the log-probabilities of a batch: of named tokens in rows of `wanted`, else of the likeliest.
+
+    Args:
+        named: vLLM's `LogprobsTensors`, (n, names + 1), the sampled token first.
+        likeliest: The same, (n, k + 1).
+        wanted: Tokens that a request has named, by its place in the batch.
+    """
+    rows = sorted(wanted)
+    width = max(named.logprobs.shape[1], likeliest.logprobs.shape[1])
+
+    def merged(field: str, filling: float) -> torch.Tensor:
+        found, other = (
+            pad(values, (0, width - values.shape[1]), value=filling)
+            for values in (getattr(likeliest, field), getattr(named, field))
+        )
+        found[rows] = other[rows]
+        return found
+
+    return likeliest._replace(
+        logprob_token_ids=merged("logprob_token_ids", 0), logprobs=merged("logprobs", -torch.inf)
+    )
 
 
 @contextlib.contextmanager

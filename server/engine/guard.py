@@ -1,13 +1,55 @@
-"""What keeps clients of vLLM's app away from our latents' door.
+"""What keeps clients of vLLM's app away from our latents' door, and from each other.
 
 The engine takes prompt embeddings because latents travel as such; clients must not send any: vLLM
-would `torch.load` their data (CVE-2025-62164). Owns the refusals, and what clients see of latents in
-token counts. Knows nothing of steering.
+would `torch.load` their data (CVE-2025-62164). And some of what vLLM 0.32 takes ends the engine or the
+gateway for everybody. Owns the refusals, and what clients see of latents in token counts. Knows nothing of
+steering.
 """
 
+import json
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
+
+MOST_OF_A_GRAMMAR = 1 << 16
+"""Characters of a JSON schema, pattern, grammar or list of choices."""
+MOST_NESTED = MOST_REFERENCES = 1_000
+"""Groups of a pattern inside each other, and references of a schema: compilers follow both by recursion, and
+run over the end of the stack between 3,500 and 30,000."""
+
+
+def harmless(params: Any) -> Any:
+    """Return a client's `SamplingParams` without what would end the engine for everybody.
+
+    What vLLM says by itself otherwise, it says again: that a copy is checked as the first was, and that the
+    log-probabilities of a prompt are computed, not read where blocks are cached, which hold none.
+
+    Raises:
+        VLLMValidationError: a grammar is too long, or too deep to be compiled.
+    """
+    if params.structured_outputs is not None:
+        _check_grammar(params.structured_outputs)
+    params.skip_clone = False
+    if params.prompt_logprobs is not None:
+        params.skip_reading_prefix_cache = True
+    return params
+
+
+def _check_grammar(grammar: Any) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    kinds = ("json", "regex", "grammar", "structural_tag")
+    text = json.dumps([*(getattr(grammar, kind) for kind in kinds), *(grammar.choice or ())])
+    why = None
+    if len(text) > MOST_OF_A_GRAMMAR:
+        why = f"has {len(text):,} characters; {MOST_OF_A_GRAMMAR:,} are the most"
+    elif text.count("$ref") > MOST_REFERENCES:
+        why = f"has {text.count('$ref'):,} references; {MOST_REFERENCES:,} are the most"
+    elif text.count("(") > MOST_NESTED < max(accumulate((mark == "(") - (mark == ")") for mark in text)):
+        why = f"has groups inside each other more than {MOST_NESTED:,} deep"
+    if why is not None:
+        raise VLLMValidationError(f"the grammar of the answer {why}", parameter="structured_outputs")
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from typing import Any
 from model.engine import Decoding, cache_salt
 from model.engine_time import engine_time
 from server.engine.decoding import Native, handed_over, overheard, watched
-from server.engine.vllm import OWN_REQUEST, VLLMEngine
+from server.engine.guard import harmless
+from server.engine.vllm import BEHIND, OWN_REQUEST, VLLMEngine
 from server.steering.outcome import Answer, Outcome, reason_of
 from server.steering.prompt import Options, RenderedPrompt, SteeringRejectedError
 from server.steering.request import SteeringCall, current_call
@@ -27,8 +28,8 @@ Steer = Callable[[RenderedPrompt, Options, str], Awaitable[Outcome]]
 Tell = Callable[[str, Answer], None]
 """Told (trace id, answer) of what was decoded for a client."""
 
-MOST_SCORED = 64
-"""Choices; each costs a pass for every token that it has."""
+MOST_SCORED, MOST_SCORED_TEXT = 64, 4_096
+"""Choices, and characters of all of them; each costs a pass for every token that it has."""
 _ANSWER = "latent_answer"
 """Where a prompt carries its answer from one hook to the other."""
 _TRACE = "latent_trace"
@@ -55,6 +56,9 @@ def install(state: Any, engine: VLLMEngine, steer: Steer, answered: Tell = lambd
     def decoded(prompt: Any, params: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
         if request_id.startswith(OWN_REQUEST):
             return generate(prompt, params, request_id, *args, **kwargs)
+        params = harmless(params)
+        # Clients may let others go first, and not go before them.
+        kwargs["priority"] = min(max(kwargs.get("priority", 0), 0), BEHIND - 1)
         part_caches(prompt)
         carried = prompt if isinstance(prompt, dict) else {}
         answer, trace_id = carried.pop(_ANSWER, None), carried.pop(_TRACE, None)
@@ -131,7 +135,7 @@ async def _steered_input(
     token_ids = tuple(plain["prompt_token_ids"])
     defaults = engine.llm.model_config.get_diff_sampling_param()
     asked = asked_length(request, defaults)
-    sampling = sampling_of(request, asked, engine.max_model_len - len(token_ids), defaults)
+    sampling = harmless(sampling_of(request, asked, engine.max_model_len - len(token_ids), defaults))
     try:
         native = Native(sampling, reasoning_arguments(request, rendering))
         prompt = rendered_prompt(engine, token_ids, plain.get("prompt"), question, native, asked)
@@ -311,8 +315,9 @@ def _enum(schema: Any, root: dict[str, Any]) -> list[Any] | None:
 
 
 def scored(choices: tuple[str, ...]) -> tuple[str, ...]:
-    """Return choices that can be scored: not so many that scoring costs more than sampling."""
-    return choices if len(choices) <= MOST_SCORED else ()
+    """Return choices that can be scored: not so many and long that scoring costs more than sampling."""
+    few = len(choices) <= MOST_SCORED and sum(map(len, choices)) <= MOST_SCORED_TEXT
+    return choices if few else ()
 
 
 def _texts(values: Sequence[Any], inner: str | None = None) -> tuple[str, ...]:

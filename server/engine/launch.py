@@ -32,6 +32,8 @@ from server.vllm_args import split
 
 logger = logging.getLogger(__name__)
 
+MOST_ANSWERS = 128
+"""To one request."""
 MAX_MODEL_LEN = 8192
 """Longest context unless the settings name one: the KV cache of a laptop holds no more."""
 PROGRAMS = Path(__file__).with_name("programs")
@@ -189,6 +191,8 @@ def prepare_environment(settings: Settings, model_path: str) -> None:
         # By default vLLM keeps a core for its scheduler: on two cores that leaves the model one.
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_NO_USAGE_STATS": "1",
+        # Answers to one request: each has a copy of its prompt, and vLLM would let 16,384 be asked for.
+        "VLLM_MAX_N_SEQUENCES": str(MOST_ANSWERS),
         "VLLM_LOGGING_LEVEL": settings.log_level,
     }
     if traces_endpoint(settings) is not None:

@@ -50,6 +50,7 @@ class CheckResult:
 async def run_checks(engine: VLLMEngine) -> list[CheckResult]:
     """Run every check; one that raises has failed."""
     return [
+        await _run("grammar", _grammar, engine),
         await _run("log-probabilities", _log_probabilities, engine),
         await _run("mixed-prompt", _mixed_prompt, engine),
         await _run("key", _key, engine),
@@ -72,6 +73,17 @@ async def _run(
         cache_salt.reset(salt)
     logger.log(logging.INFO if result.ok else logging.ERROR, "self-check %s: %s", name, result.detail)
     return result
+
+
+async def _grammar(engine: VLLMEngine) -> tuple[bool, float | None, str]:
+    """An answer that is held to choices. vLLM compiles all grammars by what the first one of a process needs.
+
+    Were that a client's, its schema could decide that nobody's choices can be compiled.
+    """
+    choices = ("spring", "autumn")
+    held = Decoding(max_tokens=2 * _ANSWER_TOKENS, choices=choices)
+    (answer,) = await engine.generate([SteeredPrompt(_prompts(engine)[0])], held)
+    return answer.text in choices, None, f"an answer held to {len(choices)} choices is {answer.text!r}"
 
 
 async def _log_probabilities(engine: VLLMEngine) -> tuple[bool, float | None, str]:

@@ -48,7 +48,7 @@ T = TypeVar("T")
 BEHIND = 1_000_000
 """Priority of what nobody waits for; requests have 0 unless they name another, and go before it."""
 
-OWN_REQUEST = "latent."
+OWN_REQUEST = f"latent.{uuid.uuid4().hex}."
 """How ids of what is decoded here begin, in place of what vLLM's serving decodes."""
 
 

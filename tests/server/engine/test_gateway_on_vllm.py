@@ -22,6 +22,7 @@ from server.api.scopes import TABLE, Rule, is_public, rule_of
 from server.app import create_app
 from server.engine.injection import install
 from server.engine.launch import Launched
+from server.engine.vllm import BEHIND
 from server.gateway import Gateway
 from server.wiring import assemble
 
@@ -268,6 +269,90 @@ async def test_a_burst_of_long_prompts_is_answered_however_tokens_are_drawn(
     assert [answer.text for answer in answers if answer.status_code != 200] == []
 
 
+DEEP = {"type": "string", "pattern": "(" * 1_500 + "a" + ")" * 1_500}
+CHAINED = {
+    "$ref": "#/$defs/n0",
+    "$defs": {f"n{at}": {"type": "array", "items": {"$ref": f"#/$defs/n{at + 1}"}} for at in range(1_500)},
+}
+LONG = {"enum": ["a" * 100_000, "b"]}
+
+
+@pytest.mark.parametrize("effort", ["none", "medium"])
+@pytest.mark.parametrize("schema", [DEEP, CHAINED, LONG], ids=["deep", "chained", "long"])
+async def test_a_grammar_that_would_end_the_server_is_refused_by_name(
+    gateway: httpx.AsyncClient, launched: Launched, schema: dict[str, Any], effort: str
+) -> None:
+    asked = {"model": name(launched), "messages": HELLO, **LENGTH, "latent": {"effort": effort}}
+    named = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    answer = await gateway.post(CHAT, json=asked | {"response_format": named})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == "structured_outputs"
+    assert "are the most" in answer.text or "deep" in answer.text
+
+
+async def test_more_answers_than_a_server_can_hold_are_refused(
+    gateway: httpx.AsyncClient, launched: Launched
+) -> None:
+    for path in (CHAT, COMPLETIONS):
+        body = {"model": name(launched), **ASKED[path], "temperature": 1, "n": 129}
+        answer = await gateway.post(path, json=body)
+        assert answer.status_code == 400, answer.text
+        assert "128" in answer.text
+
+
+async def test_parameters_of_vllms_own_cannot_end_the_engine(
+    gateway: httpx.AsyncClient, launched: Launched
+) -> None:
+    generate = "/inference/v1/generate"
+    unchecked = {"token_ids": [1] * 507, "sampling_params": {"min_tokens": 10, "skip_clone": True}}
+    assert (await gateway.post(generate, json=unchecked)).status_code == 400
+    cached = {"max_tokens": 1, "prompt_logprobs": 1, "skip_reading_prefix_cache": False}
+    for _ in range(3):
+        answer = await gateway.post(generate, json={"token_ids": [504] * 70, "sampling_params": cached})
+        assert answer.status_code == 200, answer.text
+        listed = answer.json()["prompt_logprobs"][1:]
+        assert all(0 <= int(token) < 100_000 for one in listed for token in one)
+
+
+async def test_lists_of_log_probabilities_are_each_requests_own(
+    gateway: httpx.AsyncClient, launched: Launched
+) -> None:
+    plain = {"model": name(launched), **LENGTH, "logprobs": True, "latent": {"effort": "none"}}
+    asked = [
+        {**plain, "messages": HELLO, "top_logprobs": 3},
+        {**plain, "messages": [*HELLO, *HELLO], "logprob_token_ids": [504, 505, 506, 507, 508]},
+    ]
+
+    async def listed(body: dict[str, Any]) -> list[list[str]]:
+        answer = (await gateway.post(CHAT, json=body)).json()
+        tokens = answer["choices"][0]["logprobs"]["content"]
+        return [[one["token"] for one in token["top_logprobs"]] for token in tokens]
+
+    alone = [await listed(body) for body in asked]
+    assert [len(lists[0]) for lists in alone] == [3, 6]
+    together = await asyncio.gather(*map(listed, asked * 4))
+    assert list(together) == alone * 4
+
+
+async def test_clients_cannot_go_before_others(
+    gateway: httpx.AsyncClient, launched: Launched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, seen = launched.engine.llm.engine_core, list[int]()
+    add_request = core.add_request_async
+
+    async def noted(request: Any) -> None:
+        seen.append(request.priority)
+        await add_request(request)
+
+    monkeypatch.setattr(core, "add_request_async", noted)
+    body = {"model": name(launched), "messages": HELLO, **LENGTH, "latent": {"effort": "none"}}
+    for priority in (-5, 7, 2**40):
+        assert (await gateway.post(CHAT, json=body | {"priority": priority})).status_code == 200
+    header = {"x-vllm-priority": str(2**64)}
+    assert (await gateway.post(CHAT, json=body, headers=header)).status_code == 200
+    assert seen == [0, 7, BEHIND - 1, BEHIND - 1]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_what_vllm_refuses_is_refused_in_its_words(
     launched: Launched, http: httpx.AsyncClient, gateway: httpx.AsyncClient, stream: bool
@@ -479,6 +564,7 @@ async def test_two_tenants_share_no_prefix_cache_on_any_route(
         salts.clear()
         asked = [(path, {"model": name(launched), **body}) for path, body in ASKED.items()]
         asked += [(path, body | {"cache_salt": "mine"}) for path, body in asked if path == CHAT]
+        asked += [(path, body | {"request_id": "latent.own"}) for path, body in asked if path == RESPONSES]
         asked += [
             (CHAT, {"model": name(launched), "messages": HELLO, **LENGTH, "latent": {"effort": effort}})
             for effort in ("none", "medium", "high")
