@@ -17,6 +17,8 @@ MOST_OF_A_GRAMMAR = 1 << 16
 MOST_NESTED = MOST_REFERENCES = 1_000
 """Groups of a pattern inside each other, and references of a schema: compilers follow both by recursion, and
 run over the end of the stack between 3,500 and 30,000."""
+MOST_COUNTED = 100
+"""Properties of an object that says how many of them there must be: compiling 128 takes two seconds."""
 
 
 def harmless(params: Any) -> Any:
@@ -48,8 +50,27 @@ def _check_grammar(grammar: Any) -> None:
         why = f"has {text.count('$ref'):,} references; {MOST_REFERENCES:,} are the most"
     elif text.count("(") > MOST_NESTED < max(accumulate((mark == "(") - (mark == ")") for mark in text)):
         why = f"has groups inside each other more than {MOST_NESTED:,} deep"
+    elif "Properties" in text and (count := _counted(grammar.json)) > MOST_COUNTED:
+        why = f"counts {count:,} properties (minProperties, maxProperties); {MOST_COUNTED} are the most"
     if why is not None:
         raise VLLMValidationError(f"the grammar of the answer {why}", parameter="structured_outputs")
+
+
+def _counted(schema: Any) -> int:
+    """Return the most properties of any object in a schema that says how many of them there must be."""
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError):
+            return 0  # vLLM refuses it
+    most, left = 0, [schema]
+    while left:
+        part = left.pop()
+        left += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        if isinstance(part, dict) and not part.keys().isdisjoint(("minProperties", "maxProperties")):
+            named = part.get("properties")
+            most = max(most, len(named) if isinstance(named, dict) else 0)
+    return most
 
 
 @contextmanager

@@ -275,10 +275,11 @@ CHAINED = {
     "$defs": {f"n{at}": {"type": "array", "items": {"$ref": f"#/$defs/n{at + 1}"}} for at in range(1_500)},
 }
 LONG = {"enum": ["a" * 100_000, "b"]}
+COUNTED = {"type": "object", "properties": {f"p{at}": {} for at in range(400)}, "minProperties": 200}
 
 
 @pytest.mark.parametrize("effort", ["none", "medium"])
-@pytest.mark.parametrize("schema", [DEEP, CHAINED, LONG], ids=["deep", "chained", "long"])
+@pytest.mark.parametrize("schema", [DEEP, CHAINED, LONG, COUNTED], ids=["deep", "chained", "long", "counted"])
 async def test_a_grammar_that_would_end_the_server_is_refused_by_name(
     gateway: httpx.AsyncClient, launched: Launched, schema: dict[str, Any], effort: str
 ) -> None:
