@@ -5,6 +5,7 @@ there through the output head only, and one step of Adam. Learning rate and shar
 published ones. Knows nothing of how the rest is decoded or of where rewards come from.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,14 @@ SHARE = 0.1
 RATE = 0.03
 STEPS = 10
 _TINY = 1e-8
+
+
+@torch.no_grad()
+def states_of(network: Any, prompt: Sequence[int], answer: Sequence[int], count: int) -> Tensor:
+    """Return the last hidden states that an answer's first `count` tokens were read from, (count, d)."""
+    tokens = torch.tensor([[*prompt, *answer[: count - 1]]], device=network.device)
+    states: Tensor = network.base_model(tokens, use_cache=False).last_hidden_state[0, -count:]
+    return states
 
 
 class Opening:

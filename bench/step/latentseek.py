@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.latentseek import SHARE, Opening
+from bench.latentseek import SHARE, Opening, states_of
 
 
 class LatentSeek:
@@ -25,40 +25,25 @@ class LatentSeek:
 
     def __init__(self, network: Any, prompt: Sequence[int], answer_tokens: int) -> None:
         self._network, self._head = network, network.get_output_embeddings()
-        self._prompt = torch.tensor([list(prompt)], device=network.device)  # (1, T)
-        self._length = answer_tokens
-        states = self._first_answer()
-        count = int(SHARE * len(states))
+        self._prompt, self._length = prompt, answer_tokens
+        count = int(SHARE * answer_tokens)
         if count < 1:
             raise ValueError(f"an answer of {answer_tokens} tokens has no state to optimise: 10 are needed")
-        self._opening = Opening(self._head, states[:count])
+        first = self._answer([], count)
+        self._opening = Opening(self._head, states_of(network, prompt, first, count))
 
     def step(self, reward: float) -> list[int]:
         """Take one step against the reward of the last answer and return the new one's tokens."""
         self._opening.step(reward)
-        return self._answer()
+        return self._answer(self._opening.tokens(), self._length)
 
     @torch.no_grad()
-    def _answer(self) -> list[int]:
-        tokens = self._opening.tokens()
-        sequence = torch.cat([self._prompt, torch.tensor([tokens], device=self._prompt.device)], dim=1)
-        while len(tokens) < self._length:
+    def _answer(self, tokens: list[int], length: int) -> list[int]:
+        """Return the greedy answer of so many tokens that begins with these."""
+        sequence = torch.tensor([[*self._prompt, *tokens]], device=self._network.device)
+        while len(tokens) < length:
             output = self._network.base_model(sequence, output_hidden_states=True)
             token = self._head(output[0][:, -1]).argmax(dim=-1)  # (1,)
             sequence = torch.cat([sequence, token[None]], dim=1)
             tokens.append(int(token))
         return tokens
-
-    @torch.no_grad()
-    def _first_answer(self) -> torch.Tensor:
-        """Return the last hidden states of a greedy answer, (answer_tokens, d).
-
-        With a KV cache, which the published code does without here too: this is no part of a step.
-        """
-        states, cache, tokens = [], None, self._prompt
-        for _ in range(self._length):
-            output = self._network.base_model(tokens, past_key_values=cache, use_cache=True)
-            states.append(output.last_hidden_state[0, -1])
-            cache = output.past_key_values
-            tokens = self._head(states[-1][None]).argmax(dim=-1)[None]  # (1, 1)
-        return torch.stack(states)

@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
 from bench.asking import samples, scorer_of, seed_of
-from bench.latentseek import SHARE, STEPS, Opening
+from bench.latentseek import SHARE, STEPS, Opening, states_of
 from bench.stream.reply import Reply, reply_of
 from model.engine import Generation, SteeredPrompt
 from server.steering.prompt import RenderedPrompt
@@ -54,9 +52,11 @@ async def _sought(
     first: Generation,
     pool: Sequence[Generation],
 ) -> Reply:
-    opening = Opening(model.network.get_output_embeddings(), _states(model, prompt, first))
+    network, tokens = model.network, first.token_ids
+    count = max(1, math.ceil(SHARE * len(tokens)))
+    opening = Opening(network.get_output_embeddings(), states_of(network, prompt.token_ids, tokens, count))
     answer, taken = first, 0
-    written = len(first.token_ids) + sum(len(one.token_ids) for one in pool)
+    written = len(tokens) + sum(len(one.token_ids) for one in pool)
     while taken < STEPS:
         (scored,) = await scorer.score(prompt, [answer], pool)
         reward = scored.reward - 1.0
@@ -68,15 +68,6 @@ async def _sought(
         taken += 1
     reply = reply_of(answer, SteeredPrompt(prompt.token_ids), {"steps": taken})
     return replace(reply, generated=written, forward=len(prompt.token_ids) + written)
-
-
-@torch.no_grad()
-def _states(model: Any, prompt: RenderedPrompt, answer: Generation) -> torch.Tensor:
-    """Return the last hidden states that the answer's first tokens were read from, (U, d)."""
-    count = max(1, math.ceil(SHARE * len(answer.token_ids)))
-    tokens = torch.tensor([[*prompt.token_ids, *answer.token_ids[: count - 1]]], device=model.network.device)
-    states: torch.Tensor = model.network.base_model(tokens, use_cache=False).last_hidden_state[0, -count:]
-    return states.clone()
 
 
 async def _from(engine: Any, model: Any, prompt: RenderedPrompt, opening: list[int]) -> Generation:
