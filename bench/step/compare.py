@@ -1,17 +1,19 @@
 """The three kinds of step, alternating on one model.
 
-Owns the order of the measurements and their summary. Knows nothing of what is shown.
+Owns the order of the measurements, the hook that keeps answers from ending, so that all are equally long,
+and the summary. Knows nothing of what is shown.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 
 from bench.statistics import ratio
-from bench.step.endless import endless
 from bench.step.latentseek import LatentSeek
 from bench.step.searching import Step, prompt_of, search_step
 from model.engine import PromptTooLongError
@@ -68,6 +70,21 @@ def compare(
                 progress("steps", repetition * len(METHODS) + at, repetitions * len(METHODS))
                 found[name].append(steps[name](repetition))
     return found
+
+
+@contextmanager
+def endless(network: Any, ends: Sequence[int]) -> Iterator[None]:
+    """Give the tokens `ends` the lowest logit that `network` can express, for whoever uses its head."""
+    tokens = torch.tensor(list(ends), device=network.device)
+
+    def forbid(_module: Any, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(-1, tokens, torch.finfo(logits.dtype).min)
+
+    hook = network.get_output_embeddings().register_forward_hook(forbid)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def summary(found: Mapping[str, Sequence[Step]]) -> dict[str, Any]:

@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench.step.compare import METHODS, compare, summary
-from bench.step.endless import endless
+from bench.step.compare import METHODS, compare, endless, summary
 from bench.step.latentseek import LatentSeek
 from bench.step.searching import Clock, Step, prompt_of, search_step
 from model.engine import Generation
