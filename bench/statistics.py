@@ -147,6 +147,13 @@ def within(values: Floats, right: Bools, question: Ints) -> tuple[Interval | Non
     return (interval(own) if len(own) else None), len(own)
 
 
+def reliability(values: Floats, right: Bools) -> tuple[Floats, Floats]:
+    """Return the mean value and the share of right answers of each tenth that holds any, both (≤ 10,)."""
+    bins = np.minimum((values * 10).astype(np.int64), 9)
+    held = [bins == number for number in np.unique(bins)]
+    return np.array([values[at].mean() for at in held]), np.array([right[at].mean() for at in held])
+
+
 def share(right: Bools, chosen: Bools, question: Ints, seed: int = 0) -> Interval | None:
     """Return the share of right answers among the chosen ones; None when there are none."""
     if not chosen.any():

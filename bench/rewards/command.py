@@ -107,10 +107,8 @@ def rewards(
             if folder is not None:
                 screen.note(f"stopped; the same command goes on from here ({folder})")
             raise
-    from bench.rewards.answers import Answers
-    from bench.rewards.pictures import draw
-    from bench.rewards.show import show
-    from bench.rewards.summary import summarise
+    from bench.rewards.show import draw, show
+    from bench.rewards.summary import Answers, summarise
     from bench.stream.journal import builds, several
 
     results = summarise(found, weights, names, settings.remember_threshold) | {"builds": builds(found)}
@@ -119,7 +117,7 @@ def rewards(
         screen.note(said)
     if folder is not None:
         answers = Answers.of(found, names)
-        for path in draw(folder, answers, answers.quality(weights)):
+        if draw(path := folder / "reliability.png", answers, answers.quality(weights)):
             screen.note(f"picture: {path}")
     report.publish(results)
 
@@ -133,22 +131,18 @@ async def _measure(
     items: list[Item],
     rows: Path,
 ) -> list[dict[str, Any]]:
-    from prometheus_client import CollectorRegistry
-
+    from bench.asking import scorer_of
     from bench.rewards.measure import Measurement
     from bench.stream.journal import Journal
     from bench.stream.score import Scorer as Labels
     from model.engine import EngineError
-    from server.steering.metrics import Metrics
-    from server.steering.rewards.scorer import Scorer
-    from server.steering.rewards.verifier import Verifier
 
+    alike = ",".join(f"{name}=1" for name in options["signals"])
     with PhaseProgress(screen) as bars:
         async with open_engine(settings, kind) as engine:
-            verifier = Verifier.of(settings, Metrics(CollectorRegistry()))
             measurement = Measurement(
                 engine=engine,
-                scorer=Scorer.of(",".join(f"{name}=1" for name in options["signals"]), verifier),
+                scorer=scorer_of(settings.model_copy(update={"rewards": alike})),
                 labels=Labels(everything, box="\\boxed" in options["instruction"] + options["system"]),
                 journal=Journal(rows),
                 count=options["samples"],

@@ -4,7 +4,6 @@ Owns what is decoded and scored for each question, and the row that is kept of i
 rows say together.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,6 @@ from cli.failure import CommandError
 from model.engine import Engine, Generation, SteeredPrompt
 from server.steering.prompt import RenderedPrompt
 from server.steering.rewards.consistency import Consistency
-from server.steering.rewards.format import in_form
 from server.steering.rewards.scorer import Scored, Scorer
 
 CHUNK = 8
@@ -65,7 +63,6 @@ class Measurement:
         return self.journal.has(self.seed, STAGE, ARM, item.question)
 
     async def _rows(self, chunk: Sequence[tuple[int, Item]]) -> list[dict[str, Any]]:
-        began = time.monotonic()
         prompts = [
             render(
                 self.engine,
@@ -90,8 +87,7 @@ class Measurement:
                 missing = ", ".join(scores[0].unavailable)
                 raise CommandError(f"no scores of {missing}", "see the log above; the same command goes on")
             rows.append(self._row(item, prompt, answers, scores))
-        wall_s = round((time.monotonic() - began) / len(chunk), 3)
-        return [row | {"wall_s": wall_s} for row in rows]
+        return rows
 
     def _row(
         self, item: Item, prompt: RenderedPrompt, answers: Sequence[Generation], scores: Sequence[Scored]
@@ -106,8 +102,6 @@ class Measurement:
                 {
                     "text": answer.text,
                     "tokens": len(answer.token_ids),
-                    "finished": answer.finish_reason == "stop",
-                    "in_form": in_form(prompt, answer),
                     "vote": vote(prompt, answer),
                     "correct": self.labels.correct(answer.text, item),
                     "signals": {name: round(value, 6) for name, value in scored.signals.items()},

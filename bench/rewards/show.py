@@ -1,11 +1,16 @@
-"""The tables of a measurement.
+"""The tables of a measurement, and a picture of how reliable values are.
 
 Owns their form. Knows nothing of how results are made.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from bench.rewards.summary import Answers
+from bench.statistics import Floats, Interval, percent, reliability
 from cli.screen import Screen
 
 SHOWN = 160
@@ -56,15 +61,40 @@ def show(screen: Screen, results: Mapping[str, Any]) -> None:
         screen.line(f"    expected: {_short(str(case['expected']))}")
 
 
+def draw(path: Path, answers: Answers, quality: Floats) -> bool:
+    """Draw the share of right answers by the value of each signal and of Q; False without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 5), layout="constrained")
+    axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color="grey")
+    for signal, values in {**answers.signals, "Q": quality}.items():
+        there = ~np.isnan(values)
+        if there.any():
+            axes.plot(*reliability(values[there], answers.right[there]), marker="o", label=signal)
+    axes.set(
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+        xlabel="value of the signal",
+        ylabel="share of right answers",
+        title="Reliability",
+    )
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return True
+
+
 def _number(found: Mapping[str, float] | None) -> str:
     return "" if found is None else f"{found['mean']:.3f} ({found['low']:.3f} … {found['high']:.3f})"
 
 
 def _share(found: Mapping[str, float] | None, *, sign: bool = False) -> str:
-    plus = "+" if sign else ""
-    if found is None:
-        return "none"
-    return f"{found['mean']:{plus}.1%} ({found['low']:{plus}.1%} … {found['high']:{plus}.1%})"
+    return "none" if found is None else percent(Interval(**found), sign=sign)
 
 
 def _short(text: str) -> str:

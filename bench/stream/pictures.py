@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.rewards.pictures import reliability
-from bench.statistics import Interval, auc
+from bench.statistics import Interval, auc, reliability
 from bench.stream.runner import START
 from bench.stream.summary import MAJORITY, Row, Score, remembered
 

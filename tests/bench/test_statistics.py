@@ -14,6 +14,7 @@ from bench.statistics import (
     quantiles_ms,
     ratio,
     ratio_text,
+    reliability,
     share,
     wilson,
     within,
@@ -181,3 +182,9 @@ def test_a_share_of_none_still_has_an_interval() -> None:
     found = wilson(np.zeros(20))
     assert (found.mean, found.low) == (0.0, 0.0)
     assert 0.1 < found.high < 0.2
+
+
+def test_reliability_is_by_tenths_that_hold_any_value() -> None:
+    x, y = reliability(np.array([0.05, 0.06, 0.95, 1.0]), np.array([False, True, True, True]))
+    assert x.tolist() == pytest.approx([0.055, 0.975])
+    assert y.tolist() == [0.5, 1.0]

@@ -21,13 +21,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def row(
-    question: str,
-    answers: Sequence[Made],
-    *,
-    cut: Sequence[int] = (),
-    formless: Sequence[int] = (),
-) -> dict[str, Any]:
+def row(question: str, answers: Sequence[Made], *, cut: Sequence[int] = ()) -> dict[str, Any]:
     """Return a row; its first answer is the greedy one, those numbered in `cut` were cut off."""
     return {
         "seed": 0,
@@ -39,9 +33,7 @@ def row(
             {
                 "text": text,
                 "tokens": 3,
-                "finished": number not in cut,
-                "in_form": number not in formless,
-                "vote": None if number in cut or number in formless else final_answer(text),
+                "vote": None if number in cut else final_answer(text),
                 "correct": right,
                 "signals": dict(signals),
             }

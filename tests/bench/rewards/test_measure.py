@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bench.rewards.answers import Answers
 from bench.rewards.measure import Measurement
+from bench.rewards.summary import Answers
 from bench.stream.journal import Journal
 from bench.stream.score import Scorer as Labels
 from cli.demonstration.stream import Item
@@ -40,11 +40,6 @@ def measurement(engine: ScriptedEngine, folder: Path, scorer: Scorer | None = No
 
 def quiet(phase: str, done: int, total: int, message: str) -> None:
     """Show nothing."""
-
-
-def settled(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows without their times."""
-    return [{name: value for name, value in row.items() if name != "wall_s"} for row in rows]
 
 
 async def test_each_answer_has_its_signals_and_label(tmp_path: Path) -> None:
@@ -92,10 +87,10 @@ async def test_killed_run_goes_on_with_the_same_samples(tmp_path: Path) -> None:
     path = tmp_path / "killed" / "rows.jsonl"
     await measurement(ScriptedEngine(), path.parent).run(ITEMS[:3], quiet)
     path.write_bytes(path.read_bytes()[:-5])  # in the middle of the third row
-    assert settled(await measurement(ScriptedEngine(), path.parent).run(ITEMS, quiet)) == settled(whole)
+    assert await measurement(ScriptedEngine(), path.parent).run(ITEMS, quiet) == whole
     assert len(path.read_text().splitlines()) == len(ITEMS)
     engine = ScriptedEngine()
-    assert settled(await measurement(engine, path.parent).run(ITEMS[:4], quiet)) == settled(whole[:4])
+    assert await measurement(engine, path.parent).run(ITEMS[:4], quiet) == whole[:4]
     assert engine.calls == []
 
 

@@ -49,12 +49,7 @@ def test_document_pictures_and_rows(engine: ScriptedEngine, data: Path, tmp_path
     results = document["results"]
     assert (results["questions"], results["answers"]) == (6, 30)
     assert set(results["signals"]) == {"consistency", "confidence", "format"}
-    assert {path.name for path in folder.iterdir()} == {
-        "run.json",
-        "rows.jsonl",
-        "reliability.png",
-        "roc.png",
-    }
+    assert {path.name for path in folder.iterdir()} == {"run.json", "rows.jsonl", "reliability.png"}
 
     calls = len(engine.calls)
     again = run(data, "--folder", str(folder), "--json", "--limit", "6")

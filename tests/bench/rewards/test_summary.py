@@ -4,14 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from bench.result import finite
-from bench.rewards.answers import Answers
-from bench.rewards.pictures import draw, reliability, roc
-from bench.rewards.show import show
-from bench.rewards.summary import summarise
+from bench.rewards.show import draw, show
+from bench.rewards.summary import Answers, summarise
 from cli.screen import Screen
 from tests.bench.rewards.conftest import row
 
@@ -81,21 +78,9 @@ def test_document_is_json_also_of_one_question() -> None:
     json.dumps(finite(summarise(ROWS[:1], {"format": 1.0}, NAMES, 0.5)), allow_nan=False)
 
 
-def test_reliability_and_roc_by_hand() -> None:
-    values, right = np.array([0.05, 0.06, 0.95, 1.0]), np.array([False, True, True, True])
-    x, y = reliability(values, right)
-    assert x.tolist() == pytest.approx([0.055, 0.975])
-    assert y.tolist() == [0.5, 1.0]
-    x, y = roc(values, right)
-    assert x.tolist() == [0, 0, 0, 0, 1]
-    assert y.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1, 1])
-    assert len(roc(values, np.ones(4, dtype=bool))[0]) == 0
-
-
-def test_pictures_come_with_matplotlib_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = Answers.of(ROWS, NAMES)
-    drawn = draw(tmp_path, answers, answers.quality({"format": 1.0}))
-    assert [path.name for path in drawn] == ["reliability.png", "roc.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+def test_picture_comes_with_matplotlib_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, path = Answers.of(ROWS, NAMES), tmp_path / "reliability.png"
+    assert draw(path, answers, answers.quality({"format": 1.0}))
+    assert path.read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert draw(tmp_path, answers, answers.quality({"format": 1.0})) == []
+    assert not draw(path, answers, answers.quality({"format": 1.0}))
