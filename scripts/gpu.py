@@ -416,7 +416,7 @@ def stream(model: str, options: argparse.Namespace, show: Show) -> None:
 
 async def _stream(model: str, options: argparse.Namespace, show: Show) -> None:
     from bench.asking import elected, vote
-    from bench.stream.score import Scorer
+    from bench.stream.questions import Scorer
     from cli.demonstration.stream import read_items, split
     from model.engine import SteeredPrompt
     from worker.dataset import FEWEST

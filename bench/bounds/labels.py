@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.asking import first_seed
 from bench.stream.loop import Loop
-from bench.stream.score import Scorer
+from bench.stream.questions import Scorer
 from cli.demonstration.stream import Item
 from cli.failure import CommandError
 from config.settings import Settings

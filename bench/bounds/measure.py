@@ -21,10 +21,9 @@ from bench.bounds.teach import by_certainty, by_labels, by_majority
 from bench.stream.arms import decoded
 from bench.stream.journal import Journal
 from bench.stream.loop import Loop
-from bench.stream.questions import STREAM, Questions
+from bench.stream.questions import STREAM, Questions, Scorer
 from bench.stream.reply import Reply, reply_of
 from bench.stream.runner import Progress, duration, row_of
-from bench.stream.score import Scorer
 from cli.demonstration.stream import Item
 from memory.atomic import write_file
 from model.engine import SteeredPrompt

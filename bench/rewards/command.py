@@ -134,7 +134,7 @@ async def _measure(
     from bench.asking import scorer_of
     from bench.rewards.measure import Measurement
     from bench.stream.journal import Journal
-    from bench.stream.score import Scorer as Labels
+    from bench.stream.questions import Scorer as Labels
     from model.engine import EngineError
 
     alike = ",".join(f"{name}=1" for name in options["signals"])

@@ -10,8 +10,8 @@ from typing import Any
 
 from bench.asking import first_seed, render, samples, vote
 from bench.stream.journal import Journal
+from bench.stream.questions import Scorer as Labels
 from bench.stream.runner import Progress
-from bench.stream.score import Scorer as Labels
 from cli.demonstration.stream import Item
 from cli.failure import CommandError
 from model.engine import Engine, Generation, SteeredPrompt

@@ -1,21 +1,40 @@
-"""The questions of a run, dealt out.
+r"""The questions of a run, dealt out, and whether an answer is right.
 
-Owns reading a plan's files, which questions are held out and which rule scores them. Knows nothing of
-what is done with them.
+Owns reading a plan's files, which questions are held out, and the rule that scores them: a label must be
+named and no other; a number must be the one in the last `\boxed{}` where the request asks for a box, the last
+number otherwise. Only here are expected answers read. Knows nothing of what is done with questions.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.stream.plan import Plan
-from bench.stream.score import Scorer
+from cli.demonstration.score import Scorer as Labels
 from cli.demonstration.score import number_of
 from cli.demonstration.stream import Item, read_items
 from cli.failure import USAGE, CommandError
+from model.final_answer import boxed
+
+if TYPE_CHECKING:  # answers are scored on machines with torch and little else (`scripts/gpu.py`)
+    from bench.stream.plan import Plan
 
 STREAM = "stream"
 """Name of the questions held out of the stream's own file; others have the name of theirs."""
+
+
+class Scorer:
+    """Scores answers to the questions of one file."""
+
+    def __init__(self, items: Sequence[Item], *, box: bool) -> None:
+        self._labels, self._box = Labels(item.answer for item in items), box
+
+    def correct(self, text: str, item: Item) -> bool:
+        """Return whether `text` gives the item's answer."""
+        if self._box:
+            found = boxed(text)
+            return found is not None and self._labels.correct(found, item.answer)
+        return self._labels.correct(text, item.answer)
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,7 @@ class Files:
             are asked for where answers are numbers.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: "Plan") -> None:
         self._plan, self._box = plan, "\\boxed" in plan.instruction + plan.system
         self._items = self._read(Path(plan.data))
         self._also: dict[str, list[Item]] = {}

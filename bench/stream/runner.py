@@ -15,9 +15,8 @@ from typing import Any, Protocol
 from bench.stream.arms import ARMS
 from bench.stream.journal import Journal
 from bench.stream.plan import Plan
-from bench.stream.questions import STREAM, Questions
+from bench.stream.questions import STREAM, Questions, Scorer
 from bench.stream.reply import Reply
-from bench.stream.score import Scorer
 from cli.demonstration.labels import labels_right
 from cli.demonstration.stream import Item
 from cli.failure import CommandError

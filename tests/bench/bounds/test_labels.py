@@ -9,7 +9,7 @@ import torch
 from bench.bounds.labels import of_night, with_gold
 from bench.stream.loop import Loop, open_loop
 from bench.stream.plan import Plan
-from bench.stream.score import Scorer
+from bench.stream.questions import Scorer
 from cli.demonstration.stream import Item
 from cli.failure import CommandError
 from config.settings import Settings

@@ -9,7 +9,7 @@ import pytest
 from bench.rewards.measure import Measurement
 from bench.rewards.summary import Answers
 from bench.stream.journal import Journal
-from bench.stream.score import Scorer as Labels
+from bench.stream.questions import Scorer as Labels
 from cli.demonstration.stream import Item
 from cli.failure import CommandError
 from model.engine import Generation

@@ -17,9 +17,8 @@ from bench.run import open_run
 from bench.stream.journal import Journal
 from bench.stream.loop import Loop, open_loop
 from bench.stream.plan import Plan, plan_at_default
-from bench.stream.questions import STREAM, Questions
+from bench.stream.questions import STREAM, Questions, Scorer
 from bench.stream.runner import Runner
-from bench.stream.score import Scorer
 from cli.demonstration.stream import Item
 from cli.failure import USAGE, CommandError
 from cli.options import SECRETS

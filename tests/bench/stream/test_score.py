@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.stream.score import Scorer
+from bench.stream.questions import Scorer
 from cli.demonstration.stream import Item
 
 SEVEN = Item("How many?", 7)
