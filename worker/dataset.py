@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ from model.calibration import calibrated, choice_logits, label_of, leaning
 from model.engine import Engine, Label, PlacementError, SteeredPrompt
 from worker.chains import chains, first_of_alike
 from worker.errors import SpaceMismatchError, TooFewEpisodesError
+
+if TYPE_CHECKING:  # so that datasets are made where there is torch, and little else
+    from config.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +133,20 @@ class Dataset:
     def keys(self, numbers: Iterable[int]) -> Array:
         """Return keys of examples, (n, d)."""
         return np.stack([self.examples[number].key for number in numbers])
+
+
+async def load_as_set(snapshot: Path, engine: Engine, space: str, settings: "Settings") -> Dataset:
+    """Return the dataset of a snapshot as the settings of a night ask for it; raises what `load` does."""
+    return await load(
+        snapshot,
+        engine,
+        space=space,
+        min_reward=settings.night_min_reward,
+        min_episodes=settings.night_min_episodes,
+        holdout_share=settings.night_holdout,
+        calibration=settings.night_calibration,
+        seed=settings.night_seed,
+    )
 
 
 async def load(

@@ -17,10 +17,9 @@ from bench.stream.loop import Loop
 from bench.stream.questions import Scorer
 from cli.demonstration.stream import Item
 from cli.failure import CommandError
-from config.settings import Settings
 from memory.snapshot import write_snapshot
 from model.engine import Decoding, Engine, Label, SteeredPrompt
-from worker.dataset import Dataset, Example, Fold, load
+from worker.dataset import Dataset, Example, Fold, load_as_set
 from worker.errors import TooFewEpisodesError
 
 TRIES = 8
@@ -57,11 +56,12 @@ async def of_night(loop: Loop, items: Sequence[Item], scorer: Scorer) -> tuple[L
         CommandError: that was too little.
     """
     found = loop.remembered(items)
-    settings = loop.settings
     with tempfile.TemporaryDirectory() as folder:
         write_snapshot((episode for _, episode in found), Path(folder) / "snapshot")
         try:
-            dataset = await _loaded(Path(folder) / "snapshot", loop.engine, settings)
+            dataset = await load_as_set(
+                Path(folder) / "snapshot", loop.engine, loop.engine.space.id, loop.settings
+            )
         except TooFewEpisodesError as error:
             raise CommandError(f"the night had nothing to learn from: {error}") from error
     known = {episode.id: item for item, episode in found}
@@ -116,16 +116,3 @@ async def with_gold(
         folds=(Fold("gold", tuple(range(len(examples))), ()),),
     )
     return Labelled(dataset, (True,) * len(examples))
-
-
-async def _loaded(snapshot: Path, engine: Engine, settings: Settings) -> Dataset:
-    return await load(
-        snapshot,
-        engine,
-        space=engine.space.id,
-        min_reward=settings.night_min_reward,
-        min_episodes=settings.night_min_episodes,
-        holdout_share=settings.night_holdout,
-        calibration=settings.night_calibration,
-        seed=settings.night_seed,
-    )
