@@ -155,10 +155,11 @@ def _show(
         title="What was learned from",
     )
     compared = comparisons(mine)
-    screen.table(
-        ["what differs", "questions of", "right, in points"],
-        [[f"{one.what}: {one.above} − {one.below}", one.questions, percent(one.difference, sign=True)]
-         for one in compared],
-        title="Beside each other (95 % intervals over questions, paired)",
-    )  # fmt: skip
+    if compared:
+        screen.table(
+            ["what differs", "questions of", "right, in points"],
+            [[f"{one.what}: {one.above} − {one.below}", one.questions, percent(one.difference, sign=True)]
+             for one in compared],
+            title="Beside each other (95 % intervals over questions, paired)",
+        )  # fmt: skip
     screen.document(finite({**head, "results": [vars(one) for one in (*results, *compared)]}))

@@ -136,7 +136,9 @@ def test_every_way_is_trained_and_asked_once_and_a_stopped_run_goes_on(run: Path
 
 
 def test_only_what_is_named_is_trained(run: Path) -> None:
-    assert bounds(run, "--ways", "ttsv,latent+gold").exit_code == 0
+    ran = bounds(run, "--ways", "ttsv,latent+gold")
+    assert ran.exit_code == 0
+    assert "Beside each other" not in ran.output  # than the latent, which was not asked
     rows = rows_of(run)
     assert {row["arm"] for row in rows if row["arm"] != "training"} == {"ttsv", "latent+gold"}
     assert {row["question"] for row in rows if row["arm"] == "training"} == {"ttsv", "latent", "latent+gold"}
