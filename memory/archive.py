@@ -42,6 +42,8 @@ PART_BYTES = 16 * 2**20
 """About what the vectors and tokens of one part take in memory, unless one episode takes more."""
 LARGEST_FILE = 512 * 2**20
 """Longest file of an archive that is read; ours are shorter by far."""
+LONGEST_JSON = 16 * 2**20
+"""Bytes of an episode's line, or of a file that is JSON: read at once they take 25 times as much memory."""
 
 _BLOCK = tarfile.BLOCKSIZE
 
@@ -255,6 +257,8 @@ class Taking:
         self.taken.skipped += len(episodes) - len(new)
 
     def _read_json(self, name: str, content: bytes) -> dict[str, Any]:
+        if len(content) > LONGEST_JSON:
+            self._refuse(f"{name} has {len(content):,} bytes; {LONGEST_JSON:,} are the most")
         try:
             found = json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -270,7 +274,11 @@ def _episodes(lines: bytes, vectors: bytes) -> list[Episode]:
     keys, latents = arrays["keys"], arrays["latents"]
     if keys.dtype != np.float32 or latents.dtype != np.float16:
         raise ValueError(f"keys and latents are {keys.dtype} and {latents.dtype}, expected float32, float16")
-    rows = [json.loads(line, parse_constant=_no_number) for line in lines.splitlines()]
+    split = lines.splitlines()
+    if len(split) > MOST_EPISODES or any(len(line) > LONGEST_JSON for line in split):
+        most = f"{MOST_EPISODES} are the most, or one of more than {LONGEST_JSON:,} bytes"
+        raise ValueError(f"it has {len(split)} episodes, {most}")
+    rows = [json.loads(line, parse_constant=_no_number) for line in split]
     if not len(rows) == len(keys) == len(latents):
         raise ValueError(f"{len(rows)} episodes have {len(keys)} keys and {len(latents)} latents")
     for row in rows:

@@ -13,6 +13,9 @@ from typing import Any
 SHORT_WORDS = 8
 """An answer of at most so many words is its own final answer; a longer one must hold a box or a number."""
 
+LONGEST = 16_384
+"""Characters of an answer that are looked at, its last ones: some texts take the square of their length."""
+
 _NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-−]?\.\d+")
 _LEAD_IN = re.compile(r"^(?:so |therefore |thus )?(?:it is|it's|(?:the|my|this)(?: \w+){1,5}? is) ")
 _LABEL = re.compile(r"^[^:]*: ")
@@ -37,7 +40,7 @@ def final_answer(text: str, choices: Sequence[str] | None = None) -> str | None:
     """
     if choices:
         return text if text in choices else None
-    text = unicodedata.normalize("NFKC", text).strip()
+    text = unicodedata.normalize("NFKC", text[-LONGEST:]).strip()
     if not text:
         return None
     if (parsed := _json(text)) is not None:
@@ -79,15 +82,16 @@ def boxed(text: str) -> str | None:
 
 def _box(text: str) -> tuple[int, int] | None:
     """Return where the content of the last complete box stands."""
-    start = text.rfind("\\boxed{")
-    while start >= 0:
-        depth, begin = 0, start + len("\\boxed")
-        for index in range(begin, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[index], 0)
-            if depth == 0:
-                return begin + 1, index
-        start = text.rfind("\\boxed{", 0, start)
-    return None
+    opened, last = list[int](), None
+    for brace in re.finditer(r"[{}]", text):
+        at = brace.start()
+        if brace.group() == "{":
+            opened.append(at)
+        elif opened:
+            begin = opened.pop()
+            if text.endswith("\\boxed", 0, begin) and (last is None or begin >= last[0]):
+                last = begin + 1, at
+    return last
 
 
 def _json(text: str) -> str | None:

@@ -97,14 +97,16 @@ def _latent_object(value: Any) -> LatentObject:
         return LatentObject()
     if not isinstance(value, dict):
         raise SteeringRejectedError("latent: expected an object", "latent")
+    # Not left to pydantic, which would make an error of each before one is shown.
+    unknown = next((name for name in value if name not in LatentObject.model_fields), None)
+    if unknown is not None:
+        known, field = ", ".join(LatentObject.model_fields), f"latent.{unknown}"
+        raise SteeringRejectedError(f"{field}: unknown option; known are {known}", field)
     try:
         return LatentObject.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(["latent", *(str(part) for part in first["loc"][:1])])
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(LatentObject.model_fields)
-            raise SteeringRejectedError(f"{field}: unknown option; known are {known}", field) from error
         raise SteeringRejectedError(f"{field}: {first['msg']}", field) from error
 
 

@@ -136,6 +136,12 @@ async def _steered_input(
     defaults = engine.llm.model_config.get_diff_sampling_param()
     asked = asked_length(request, defaults)
     sampling = harmless(sampling_of(request, asked, engine.max_model_len - len(token_ids), defaults))
+    grammar = sampling.structured_outputs
+    if grammar is not None and sum(map(len, grammar.choice or ())) > MOST_SCORED_TEXT:
+        call.outcome = Outcome(
+            "plain", "long-choices"
+        )  # what is scored and learned of choices keeps each part
+        return plain
     try:
         native = Native(sampling, reasoning_arguments(request, rendering))
         prompt = rendered_prompt(engine, token_ids, plain.get("prompt"), question, native, asked)

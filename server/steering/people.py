@@ -55,13 +55,15 @@ class Word:
     @classmethod
     def of(cls, said: Feedback, asked: Asked, answer: Answer | None) -> Self | None:
         """Return what feedback says of which final answer; None: nothing that can be compared."""
+        if said.metric_name == "comment":
+            return None
         text, right = said.value, True
         if said.metric_name == "rating":
             text, right = (answer.text if answer else ""), float(said.value) >= GOOD
             if answer is not None and not answer.finished:
                 text = ""  # nobody knows what it would have said
         final = final_answer(text, asked.choices) if isinstance(text, str) else None
-        return None if final is None or said.metric_name == "comment" else cls(final, right)
+        return None if final is None else cls(final, right)
 
 
 class People:

@@ -272,6 +272,28 @@ def test_a_broken_archive_is_refused_and_says_what_was_taken(
     assert f"{store.count()} episodes were taken" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "bound", "message"),
+    [
+        ("LONGEST_JSON", 10, r"manifest.json has \d+ bytes; 10 are the most"),
+        ("LONGEST_JSON", 300, r"part 0 cannot be read: it has 3 episodes, .* more than 300 bytes"),
+        ("MOST_EPISODES", 2, r"part 0 cannot be read: it has 3 episodes, 2 are the most"),
+    ],
+)
+def test_json_that_would_fill_memory_is_refused(
+    another: Callable[[], EpisodeStore],
+    make_episode: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    bound: int,
+    message: str,
+) -> None:
+    whole = archive_with(files_of(filled(another(), make_episode, 3)))
+    monkeypatch.setattr(archive, name, bound)
+    with pytest.raises(ArchiveError, match=message):
+        taken(another(), whole)
+
+
 WRONG: list[tuple[str, object]] = [
     ("id", "no-uuid"),
     ("reward", "high"),

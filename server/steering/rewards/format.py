@@ -110,7 +110,7 @@ def _validator(text: str) -> Any | None:
         return None  # jsonschema matches the names of the latter with `re`, which knows no limit either
     try:
         base.check_schema(schema)
-    except (jsonschema.SchemaError, RecursionError):
+    except (jsonschema.SchemaError, RecursionError, OverflowError):
         return None
     limited = {name: _limited(check) for name, check in base.VALIDATORS.items()}
     bounded = jsonschema.validators.extend(base, limited | {"pattern": _check_pattern})

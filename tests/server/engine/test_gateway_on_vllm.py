@@ -291,6 +291,15 @@ async def test_a_grammar_that_would_end_the_server_is_refused_by_name(
     assert "are the most" in answer.text or "deep" in answer.text
 
 
+async def test_long_choices_are_answered_as_the_model_would(
+    gateway: httpx.AsyncClient, launched: Launched
+) -> None:
+    long = ["a" + " b" * 3_000, "yes"]
+    body = {"model": name(launched), "messages": HELLO, **LENGTH, "structured_outputs": {"choice": long}}
+    answer = await gateway.post(CHAT, json=body | {"latent": {"effort": "medium"}})
+    assert (answer.status_code, answer.headers["x-latent-reason"]) == (200, "long-choices"), answer.text
+
+
 async def test_more_answers_than_a_server_can_hold_are_refused(
     gateway: httpx.AsyncClient, launched: Launched
 ) -> None:
