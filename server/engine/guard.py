@@ -24,15 +24,22 @@ MOST_COUNTED = 100
 def harmless(params: Any) -> Any:
     """Return a client's `SamplingParams` without what would end the engine for everybody.
 
-    What vLLM says by itself otherwise, it says again: that a copy is checked as the first was, and that the
-    log-probabilities of a prompt are computed, not read where blocks are cached, which hold none.
+    The log-probabilities of a prompt are computed, as vLLM does by itself unless told otherwise, and not read
+    where blocks are cached, which hold none.
 
     Raises:
-        VLLMValidationError: a grammar is too long, or too deep to be compiled.
+        VLLMValidationError: a grammar is too long, or too deep to be compiled; or an answer is to be longer
+            than it may be, which vLLM has checked before it lowered the one for want of room.
     """
+    from vllm.exceptions import VLLMValidationError
+
     if params.structured_outputs is not None:
         _check_grammar(params.structured_outputs)
-    params.skip_clone = False
+    if params.max_tokens is not None and params.min_tokens > params.max_tokens:
+        raise VLLMValidationError(
+            f"min_tokens is {params.min_tokens}, and there is room for {params.max_tokens}",
+            parameter="min_tokens",
+        )
     if params.prompt_logprobs is not None:
         params.skip_reading_prefix_cache = True
     return params
