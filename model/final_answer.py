@@ -40,7 +40,11 @@ def final_answer(text: str, choices: Sequence[str] | None = None) -> str | None:
     """
     if choices:
         return text if text in choices else None
-    text = unicodedata.normalize("NFKC", text[-LONGEST:]).strip()
+    if len(text) > LONGEST:
+        if _json(text.strip()) is not None or _CALL.search(text) is not None:
+            return None  # their ends do not tell them apart
+        text = text[-LONGEST:]
+    text = unicodedata.normalize("NFKC", text).strip()
     if not text:
         return None
     if (parsed := _json(text)) is not None:

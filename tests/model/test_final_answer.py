@@ -1,5 +1,7 @@
 """What an answer says in the end: found in one pass, whatever stands before it."""
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,3 +32,9 @@ def test_a_long_answer_is_compared_by_its_end() -> None:
     assert final_answer("1 " + "word " * LONGEST + "so it is 7") == "7"
     assert final_answer("\\boxed{3} " + "word " * LONGEST) is None
     assert final_answer("\\boxed{" * 5_000 + "4}") == "4"
+
+
+def test_long_json_and_calls_do_not_agree_by_their_ends() -> None:
+    for begin in ("one", "other"):
+        long = json.dumps({"a": begin, "b": ["word"] * LONGEST, "c": 7})
+        assert final_answer(long) is final_answer(f"<tool_call>{long}</tool_call>") is None
