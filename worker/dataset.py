@@ -135,7 +135,7 @@ class Dataset:
         return np.stack([self.examples[number].key for number in numbers])
 
 
-async def load_as_set(snapshot: Path, engine: Engine, space: str, settings: "Settings") -> Dataset:
+async def load_by_settings(snapshot: Path, engine: Engine, space: str, settings: "Settings") -> Dataset:
     """Return the dataset of a snapshot as the settings of a night ask for it; raises what `load` does."""
     return await load(
         snapshot,

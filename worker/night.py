@@ -33,7 +33,7 @@ from memory.state import State
 from memory.tenants import parted
 from model.engine import Engine, EngineError
 from worker.checkpoint import reached_step
-from worker.dataset import Dataset, load_as_set
+from worker.dataset import Dataset, load_by_settings
 from worker.engine import EngineFactory, open_engine
 from worker.errors import (
     ConsolidationError,
@@ -242,7 +242,7 @@ async def _consolidate(night: _Night, opened: AsyncExitStack) -> None:
     opened.push_async_callback(engine.close)
     await asyncio.to_thread(_take_space, engine, settings)
     journal.change(phase="dataset", done=0, total=1, message="reading episodes, deciding labels")
-    dataset = await load_as_set(night.snapshot, engine, parted(journal.record.space)[0], settings)
+    dataset = await load_by_settings(night.snapshot, engine, parted(journal.record.space)[0], settings)
     known = _active(night)
     journal.change(parent=known.alive.version if known.alive else None)
     rows, manifest = await _learn(night, engine, dataset, known)

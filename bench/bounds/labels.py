@@ -19,7 +19,7 @@ from cli.demonstration.stream import Item
 from cli.failure import CommandError
 from memory.snapshot import write_snapshot
 from model.engine import Decoding, Engine, Label, SteeredPrompt
-from worker.dataset import Dataset, Example, Fold, load_as_set
+from worker.dataset import Dataset, Example, Fold, load_by_settings
 from worker.errors import TooFewEpisodesError
 
 TRIES = 8
@@ -59,7 +59,7 @@ async def of_night(loop: Loop, items: Sequence[Item], scorer: Scorer) -> tuple[L
     with tempfile.TemporaryDirectory() as folder:
         write_snapshot((episode for _, episode in found), Path(folder) / "snapshot")
         try:
-            dataset = await load_as_set(
+            dataset = await load_by_settings(
                 Path(folder) / "snapshot", loop.engine, loop.engine.space.id, loop.settings
             )
         except TooFewEpisodesError as error:
