@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import psutil  # type: ignore[import-untyped]
 import torch
 from torch.nn.functional import pad
@@ -205,7 +204,7 @@ def undrawn(generators: dict[int, torch.Generator], unfinished: Sequence[bool]) 
         generators: The batch's, of requests with a seed, by their place in it.
         unfinished: Whether more of the request's prompt is to come.
     """
-    aside = {at: generators.pop(at) for at in np.flatnonzero(unfinished).tolist() if at in generators}
+    aside = {at: generators.pop(at) for at in [*generators] if unfinished[at]}
     try:
         yield
     finally:

@@ -138,9 +138,8 @@ async def _steered_input(
     sampling = harmless(sampling_of(request, asked, engine.max_model_len - len(token_ids), defaults))
     grammar = sampling.structured_outputs
     if grammar is not None and sum(map(len, grammar.choice or ())) > MOST_SCORED_TEXT:
-        call.outcome = Outcome(
-            "plain", "long-choices"
-        )  # what is scored and learned of choices keeps each part
+        # What is scored and learned of choices keeps every beginning of each.
+        call.outcome = Outcome("plain", "long-choices")
         return plain
     try:
         native = Native(sampling, reasoning_arguments(request, rendering))

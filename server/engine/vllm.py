@@ -280,8 +280,7 @@ class VLLMEngine:
         """Return the log-probability of each choice, (B, choices), among them.
 
         One pass for each place where choices part (held) or go on (not held), all in one batch; the prompt is
-        read once, for they share its blocks. vLLM's own `logprob_token_ids` is not used: in a batch it takes
-        the log-probabilities away that other requests have asked for (0.32).
+        read once, for they share its blocks.
 
         Raises:
             LatentRejectedError, PlacementError, PromptTooLongError, EngineDeadError.

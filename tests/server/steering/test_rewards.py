@@ -246,6 +246,7 @@ SLOW = {"type": "string", "pattern": r"^(a|aa)+$"}
         "not json",
         7,
         {"patternProperties": {"a": {}}},
+        {"pattern": "a{99999999999}"},
         {"allOf": [SLOW | {"$schema": DRAFT_7}]},
         {"enum": ["a" * RULE_CHARS]},
     ],
