@@ -52,7 +52,7 @@ def demo(
     held_out: Annotated[int, typer.Option("--held-out", min=2, help="New questions of day 2.")] = 48,
     trial: Annotated[
         int, typer.Option("--trial", min=0, help="Most questions of day 2 that measure what is on trial.")
-    ] = 36,
+    ] = 72,
     unrelated: Annotated[int, typer.Option("--unrelated", min=1, help="Prompts unlike the stream.")] = 8,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 8,
     instruction: Annotated[str, typer.Option("--instruction", help="Follows each question.")] = "",

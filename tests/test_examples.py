@@ -9,7 +9,7 @@ import pytest
 
 from cli.demonstration.stream import EXAMPLES, Item, read_items, read_prompts
 
-SETS = {"topics": 160, "sentiment": 270, "support": 300}
+SETS = {"topics": 240, "sentiment": 270, "support": 300}
 ALIKE = 0.5
 """Shared words of two texts, as a share of all their words, from which one repeats the other."""
 

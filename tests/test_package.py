@@ -35,7 +35,7 @@ def test_installed_package_has_its_examples_and_programs(tmp_path: Path) -> None
         capture_output=True,
         text=True,
     )
-    assert found.stdout.split() == [str(installed / "examples"), "160", "24"]
+    assert found.stdout.split() == [str(installed / "examples"), "240", "24"]
     assert (installed / "server" / "engine" / "programs" / "lscpu").is_file()
     for path in (ROOT / "server" / "dashboard").rglob("*.*"):
         assert (installed / path.relative_to(ROOT)).is_file(), path

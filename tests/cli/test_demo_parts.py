@@ -90,18 +90,6 @@ def test_separators_inside_a_question_end_no_line(tmp_path: Path) -> None:
     assert [item.question for item in read_items(path)] == questions
 
 
-def test_example_topics_are_balanced_and_different() -> None:
-    items = read_items(EXAMPLES / "topics.jsonl")
-    labels = [item.answer for item in items]
-    assert {label: labels.count(label) for label in set(labels)} == {
-        "World": 40,
-        "Sports": 40,
-        "Business": 40,
-        "Technology": 40,
-    }
-    assert len({item.question for item in items}) == 160
-
-
 def test_example_prompts_are_unlike_the_topics() -> None:
     prompts = read_prompts(EXAMPLES / "unrelated.jsonl")
     assert len(set(prompts)) == 24
