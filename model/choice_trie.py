@@ -6,6 +6,10 @@ Owns which token may follow, so that a decoded answer is one of the choices. Kno
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+MOST_TEXT = 4_096
+"""Characters of all choices, the most of which a trie is made: it keeps every beginning of each, and so the
+square of their length."""
+
 
 class ChoiceTrie:
     """Tokens that continue a partial answer towards one of the choices.

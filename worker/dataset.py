@@ -24,6 +24,7 @@ from memory.episode import FEEDBACK, GOOD, Array, Episode, prompt_digest
 from memory.prior import CLUSTER_COSINE, Leanings, unit
 from memory.snapshot import read_snapshot
 from model.calibration import calibrated, choice_logits, label_of, leaning
+from model.choice_trie import MOST_TEXT
 from model.engine import Engine, Label, PlacementError, SteeredPrompt
 from worker.chains import chains, first_of_alike
 from worker.errors import SpaceMismatchError, TooFewEpisodesError
@@ -307,6 +308,8 @@ def _example(engine: Engine, episode: Episode, cluster: int) -> Example:
 def _fits(engine: Engine, episode: Episode) -> bool:
     """Whether the engine can be asked about this episode."""
     size = len(episode.prompt_token_ids) + engine.space.length + len(episode.answer_token_ids)
+    if sum(map(len, episode.choices)) > MOST_TEXT:  # of another server's day: here they are not steered
+        return False
     try:
         engine.position(episode.prompt_token_ids)
     except PlacementError:

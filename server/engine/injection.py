@@ -12,6 +12,7 @@ import json
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
+from model.choice_trie import MOST_TEXT
 from model.engine import Decoding, cache_salt
 from model.engine_time import engine_time
 from server.engine.decoding import Native, handed_over, overheard, watched
@@ -28,8 +29,8 @@ Steer = Callable[[RenderedPrompt, Options, str], Awaitable[Outcome]]
 Tell = Callable[[str, Answer], None]
 """Told (trace id, answer) of what was decoded for a client."""
 
-MOST_SCORED, MOST_SCORED_TEXT = 64, 4_096
-"""Choices, and characters of all of them; each costs a pass for every token that it has."""
+MOST_SCORED = 64
+"""Choices; each costs a pass for every token that it has."""
 _ANSWER = "latent_answer"
 """Where a prompt carries its answer from one hook to the other."""
 _TRACE = "latent_trace"
@@ -137,8 +138,7 @@ async def _steered_input(
     asked = asked_length(request, defaults)
     sampling = harmless(sampling_of(request, asked, engine.max_model_len - len(token_ids), defaults))
     grammar = sampling.structured_outputs
-    if grammar is not None and sum(map(len, grammar.choice or ())) > MOST_SCORED_TEXT:
-        # What is scored and learned of choices keeps every beginning of each.
+    if grammar is not None and sum(map(len, grammar.choice or ())) > MOST_TEXT:
         call.outcome = Outcome("plain", "long-choices")
         return plain
     try:
@@ -321,7 +321,7 @@ def _enum(schema: Any, root: dict[str, Any]) -> list[Any] | None:
 
 def scored(choices: tuple[str, ...]) -> tuple[str, ...]:
     """Return choices that can be scored: not so many and long that scoring costs more than sampling."""
-    few = len(choices) <= MOST_SCORED and sum(map(len, choices)) <= MOST_SCORED_TEXT
+    few = len(choices) <= MOST_SCORED and sum(map(len, choices)) <= MOST_TEXT
     return choices if few else ()
 
 

@@ -338,8 +338,9 @@ def test_what_the_engine_cannot_be_asked_is_left_out(tmp_path: Path) -> None:
     episodes = scripted_episodes(engine, 39)
     long = replace(episodes[0], answer_token_ids=(65,) * 300)
     strange = replace(episodes[1], prompt_token_ids=(1, 2, 3))
-    found = dataset(engine, [long, strange, *episodes[2:]], tmp_path)
-    assert len(found.examples) == 37
+    endless = replace(episodes[2], choices=("a" * 3_000, "b" * 3_000))
+    found = dataset(engine, [long, strange, endless, *episodes[3:]], tmp_path)
+    assert len(found.examples) == 36
 
 
 def test_the_mean_latent_is_of_those_that_earned_their_place(engine: ScriptedEngine, tmp_path: Path) -> None:
