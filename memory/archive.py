@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -40,12 +41,22 @@ MOST_EPISODES = 256
 """Of one part."""
 PART_BYTES = 16 * 2**20
 """About what the vectors and tokens of one part take in memory, unless one episode takes more."""
-LARGEST_FILE = 512 * 2**20
-"""Longest file of an archive that is read; ours are shorter by far."""
+LARGEST_FILE = 64 * 2**20
+"""Longest file of an archive that is read; ours are shorter."""
 LONGEST_JSON = 16 * 2**20
 """Bytes of an episode's line, or of a file that is JSON: read at once they take 25 times as much memory."""
 
 _BLOCK = tarfile.BLOCKSIZE
+_UNREADABLE = (
+    SafetensorError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+"""What taking apart a part raises that is none."""
 
 
 class ArchiveError(LatentMemoryError):
@@ -235,7 +246,7 @@ class Taking:
             others = {episode.tenant for episode in episodes} - {memory.tenant}
             if others:
                 raise ValueError(f"tenant is {others.pop()!r}, expected {memory.tenant!r}")
-        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except _UNREADABLE as error:
             self._refuse(f"part {self._parts} cannot be read: {error}", error)
         if memory.tenant != self._memory.tenant:
             episodes = [one.adopted(self._memory.tenant) for one in episodes]
@@ -243,7 +254,7 @@ class Taking:
 
     def _store_all(self, episodes: Sequence[Episode]) -> None:
         try:
-            there = {episode.id for episode in self._store.fetch([episode.id for episode in episodes])}
+            there = {outline.id for outline in self._store.outlines_of([one.id for one in episodes])}
             new = [episode for episode in episodes if episode.id not in there]
             self._store.add(new)
         except (NoRoomError, StoreUnavailableError) as error:
@@ -278,15 +289,15 @@ def _episodes(lines: bytes, vectors: bytes) -> list[Episode]:
     if len(split) > MOST_EPISODES or any(len(line) > LONGEST_JSON for line in split):
         most = f"{MOST_EPISODES} are the most, or one of more than {LONGEST_JSON:,} bytes"
         raise ValueError(f"it has {len(split)} episodes, {most}")
-    rows = [json.loads(line, parse_constant=_no_number) for line in split]
-    if not len(rows) == len(keys) == len(latents):
-        raise ValueError(f"{len(rows)} episodes have {len(keys)} keys and {len(latents)} latents")
-    for row in rows:
-        _check_types(row)
-    return [
-        episode_of(row.pop("id"), row, key, latent)
-        for row, key, latent in zip(rows, keys, latents, strict=True)
-    ]
+    if not len(split) == len(keys) == len(latents):
+        raise ValueError(f"{len(split)} episodes have {len(keys)} keys and {len(latents)} latents")
+    return [_episode(line, key, latent) for line, key, latent in zip(split, keys, latents, strict=True)]
+
+
+def _episode(line: bytes, key: ArrayLike, latent: ArrayLike) -> Episode:
+    row = json.loads(line, parse_constant=_no_number)
+    _check_types(row)
+    return episode_of(row.pop("id"), row, key, latent)
 
 
 _OPTIONAL_TEXT = (str, type(None))

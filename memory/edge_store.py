@@ -119,8 +119,8 @@ class EdgeStore:
             return
         with self._folder.writing:
             self._room.demand(f"{len(episodes)} episodes")  # now: a copy may have taken it meanwhile
-            kept, replaced = fold(self, episodes)
-            points = [_point_of(episode) for episode in map(self._redact, kept)]
+            kept, replaced = fold(self, episodes, self._redact)
+            points = [_point_of(episode) for episode in kept]
             try:
                 self._update(edge.UpdateOperation.upsert_points(points), len(points))
             except StoreUnavailableError as error:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from memory.episode import Episode, prompt_id
+from memory.redaction import Redaction
 from memory.store import EpisodeStore
 
 _RANDOM = 4
@@ -27,6 +28,8 @@ def merged(before: Episode, after: Episode) -> Episode:
       given up for one that did not while the same prior is active.
     * `created_at` is when the answer or the first latent that earned its place was found, so that a night
       counts what it can learn from, and not how often somebody asked.
+    * Choices stay, for they are the same: what holds an answer is part of the id. Not every request names
+      them, such as one that asks for log-probabilities, or a demonstration.
     * Each is counted once, also when a write is repeated because nobody knew whether it had arrived.
     * What somebody said of an answer stands above all of this, the later word above the earlier:
 
@@ -67,6 +70,7 @@ def _told(before: Episode, after: Episode) -> Episode:
         latent_earned=False,
         start_lift=before.start_lift,
         prior_version=before.prior_version,
+        choices=after.choices or before.choices,
         choice_log_probabilities=after.choice_log_probabilities or before.choice_log_probabilities,
         held_log_probabilities=after.held_log_probabilities or before.held_log_probabilities,
         seen=before.seen,
@@ -91,6 +95,7 @@ def _after_feedback(before: Episode, after: Episode) -> Episode:
         )
     return replace(
         kept,
+        choices=found.choices,
         choice_log_probabilities=found.choice_log_probabilities,
         held_log_probabilities=found.held_log_probabilities,
         seen=found.seen,
@@ -114,6 +119,7 @@ def _found_again(before: Episode, after: Episode) -> Episode:
     return replace(
         better,
         id=after.id,
+        choices=after.choices or before.choices,
         choice_log_probabilities=after.choice_log_probabilities or before.choice_log_probabilities,
         held_log_probabilities=after.held_log_probabilities or before.held_log_probabilities,
         latent=latent.latent,
@@ -136,8 +142,12 @@ def merge_all(episodes: Iterable[Episode], known: Iterable[Episode]) -> list[Epi
     return list(kept.values())
 
 
-def fold(store: EpisodeStore, episodes: Sequence[Episode]) -> tuple[list[Episode], list[str]]:
+def fold(
+    store: EpisodeStore, episodes: Sequence[Episode], redact: Redaction
+) -> tuple[list[Episode], list[str]]:
     """Return what adding `episodes` to `store` has to write, and ids of what that takes the place of.
+
+    All of them are redacted before they are compared, so that like answers stay alike.
 
     Raises:
         StoreUnavailableError: the store failed.
@@ -152,7 +162,7 @@ def fold(store: EpisodeStore, episodes: Sequence[Episode]) -> tuple[list[Episode
         # Beside a known one they are what an add that ended half-way has merged and not deleted.
         if older and episode.id not in known:
             known[episode.id] = _as_one(older, episode.id)
-    return merge_all(episodes, known.values()), replaced
+    return merge_all(map(redact, episodes), map(redact, known.values())), replaced
 
 
 def _of_earlier_builds(store: EpisodeStore, episode: Episode) -> list[Episode]:

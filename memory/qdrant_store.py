@@ -3,6 +3,7 @@
 Owns one collection, named after the space. Knows nothing of Qdrant Edge (`memory/edge_store.py`).
 """
 
+import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -47,6 +48,11 @@ PREFIX = "latentevolve-"
 """Of the names of collections."""
 TIMEOUT_S = 10
 """Longest wait for one answer of the server."""
+REQUEST_BYTES = 8 * 2**20
+"""About what one request writes, unless one episode takes more: a server takes 32 MiB unless told otherwise,
+and has `TIMEOUT_S` for it."""
+_NUMBER_BYTES = 20
+"""Of a float as JSON."""
 REFUSALS = frozenset({400, 413, 422})
 """Statuses that asking again does not change: malformed, too large, not valid."""
 
@@ -101,17 +107,18 @@ class QdrantStore:
         """Store episodes; when it returns, the server has applied them.
 
         Raises:
-            EpisodeRejectedError: naming the field, or with what the server says; then nothing of the batch is
-                stored.
+            EpisodeRejectedError: naming the field, then nothing of the batch is stored; or with what the
+                server says, then some of it may be.
         """
         check_batch(episodes, space=self._space, length=self._shape[0], hidden_size=self._shape[1])
         if not episodes:
             return
-        kept, replaced = fold(self, episodes)
-        points = [
-            models.PointStruct(id=e.id, vector=vectors_of(e), payload=payload_of(e))
-            for e in map(self._redact, kept)
-        ]
+        kept, replaced = fold(self, episodes, self._redact)
+        for points in self._requests(kept):
+            self._write(points)
+        self.delete(replaced)
+
+    def _write(self, points: list[models.PointStruct]) -> None:
         try:
             self._call(lambda c: c.upsert(self._name, points, wait=True))
         except StoreUnavailableError as error:
@@ -121,7 +128,22 @@ class QdrantStore:
                     f"the Qdrant server refuses {len(points)} episodes: {refused}"
                 ) from error
             raise
-        self.delete(replaced)
+
+    def _requests(self, episodes: Sequence[Episode]) -> Iterator[list[models.PointStruct]]:
+        """Yield episodes as points, as many at once as one request may write."""
+        vectors = _NUMBER_BYTES * (self._shape[0] + 1) * self._shape[1]
+        points: list[models.PointStruct] = []
+        size = 0
+        for episode in episodes:
+            payload = payload_of(episode)
+            each = vectors + len(json.dumps(payload))
+            if points and size + each > REQUEST_BYTES:
+                yield points
+                points, size = [], 0
+            points.append(models.PointStruct(id=episode.id, vector=vectors_of(episode), payload=payload))
+            size += each
+        if points:
+            yield points
 
     def near(self, key: Array, *, tenant: str, k: int, floor: float) -> list[Neighbour]:
         """Return up to `k` episodes of cosine ≥ `floor`, most similar first. `key` is (d,)."""

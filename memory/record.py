@@ -6,7 +6,7 @@ anything of it is written. Knows nothing of the two stores that use it.
 
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,8 @@ COSINE_ROUNDING = 1e-6
 """A float32 cosine of two equal keys comes out as 0.9999999: comparisons with a floor allow this much."""
 
 _UNIT_NORM_TOLERANCE = 1e-2
+_MOST_NATS = float(np.finfo(np.float32).max)
+"""A log-probability that an engine gives is above the negative of it."""
 _TEXTS = ("prompt_text", "answer_text", "tenant", "effort", SEARCH)
 
 
@@ -111,6 +113,9 @@ def episode_of(episode_id: str, payload: Mapping[str, Any], key: ArrayLike, late
     fields["answer_token_ids"] = tuple(fields["answer_token_ids"])
     for name in (CHOICES, CHOICE_LOGS, HELD_LOGS):
         fields[name] = tuple(fields.get(name) or ())
+    for name in (CHOICE_LOGS, HELD_LOGS):  # merges of earlier builds lost choices and kept these
+        if len(fields[name]) != len(fields[CHOICES]):
+            fields[name] = ()
     for name in (CREATED_AT, "seen_at"):  # the latter is not there before there was a count
         if fields.get(name) is not None:
             fields[name] = datetime.fromisoformat(fields[name])
@@ -168,6 +173,10 @@ def _check_fields(episode: Episode) -> None:
             raise EpisodeRejectedError(f"{name} has no time zone")
         if (time.utcoffset() or timedelta()) % timedelta(minutes=1):  # stores would not find it by its time
             raise EpisodeRejectedError(f"{name} has a zone of odd seconds")
+        try:
+            time.astimezone(UTC)
+        except OverflowError as error:
+            raise EpisodeRejectedError(f"{name} is {time.isoformat()}, which UTC has no year for") from error
     if episode.seen < 1:
         raise EpisodeRejectedError(f"seen is {episode.seen}, expected 1 or more")
     if not 0.0 <= episode.plain_reward <= 1.0:
@@ -183,7 +192,7 @@ def _check_fields(episode: Episode) -> None:
             raise EpisodeRejectedError(f"{name} is no text that UTF-8 can hold")
     for name in (CHOICE_LOGS, HELD_LOGS):
         logs = getattr(episode, name)
-        if logs and not (len(logs) == len(episode.choices) and all(value <= 0 for value in logs)):
+        if logs and not (len(logs) == len(episode.choices) and all(-_MOST_NATS <= one <= 0 for one in logs)):
             raise EpisodeRejectedError(f"{name} are not one log-probability for each choice")
     if episode.max_tokens is not None and episode.max_tokens < 1:
         raise EpisodeRejectedError(f"max_tokens is {episode.max_tokens}, expected 1 or more")
@@ -192,7 +201,8 @@ def _check_fields(episode: Episode) -> None:
 
 
 def _is_token(token: object) -> bool:
-    return isinstance(token, int | np.integer) and not isinstance(token, bool) and bool(token >= 0)
+    known = isinstance(token, int | np.integer) and not isinstance(token, bool)
+    return known and 0 <= int(token) < 2**31  # type: ignore[call-overload]
 
 
 def _is_text(value: object) -> bool:

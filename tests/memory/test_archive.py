@@ -27,7 +27,7 @@ from memory.edge_store import EdgeStore
 from memory.episode import Episode, StoreUnavailableError
 from memory.free_space import UNLIMITED, FreeSpace, NoRoomError
 from memory.qdrant_store import QdrantStore
-from memory.store import EpisodeStore
+from memory.store import EpisodeStore, Outline
 from tests.memory.conftest import HIDDEN, LENGTH, SPACE
 
 Make = Callable[..., Episode]
@@ -304,9 +304,12 @@ WRONG: list[tuple[str, object]] = [
     ("choice_log_probabilities", [float("-inf")]),
     ("created_at", "yesterday"),
     ("created_at", "2026-01-01"),
+    ("created_at", "9999-12-31T23:59:59-12:00"),
+    ("seen_at", "0001-01-01T00:00:00+12:00"),
     ("tenant", "other"),
     ("space", "elsewhere"),
     ("prompt_token_ids", ["a"]),
+    ("prompt_token_ids", [2**31]),
     ("answer_token_ids", []),
     ("latent_earned", 1),
     ("seen", "often"),
@@ -367,7 +370,7 @@ class Endless:
         for _ in range(self._count):
             yield self._make()
 
-    def fetch(self, episode_ids: Sequence[str]) -> list[Episode]:
+    def outlines_of(self, episode_ids: Sequence[str]) -> list[Outline]:
         return []
 
     def add(self, episodes: Sequence[Episode]) -> None:

@@ -17,7 +17,9 @@ import pytest
 from httpx import Headers
 from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import UnexpectedResponse
+from qdrant_client.models import PointStruct
 
+from memory import qdrant_store
 from memory.edge_store import EdgeStore
 from memory.episode import (
     Array,
@@ -671,6 +673,27 @@ def test_a_batch_that_the_server_refuses_is_told_from_a_server_that_is_away(
     with pytest.raises(error, match="too large") as caught:
         store.add([make()])
     assert type(caught.value) is error
+    client.close()
+
+
+def test_no_request_to_a_server_is_larger_than_one_takes(
+    make: Make, monkeypatch: pytest.MonkeyPatch, space: str
+) -> None:
+    client = QdrantClient(":memory:")
+    store = QdrantStore(client, space=space, length=LENGTH, hidden_size=HIDDEN)
+    upsert, sizes = client.upsert, []
+
+    def measured(name: str, points: list[PointStruct], **options: Any) -> Any:
+        sizes.append((len(points), sum(len(point.model_dump_json()) for point in points)))
+        return upsert(name, points, **options)
+
+    monkeypatch.setattr(client, "upsert", measured)
+    monkeypatch.setattr(qdrant_store, "REQUEST_BYTES", 20_000)
+    long = make(prompt_text="x" * 30_000)
+    store.add([long, *(make() for _ in range(20))])
+    assert sum(count for count, _ in sizes) == store.count() == 21
+    assert 3 < len(sizes) < 15
+    assert all(size <= 20_000 or count == 1 for count, size in sizes)
     client.close()
 
 

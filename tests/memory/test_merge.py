@@ -71,6 +71,16 @@ def test_a_better_answer_that_somebody_gave_takes_the_place_of_what_was_found(fo
     assert (later.answer_text, later.reward) == ("four", 1.0)
 
 
+def test_choices_stay_where_a_request_of_the_same_grammar_does_not_name_them(found: Make) -> None:
+    held = found(0, "5", choices=("4", "5"), choice_log_probabilities=(-1.0, -0.5))
+    free = found(1, "4", reward=1.0, signals=dict.fromkeys("abc", 1.0))
+    for after in (merged(held, free), merged(free, held), merged(held, told(held, GOOD, "4"))):
+        assert after.choices == held.choices
+        assert after.choice_log_probabilities == held.choice_log_probabilities
+    good = merged(free, told(free, GOOD, "4"))
+    assert merged(good, held).choices == held.choices
+
+
 def test_a_bad_word_is_about_its_own_answer_alone(found: Make) -> None:
     before = found(0, "4")
     assert merged(before, told(before, BAD, "5")) is before

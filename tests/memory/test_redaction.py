@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,20 @@ def test_a_text_of_before_the_setting_is_not_written_again(
     assert kept is not None
     assert "ann" not in kept.answer_text
     assert (kept.seen, kept.answer_token_ids) == (2, ())
+
+
+@pytest.mark.parametrize("redact", [OFF, PATTERN])
+def test_an_answer_that_was_called_wrong_does_not_come_back(
+    opened: Callable[[Redaction], EpisodeStore], make_episode: Make, redact: Redaction
+) -> None:
+    store = opened(redact)
+    found = make_episode(answer_text="ann@example.org")
+    store.add([found])
+    store.add([replace(found, reward=0.0, signals={"feedback": 0.0}, latent_earned=False)])
+    store.add([found])
+    kept = store.get(found.id)
+    assert kept is not None
+    assert (kept.retracted, kept.latent_earned) == (True, False)
 
 
 def test_a_text_that_may_not_be_kept_is_in_no_file(tmp_path: Path, make_episode: Make) -> None:
