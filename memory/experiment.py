@@ -185,8 +185,11 @@ class Experiments:
                 at = now()
                 rows = [mine | vars(value) | {"noted_at": at} for value in first.values()]
                 connection.execute(insert(table), rows)
-                last = connection.scalar(select(func.max(table.c.number)).filter_by(**mine)) or 0
-                connection.execute(delete(table).filter_by(**mine).where(table.c.number <= last - MOST))
+                count = connection.scalar(select(func.count()).select_from(table).filter_by(**mine)) or 0
+                if count > MOST:  # numbers are of all tenants
+                    own = select(table.c.number).filter_by(**mine).order_by(table.c.number)
+                    oldest = connection.scalar(own.offset(count - MOST).limit(1))
+                    connection.execute(delete(table).filter_by(**mine).where(table.c.number < oldest))
 
     def values(self, after: int = 0, tenant: str | None = None) -> list[tuple[int, str, Value]]:
         """Return the values that were noted after one, each with its number and tenant, in their order.

@@ -13,14 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
-from sqlalchemy import delete, func, insert, null, select, update
+from sqlalchemy import ColumnElement, delete, func, insert, null, select, update
 
 from config.settings import Settings
 from memory.database import Database, sqlite_url
 from memory.episode import TENANT, now
+from memory.evidence import Evidence
 from memory.free_space import UNLIMITED, FreeSpace
+from memory.prior import Prior, standings
 from memory.schema import erased_rows, feedback, outcomes, schedules, traces
 from memory.takeover import take_over
+from memory.tenants import parted
 
 Source = Literal["night", "day", "people"]
 """Who has observed an outcome; people say what one of the day's can be at most."""
@@ -166,14 +169,18 @@ class State(Database):
             return 0
         self.room.demand("outcomes", reserve=True)
         about = {"space": space, "tenant": tenant, "prior_row": row, "source": source}
-        known = select(outcomes.c.number, outcomes.c.prompt, outcomes.c.difference).filter_by(**about)
+        known = (
+            select(outcomes.c.number, outcomes.c.prompt, outcomes.c.difference)
+            .filter_by(**about)
+            .where(outcomes.c.prompt.in_(list(wanted)))
+        )
         with self.write() as connection:
             lowered = []
             for number, prompt, difference in connection.execute(known):
-                if source == "people" and wanted.get(prompt, difference) < difference:
+                if source == "people" and wanted[prompt] < difference:
                     lowered.append(number)  # noted anew, so that gateways see it
                 else:
-                    wanted.pop(prompt, None)
+                    del wanted[prompt]
             if lowered:
                 connection.execute(delete(outcomes).where(outcomes.c.number.in_(lowered)))
             new = [
@@ -184,18 +191,22 @@ class State(Database):
                 connection.execute(insert(outcomes), new)
         return len(new)
 
-    def seen_outcomes(self, space: str, tenant: str) -> tuple[int, int]:
+    def seen_outcomes(self, space: str, tenant: str, rows: Collection[str] | None = None) -> tuple[int, int]:
         """Return how many outcomes are noted, and the number of the last: whoever knows both knows them all.
+
+        Args:
+            space: The space.
+            tenant: The tenant.
+            rows: The rows that they are of, which is what serving needs; None: any.
 
         Raises:
             StateUnavailableError: the database does not answer.
         """
         # Not the last number alone: of writers at once the later one may be done first.
-        query = select(func.count(), func.coalesce(func.max(outcomes.c.number), 0)).filter_by(
-            space=space, tenant=tenant
-        )
+        query = select(func.count(), func.coalesce(func.max(outcomes.c.number), 0)).select_from(outcomes)
+        query = query.where(*_about(space, tenant, rows))
         with self.read() as connection:
-            count, last = connection.execute(query.select_from(outcomes)).one()
+            count, last = connection.execute(query).one()
         return count, last
 
     def follow(self, space: str, cron: str, moment: datetime) -> datetime:
@@ -460,8 +471,12 @@ class State(Database):
         with self.read() as connection:
             return [_feedback_of(row) for row in connection.execute(query)]
 
-    def outcomes(self, space: str, tenant: str) -> dict[str, list[float]]:
+    def outcomes(
+        self, space: str, tenant: str, rows: Collection[str] | None = None
+    ) -> dict[str, list[float]]:
         """Return the differences that were noted of each row, in order of observation.
+
+        Args: those of `seen_outcomes`.
 
         One that the day has measured is no more than people say that it can be.
 
@@ -472,7 +487,7 @@ class State(Database):
         bounds: dict[tuple[str, str], float] = {}
         query = (
             select(outcomes.c.prior_row, outcomes.c.prompt, outcomes.c.source, outcomes.c.difference)
-            .filter_by(space=space, tenant=tenant)
+            .where(*_about(space, tenant, rows))
             .order_by(outcomes.c.number)
         )
         with self.read() as connection:
@@ -485,6 +500,25 @@ class State(Database):
             if ("day", prompt) in found[row]:
                 found[row]["day", prompt] = min(found[row]["day", prompt], most)
         return {row: list(differences.values()) for row, differences in found.items() if differences}
+
+    def evidence(self, prior: Prior) -> dict[str, Evidence]:
+        """Return the evidence about the rows of a version, by their ids.
+
+        Rows that learned from what was erased since are left out: they serve no more, and no later version
+        has them.
+
+        Raises:
+            StateUnavailableError: the database does not answer.
+        """
+        erased = {one.row for one in self.erased_rows(prior.space)}
+        kept = prior.only([row.id for row in prior.rows if row.id not in erased])
+        rows = [row.id for row in kept.rows]
+        return standings(kept, self.outcomes(*parted(prior.space), rows))
+
+
+def _about(space: str, tenant: str, rows: Collection[str] | None) -> list[ColumnElement[bool]]:
+    found = [outcomes.c.space == space, outcomes.c.tenant == tenant]
+    return found if rows is None else [*found, outcomes.c.prior_row.in_(list(rows))]
 
 
 def _feedback_name(tenant: str, feedback_id: str) -> str:

@@ -96,7 +96,7 @@ async def forget_request(gateway: Gateway, tenant: str, name: str) -> Forgotten 
     if kept is None and not meant:
         return None
     await gateway.traces.forget_one(trace_id, tenant)
-    return await _forget(gateway, tenant, meant, evicted=True)
+    return await _forget(gateway, tenant, meant)
 
 
 async def _digest(gateway: Gateway, episode_id: str) -> str:
@@ -112,26 +112,28 @@ async def _written(gateway: Gateway) -> None:
         raise StoreUnavailableError(f"{waiting} episodes wait to be written, some maybe of these; ask again")
 
 
-async def _forget(
-    gateway: Gateway, tenant: str, meant: dict[str, str], *, evicted: bool = False
-) -> Forgotten:
+async def _forget(gateway: Gateway, tenant: str, meant: dict[str, str]) -> Forgotten:
     """Delete episodes by their ids, with the digests of their prompts.
 
-    Priors may have learned from such as are there no more; `evicted`: those are told of, too.
+    What priors have learned from them goes out of service first: were that last, a deletion that fails
+    half-way would leave nothing to find it by.
     """
+    if not meant:
+        return NOTHING
     gateway.steering.explorer.forget(tenant, meant)
     await gateway.traces.forget(meant, tenant)
-    # One by one, for an answer to the same prompt may wait to be written again.
-    deleted = [name for name in meant if await gateway.remember.delete(name)]
-    if not (deleted or (evicted and meant)):
-        return NOTHING
-    gateway.upkeep.forgotten[tenant] += len(deleted)
-    digests = {digest for name, digest in meant.items() if evicted or name in deleted}
     own = await gateway.tenants.of(tenant)
-    priors, night = await asyncio.to_thread(_elsewhere, gateway, own, digests)
+    priors, night = await asyncio.to_thread(_elsewhere, gateway, own, set(meant.values()))
     rows = {row: one.active for one in sorted(priors, key=lambda one: one.active) for row in one.rows}
-    await own.nights.erased(rows)
-    return Forgotten(len(deleted), priors, night)
+    if rows:
+        await own.nights.erased(rows)
+        await own.prior.refresh()
+    deleted = 0
+    for name in meant:  # one by one, for an answer to the same prompt may wait to be written again
+        if await gateway.remember.delete(name):
+            deleted += 1
+            gateway.upkeep.forgotten[tenant] += 1
+    return Forgotten(deleted, priors, night)
 
 
 def _meant(store: EpisodeStore, where: Where) -> dict[str, str]:

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 from memory.compare import Match, compare
 from memory.evidence import Evidence
-from memory.prior import learned_of, lines_digest, standings
+from memory.prior import learned_of, lines_digest
 from memory.registry import Activation, PriorRegistry, RegistryError
 from memory.state import State
-from memory.tenants import parted
 
 Label = Literal["serving", "trial", "pinned"]
 Manifest = Mapping[str, Any]
@@ -118,7 +117,7 @@ class Priors:
             prior = self._registry.load(version)
         except RegistryError:  # the manifest says so
             return {}
-        return standings(prior, self._state.outcomes(*parted(prior.space)))
+        return self._state.evidence(prior)
 
 
 def trained_on(manifest: Manifest) -> dict[str, Any]:

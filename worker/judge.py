@@ -5,6 +5,7 @@ speak. Decides nothing: the differences go to `memory/evidence.py`.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -185,15 +186,22 @@ def _reach(dataset: Dataset, numbers: Sequence[int], seed: int) -> tuple[float, 
 
 
 def _shares(dataset: Dataset, fold: Fold) -> list[list[int]]:
-    """Return the test prompts that judge, by cluster: one of each duplicate group, then a second, and so
-    on."""
-    seen: dict[int, int] = {}
+    """Return the test prompts that judge, by cluster, as many of each as it has and there is room for.
+
+    Of a cluster one of each duplicate group comes first, then a second of each, and so on.
+    """
+    seen: Counter[int] = Counter()
     turns = []
     for number in fold.test:
-        group = dataset.examples[number].group
-        seen[group] = seen.get(group, -1) + 1
-        turns.append((seen[group], number))
-    chosen = sorted(number for _, number in sorted(turns)[:MOST_JUDGING])
+        example = dataset.examples[number]
+        turns.append((seen[example.group], example.cluster, number))
+        seen[example.group] += 1
+    places: Counter[int] = Counter()
+    ranked = []
+    for _, cluster, number in sorted(turns):
+        ranked.append((places[cluster], number))
+        places[cluster] += 1
+    chosen = sorted(number for _, number in sorted(ranked)[:MOST_JUDGING])
     return [dataset.of(cluster, chosen) for cluster in range(dataset.clusters)]
 
 

@@ -24,7 +24,7 @@ from memory.evidence import PROOF, Evidence
 from memory.free_space import FreeSpace
 from memory.night import NightLog, NightRecord, UnknownNightError
 from memory.night import State as NightState
-from memory.prior import Prior, Row, standings
+from memory.prior import Prior, Row
 from memory.registry import PriorRegistry, RegistryError
 from memory.signal import announce
 from memory.snapshot import SnapshotError
@@ -384,10 +384,7 @@ def _take_space(engine: Engine, settings: Settings) -> None:
 
 
 def _active(night: _Night) -> _Known:
-    """Return what is known of the active prior.
-
-    Rows that learned from what was erased since are not in it, so that no later version has them.
-    """
+    """Return what is known of the active prior."""
     registry = night.registry
     try:
         version = registry.active()
@@ -397,9 +394,8 @@ def _active(night: _Night) -> _Known:
         return _Known()
     if prior is None:
         return _Known()
-    evidence = standings(prior, night.state.outcomes(*parted(prior.space)))
-    erased = {one.row for one in night.state.erased_rows(prior.space)}
-    alive = prior.only([row for row in evidence if evidence[row].standing != "retired" and row not in erased])
+    evidence = night.state.evidence(prior)
+    alive = prior.only([row for row in evidence if evidence[row].standing != "retired"])
     serving = alive.only([row for row in evidence if evidence[row].standing == "serves"])
     return _Known(alive, serving, evidence)
 

@@ -169,7 +169,7 @@ class Erasure(BaseModel):
     deleted: int
     priors: list[TouchedPrior] = Field(description="Versions that were trained on it.")
     night: str | None = Field(description="The open night; its snapshot may hold it until that ends.")
-    next: str | None = Field(description="What takes it out of the priors; null: there is none.")
+    next: str | None = Field(description="What becomes of these priors; null: there are none.")
 
 
 def erasure_of(forgotten: Forgotten) -> Erasure:
@@ -243,9 +243,9 @@ class MemoryStats(BaseModel):
 
 
 RETRAIN = (
-    "a night without these rows is due within an hour, if one is active (GET /v1/schedule); at once, POST "
-    "/v1/priors/none/activate takes them out of service, then POST /v1/priors/release and POST "
-    "/v1/consolidations make one from what is left"
+    "these rows serve no more, unless an operator has pinned their version (POST /v1/priors/release ends "
+    "that); a night without them is due within an hour, if one is active (GET /v1/schedule), or at once by POST "
+    "/v1/consolidations"
 )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from memory.episode import Array, LatentMemoryError
 from memory.evidence import Evidence, Standing
-from memory.prior import Prior, Row, standings
+from memory.prior import Prior, Row
 from memory.registry import PriorRegistry
 from memory.state import Source, State
 from memory.tenants import parted
@@ -187,17 +187,18 @@ class ActivePrior:
         """Return what changes whenever something else may serve; blocks."""
         if whole is None:
             return None
-        seen = self._state.seen_outcomes(*parted(whole.space))
-        return whole.version, whole.manifest.get("sha256"), self._registry.pinned(), seen
+        seen = self._state.seen_outcomes(*parted(whole.space), [row.id for row in whole.rows])
+        erased = tuple(one.row for one in self._state.erased_rows(whole.space))
+        return whole.version, whole.manifest.get("sha256"), self._registry.pinned(), seen, erased
 
     def _weigh(self, whole: Prior) -> Serving:
         """Return what serves of a version; blocks."""
         pinned = self._registry.pinned()
-        evidence = standings(whole, self._state.outcomes(*parted(whole.space)))
+        evidence = self._state.evidence(whole)
         if pinned:
             return Serving(whole, whole, evidence, pinned)
         serves = [row for row, weighed in evidence.items() if weighed.standing == "serves"]
-        return Serving(whole.only(serves), whole, evidence)
+        return Serving(whole.only(serves), whole.only(evidence), evidence)
 
     async def watch(self) -> None:
         """Look until cancelled: at every poll, and at once when poked."""

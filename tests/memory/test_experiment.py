@@ -46,6 +46,12 @@ def test_only_so_many_values_are_kept(experiments: Experiments, monkeypatch: pyt
     for number in range(5):
         experiments.note("default", [value(str(number))])
     assert [one.unit for _, _, one in experiments.values()] == ["2", "3", "4"]
+    for number in range(9):
+        experiments.note("busy", [value(str(number))])
+    experiments.note("default", [value("5")])
+    assert [one.unit for _, _, one in experiments.values(tenant="default")] == ["3", "4", "5"], (
+        "whatever others have noted meanwhile"
+    )
 
 
 def test_what_is_turned_off_stays_so_until_it_is_turned_on_and_then_begins_anew(

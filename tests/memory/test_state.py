@@ -36,6 +36,15 @@ def test_outcomes_come_back_in_order_of_observation(state: State, state_url: str
         assert other_process.outcomes("space", "default") == {"v1/0": [0.5, -1.0, 0.25], "v2/3": [1.0]}
 
 
+def test_outcomes_of_some_rows_are_read_alone(state: State) -> None:
+    for number in range(3):
+        state.add_outcomes("space", "default", f"v{number}/0", [("a", 0.5), ("b", -0.5)], "night")
+    assert state.outcomes("space", "default", ["v1/0", "v9/0"]) == {"v1/0": [0.5, -0.5]}
+    assert state.outcomes("space", "default", []) == {}
+    assert state.seen_outcomes("space", "default", ["v0/0", "v1/0"]) == (4, 4)
+    assert state.seen_outcomes("space", "default") == (6, 6)
+
+
 def test_a_prompt_counts_once_per_source_and_its_first_word_stays(state: State) -> None:
     for difference in (0.5, -0.5):
         state.add_outcomes("space", "default", "v1/0", [("a", difference)], "night")

@@ -99,7 +99,9 @@ def test_no_more_than_some_prompts_judge_and_each_group_in_turn(
     data = dataset(engine, scripted_episodes(engine, 480), tmp_path)
     (fold,) = data.folds
     assert len(fold.test) > MOST_JUDGING
-    assert sum(count for _, _, count in judged(engine, data)) == MOST_JUDGING
+    assert [count for _, _, count in judged(engine, data)] == [MOST_JUDGING // 3] * 3, (
+        "each cluster has a part"
+    )
 
 
 def test_rows_speak_for_all_of_their_cluster_and_for_no_other(engine: ScriptedEngine, data: Dataset) -> None:

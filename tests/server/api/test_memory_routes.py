@@ -11,7 +11,7 @@ import pytest
 
 from memory import archive
 from memory.archive import ArchiveError
-from memory.episode import Episode, now, prompt_digest
+from memory.episode import Episode, StoreUnavailableError, now, prompt_digest
 from server.archive import exported
 from tests.server.api.conftest import Serve, Served
 from tests.tables import row
@@ -242,6 +242,36 @@ async def test_what_is_forgotten_is_told_with_the_priors_that_were_trained_on_it
     assert [(one["version"], one["rows"]) for one in answer["priors"]] == [("v2", ["v2/0"]), ("v3", ["v3/0"])]
     again = await served.http.delete(f"/v1/memory/episodes/{other.id}")
     assert again.status_code == 404
+
+
+async def test_what_priors_learned_is_out_of_service_before_a_deletion_fails_half_way(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await fill(served, 2)
+    space, registry = served.engine.space, served.gateway.registry
+    made = row(served.engine.neutral_latent(), np.eye(1, space.hidden_size), 0.9)
+    learned = {"0": [prompt_digest(one.prompt_token_ids) for one in (first, second)]}
+    registry.publish([made], {"learned": learned, "labels": [], "trainings": []})
+    registry.activate("v1")
+    served.gateway.state.add_outcomes(space.id, "default", "v1/0", [(str(n), 1.0) for n in range(9)], "night")
+    own = await served.gateway.tenants.of("default")
+    await own.prior.refresh()
+    assert len(own.prior.current().rows) == 1
+    delete, calls = served.gateway.remember.delete, []
+
+    async def failing(name: str) -> bool:
+        calls.append(name)
+        if len(calls) == 2:
+            raise StoreUnavailableError("away")
+        return await delete(name)
+
+    monkeypatch.setattr(served.gateway.remember, "delete", failing)
+    answer = await served.http.delete("/v1/memory/episodes?all=true")
+    assert answer.status_code == 503
+    assert own.prior.current().rows == ()
+    assert [one.row for one in served.gateway.state.erased_rows(space.id)] == ["v1/0"]
+    answer = await served.http.delete("/v1/memory/episodes?all=true")
+    assert answer.json()["deleted"] == 1
 
 
 async def test_an_open_night_that_may_learn_from_what_is_forgotten_is_named(serve: Serve) -> None:

@@ -12,6 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import text
 
+from memory.evidence import Evidence
+from memory.prior import Prior
 from memory.registry import WEIGHTS, PriorRegistry, UnknownVersionError
 from memory.state import State
 from server.steering.active_prior import ActivePrior
@@ -286,20 +288,42 @@ async def test_evidence_is_read_again_only_when_there_is_more_of_it(
 ) -> None:
     registry.activate(publish(registry))
     reads = []
-    outcomes = state.outcomes
+    evidence = state.evidence
 
-    def counted(space: str, tenant: str) -> dict[str, list[float]]:
-        reads.append(space)
-        return outcomes(space, tenant)
+    def counted(prior: Prior) -> dict[str, Evidence]:
+        reads.append(prior)
+        return evidence(prior)
 
-    monkeypatch.setattr(state, "outcomes", counted)
+    monkeypatch.setattr(state, "evidence", counted)
     for _ in range(3):
         await priors.refresh()
     assert len(reads) == 1
+    state.add_outcomes("space", "default", "v7/0", [("a prompt", 1.0)], "night")
+    await priors.refresh()
+    assert len(reads) == 1, "it is of another version's row"
     state.add_outcomes("space", "default", "v1/0", [("a prompt", 1.0)], "night")
     for _ in range(3):
         await priors.refresh()
     assert len(reads) == 2
+
+
+async def test_a_row_that_learned_from_what_was_erased_serves_no_more_unless_it_is_pinned(
+    registry: PriorRegistry, state: State, priors: ActivePrior
+) -> None:
+    version = publish(registry)
+    registry.activate(version)
+    note(state, "v1/0", *[1.0] * 20)
+    await priors.refresh()
+    assert priors.current().covers(KEYS[0])
+    state.note_erasure("space", {"v1/0": True})
+    assert await priors.refresh()
+    assert not priors.current().covers(KEYS[0])
+    assert priors.serving().comparisons(KEYS[0], "a prompt") == ()
+    assert priors.summary()["rows"] == {}
+    registry.activate(version, pinned=True)
+    assert await priors.refresh()
+    assert priors.current().covers(KEYS[0])
+    assert priors.serving().comparisons(KEYS[0], "a prompt") == ()
 
 
 async def compared(
