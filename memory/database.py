@@ -30,6 +30,9 @@ WAIT_S = 5.0
 STATEMENT_S = 30
 """How long PostgreSQL may take for one statement, and wait for the next one of a transaction."""
 
+LOST = {"tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+"""How soon libpq gives up a host that is gone, in ms and s: it cannot keep the limits above."""
+
 IDLE_S = 3
 """How long a transaction that writes on PostgreSQL may do nothing: less than others wait for its end, so that
 a process which was stopped in the midst of one holds up nobody."""
@@ -188,6 +191,7 @@ def _engine(url: URL) -> Engine:
             pool_pre_ping=True,
             connect_args={
                 "connect_timeout": int(WAIT_S),
+                **LOST,
                 "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
             },
             json_serializer=to_json,

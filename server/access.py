@@ -95,10 +95,14 @@ NOBODY = Access(TENANT, frozenset())
 class _Known:
     """A token that was verified."""
 
-    key: ApiKey
+    id: str
+    hash: str
+    """Of the token."""
+    key: ApiKey | None
+    """The row as it was last read."""
     read_at: float
-    reading: asyncio.Task[ApiKey | None] | None = None
-    """The row, being read again; for all that wait for it."""
+    reading: asyncio.Task[None] | None = None
+    """Reads it again; for all that wait for that."""
 
 
 class Doorman:
@@ -180,34 +184,32 @@ class Doorman:
             return await self._verified(key_id, digest, token)
         self._known.move_to_end(digest)
         key = await self._read_again(known)
-        if key is None or key.hash != known.key.hash:  # rotated: another token is its
+        if key is None or key.hash != known.hash:  # rotated: another token is its
             self._known.pop(digest, None)
             return None
-        known.key = key
         return key
 
     async def _read_again(self, known: _Known) -> ApiKey | None:
         """Return what the state says of a key, or what it said a while ago where it does not answer."""
-        asked_at = self._monotonic()
-        age = asked_at - known.read_at
-        if age <= FRESH_S:
-            return known.key
-        if known.reading is None:
-            known.reading = asyncio.create_task(asyncio.to_thread(self.keys.get, known.key.id))
-        reading = known.reading
-        await asyncio.wait({reading}, timeout=WAIT_S)
-        if reading.done():
-            known.reading = None
-            try:
-                key = reading.result()
-            except StateUnavailableError:
-                pass
-            else:
-                known.read_at = asked_at
-                return key
-        if age > STALE_S:
+        if self._monotonic() - known.read_at > FRESH_S:
+            reading = known.reading = known.reading or asyncio.create_task(self._read(known))
+            await asyncio.wait({reading}, timeout=WAIT_S)
+            if reading.done():
+                reading.result()
+        if self._monotonic() - known.read_at > STALE_S:
             raise StateUnavailableError("it has not said for minutes whether this API key works")
         return known.key
+
+    async def _read(self, known: _Known) -> None:
+        """Note what the state says of a key, whenever it says so: as of when it was asked."""
+        asked_at = self._monotonic()
+        try:
+            known.key = await asyncio.to_thread(self.keys.get, known.id)
+            known.read_at = asked_at
+        except StateUnavailableError:
+            pass
+        finally:
+            known.reading = None
 
     async def _verified(self, key_id: str, digest: bytes, token: str) -> ApiKey | None:
         read_at = self._monotonic()
@@ -223,7 +225,7 @@ class Doorman:
                     return None
         finally:
             self._waiting -= 1
-        self._known[digest] = _Known(key, read_at)
+        self._known[digest] = _Known(key.id, key.hash, key, read_at)
         while len(self._known) > MOST_KNOWN:
             self._known.popitem(last=False)
         return key

@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
@@ -27,6 +28,9 @@ CHECK_TIMEOUT_S = 0.05
 """Longest check of one answer by one rule; an answer that takes longer does not keep it."""
 RULE_CHARS = 32_768
 """Longer schemas and patterns are not checked: they would take too long to read."""
+
+_THREADS = ThreadPoolExecutor(2, thread_name_prefix="format")
+"""Their own: those of the event loop may all wait for a state that hangs, and answers wait for these."""
 
 Check = Callable[[str], bool]
 
@@ -48,18 +52,21 @@ class Format:
         self, prompt: RenderedPrompt, answers: Sequence[Generation], pool: Sequence[Generation]
     ) -> list[float | None]:
         """Return one share per answer, or None for all of them."""
-        return await asyncio.to_thread(_shares, prompt.format_rules, answers)
+        return await _checked(prompt, answers)
 
 
 async def are_in_form(prompt: RenderedPrompt, answers: Sequence[Generation]) -> list[bool]:
     """Return which answers keep every rule of their request; others are no example to learn from."""
-    shares = await asyncio.to_thread(_shares, prompt.format_rules, answers)
-    return [share in (None, 1.0) for share in shares]
+    return [share in (None, 1.0) for share in await _checked(prompt, answers)]
 
 
 def in_form(prompt: RenderedPrompt, answer: Generation) -> bool:
     """Return whether one answer does; blocks."""
     return _shares(prompt.format_rules, [answer])[0] in (None, 1.0)
+
+
+async def _checked(prompt: RenderedPrompt, answers: Sequence[Generation]) -> list[float | None]:
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, _shares, prompt.format_rules, answers)
 
 
 def _shares(rules: Mapping[str, Any], answers: Sequence[Generation]) -> list[float | None]:
