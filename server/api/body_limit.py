@@ -1,6 +1,6 @@
 """How much of a body is read.
 
-Owns the limit, for every route that reads bodies whole. Knows nothing of what is in them.
+Owns the limits, for every route that reads bodies whole. Knows nothing of what is in them.
 """
 
 from starlette.datastructures import Headers
@@ -10,6 +10,8 @@ from server.api.errors import response_of
 from server.errors import BodyTooLargeError
 
 MAX_BODY_BYTES = 64 * 2**20
+MOST_COMMAS = 200_000
+"""Of a body: in JSON each stands between two values, and a value takes some hundred bytes once it is read."""
 
 STREAMED_PATHS = frozenset({"/v1/memory/import"})
 """Routes that hold no more than a part of a body."""
@@ -27,15 +29,19 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "")
         known = int(announced[:20]) if announced.isascii() and announced.isdigit() else 0
-        error = BodyTooLargeError(f"the body is longer than {MAX_BODY_BYTES} bytes", "body")
-        length, exceeded = 0, False
+        error = BodyTooLargeError(
+            f"the body is longer than {MAX_BODY_BYTES} bytes, or has more than {MOST_COMMAS} commas", "body"
+        )
+        length = commas = 0
+        exceeded = False
 
         async def bounded() -> Message:
-            nonlocal length, exceeded
+            nonlocal length, commas, exceeded
             exceeded = exceeded or known > MAX_BODY_BYTES
             message = {} if exceeded else await receive()
-            length += len(message.get("body", b""))
-            exceeded = exceeded or length > MAX_BODY_BYTES
+            piece = message.get("body", b"")
+            length, commas = length + len(piece), commas + piece.count(b",")
+            exceeded = exceeded or length > MAX_BODY_BYTES or commas > MOST_COMMAS
             if exceeded:
                 raise error
             return message

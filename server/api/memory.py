@@ -243,8 +243,8 @@ class MemoryStats(BaseModel):
 
 
 RETRAIN = (
-    "these rows serve no more, unless an operator has pinned their version, which POST /v1/priors/release ends; "
-    "a night without them is due within an hour, if one is active (GET /v1/schedule), or at once by POST "
+    "these rows serve no more, unless an operator has pinned their version: POST /v1/priors/release; a night "
+    "without them is due within an hour, if one is active (GET /v1/schedule), or at once: POST "
     "/v1/consolidations"
 )
 

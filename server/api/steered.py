@@ -61,6 +61,8 @@ MIXED = "mixed"
 
 NOT_TOLD: Span = INVALID_SPAN
 """Where nobody takes spans."""
+MOST_VALUES = 10_000
+"""Values of a body, beside one for each token of the context."""
 _LONGEST_NAME = 128
 """Of a model, on a span: a client may have written anything there."""
 _PREFIX = "x-latent-"
@@ -104,6 +106,8 @@ class SteeredRoutes:
             tenant = access_of(scope).tenant
             raw = await _read(receive) if _is_json(scope) else None
             body = rewritten = None if raw is None else _object(raw)
+            if body is not None:
+                _check_size(body, path, gateway.engine.max_model_len)
             if body is not None and path in STEERED_PATHS:
                 options, rewritten = read_options(body, path, gateway.settings, gateway.served())
                 options = replace(options, tenant=tenant)
@@ -195,6 +199,29 @@ def _object(raw: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) else None
+
+
+def _check_size(body: dict[str, Any], path: str, context: int) -> None:
+    """Refuse what would hold up everybody: pydantic makes several errors for each wrong value of a union.
+
+    No conversation that a context of so many tokens takes has more parts than that. Numbers count within
+    conversations alone, for elsewhere they may be tokens.
+
+    Raises:
+        InvalidRequestError: it has too many values.
+    """
+    most = context + MOST_VALUES
+    talks = {"messages", "input"} if path == RESPONSES else {"messages"}
+    count, left = 0, [(value, name in talks) for name, value in body.items()]
+    while left:
+        value, talk = left.pop()
+        count += talk or not isinstance(value, int | float)
+        if count > most:
+            raise InvalidRequestError(
+                f"the body has more than {most} values beside tokens, for a context of {context}", "body"
+            )
+        if isinstance(value, dict | list):
+            left += [(each, talk) for each in (value.values() if isinstance(value, dict) else value)]
 
 
 async def _read(receive: Receive) -> bytes:

@@ -1,6 +1,7 @@
 """Who asks: tokens that are verified once, keys that are revoked elsewhere, rates."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 import server.access
 from config.settings import Settings
-from memory.api_keys import ApiKeys, is_token_of
+from memory.api_keys import ApiKey, ApiKeys, is_token_of
 from memory.database import StateUnavailableError
 from memory.episode import TENANT
 from memory.state import State
@@ -99,6 +100,31 @@ async def test_a_key_that_is_changed_elsewhere_is_refused_once_what_was_read_is_
     for _ in range(2):
         with pytest.raises(UnauthorizedError):
             await doorman.admit(token)
+
+
+async def test_what_is_read_late_is_as_old_as_its_question(
+    keys: Keys, clock: Clock, doorman: Doorman, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, token = keys.create("app", ["infer"])
+    await doorman.admit(token)
+    read, go_on = keys.get, threading.Event()
+
+    def late(key_id: str) -> ApiKey | None:
+        found = read(key_id)
+        go_on.wait(60)
+        return found
+
+    monkeypatch.setattr(keys, "get", late)
+    monkeypatch.setattr(server.access, "WAIT_S", 0.01)
+    clock.now += FRESH_S + 1
+    assert (await doorman.admit(token)).key is not None, "on what was known"
+    monkeypatch.undo()
+    keys.revoke(key.id)
+    go_on.set()
+    await asyncio.sleep(0.2)
+    clock.now += FRESH_S + 0.01
+    with pytest.raises(UnauthorizedError):
+        await doorman.admit(token)
 
 
 async def test_a_rotated_key_lets_its_new_token_pass(keys: ApiKeys, clock: Clock, doorman: Doorman) -> None:

@@ -106,6 +106,35 @@ async def test_no_route_reads_a_body_without_end(
     assert sent <= 12
 
 
+async def test_no_route_reads_more_values_than_it_can_bear(served: Served) -> None:
+    for path in ("/v1/feedback", "/v1/embeddings", "/tokenize", CHAT):
+        body = b"[" + b"{}," * (body_limit.MOST_COMMAS + 1) + b"{}]"
+        answer = await served.http.post(path, content=body, headers=JSON)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (413, "body"), path
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [0] * 60_000},
+        {"messages": [{"role": "user", "content": [{}] * 60_000}]},
+        {"messages": [], "stop": [""] * 60_000},
+        {"messages": [], "tools": [{"a": [[], None, True] * 20_000}]},
+    ],
+)
+async def test_more_values_than_a_conversation_of_the_context_has_are_refused_at_once(
+    served: Served, body: dict[str, object]
+) -> None:
+    answer = await served.http.post(CHAT, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "body")
+    assert "values beside tokens" in answer.json()["error"]["message"]
+
+
+async def test_many_tokens_are_no_values(served: Served) -> None:
+    answer = await served.http.post("/tokenize", json={"prompt": [7] * 60_000})
+    assert answer.json()["seen"]["prompt"] == [7] * 60_000
+
+
 @pytest.mark.parametrize("path", [MESSAGES, f"{MESSAGES}/count_tokens"])
 async def test_errors_of_ours_have_anthropics_shape_on_its_routes(serve: Serve, path: str) -> None:
     served = await serve(api_key="s3cret")

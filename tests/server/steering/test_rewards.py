@@ -3,7 +3,9 @@
 import asyncio
 import json
 import math
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -19,6 +21,17 @@ from tests.server.steering.fakes import answer, rendered
 
 ENGINE = ScriptedEngine()
 PROMPT = rendered(ENGINE)
+
+
+async def test_forms_are_checked_while_every_thread_of_the_loop_waits_for_a_state() -> None:
+    loop, go_on = asyncio.get_running_loop(), threading.Event()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    waiting = asyncio.create_task(asyncio.to_thread(go_on.wait, 60))
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        assert await are_in_form(PROMPT, [answer("4")]) == [True]
+    go_on.set()
+    await waiting
 
 
 @pytest.mark.parametrize(
