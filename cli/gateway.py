@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from cli.failure import USAGE, CommandError
+from cli.failure import USAGE, CommandError, NotThereError
 from config.loopback import is_loopback
 from config.settings import Settings
 
@@ -27,6 +27,10 @@ class GatewayError(CommandError):
         super().__init__(message, hint)
         self.status = status
         self.code = code
+
+
+class MissingError(GatewayError, NotThereError):
+    """It has nothing of that name."""
 
 
 class Gateway:
@@ -73,8 +77,8 @@ class Gateway:
                 return found, bool(page["has_more"])
             params["cursor"] = page["next_cursor"]
 
-    def events(self, path: str) -> Iterator[dict[str, Any]]:
-        """Yield the JSON objects of server-sent events, until they end.
+    def events(self, path: str) -> Iterator[dict[str, Any] | None]:
+        """Yield the JSON objects of server-sent events, and None for each sign of life, until they end.
 
         Raises:
             CommandError: the gateway does not answer, refuses, or breaks off.
@@ -84,6 +88,8 @@ class Gateway:
             name, _, value = line.partition(":")
             if name == "data":
                 data.append(value.removeprefix(" "))
+            elif line and not name:
+                yield None
             elif not line and data:
                 yield json.loads("\n".join(data))
                 data = []
@@ -134,16 +140,20 @@ class Gateway:
         if trace_id is None:
             return {}
         deadline = time.monotonic() + timeout_s
+        trace: dict[str, Any] = {}
+        pause_s = 0.05
         while True:
             try:
                 trace = self.get(f"/v1/latent/traces/{trace_id}")
             except GatewayError as error:
-                if error.status not in (403, 404):  # a key may ask and not read what is kept
+                # A key may ask and not read what is kept; or it has asked enough for now.
+                if error.status not in (403, 404, 429):
                     raise
-                return {}
+                return trace
             if trace.get("remembered") != "pending" or time.monotonic() > deadline:
                 return trace
-            time.sleep(0.05)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         try:
@@ -169,14 +179,19 @@ def http_client(settings: Settings, timeout_s: float) -> httpx.Client:
     Raises:
         CommandError: what the settings name is no URL.
     """
-    if urlsplit(settings.url).scheme not in ("http", "https"):
-        raise CommandError(f"{settings.url!r} is no URL of a gateway", "give it as http://HOST:PORT", USAGE)
-    return httpx.Client(
-        base_url=settings.url,
-        headers={"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {},
-        timeout=httpx.Timeout(timeout_s, connect=5.0),
-        trust_env=not is_loopback(settings.url),
-    )
+    try:
+        if urlsplit(settings.url).scheme not in ("http", "https"):
+            raise ValueError("neither http nor https")
+        return httpx.Client(
+            base_url=settings.url,
+            headers={"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {},
+            timeout=httpx.Timeout(timeout_s, connect=5.0),
+            trust_env=not is_loopback(settings.url),
+        )
+    except (ValueError, httpx.InvalidURL) as error:
+        raise CommandError(
+            f"{settings.url!r} is no URL of a gateway", "give it as http://HOST:PORT", USAGE
+        ) from error
 
 
 def error_body(response: httpx.Response) -> dict[str, Any]:
@@ -211,7 +226,8 @@ def refused(status: int, error: dict[str, Any]) -> GatewayError:
         return GatewayError(
             status, message, str(code), "give another API key with --api-key or LATENTEVOLVE_API_KEY"
         )
-    return GatewayError(status, message, None if code is None else str(code))
+    kind = MissingError if status == 404 else GatewayError
+    return kind(status, message, None if code is None else str(code))
 
 
 def stranger(url: str) -> CommandError:

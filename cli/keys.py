@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import httpx
 import typer
 
-from cli.failure import USAGE, CommandError
+from cli.failure import USAGE, CommandError, NotThereError, each
 from cli.gateway import Gateway, GatewayError, http_client
 from cli.options import ApiKey, DataDir, Json, Url, load_settings
 from cli.screen import Screen
@@ -45,7 +45,9 @@ def create(
     rate_limit: Annotated[
         str | None, typer.Option("--rate-limit", help="Most requests, such as 60/minute.")
     ] = None,
-    days: Annotated[float | None, typer.Option("--days", min=0, help="Days that it works.")] = None,
+    days: Annotated[
+        float | None, typer.Option("--days", min=0, max=36_500, help="Days that it works.")
+    ] = None,
     data_dir: DataDir = None,
     url: Url = None,
     api_key: ApiKey = None,
@@ -120,16 +122,21 @@ def revoke(
 ) -> None:
     """Let keys work no more: they are refused within seconds."""
     screen = Screen(as_json)
-    revoked = _ask(
-        lambda gateway: [gateway.post(f"{KEYS}/{name}/revoke") for name in key_ids],
-        lambda keys: [keys.revoke(name).to_json() for name in key_ids],
-        url=url,
-        api_key=api_key,
-        data_dir=data_dir,
+    revoked, missing = each(
+        key_ids,
+        lambda name: _ask(
+            lambda gateway: gateway.post(f"{KEYS}/{name}/revoke"),
+            lambda keys: keys.revoke(name).to_json(),
+            url=url,
+            api_key=api_key,
+            data_dir=data_dir,
+        ),
     )
-    screen.document(revoked[0] if len(revoked) == 1 else revoked)
+    screen.document(revoked[0] if len(key_ids) == len(revoked) == 1 else revoked)
     for key in revoked:
         screen.line(f"{key['id']} ({key['name']}) is revoked", "green")
+    if missing:
+        raise missing
 
 
 def _ask(
@@ -173,8 +180,8 @@ def _answers(settings: Settings) -> bool:
     return True
 
 
-def _unknown(message: str) -> CommandError:
-    return CommandError(message, "`latentevolve keys list` shows those that there are")
+def _unknown(message: str) -> NotThereError:
+    return NotThereError(message, "`latentevolve keys list` shows those that there are")
 
 
 def _show_secret(made: dict[str, Any], as_json: bool) -> None:

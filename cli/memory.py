@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.failure import USAGE, CommandError
+from cli.failure import USAGE, CommandError, each
 from cli.gateway import Gateway
 from cli.options import ApiKey, Json, Url, check_folder, load_settings
 from cli.screen import Screen
@@ -136,20 +136,23 @@ def delete(
         if ids or requests:
             named = [f"{EPISODES}/{name}" for name in ids or ()]
             named += [f"/v1/latent/traces/{name}" for name in requests or ()]
-            answers = [gateway.delete(path) for path in named]
+            answers, missing = each(named, gateway.delete)
         else:
+            named, missing = [EPISODES], None
             answers = [gateway.delete(EPISODES, timeout_s=LONG_S, **(where or {"all": "true"}))]
-    screen.document(answers[0] if len(answers) == 1 else answers)
+    screen.document(answers[0] if len(named) == len(answers) == 1 else answers)
     screen.line(f"{sum(one['deleted'] for one in answers)} episodes are forgotten", "green")
     priors = {prior["version"]: prior for one in answers for prior in one["priors"]}
     if priors:
         active = [version for version in priors if priors[version]["active"]]
         marked = f", of which {active[0]} is active" if active else ""
         screen.line(f"trained on them: {', '.join(priors)}{marked}", "yellow")
-        screen.line("`latentevolve priors activate none` takes them out of service; after `priors release`")
-        screen.line("the next `latentevolve night` makes one from what is left")
+        screen.line("what they learned from that serves no more, unless you have pinned it: `priors release`")
+        screen.line("the next `latentevolve night` learns from what is left")
     if nights := {one["night"] for one in answers if one["night"]}:
         screen.line(f"night {', '.join(nights)} is open and may learn from them", "yellow")
+    if missing:
+        raise missing
 
 
 @app.command("compact")
@@ -171,6 +174,8 @@ def export(
 ) -> None:
     """Write all that is remembered into an archive. The file, a tar, is there completely or not at all."""
     check_folder(file, "another FILE")
+    if file.is_dir():
+        raise CommandError(f"{file} is a folder", "name a FILE in it", USAGE)
     screen = Screen(as_json)
     unfinished = file.with_name(f".{file.name}.unfinished")
     try:

@@ -141,7 +141,7 @@ def follow_night(
     while record["state"] not in ENDED:
         try:
             for news in gateway.events(f"/v1/consolidations/{record['id']}/events"):
-                record, failures = news, 0
+                record, failures = news or record, 0
                 on_change(record)
         except CommandError:
             failures += 1

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +92,8 @@ class View:
     """Whether a newer one is being drawn."""
     failure: str | None
     """Why the last one was not drawn."""
+    count: int
+    """Episodes that there are."""
 
 
 Projected = tuple[Array, NDArray[np.int64]]
@@ -178,6 +181,7 @@ class Landscape:
             {one.id: one for one in outlines},
             tenant in self._running,
             self._failures.get(tenant),
+            count,
         )
 
     async def settled(self) -> None:
@@ -217,7 +221,7 @@ class Landscape:
                 places, clusters = await self._project(keys, before)
                 whole = serving.whole if serving else None
                 drawing = await asyncio.to_thread(_drawing, ids, keys, places, clusters, whole, count)
-        except (LatentMemoryError, ProjectionError, OSError, ValueError) as error:
+        except (LatentMemoryError, ProjectionError, OSError, ValueError, BadZipFile) as error:
             logger.warning("the map of the memory could not be drawn: %s", error)
             self._failures[tenant] = str(error)
             return

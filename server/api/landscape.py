@@ -140,7 +140,7 @@ def _questions(episodes: Sequence[Episode], questions: Questions) -> dict[str, s
 
 def _landscape(view: View) -> dict[str, object]:
     drawing = view.drawing
-    state: State = "ready" if drawing else "drawing" if view.updating else "empty"
+    state: State = "ready" if drawing else "drawing" if view.count else "empty"
     return {
         "state": state,
         "updating": view.updating,

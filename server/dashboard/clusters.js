@@ -20,6 +20,7 @@ export function Clusters() {
       Prompts that the model takes for alike are one kind. A night learns one latent for each; it serves once the evidence is 20 to 1
       that it helps.
     </p>
+    ${data?.failure && html`<p class="trouble" role="alert">Kinds could not be found: ${data.failure}</p>`}
     ${data?.state === "drawing" && html`<p class="hint" role="status">Kinds are being found …</p>`}
     ${data?.state === "empty" &&
     html`<${Card}><${Empty} title="Nothing is remembered yet.">Kinds appear once the server has answered and explored some requests.<//><//>`}

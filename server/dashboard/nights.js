@@ -255,7 +255,11 @@ function Change({ data, onClose }) {
       setError(failed);
     }
   };
-  const save = act(() => api("v1/schedule", { method: "PUT", body: { cron: cron.trim(), episodes: Number(episodes) } }));
+  // What stays as it was is not chosen: it goes on following the settings.
+  const chosen = (name, value) => (value === data[name] ? data.chosen[name] : value);
+  const save = act(() =>
+    api("v1/schedule", { method: "PUT", body: { cron: chosen("cron", cron.trim()), episodes: chosen("episodes", Number(episodes)) } }),
+  );
   const reset = act(() => api("v1/schedule", { method: "DELETE" }));
   return html`
     <${Dialog} title="When nights start" onClose=${onClose}>

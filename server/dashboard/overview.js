@@ -50,7 +50,11 @@ function Verdict({ stats, total }) {
   const [serves, trial] = [of("serves"), of("on trial")];
   const gain = total.searched ? total.reward_after - total.reward_before : null;
   let [kind, answer, why] = ["plain", "Nothing is learned yet.", null];
-  if (serves.length) {
+  if (stats.prior.pinned && rows.length) {
+    kind = "wait";
+    answer = `${stats.prior.version} is pinned.`;
+    why = "All its rows answer, whatever the evidence about them says, until an operator releases it.";
+  } else if (serves.length) {
     const best = serves.reduce((a, b) => (a.e_value > b.e_value ? a : b));
     kind = "good";
     answer = `Yes, for ${several(serves.length, "kind")} of request.`;
@@ -87,7 +91,7 @@ function Tiles({ stats, total, window }) {
   const memory = stats.spaces[stats.space];
   const { prior, exploring } = stats;
   const standings = Object.values(prior.rows).map((row) => row.standing);
-  const serving = standings.filter((one) => one === "serves").length;
+  const serving = prior.pinned ? standings.length : standings.filter((one) => one === "serves").length;
   return html`
     <div class="tiles">
       <${Tile} name=${`Requests, last ${window}`} value=${count(total.requests)} detail=${efforts(total)} />

@@ -312,10 +312,14 @@ class FakeGateway:
         return app
 
     def _events(self) -> Iterator[str]:
+        told: dict[str, Any] = {}
         while True:
             time.sleep(0.15)  # bars are drawn ten times a second
             night = self._night()
-            yield f": a ping\r\n\r\nid: 1\r\nevent: progress\r\ndata: {json.dumps(night)}\r\n\r\n"
+            yield ": a ping\r\n\r\n"
+            if night != told:
+                yield f"id: 1\r\nevent: progress\r\ndata: {json.dumps(night)}\r\n\r\n"
+            told = night
             if self.cut or night["state"] not in ("queued", "running"):
                 return
 

@@ -81,8 +81,9 @@ def test_completion_is_shown_and_installed(
     assert any("latentevolve" in file.read_text() for file in tmp_path.rglob("*") if file.is_file())
 
 
-def test_what_is_no_url_is_told_from_a_gateway_that_is_away(run: Run) -> None:
-    ran = run("stats", "--url", "localhost:8000")
+@pytest.mark.parametrize("url", ["localhost:8000", "http://[::1", "http://localhost:abc"])
+def test_what_is_no_url_is_told_from_a_gateway_that_is_away(run: Run, url: str) -> None:
+    ran = run("stats", "--url", url)
     assert ran.code == 2
     assert "no URL" in ran.err
     assert "http://HOST:PORT" in ran.err

@@ -57,7 +57,10 @@ def test_keys_are_listed_rotated_and_revoked_there(run: Run, tmp_path: Path) -> 
     assert secret not in listed.out
     rotated = json.loads(here(run, tmp_path, "rotate", key_id, "--json").out)
     assert rotated["secret"] != secret
-    assert "is revoked" in here(run, tmp_path, "revoke", key_id).out
+    other = json.loads(here(run, tmp_path, "create", "other", "--scope", "infer", "--json").out)["id"]
+    assert "is revoked" in here(run, tmp_path, "revoke", other).out
+    ran = here(run, tmp_path, "revoke", other, key_id)
+    assert (ran.code, f"{key_id} (app) is revoked" in ran.out, other in ran.err) == (1, True, True)
     assert "revoked" in here(run, tmp_path, "list").out
     again = here(run, tmp_path, "revoke", key_id)
     assert again.code == 1

@@ -144,7 +144,9 @@ def test_nothing_is_forgotten_but_what_is_named(run: Run, server: Server) -> Non
     assert run("memory", "delete", new_id()).code == 1
     assert "nothing is kept of a request" in run("memory", "delete", "--request", new_id()).err
     assert count() == 10
-    assert "2 episodes are forgotten" in run("memory", "delete", episodes[0].id, episodes[1].id).out
+    ran = run("memory", "delete", episodes[0].id, missing := new_id(), episodes[1].id)
+    assert "2 episodes are forgotten" in ran.out
+    assert (ran.code, missing in ran.err) == (1, True)
     assert said(run("memory", "compact", "--json")) == {"compacted": True}
     assert "nothing was deleted" in run("memory", "compact").out
     assert said(run("memory", "delete", "--reward-max", "0.45", "--json"))["deleted"] == 3
@@ -155,5 +157,10 @@ def test_nothing_is_forgotten_but_what_is_named(run: Run, server: Server) -> Non
     told = run("memory", "delete", "--all").out
     assert "4 episodes are forgotten" in told
     assert "trained on them: v1" in told
-    assert "priors activate none" in told
+    assert "serves no more" in told
     assert count() == 0
+
+
+def test_an_export_into_a_folder_is_wrong_usage(run: Run, server: Server, tmp_path: Path) -> None:
+    ran = run("memory", "export", str(tmp_path))
+    assert (ran.code, "is a folder" in ran.err) == (2, True)

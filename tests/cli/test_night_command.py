@@ -3,6 +3,9 @@
 import json
 from collections.abc import Callable
 
+import pytest
+
+import cli.night
 from tests.cli.conftest import Ran
 from tests.cli.fake_gateway import EVIDENCE, FakeGateway, record
 from tests.cli.terminal import on_terminal
@@ -29,6 +32,14 @@ def test_promoted_night_ends_with_the_table_and_zero(run: Run, gateway: FakeGate
     for shown in ("31 like 'World'", "28 prompts", "80 %", "55 %", "31 %", "41.5", "serves"):
         assert shown in ran.out
     assert "promoted: v3 is active and serves (before: v1)" in ran.out
+
+
+def test_a_night_that_no_worker_takes_is_said_to_be_so(
+    run: Run, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.night, "QUIET_S", 0.2)
+    gateway.nights = [*[record("queued")] * 4, record("promoted", version="v3", evidence=EVIDENCE)]
+    assert run("night").err.count("no worker has taken the night yet") == 1
 
 
 def test_a_latent_that_nothing_could_judge_yet_is_shown_with_dashes(run: Run, gateway: FakeGateway) -> None:
