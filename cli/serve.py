@@ -161,21 +161,9 @@ class Watch:
                 self._ready()
 
     def _ready(self) -> None:
-        keys = asks_for_keys(self._settings)
-        facts = ready_facts(self._settings, self._url, self._readiness.steering, keys)
+        facts = ready_facts(self._settings, self._url, self._readiness.steering, self._readiness.keys)
         self._board.box("LatentEvolve is ready", list(facts.items()))
         self._board.event("ready", **facts)
-
-
-def asks_for_keys(settings: Settings) -> bool:
-    """Return whether the gateway asks for an API key."""
-    if settings.api_key:
-        return True
-    from memory.api_keys import ApiKeys
-    from memory.state import State
-
-    with State.open(settings) as state:
-        return ApiKeys(state).exist()
 
 
 def ready_facts(settings: Settings, url: str, steering: bool, keys: bool) -> dict[str, Any]:

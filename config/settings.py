@@ -98,7 +98,11 @@ class Settings(BaseSettings):
         ge=64,
         description="Longest prompt plus answer in tokens; empty: the model's, at most 8192.",
     )
-    kv_cache_gib: float = Field(0.5, gt=0, description="KV cache on CPU in GiB (ignored on a GPU).")
+    kv_cache_gib: float | None = Field(
+        None,
+        gt=0,
+        description="KV cache on CPU in GiB (ignored on a GPU); empty: one longest prompt, at least 0.5.",
+    )
     max_num_seqs: int = Field(32, ge=1, description="Most sequences that vLLM decodes at once.")
     enforce_eager: bool = Field(
         True,

@@ -28,7 +28,7 @@ from model.grouped_attention import share_heads
 from model.packed_linear import pack
 from model.placement import Placement, PlacementKind, render_chat
 from model.prefill import Row, batches, last_states, prefill
-from model.prefixes import LIMIT_BYTES, Prefixes
+from model.prefixes import LIMIT_BYTES, Prefixes, kv_values
 from model.target import Reading, offsets_of, readings, values_of
 
 _DECODING_BYTES = 2**30
@@ -99,8 +99,8 @@ class FrozenModel:
         )
         limit = int(getattr(text_config, "max_position_embeddings", _LONGEST))
         self.max_model_len = min(limit, max_model_len or _LONGEST)
-        self.ends = _end_tokens(self.network, self.tokenizer)
-        """Tokens that end an answer, the tokenizer's first."""
+        self.ends = _end_tokens(self.network, self._placement.end)
+        """Tokens that end an answer, the one that is written first."""
         if not self.ends:
             raise ModelUnavailableError(f"{model_path} names no end-of-sequence token")
 
@@ -157,7 +157,8 @@ class FrozenModel:
             len(prompt.token_ids) + len(row.rest) + how.max_tokens
             for prompt, row, how in zip(prompts, rows, decodings, strict=True)
         ]
-        columns = _DECODING_BYTES // _bytes_per_column(self.network)
+        column = kv_values(self.network.config.get_text_config()) * self.network.dtype.itemsize
+        columns = _DECODING_BYTES // column
         for group in batches(sizes, columns, lambda index: _neighbourhood(rows[index])):
             for index in group:
                 drafts[index].cut_if_given_up()
@@ -293,17 +294,8 @@ def _neighbourhood(row: Row) -> tuple[int, tuple[int, ...], int]:
     return len(row.prefix), row.prefix, len(row.rest)
 
 
-def _bytes_per_column(network: Any) -> int:
-    """Return what one token of one row takes in the KV cache."""
-    config = network.config.get_text_config()
-    heads = int(config.num_attention_heads)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    kept = int(getattr(config, "num_key_value_heads", None) or heads)
-    return int(config.num_hidden_layers) * 2 * kept * width * int(network.dtype.itemsize)
-
-
-def _end_tokens(network: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Tokens that end an answer: the tokenizer's first, then those of the generation config."""
+def _end_tokens(network: Any, first: int | None) -> tuple[int, ...]:
+    """Tokens that end an answer: the template's first, then those of the generation config."""
     named = network.generation_config.eos_token_id
     several = named if isinstance(named, list) else [named]
-    return tuple(dict.fromkeys(int(end) for end in (tokenizer.eos_token_id, *several) if end is not None))
+    return tuple(dict.fromkeys(int(end) for end in (first, *several) if end is not None))

@@ -33,6 +33,9 @@ class Placement:
     neutral: tuple[int, ...]
     """Tokens that do little harm at this place: a newline at the end of a message; behind the header the
     header once more, for newlines there derail answers. A newline where the template has no header."""
+    end: int | None
+    """Token that ends an answer: what closes the model's own messages, else the tokenizer's end of sequence.
+    None: there is none."""
 
     @classmethod
     def of(cls, tokenizer: Any, kind: PlacementKind) -> "Placement":
@@ -40,12 +43,12 @@ class Placement:
         if kind not in ("user_turn_end", "after_header"):
             raise ValueError(f"unknown placement {kind!r}")
         newline = tuple(tokenizer.encode("\n", add_special_tokens=False))
-        if not getattr(tokenizer, "chat_template", None):
-            return cls(kind, (), newline)
+        if not has_template(tokenizer):
+            return cls(kind, (), newline, tokenizer.eos_token_id)
         probes = [[{"role": "user", "content": probe}] for probe in _PROBES]
         chats = [render_chat(tokenizer, probe) for probe in probes]
         header = _header(tokenizer, probes[0], chats[0]) if kind == "after_header" else ()
-        return cls(kind, _common_suffix(chats), header or newline)
+        return cls(kind, _common_suffix(chats), header or newline, _end(tokenizer))
 
     def position(self, token_ids: Sequence[int]) -> int:
         """Return the index before which latents go, in 1 … len(token_ids).
@@ -65,6 +68,11 @@ class Placement:
         return (self.neutral * length)[-length:]
 
 
+def has_template(tokenizer: Any) -> bool:
+    """Return whether a tokenizer has a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
 def render_chat(
     tokenizer: Any, messages: Sequence[dict[str, str]], *, answering: bool = True
 ) -> tuple[int, ...]:
@@ -73,7 +81,7 @@ def render_chat(
     Raises:
         PlacementError: the tokenizer has no chat template.
     """
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_template(tokenizer):
         raise PlacementError("the tokenizer has no chat template")
     rendered = tokenizer.apply_chat_template(
         list(messages), add_generation_prompt=answering, tokenize=True, return_dict=False
@@ -89,6 +97,17 @@ def _header(tokenizer: Any, messages: Sequence[dict[str, str]], chat: tuple[int,
         return ()
     # What follows may differ instead of missing: some templates end a chat without it with an end token.
     return chat[_shared([chat, unanswered]) :]
+
+
+def _end(tokenizer: Any) -> int | None:
+    """Return the token that ends an answer: the first that closes what the model says, if it is special."""
+    said = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}] for probe in _PROBES]
+    end: int | None = tokenizer.eos_token_id
+    try:
+        closing = _common_suffix([render_chat(tokenizer, chat, answering=False) for chat in said])
+    except TemplateError:
+        return end
+    return closing[0] if closing and closing[0] in tokenizer.all_special_ids else end
 
 
 def _common_suffix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -23,8 +23,9 @@ for lock in "$@"; do
     if same "locks/$lock.txt" "$stamp"; then
         continue
     fi
-    if [ ! -x "$venv/bin/python" ]; then
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         echo "setup: making $venv"
+        rm -rf "$venv" # what was interrupted
         "$python" -m venv "$venv" 2>/dev/null || {
             # Debian ships Python without ensurepip; virtualenv brings its own.
             rm -rf "$venv"

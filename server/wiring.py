@@ -98,7 +98,7 @@ async def open_gateway(
                 inner=app,
                 served=lambda: {path.name for path in models.base_model_paths} | set(models.lora_requests),
                 engine_answers=partial(_answers, engine.llm),
-                checks=await run_checks(engine),
+                checks=await run_checks(engine, launched.args),
             )
         )
         install(app.state, engine, gateway.steering.steer, gateway.steering.answered)

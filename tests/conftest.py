@@ -57,7 +57,10 @@ hypothesis.settings.load_profile("tests")
 
 
 def pytest_configure() -> None:
-    """Let children be interrupted: a shell that runs the tests in the background ignores SIGINT for all."""
+    """Let children be ended: a shell that runs the tests in the background ignores SIGINT for all, and nohup
+    SIGHUP."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -99,7 +99,7 @@ class ScriptedEngine:
             neutral_version=NEUTRAL_VERSION,
         )
         self._max_model_len = max_model_len
-        self._placement = Placement(placement, (CLOSE, OPEN, *b"assistant\n"), neutral=())
+        self._placement = Placement(placement, (CLOSE, OPEN, *b"assistant\n"), neutral=(), end=CLOSE)
         self._neutral = _drawn("newline", 1, hidden_size).repeat(length, 1)
         self._best_distance = reach * self._neutral.norm()
         self._answer = answer or self._default_answer

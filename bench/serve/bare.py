@@ -13,9 +13,9 @@ from model.pull import resolve_model
 from server.engine.launch import (
     computes_in_bfloat16,
     engine_arguments,
-    model_context,
     prepare_environment,
     runs_on_cpu,
+    text_config,
 )
 
 VLLM = "vllm.entrypoints.openai.api_server"
@@ -33,7 +33,7 @@ def main() -> None:
     options = engine_arguments(
         settings,
         path,
-        context=model_context(path),
+        text_config(path),
         on_cpu=runs_on_cpu(),
         has_bfloat16=computes_in_bfloat16(),
     )

@@ -32,6 +32,8 @@ class Readiness:
         self._ended = threading.Event()
         self.steering = True
         """Whether steered answers are served; False when a self-check has failed."""
+        self.keys = True
+        """Whether the gateway asks for an API key; so it is taken to where it does not know."""
 
     @property
     def ready(self) -> bool:
@@ -82,6 +84,7 @@ class Readiness:
                 self._checks(checks)
             if status == 200:
                 self.steering = bool(body.get("steering", True))
+                self.keys = body.get("keys") is not False
                 for item in ("engine", "self-checks", "memory"):
                     self._tick_off(item, True)
         self._board.waiting(self._missing)

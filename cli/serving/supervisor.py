@@ -26,6 +26,13 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOG_BYTES = 20 * 2**20
 
 
+class _LogFile(RotatingFileHandler):
+    """One that a full disk does not make complain for each line: the board shows them all the same."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Leave the line out."""
+
+
 @dataclass(frozen=True)
 class Backoff:
     """How long to wait before a child that ended is started again."""
@@ -108,7 +115,7 @@ class Supervisor:
     def __post_init__(self) -> None:
         self._events: queue.SimpleQueue[object] = queue.SimpleQueue()  # its put may run in a signal handler
         self._lives = {spec.name: Life(spec) for spec in self.specs}
-        self._files: dict[str, RotatingFileHandler] = {}
+        self._files: dict[str, _LogFile] = {}
         self._stop_at: float | None = None
         self._code = 0
 
@@ -127,7 +134,8 @@ class Supervisor:
                         life.child.kill()
                         life.child.reap()
                 for file in self._files.values():
-                    file.close()
+                    with suppress(OSError):  # a full disk
+                        file.close()
         return self._code
 
     def _next_event(self) -> object | None:
@@ -267,7 +275,7 @@ class Supervisor:
 
     def _write_log(self, name: str, text: str) -> None:
         if name not in self._files:
-            self._files[name] = RotatingFileHandler(
+            self._files[name] = _LogFile(
                 self.logs / f"{name}.log", maxBytes=LOG_BYTES, backupCount=2, encoding="utf-8"
             )
         self._files[name].emit(logging.LogRecord(name, logging.INFO, "", 0, text, None, None))
@@ -279,7 +287,9 @@ class Supervisor:
 
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("a supervisor runs in the main thread: only it receives signals")
-        before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
+        # What is ignored stays so: nohup asks for that, and whoever starts a job in the background.
+        heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, ask) for number in heeded}
         try:
             yield
         finally:

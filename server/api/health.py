@@ -12,7 +12,9 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from memory.database import StateUnavailableError
 from memory.episode import StoreUnavailableError
+from server.access import Doorman
 from server.api.deps import ReadinessDep
 from server.steering.store_access import StoreAccess
 
@@ -37,6 +39,7 @@ class ReadyRead(BaseModel):
     memory: bool
     checks: list[CheckRead]
     steering: bool = Field(description="Whether every self-check passed; else answers are plain.")
+    keys: bool | None = Field(None, description="Whether an API key is asked for; null: that is not known.")
     failure: str | None = Field(None, description="Why it will never be there.")
 
 
@@ -72,8 +75,16 @@ async def readyz(readiness: ReadinessDep) -> JSONResponse:
             for check in gateway.checks
         ],
         "steering": gateway.steering.disabled is None,
+        "keys": await _asks_for_keys(gateway.doorman),
     }
     return JSONResponse(body, status_code=200 if body["ready"] else 503)
+
+
+async def _asks_for_keys(doorman: Doorman) -> bool | None:
+    try:
+        return await doorman.asks_for_keys()
+    except StateUnavailableError:
+        return None
 
 
 async def _answers(lookups: StoreAccess) -> bool:

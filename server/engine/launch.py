@@ -23,6 +23,7 @@ import torch
 from config.settings import Settings
 from model.engine import EngineDeadError, EngineError
 from model.gradient_worker import GradientWorker
+from model.prefixes import kv_values
 from server.engine.guard import close_client_embeds, hide_placeholders
 from server.engine.process import start_engine, stop_engine
 from server.engine.shared_gradient_worker import SharedGradientWorker, why_not_shared
@@ -39,6 +40,8 @@ MAX_MODEL_LEN = 8192
 PROGRAMS = Path(__file__).with_name("programs")
 """Folder of stand-ins for programs that vLLM runs and a machine may lack; those of the machine come first."""
 _CPU_BLOCK_SIZE = 32
+LEAST_KV_BYTES = 2**29
+"""Of a KV cache on a CPU, unless the settings name its size: some short prompts at once."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +285,7 @@ def parse_arguments(settings: Settings, model_path: str) -> Namespace:
     arguments = engine_arguments(
         settings,
         model_path,
-        context=model_context(model_path),
+        text_config(model_path),
         on_cpu=runs_on_cpu(),
         has_bfloat16=computes_in_bfloat16(),
     )
@@ -296,18 +299,24 @@ def parse_arguments(settings: Settings, model_path: str) -> Namespace:
 
 
 def engine_arguments(
-    settings: Settings, model_path: str, *, context: int | None, on_cpu: bool, has_bfloat16: bool
+    settings: Settings,
+    model_path: str,
+    config: Any,
+    *,
+    on_cpu: bool,
+    has_bfloat16: bool,
 ) -> list[str]:
     """Return `vllm serve` options: our defaults, then `settings.vllm_args`, then what must hold.
 
     Args:
         settings: of the process.
         model_path: folder or hub id.
-        context: longest context of the model in tokens, if it names one.
+        config: of the model's text part, as transformers reads it.
         on_cpu: whether vLLM runs on a CPU.
         has_bfloat16: whether that CPU computes in bfloat16.
     """
-    max_model_len = settings.max_model_len or (min(context, MAX_MODEL_LEN) if context else None)
+    context = getattr(config, "max_position_embeddings", None)
+    max_model_len = settings.max_model_len or (min(int(context), MAX_MODEL_LEN) if context else None)
     options = [
         "--model", model_path,
         "--served-model-name", settings.served_model_name or settings.model,
@@ -325,7 +334,12 @@ def engine_arguments(
     if on_cpu:
         # Not VLLM_CPU_KVCACHE_SPACE, which takes whole GiB only. Blocks of 128 tokens, the default on
         # CPUs, would leave most prompts without one full block that the steered pass can reuse.
-        options += ["--kv-cache-memory-bytes", str(int(settings.kv_cache_gib * 2**30))]
+        if settings.kv_cache_gib is not None:
+            kv_bytes = int(settings.kv_cache_gib * 2**30)
+        else:
+            longest = (max_model_len or 0) + _CPU_BLOCK_SIZE
+            kv_bytes = max(LEAST_KV_BYTES, longest * kv_values(config) * (2 if has_bfloat16 else 4))
+        options += ["--kv-cache-memory-bytes", str(kv_bytes)]
         options += ["--block-size", str(_CPU_BLOCK_SIZE)]
         if not has_bfloat16:
             options += ["--dtype", "float32"]  # bfloat16 in software is many times slower
@@ -337,13 +351,11 @@ def engine_arguments(
     return options
 
 
-def model_context(model_path: str) -> int | None:
-    """Return the longest context, in tokens, that the model's config names."""
+def text_config(model_path: str) -> Any:
+    """Return the config of the model's text part."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model_path).get_text_config()
-    length = getattr(config, "max_position_embeddings", None)
-    return int(length) if length else None
+    return AutoConfig.from_pretrained(model_path).get_text_config()
 
 
 def computes_in_bfloat16() -> bool:

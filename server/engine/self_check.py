@@ -6,14 +6,17 @@ be noticed before a steered answer is served. Knows nothing of what a failed che
 
 import logging
 import uuid
+from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn.functional import cosine_similarity
 
 from model.engine import Decoding, Label, SteeredPrompt, cache_salt
+from model.placement import has_template
 from server.engine.vllm import VLLMEngine
 
 logger = logging.getLogger(__name__)
@@ -47,9 +50,15 @@ class CheckResult:
     detail: str
 
 
-async def run_checks(engine: VLLMEngine) -> list[CheckResult]:
-    """Run every check; one that raises has failed."""
+async def run_checks(engine: VLLMEngine, args: Namespace) -> list[CheckResult]:
+    """Run every check; one that raises has failed.
+
+    Args:
+        engine: What is checked.
+        args: What `vllm serve` has parsed.
+    """
     return [
+        await _run("chat-template", partial(_chat_template, args), engine),
         await _run("grammar", _grammar, engine),
         await _run("log-probabilities", _log_probabilities, engine),
         await _run("mixed-prompt", _mixed_prompt, engine),
@@ -73,6 +82,21 @@ async def _run(
         cache_salt.reset(salt)
     logger.log(logging.INFO if result.ok else logging.ERROR, "self-check %s: %s", name, result.detail)
     return result
+
+
+async def _chat_template(args: Namespace, engine: VLLMEngine) -> tuple[bool, float | None, str]:
+    """The model's own chat template: places, keys, memories and nights go by that."""
+    if not has_template(engine.tokenizer):
+        return False, None, "the model's folder has no chat template, so that latents have no place"
+    others = {
+        "--chat-template": args.chat_template,
+        "--default-chat-template-kwargs": args.default_chat_template_kwargs,
+    }
+    used = [name for name, value in others.items() if value]
+    if used:
+        told = f"{', '.join(used)} of LATENTEVOLVE_VLLM_ARGS: memories would not tell templates apart"
+        return False, None, f"{told}; put yours into the model's folder, as chat_template.jinja"
+    return True, None, "the model's own"
 
 
 async def _grammar(engine: VLLMEngine) -> tuple[bool, float | None, str]:

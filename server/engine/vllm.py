@@ -35,7 +35,7 @@ from model.engine import (
 from model.engine_time import in_engine
 from model.fingerprint import checkpoint_dtype, space_of
 from model.keys import KEY_PROBES, centre, centred
-from model.placement import Placement, render_chat
+from model.placement import Placement, has_template, render_chat
 from model.space import LatentRejectedError, LatentSpace
 from server.engine.decoding import generation_of, reasoning_of, sampling_params
 from server.engine.errors import translated
@@ -108,8 +108,9 @@ class VLLMEngine:
         )
         engine = cls(llm, space, placement, gradient_worker, rows_alone=rows_alone)
         engine._neutral = await engine.embed(placement.neutral_tokens(space.length))
-        probes = [engine.render([{"role": "user", "content": probe}]) for probe in KEY_PROBES]
-        engine._centre = centre(await engine.raw_states(probes))
+        if has_template(tokenizer):  # without one nothing is steered, and a self-check says so
+            probes = [engine.render([{"role": "user", "content": probe}]) for probe in KEY_PROBES]
+            engine._centre = centre(await engine.raw_states(probes))
         return engine
 
     @property
@@ -130,7 +131,13 @@ class VLLMEngine:
 
     def answer_tokens(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a finished answer: the text's own, then the end of the sequence."""
-        return (*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id)
+        return (*self.tokenizer.encode(text, add_special_tokens=False), self._end)
+
+    @property
+    def _end(self) -> int:
+        if self._placement.end is None:
+            raise EngineError("the tokenizer names no token that ends an answer")
+        return self._placement.end
 
     def position(self, token_ids: Sequence[int]) -> int:
         """Return the index before which latents go.
@@ -285,8 +292,7 @@ class VLLMEngine:
         Raises:
             LatentRejectedError, PlacementError, PromptTooLongError, EngineDeadError.
         """
-        end = self.tokenizer.eos_token_id
-        trie = ChoiceTrie((self.answer_tokens(choice)[:-1] for choice in choices), end)
+        trie = ChoiceTrie((self.answer_tokens(choice)[:-1] for choice in choices), self._end)
         places = trie.branches if held else trie.beginnings
         if len(choices) == 1 or not prompts:
             return torch.zeros(len(prompts), len(choices))

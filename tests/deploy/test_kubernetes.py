@@ -154,7 +154,10 @@ def test_a_gpu_is_asked_for_and_never_one_more_than_there_are() -> None:
     found = objects("gpu")
     for name in OURS:
         assert container(pods(found)[name])["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert found["Deployment", "gateway"]["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
+    for overlay in OVERLAYS:  # nor of half a node
+        found = objects(overlay)
+        assert found["Deployment", "gateway"]["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
+        assert found["Deployment", "worker"]["spec"]["strategy"]["type"] == "Recreate"
     assert not any("nvidia.com/gpu" in str(template) for template in pods(objects("cpu")).values())
 
 

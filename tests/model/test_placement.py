@@ -102,3 +102,18 @@ def test_a_tokenizer_without_template_has_no_place(tokenizer: Any) -> None:
         placement.position((1, 2, 3))
     with pytest.raises(PlacementError):
         render_chat(tokenizer, [{"role": "user", "content": "Hi"}])
+
+
+CLOSED = "{% for message in messages %}<start>{{ message['content'] }}<|im_start|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [(None, "<|im_end|>"), (CLOSED, "<|im_start|>"), (PLAIN_TEXT, "<|im_end|>"), (BRACKETS, "<|im_end|>")],
+    ids=["own", "another token", "plain text", "brackets"],
+)
+def test_an_answer_ends_as_the_template_closes_what_the_model_has_said(
+    tokenizer: Any, template: str | None, end: str
+) -> None:
+    tokenizer.chat_template = template or tokenizer.chat_template
+    assert tokenizer.convert_ids_to_tokens(Placement.of(tokenizer, "user_turn_end").end) == end

@@ -1,5 +1,7 @@
 """Arms, options and statistics of `bench serve`."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from bench.serve.arms import body, order, parse_arms, questions
@@ -49,7 +51,7 @@ def test_few_clients_ask_at_least_four_times() -> None:
 
 def test_bare_vllm_has_our_engine_options_but_those_of_steering() -> None:
     ours = engine_arguments(
-        Settings(vllm_args="--seed 3"), "folder", context=512, on_cpu=True, has_bfloat16=False
+        Settings(vllm_args="--seed 3"), "folder", SimpleNamespace(), on_cpu=True, has_bfloat16=False
     )
     bare = without_steering(ours)
     assert set(ours) - set(bare) == {

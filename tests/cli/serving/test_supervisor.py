@@ -50,6 +50,19 @@ def test_termination_and_hangup_end_the_tree_too(grow: Grow, number: int) -> Non
     assert not alive(pids[0])
 
 
+def test_a_signal_that_was_ignored_before_stays_so(grow: Grow) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        tree = grow({"gateway": {"code": SLEEPER}})
+        pids = tree.wait_for_pids(1)
+        tree.process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert alive(pids[0])
+        assert tree.end(signal.SIGTERM)[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_child_that_ignores_the_signal_is_killed_after_the_bound(grow: Grow) -> None:
     tree = grow({"gateway": {"code": STUBBORN}}, stop_s=0.5)
     pids = tree.wait_for_pids(1)

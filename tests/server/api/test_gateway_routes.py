@@ -47,6 +47,7 @@ async def test_readiness_tells_each_part(serve: Serve) -> None:
     assert answer.status_code == 200
     body = answer.json()
     assert (body["ready"], body["engine"], body["memory"], body["steering"]) == (True, True, True, False)
+    assert body["keys"] is False
     assert [check["name"] for check in body["checks"]] == ["mixed-prompt", "gradient"]
     served.engine.alive = False
     answer = await served.http.get("/readyz")

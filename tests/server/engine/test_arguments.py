@@ -6,6 +6,7 @@ import shutil
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,9 @@ from server.engine.launch import (
     runs_on_cpu,
     starts_eager,
 )
+
+SHAPE = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+"""Of Qwen3-0.6B, whose longest prompt needs more than the least."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +46,7 @@ def arguments(context: int | None = 2048, on_cpu: bool = True, **settings: Any) 
     return engine_arguments(
         Settings(_env_file=None, **settings),
         "/models/small",
-        context=context,
+        SimpleNamespace(max_position_embeddings=context, **SHAPE),
         on_cpu=on_cpu,
         has_bfloat16=False,
     )
@@ -62,6 +66,11 @@ def test_context_is_the_models_but_bounded() -> None:
 
 def test_fraction_of_a_gibibyte_becomes_bytes() -> None:
     assert value(arguments(kv_cache_gib=0.25), "--kv-cache-memory-bytes") == str(2**28)
+
+
+def test_the_cache_holds_one_longest_prompt_and_is_never_tiny() -> None:
+    assert int(value(arguments(context=40_960), "--kv-cache-memory-bytes")) >= 8192 * 229_376
+    assert int(value(arguments(context=512), "--kv-cache-memory-bytes")) == 2**29
 
 
 def test_cpu_options_stay_away_from_gpus() -> None:

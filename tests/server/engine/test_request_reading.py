@@ -268,7 +268,7 @@ async def test_samples_are_drawn_with_what_the_request_says_of_reasoning() -> No
 
     reasoning = {"reasoning_ended": True}
     native = Native(SamplingParams(ignore_eos=True), reasoning)
-    engine = VLLMEngine(LLM(), ScriptedEngine().space, Placement("after_header", (), ()), None)
+    engine = VLLMEngine(LLM(), ScriptedEngine().space, Placement("after_header", (), (), None), None)
     await engine.generate([SteeredPrompt((1, 2))], [Decoding(4, native=native)])
     await engine.generate([SteeredPrompt((1, 2))], Decoding(4))
     assert drawn == [(True, reasoning), (False, {})]

@@ -1,5 +1,6 @@
 """What the self-checks ask of an engine. That real vLLM passes them: `test_vllm_engine.py`."""
 
+from argparse import Namespace
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from model.engine import LatentGradient
 from server.engine.self_check import CheckResult, run_checks
 from tests.scripted_engine import ScriptedEngine
+
+ARGS = Namespace(chat_template=None, default_chat_template_kwargs=None)
 
 
 class BoundedEngine:
@@ -40,7 +43,7 @@ class BoundedEngine:
 
 
 async def log_probabilities(engine: Any) -> CheckResult:
-    return next(check for check in await run_checks(engine) if check.name == "log-probabilities")
+    return next(check for check in await run_checks(engine, ARGS) if check.name == "log-probabilities")
 
 
 @pytest.mark.parametrize(("allowed", "asked"), [(-1, 5), (20, 5), (5, 5), (4, 4), (1, 1)])
@@ -102,6 +105,25 @@ async def test_a_gradient_is_believed_where_likelihoods_rise_as_it_says(
     fault: str, exact: bool, rounded: bool
 ) -> None:
     for dtype, passes in ((torch.float32, exact), (torch.bfloat16, rounded)):
-        checks = await run_checks(WithGradient(dtype, fault))  # type: ignore[arg-type]
+        checks = await run_checks(WithGradient(dtype, fault), ARGS)  # type: ignore[arg-type]
         (check,) = (check for check in checks if check.name == "gradient")
         assert check.ok == passes, check.detail
+
+
+@pytest.mark.parametrize(
+    ("template", "args", "said"),
+    [
+        ("{{ messages }}", {}, None),
+        (None, {}, "no chat template"),
+        ("{{ messages }}", {"chat_template": "other.jinja"}, "--chat-template of"),
+        ("{{ messages }}", {"default_chat_template_kwargs": {"enable_thinking": False}}, "-kwargs of"),
+    ],
+)
+async def test_a_chat_template_that_is_not_the_models_own_is_a_failed_check(
+    template: str | None, args: dict[str, Any], said: str | None
+) -> None:
+    engine: Any = BoundedEngine(0)
+    engine.tokenizer = SimpleNamespace(chat_template=template)
+    first, *_ = await run_checks(engine, Namespace(**{**vars(ARGS), **args}))
+    assert (first.name, first.ok) == ("chat-template", said is None)
+    assert said is None or said in first.detail

@@ -42,8 +42,8 @@ def nudge(engine: VLLMEngine) -> torch.Tensor:
     return torch.add(neutral, noise / noise.norm() * neutral.norm() * 2)
 
 
-async def test_self_checks_pass_and_measure(engine: VLLMEngine) -> None:
-    checks = {check.name: check for check in await run_checks(engine)}
+async def test_self_checks_pass_and_measure(launched: Launched, engine: VLLMEngine) -> None:
+    checks = {check.name: check for check in await run_checks(engine, launched.args)}
     assert all(check.ok for check in checks.values()), checks
     assert checks["log-probabilities"].value == checks["mixed-prompt"].value == 1
     assert checks["key"].value is not None
