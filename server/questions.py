@@ -6,7 +6,7 @@ Owns how the template's marks around the last message of a user are found. Knows
 from collections.abc import Sequence
 from itertools import takewhile
 
-from model.engine import Engine
+from model.engine import Engine, PlacementError
 
 _ONE, _OTHER = "a question", "Something else?"
 
@@ -16,8 +16,10 @@ class Questions:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        first = _rendered(engine, _ONE)
-        later = _rendered(engine, _OTHER, _ONE)
+        try:
+            first, later = _rendered(engine, _ONE), _rendered(engine, _OTHER, _ONE)
+        except PlacementError:  # there is no chat template
+            first = later = ""
         before, _, self._after = first.rpartition(_ONE)
         # What stands before a user's message wherever it comes in a conversation.
         backwards = zip(before[::-1], later.rpartition(_ONE)[0][::-1], strict=False)

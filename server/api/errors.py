@@ -26,6 +26,7 @@ from memory.registry import RegistryError
 from model.engine import (
     EngineDeadError,
     EngineError,
+    PlacementError,
     PromptRejectedError,
     PromptTooLongError,
     UnsupportedError,
@@ -123,6 +124,8 @@ def _fault(error: Exception) -> _Fault:
             return _Fault(400, str(error), error.param)
         case PromptTooLongError() | PromptRejectedError():
             return _Fault(400, str(error), "messages")
+        case PlacementError():  # a text, where the model has no chat template to render it with
+            return _Fault(400, str(error))
         case UnsupportedError():
             return _Fault(400, str(error), "latent.search")
         case EngineDeadError():

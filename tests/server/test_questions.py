@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from model.engine import PlacementError
 from server.questions import Questions
 from tests.scripted_engine import ScriptedEngine
 
@@ -48,3 +49,11 @@ def test_the_last_user_message_is_what_was_asked(template: str) -> None:
 
 def test_a_text_of_no_template_stays_as_it_is() -> None:
     assert Questions(ScriptedEngine()).of(" question 1 ", ()) == "question 1"
+
+
+def test_without_a_template_texts_stay_as_they_are() -> None:
+    class Untemplated(ScriptedEngine):
+        def render(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+            raise PlacementError("the tokenizer has no chat template")
+
+    assert Questions(Untemplated()).of(" Once upon a time ", ()) == "Once upon a time"
