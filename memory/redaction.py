@@ -8,6 +8,9 @@ which ask before they write.
     full, pattern    matches become [redacted]      of those without a match      from those without a match
     off              empty                          none                          nothing
 
+Of answers that are redacted alike nothing tells whether they are the same: what somebody says of one is about
+all of them, and one that was called wrong stays so until somebody calls one right.
+
 Tokens say what texts do, so they go with them. Key, latent and reward stay: such an episode is recalled,
 counted and measured as others are. They come of the text, but do not spell it.
 """

@@ -251,8 +251,10 @@ class State(Database):
                 nothing_yet = {"space": space, "cron": "never", "since": moment}
                 connection.execute(insert(schedules).values(nothing_yet | values))
 
-    def note_erasure(self, space: str, rows: Mapping[str, bool]) -> None:
+    def note_erasure(self, space: str, rows: Mapping[str, bool], since: datetime | None = None) -> None:
         """Note rows of priors that learned from what was erased, and whether they are active; once each.
+
+        Those that were first noted `since` are of an erasure that goes on: they count as erased now.
 
         Raises:
             StateUnavailableError, NoRoomError: the state cannot be written.
@@ -267,6 +269,10 @@ class State(Database):
             ]
             if new:
                 connection.execute(insert(erased_rows), new)
+            if since is not None:
+                mine = erased_rows.c.space == space, erased_rows.c.prior_row.in_(list(rows))
+                again = update(erased_rows).where(*mine, erased_rows.c.erased_at >= since)
+                connection.execute(again.values(erased_at=now()))
 
     def erased_rows(self, space: str) -> list[ErasedRow]:
         """Return the rows of priors that learned from what was erased, the first erased first.

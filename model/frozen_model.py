@@ -158,7 +158,7 @@ class FrozenModel:
             for prompt, row, how in zip(prompts, rows, decodings, strict=True)
         ]
         column = kv_values(self.network.config.get_text_config()) * self.network.dtype.itemsize
-        columns = _DECODING_BYTES // column
+        columns = _DECODING_BYTES // max(column, 1)
         for group in batches(sizes, columns, lambda index: _neighbourhood(rows[index])):
             for index in group:
                 drafts[index].cut_if_given_up()

@@ -107,7 +107,10 @@ def _end(tokenizer: Any) -> int | None:
         closing = _common_suffix([render_chat(tokenizer, chat, answering=False) for chat in said])
     except TemplateError:
         return end
-    return closing[0] if closing and closing[0] in tokenizer.all_special_ids else end
+    if not closing:
+        return end
+    added = tokenizer.added_tokens_decoder.get(closing[0])
+    return closing[0] if added is not None and added.special else end
 
 
 def _common_suffix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

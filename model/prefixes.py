@@ -137,7 +137,10 @@ def _size(cache: Any) -> int:
 
 def kv_values(config: Any) -> int:
     """Return how many numbers a KV cache holds of one token, by a model's text config; 0: it does not say."""
-    heads = int(getattr(config, "num_attention_heads", None) or 0)
-    kept = int(getattr(config, "num_key_value_heads", None) or heads)
-    width = int(getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0))
-    return 2 * int(getattr(config, "num_hidden_layers", None) or 0) * kept * width
+    try:
+        heads = int(config.num_attention_heads)
+        kept = int(getattr(config, "num_key_value_heads", None) or heads)
+        width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        return 2 * int(config.num_hidden_layers) * kept * width
+    except (AttributeError, RuntimeError, TypeError):  # none has these fields; or each layer has its own
+        return 0

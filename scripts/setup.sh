@@ -24,11 +24,9 @@ for lock in "$@"; do
         continue
     fi
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-        echo "setup: making $venv"
-        rm -rf "$venv" # what was interrupted
+        echo "setup: making $venv" # also where that was interrupted: what is in it stays
         "$python" -m venv "$venv" 2>/dev/null || {
             # Debian ships Python without ensurepip; virtualenv brings its own.
-            rm -rf "$venv"
             "$python" -m pip --version >/dev/null 2>&1 ||
                 fail "'$python' has neither ensurepip nor pip. Install your distribution's python3-venv package."
             "$python" -m pip install --quiet --target .cache/virtualenv virtualenv

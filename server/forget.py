@@ -5,10 +5,11 @@ answered with its episode, and what is told of copies elsewhere. Knows nothing o
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
-from memory.episode import StoreUnavailableError, is_own_id, prompt_digest
+from memory.episode import StoreUnavailableError, is_own_id, now, prompt_digest
 from memory.listing import Place
 from memory.night import NightLog
 from memory.store import EpisodeStore, Where
@@ -120,20 +121,30 @@ async def _forget(gateway: Gateway, tenant: str, meant: dict[str, str]) -> Forgo
     """
     if not meant:
         return NOTHING
+    since = now()
     gateway.steering.explorer.forget(tenant, meant)
     await gateway.traces.forget(meant, tenant)
     own = await gateway.tenants.of(tenant)
-    priors, night = await asyncio.to_thread(_elsewhere, gateway, own, set(meant.values()))
-    rows = {row: one.active for one in sorted(priors, key=lambda one: one.active) for row in one.rows}
-    if rows:
-        await own.nights.erased(rows)
-        await own.prior.refresh()
+    _, night = await _silence(gateway, own, meant, since)
     deleted = 0
     for name in meant:  # one by one, for an answer to the same prompt may wait to be written again
         if await gateway.remember.delete(name):
             deleted += 1
             gateway.upkeep.forgotten[tenant] += 1
-    return Forgotten(deleted, priors, night)
+    priors, later = await _silence(gateway, own, meant, since)  # a night may have come meanwhile
+    return Forgotten(deleted, priors, later or night)
+
+
+async def _silence(
+    gateway: Gateway, own: Parts, meant: Mapping[str, str], since: datetime
+) -> tuple[list[Touched], str | None]:
+    """Take what learned from prompts out of service, and return it, and the night that may be about to."""
+    priors, night = await asyncio.to_thread(_elsewhere, gateway, own, set(meant.values()))
+    rows = {row: one.active for one in sorted(priors, key=lambda one: one.active) for row in one.rows}
+    if rows:
+        await own.nights.erased(rows, since)
+        await own.prior.refresh()
+    return priors, night
 
 
 def _meant(store: EpisodeStore, where: Where) -> dict[str, str]:

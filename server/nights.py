@@ -191,18 +191,18 @@ class NightCoordinator:
         await asyncio.to_thread(self._schedule.choose, chosen, self._clock())
         self._poked.set()
 
-    async def erased(self, rows: Mapping[str, bool]) -> None:
+    async def erased(self, rows: Mapping[str, bool], since: datetime) -> None:
         """Let later nights do without rows that learned from what was erased; one is due if any is active.
 
         Args:
             rows: whether each is in the active version, by its id.
+            since: when this erasure began, which may note its rows more than once.
 
         Raises:
             StateUnavailableError, NoRoomError: the state cannot be written.
         """
-        if rows:
-            await asyncio.to_thread(self._schedule.note_erasure, rows)
-            self._poked.set()
+        await asyncio.to_thread(self._schedule.note_erasure, rows, since)
+        self._poked.set()
 
     async def cancel(self, night_id: str) -> NightRecord:
         """End a night that is queued or running, and return its record; its worker stops within seconds.

@@ -102,13 +102,15 @@ class Schedule:
         """
         self._state.choose_schedule(self._space, chosen, moment)
 
-    def note_erasure(self, rows: Mapping[str, bool]) -> None:
+    def note_erasure(self, rows: Mapping[str, bool], since: datetime | None = None) -> None:
         """Note rows that learned from what was erased, and whether each is in the active version.
+
+        `since`: when the erasure began that notes them.
 
         Raises:
             StateUnavailableError, NoRoomError: the state cannot be written.
         """
-        self._state.note_erasure(self._space, rows)
+        self._state.note_erasure(self._space, rows, since)
 
     def due(self, nights: Sequence[NightRecord], moment: datetime) -> tuple[Due, ...]:
         """Return the nights that should be started at `moment`, the most urgent first.

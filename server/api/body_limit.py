@@ -10,8 +10,10 @@ from server.api.errors import response_of
 from server.errors import BodyTooLargeError
 
 MAX_BODY_BYTES = 64 * 2**20
-MOST_COMMAS = 200_000
-"""Of a body: in JSON each stands between two values, and a value takes some hundred bytes once it is read."""
+MOST_COMMAS, MOST_COMMAS_OF_TOKENS = 200_000, 1_000_000
+"""Of JSON: each stands between two values, and a value takes some hundred bytes when read, a token few."""
+TOKEN_PATHS = frozenset({"/v1/completions", "/tokenize", "/v1/embeddings", "/pooling"})
+"""Routes whose bodies may be many prompts of tokens."""
 
 STREAMED_PATHS = frozenset({"/v1/memory/import"})
 """Routes that hold no more than a part of a body."""
@@ -27,10 +29,13 @@ class BodyLimit:
         if scope["type"] != "http" or scope["path"] in STREAMED_PATHS:
             await self.app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        is_upload = headers.get("content-type", "").lower().startswith("multipart/")
+        most = MOST_COMMAS_OF_TOKENS if scope["path"] in TOKEN_PATHS else MOST_COMMAS
+        announced = headers.get("content-length", "")
         known = int(announced[:20]) if announced.isascii() and announced.isdigit() else 0
         error = BodyTooLargeError(
-            f"the body is longer than {MAX_BODY_BYTES} bytes, or has more than {MOST_COMMAS} commas", "body"
+            f"the body is longer than {MAX_BODY_BYTES} bytes, or has more than {most} commas", "body"
         )
         length = commas = 0
         exceeded = False
@@ -41,7 +46,7 @@ class BodyLimit:
             message = {} if exceeded else await receive()
             piece = message.get("body", b"")
             length, commas = length + len(piece), commas + piece.count(b",")
-            exceeded = exceeded or length > MAX_BODY_BYTES or commas > MOST_COMMAS
+            exceeded = exceeded or length > MAX_BODY_BYTES or (commas > most and not is_upload)
             if exceeded:
                 raise error
             return message

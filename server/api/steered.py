@@ -61,8 +61,24 @@ MIXED = "mixed"
 
 NOT_TOLD: Span = INVALID_SPAN
 """Where nobody takes spans."""
-MOST_VALUES = 10_000
+MOST_VALUES, MOST_VALUES_OF_BATCHES = 10_000, 50_000
 """Values of a body, beside one for each token of the context."""
+TOKENS = frozenset(
+    {
+        "prompt",
+        "input",
+        "tokens",
+        "token_ids",
+        "logit_bias",
+        "allowed_token_ids",
+        "stop_token_ids",
+        "logprob_token_ids",
+        "label_token_ids",
+        "query",
+        "items",
+    }
+)
+"""Fields whose numbers are tokens."""
 _LONGEST_NAME = 128
 """Of a model, on a span: a client may have written anything there."""
 _PREFIX = "x-latent-"
@@ -204,24 +220,26 @@ def _object(raw: bytes) -> dict[str, Any] | None:
 def _check_size(body: dict[str, Any], path: str, context: int) -> None:
     """Refuse what would hold up everybody: pydantic makes several errors for each wrong value of a union.
 
-    No conversation that a context of so many tokens takes has more parts than that. Numbers count within
-    conversations alone, for elsewhere they may be tokens.
+    No conversation that a context of so many tokens takes has more parts than that. Numbers count, too, but
+    where they may be tokens.
 
     Raises:
         InvalidRequestError: it has too many values.
     """
-    most = context + MOST_VALUES
-    talks = {"messages", "input"} if path == RESPONSES else {"messages"}
-    count, left = 0, [(value, name in talks) for name, value in body.items()]
+    most = context + (MOST_VALUES_OF_BATCHES if path == BATCH else MOST_VALUES)
+    tokens = TOKENS - {"input"} if path == RESPONSES else TOKENS
+    count, left = 0, [(value, name in tokens) for name, value in body.items()]
     while left:
-        value, talk = left.pop()
-        count += talk or not isinstance(value, int | float)
+        value, free = left.pop()
+        count += not (free and isinstance(value, int | float))
         if count > most:
             raise InvalidRequestError(
                 f"the body has more than {most} values beside tokens, for a context of {context}", "body"
             )
-        if isinstance(value, dict | list):
-            left += [(each, talk) for each in (value.values() if isinstance(value, dict) else value)]
+        if isinstance(value, dict):
+            left += [(each, free or name in tokens) for name, each in value.items()]
+        elif isinstance(value, list):
+            left += [(each, free) for each in value]
 
 
 async def _read(receive: Receive) -> bytes:

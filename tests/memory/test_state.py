@@ -374,6 +374,10 @@ def test_a_row_is_noted_as_erased_once_when_it_first_was(state: State) -> None:
     assert state.erased_rows("space")[:2] == noted
     assert [one.row for one in state.erased_rows("space")] == ["v1/0", "v1/1", "v2/0"]
     assert state.erased_rows("another") == []
+    began = state.erased_rows("space")[2].erased_at
+    state.note_erasure("space", {"v1/0": True, "v2/0": True}, began)
+    assert state.erased_rows("space")[:2] == noted, "of an erasure before"
+    assert state.erased_rows("space")[2].erased_at > began, "of this one, which goes on"
 
 
 def test_a_database_that_others_lock_is_an_error_of_the_memory(

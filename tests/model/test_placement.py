@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
 from model.engine import PlacementError
 from model.placement import Placement, render_chat
@@ -104,16 +105,24 @@ def test_a_tokenizer_without_template_has_no_place(tokenizer: Any) -> None:
         render_chat(tokenizer, [{"role": "user", "content": "Hi"}])
 
 
+ENDED = "{% for message in messages %}<start>{{ message['content'] }}<|end|>\n{% endfor %}"
 CLOSED = "{% for message in messages %}<start>{{ message['content'] }}<|im_start|>\n{% endfor %}"
 
 
 @pytest.mark.parametrize(
     ("template", "end"),
-    [(None, "<|im_end|>"), (CLOSED, "<|im_start|>"), (PLAIN_TEXT, "<|im_end|>"), (BRACKETS, "<|im_end|>")],
-    ids=["own", "another token", "plain text", "brackets"],
+    [
+        (None, "<|im_end|>"),
+        (CLOSED, "<|im_start|>"),
+        (ENDED, "<|end|>"),
+        (PLAIN_TEXT, "<|im_end|>"),
+        (BRACKETS, "<|im_end|>"),
+    ],
+    ids=["own", "another token", "an added one", "plain text", "brackets"],
 )
 def test_an_answer_ends_as_the_template_closes_what_the_model_has_said(
     tokenizer: Any, template: str | None, end: str
 ) -> None:
     tokenizer.chat_template = template or tokenizer.chat_template
+    tokenizer.add_tokens([AddedToken("<|end|>", special=True)])  # none of the named special tokens
     assert tokenizer.convert_ids_to_tokens(Placement.of(tokenizer, "user_turn_end").end) == end

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memory.episode import Episode, StoreUnavailableError
+from memory.episode import Episode, StoreUnavailableError, now
 from memory.night import NightLog, NightRunningError, NightStateError
 from memory.snapshot import read_snapshot
 from memory.state import ChosenSchedule, State
@@ -777,10 +777,10 @@ async def test_an_erasure_starts_a_night_by_itself(store: ListedStore, log: Nigh
     moment = datetime.now(UTC) + ERASURE_AFTER
     nights = coordinator(store, log, tmp_path, clock=lambda: moment + timedelta(minutes=1))
     await nights.look()
-    await nights.erased({})
+    await nights.erased({}, now())
     await nights.look()
     assert log.list() == []
-    await nights.erased({"v1/0": True})
+    await nights.erased({"v1/0": True}, now())
     await nights.look()
     await nights.look()
     assert [night.trigger for night in log.list()] == ["erasure"]

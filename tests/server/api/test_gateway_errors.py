@@ -108,7 +108,9 @@ async def test_no_route_reads_a_body_without_end(
 
 async def test_no_route_reads_more_values_than_it_can_bear(served: Served) -> None:
     for path in ("/v1/feedback", "/v1/embeddings", "/tokenize", CHAT):
-        body = b"[" + b"{}," * (body_limit.MOST_COMMAS + 1) + b"{}]"
+        tokens = path in body_limit.TOKEN_PATHS
+        most = body_limit.MOST_COMMAS_OF_TOKENS if tokens else body_limit.MOST_COMMAS
+        body = b"[" + b"{}," * (most + 1) + b"{}]"
         answer = await served.http.post(path, content=body, headers=JSON)
         assert (answer.status_code, answer.json()["error"]["param"]) == (413, "body"), path
 
@@ -120,19 +122,31 @@ async def test_no_route_reads_more_values_than_it_can_bear(served: Served) -> No
         {"messages": [{"role": "user", "content": [{}] * 60_000}]},
         {"messages": [], "stop": [""] * 60_000},
         {"messages": [], "tools": [{"a": [[], None, True] * 20_000}]},
+        {"messages": [], "tools": [0] * 60_000},
+        {"input": [0] * 60_000},
     ],
 )
 async def test_more_values_than_a_conversation_of_the_context_has_are_refused_at_once(
     served: Served, body: dict[str, object]
 ) -> None:
-    answer = await served.http.post(CHAT, json=body)
+    answer = await served.http.post("/v1/responses" if "input" in body else CHAT, json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "body")
     assert "values beside tokens" in answer.json()["error"]["message"]
 
 
 async def test_many_tokens_are_no_values(served: Served) -> None:
-    answer = await served.http.post("/tokenize", json={"prompt": [7] * 60_000})
-    assert answer.json()["seen"]["prompt"] == [7] * 60_000
+    answer = await served.http.post("/tokenize", json={"prompt": [7] * 300_000})
+    assert answer.json()["seen"]["prompt"] == [7] * 300_000
+    parts = {"file": ("sound.wav", b"," * 300_000)}
+    assert (await served.http.post("/v1/audio/transcriptions", files=parts)).status_code != 413
+
+
+async def test_a_batch_may_have_more_parts_than_one_conversation(served: Served) -> None:
+    conversation = [{"role": "user", "content": "sum two and two"}] * 4
+    answer = await served.http.post(
+        f"{CHAT}/batch", json={"model": "small", "messages": [conversation] * 1500}
+    )
+    assert "values beside tokens" not in answer.text
 
 
 @pytest.mark.parametrize("path", [MESSAGES, f"{MESSAGES}/count_tokens"])

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from config.settings import Settings
+from model.prefixes import kv_values
 from server.api.cors import cors_options
 from server.engine.launch import (
     MAX_MODEL_LEN,
@@ -71,6 +73,11 @@ def test_fraction_of_a_gibibyte_becomes_bytes() -> None:
 def test_the_cache_holds_one_longest_prompt_and_is_never_tiny() -> None:
     assert int(value(arguments(context=40_960), "--kv-cache-memory-bytes")) >= 8192 * 229_376
     assert int(value(arguments(context=512), "--kv-cache-memory-bytes")) == 2**29
+
+
+@pytest.mark.parametrize("kind", ["gemma4", "mamba", "deepseek_v3"])
+def test_a_config_that_does_not_tell_its_shape_gets_the_least(kind: str) -> None:
+    assert kv_values(AutoConfig.for_model(kind).get_text_config()) >= 0
 
 
 def test_cpu_options_stay_away_from_gpus() -> None:
