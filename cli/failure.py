@@ -1,6 +1,7 @@
 """How a command fails.
 
-Owns the one exception that `cli/main.py` turns into a message and an exit code:
+Owns what a command over several names does where one is not there, and the exception that `cli/main.py` turns
+into a message and an exit code:
 0 ok, 1 failed, 2 wrong usage, 3 worse than what is served (only `night`), 130 interrupted.
 """
 

@@ -12,7 +12,7 @@ import httpx
 import typer
 
 from cli.failure import USAGE, CommandError, NotThereError, each
-from cli.gateway import Gateway, GatewayError, http_client
+from cli.gateway import Gateway, MissingError, http_client
 from cli.options import ApiKey, DataDir, Json, Url, load_settings
 from cli.screen import Screen
 from config.settings import Settings
@@ -148,9 +148,7 @@ def _ask(
         with Gateway(settings) as gateway:
             try:
                 return there(gateway)
-            except GatewayError as error:
-                if error.status != 404:
-                    raise
+            except MissingError as error:
                 raise _unknown(error.message) from error
     from memory.api_keys import ApiKeyRejectedError, ApiKeys, UnknownApiKeyError
     from memory.episode import LatentMemoryError

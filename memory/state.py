@@ -517,9 +517,8 @@ class State(Database):
             StateUnavailableError: the database does not answer.
         """
         erased = {one.row for one in self.erased_rows(prior.space)}
-        kept = prior.only([row.id for row in prior.rows if row.id not in erased])
-        rows = [row.id for row in kept.rows]
-        return standings(kept, self.outcomes(*parted(prior.space), rows))
+        rows = [row.id for row in prior.rows if row.id not in erased]
+        return standings(prior.only(rows), self.outcomes(*parted(prior.space), rows))
 
 
 def _about(space: str, tenant: str, rows: Collection[str] | None) -> list[ColumnElement[bool]]:

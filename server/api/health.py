@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from memory.database import StateUnavailableError
 from memory.episode import StoreUnavailableError
-from server.access import Doorman
+from server.access import WAIT_S, Doorman
 from server.api.deps import ReadinessDep
 from server.steering.store_access import StoreAccess
 
@@ -65,7 +65,9 @@ async def readyz(readiness: ReadinessDep) -> JSONResponse:
             },
             status_code=503,
         )
-    engine, memory = await asyncio.gather(gateway.engine_answers(), _answers(gateway.lookups))
+    engine, memory, keys = await asyncio.gather(
+        gateway.engine_answers(), _answers(gateway.lookups), _asks_for_keys(gateway.doorman)
+    )
     body: dict[str, Any] = {
         "ready": engine and memory,
         "engine": engine,
@@ -75,15 +77,16 @@ async def readyz(readiness: ReadinessDep) -> JSONResponse:
             for check in gateway.checks
         ],
         "steering": gateway.steering.disabled is None,
-        "keys": await _asks_for_keys(gateway.doorman),
+        "keys": keys,
     }
     return JSONResponse(body, status_code=200 if body["ready"] else 503)
 
 
 async def _asks_for_keys(doorman: Doorman) -> bool | None:
     try:
-        return await doorman.asks_for_keys()
-    except StateUnavailableError:
+        async with asyncio.timeout(WAIT_S):  # probes do not wait for a state that hangs
+            return await doorman.asks_for_keys()
+    except (StateUnavailableError, TimeoutError):
         return None
 
 

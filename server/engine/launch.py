@@ -299,12 +299,7 @@ def parse_arguments(settings: Settings, model_path: str) -> Namespace:
 
 
 def engine_arguments(
-    settings: Settings,
-    model_path: str,
-    config: Any,
-    *,
-    on_cpu: bool,
-    has_bfloat16: bool,
+    settings: Settings, model_path: str, config: Any, *, on_cpu: bool, has_bfloat16: bool
 ) -> list[str]:
     """Return `vllm serve` options: our defaults, then `settings.vllm_args`, then what must hold.
 
